@@ -1,0 +1,68 @@
+"""Ray Data pipelines that survive: finished sources are skipped, each is in the output once.
+
+The names are loaded when they are first used, so that looking at a checkpoint needs no Ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointStatus",
+    "NonResumableError",
+    "PipelineChangedError",
+    "ResumeError",
+    "RunSummary",
+    "SourceChangedError",
+    "SourceRecord",
+    "__version__",
+    "resumable",
+    "resumable_read",
+    "resumable_write",
+]
+
+if TYPE_CHECKING:
+    from ray_resume.checkpoint import Checkpoint, CheckpointStatus, SourceRecord
+    from ray_resume.errors import (
+        CheckpointError,
+        NonResumableError,
+        PipelineChangedError,
+        ResumeError,
+        SourceChangedError,
+    )
+    from ray_resume.read import resumable_read
+    from ray_resume.stage import resumable
+    from ray_resume.summary import RunSummary
+    from ray_resume.write import resumable_write
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "CheckpointError": "errors",
+    "CheckpointStatus": "checkpoint",
+    "NonResumableError": "errors",
+    "PipelineChangedError": "errors",
+    "ResumeError": "errors",
+    "RunSummary": "summary",
+    "SourceChangedError": "errors",
+    "SourceRecord": "checkpoint",
+    "resumable": "stage",
+    "resumable_read": "read",
+    "resumable_write": "write",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,274 @@
+"""The ledger's host: the process that owns a run's ledger and its writer file.
+
+A thin shell: every rule about counters is in `ledger`, every rule about bytes in `store`. Here
+is only when to commit. Completions are committed in groups, at most ``COMMIT_INTERVAL_S`` after
+they happened, and the lease is checked inside each commit.
+
+:class:`LedgerHost` is plain Python, tested without Ray; :func:`start` puts it into an actor on the
+driver's node.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_resume.errors import ResumeError
+from ray_resume.lease import Lease
+from ray_resume.ledger import Applied, Completion, Ledger, Message
+from ray_resume.record import Fingerprint, Record, State
+from ray_resume.store import WriterFile
+
+__all__ = ["COMMIT_INTERVAL_S", "LedgerHost", "Progress", "RunSpec", "start"]
+
+COMMIT_INTERVAL_S = 0.2
+"""The longest that a completed source waits to be committed, disk permitting."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What the host must know of a run; ``sources[i]`` is source number i of its table."""
+
+    run_id: str
+    directory: str
+    lease: str
+    sources: Sequence[tuple[str, Fingerprint]]
+    failed_runs: Mapping[int, int]
+    max_failed_runs: int
+    superseded_files: Mapping[int, tuple[str, ...]]
+    first_sequence: int
+    signature: str
+    header: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. ``pending`` holds, for each pending source, why it is not complete."""
+
+    completed: int
+    committed: int
+    rows_read: int
+    rows_written: int
+    files: int
+    pending: Mapping[int, str]
+
+
+class LedgerHost:
+    """Applies messages, commits what they complete. Safe to call from several threads.
+
+    Raises:
+        CheckpointError: on construction, if the lease is gone or the file cannot be made.
+    """
+
+    def __init__(self, spec: RunSpec, *, commit_interval_s: float = COMMIT_INTERVAL_S) -> None:
+        self._spec = spec
+        self._commit_interval_s = commit_interval_s
+        self._lease = Lease.join(Path(spec.lease))
+        self._ledger = Ledger(spec.run_id, len(spec.sources))
+        self._writer = WriterFile.create(Path(spec.directory), spec.run_id, spec.header)
+        self._sequence = spec.first_sequence
+        self._completed = self._committed = 0
+        self._rows_read = self._rows_written = self._files = 0
+        self._fault: ResumeError | None = None
+        self._queue: list[Completion] = []
+        self._open = True
+        # _state guards everything above; _commits is held for a whole commit, so that commits
+        # happen one at a time while messages go on being applied.
+        self._state = threading.Condition()
+        self._commits = threading.Lock()
+        threading.Thread(target=self._commit_regularly, daemon=True).start()
+
+    def begin_pass(self, pass_number: int) -> None:
+        """Start a pass with empty counters."""
+        with self._state:
+            self._ledger.begin_pass(pass_number)
+
+    def apply(self, message: Message) -> Applied:
+        """Apply a message. What it completes is committed soon after, not before it returns.
+
+        Raises:
+            ResumeError: the message is illegal, the host is closed, or a commit failed.
+        """
+        with self._state:
+            self._check_open()
+            applied = self._ledger.apply(message)
+            if applied.completions:
+                self._queue.extend(applied.completions)
+                for completion in applied.completions:
+                    self._completed += 1
+                    self._rows_read += completion.rows_read
+                    self._rows_written += completion.rows_written
+                    self._files += len(completion.files)
+                self._state.notify_all()
+            return applied
+
+    def flush(self) -> Progress:
+        """Commit everything that is complete, and return how far the run is.
+
+        Raises:
+            CheckpointError: the lease is lost or the store cannot be written.
+        """
+        self._commit()
+        with self._state:
+            if self._fault is not None:
+                raise self._fault
+            return Progress(
+                self._completed,
+                self._committed,
+                self._rows_read,
+                self._rows_written,
+                self._files,
+                {source: self._ledger.explain(source) for source in self._ledger.pending()},
+            )
+
+    def fail(self, errors: Mapping[int, str]) -> None:
+        """Commit ``{source number: error}`` as failed in this run, or as quarantined by now."""
+        with self._commits:
+            self._lease.check()
+            self._writer.commit([self._failed(source, error) for source, error in errors.items()])
+
+    def close(self) -> Progress:
+        """Commit what is complete, then refuse every later message and close the file."""
+        try:
+            return self.flush()
+        finally:
+            with self._commits, self._state:
+                if self._open:
+                    self._open = False
+                    self._state.notify_all()
+                    self._writer.close()
+                    self._lease.release()
+
+    def _check_open(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+        if not self._open:
+            raise ResumeError(f"Run {self._spec.run_id} has ended; this message came too late.")
+
+    def _commit_regularly(self) -> None:
+        while True:
+            with self._state:
+                self._state.wait_for(lambda: self._queue or not self._open)
+                if not self._open:
+                    return
+            time.sleep(self._commit_interval_s)
+            self._commit()
+            with self._state:
+                if self._fault is not None:
+                    return
+
+    def _commit(self) -> None:
+        with self._commits:
+            with self._state:
+                if self._fault is not None or not self._open:
+                    return
+                group, self._queue = self._queue, []
+            if not group:
+                return
+            try:
+                now = time.time()
+                records = [
+                    self._record(
+                        completion.source,
+                        State.COMPLETED,
+                        rows=completion.rows_written,
+                        files=completion.files,
+                        completed_at=now,
+                    )
+                    for completion in group
+                ]
+                self._lease.check()
+                self._writer.commit(records)
+            except ResumeError as error:
+                with self._state:
+                    self._fault = error
+                return
+            with self._state:
+                self._committed += len(group)
+
+    def _failed(self, source: int, error: str) -> Record:
+        failed_runs = self._spec.failed_runs.get(source, 0) + 1
+        return self._record(
+            source,
+            State.FAILED if failed_runs < self._spec.max_failed_runs else State.QUARANTINED,
+            error=error,
+            failed_runs=failed_runs,
+            # Until a completed record replaces them, its earlier output stays.
+            files=self._spec.superseded_files.get(source, ()),
+        )
+
+    def _record(self, source: int, state: State, **values: Any) -> Record:
+        source_id, fingerprint = self._spec.sources[source]
+        self._sequence += 1
+        return Record(
+            source_id=source_id,
+            state=state,
+            sequence=self._sequence,
+            run_id=self._spec.run_id,
+            fingerprint=fingerprint,
+            signature=self._spec.signature,
+            **values,
+        )
+
+
+def start(spec: RunSpec) -> Any:
+    """Start the host as an actor on this node, owned by this driver; return its handle.
+
+    Raises:
+        CheckpointError: what its construction raised.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    host = ray.remote(_LedgerActor).options(
+        num_cpus=0,
+        max_restarts=0,
+        max_task_retries=0,
+        scheduling_strategy=here,
+    )
+    handle = host.remote()
+    try:
+        ray.get(handle.open.remote(spec))
+    except BaseException as error:
+        ray.kill(handle)
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, ResumeError):
+            raise cause from None
+        raise
+    return handle
+
+
+class _LedgerActor:
+    """What Ray runs: a host that is opened by a call, so that its errors keep their type."""
+
+    def __init__(self) -> None:
+        self._host: LedgerHost | None = None
+
+    def open(self, spec: RunSpec) -> None:
+        self._host = LedgerHost(spec)
+
+    def begin_pass(self, pass_number: int) -> None:
+        self._opened().begin_pass(pass_number)
+
+    def apply(self, message: Message) -> None:
+        # The outcomes are the ledger's own business; workers need to know only that it is done.
+        self._opened().apply(message)
+
+    def flush(self) -> Progress:
+        return self._opened().flush()
+
+    def fail(self, errors: Mapping[int, str]) -> None:
+        self._opened().fail(errors)
+
+    def close(self) -> Progress:
+        return self._opened().close()
+
+    def _opened(self) -> LedgerHost:
+        if self._host is None:
+            raise ResumeError("The ledger was not opened.")
+        return self._host

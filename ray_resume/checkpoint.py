@@ -1,0 +1,162 @@
+"""A checkpoint as its user sees it: what is done, what failed, where the output is.
+
+Works without Ray, in any process, also while a run is going on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ray_resume.directory import CheckpointDirectory
+from ray_resume.record import Record, State
+
+__all__ = ["Checkpoint", "CheckpointStatus", "SourceRecord"]
+
+_STATES = {"completed": State.COMPLETED, "failed": State.FAILED, "quarantined": State.QUARANTINED}
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """What is known of one source.
+
+    Attributes:
+        source_id: its stable identity.
+        state: ``"completed"``, ``"failed"`` or ``"quarantined"``.
+        rows: rows of its output.
+        files: paths of its output files.
+        error: why it failed, else None.
+        failed_runs: in how many runs it failed.
+        run_id: the run that said so.
+        completed_at: when it was committed, in seconds since 1970 UTC, else None.
+    """
+
+    source_id: str
+    state: str
+    rows: int
+    files: tuple[str, ...]
+    error: str | None
+    failed_runs: int
+    run_id: str
+    completed_at: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointStatus(Mapping[str, Any]):
+    """Counts of sources; a mapping as well, so that it prints and serialises as one.
+
+    Attributes:
+        total: sources that the largest run so far listed, or more if more are on record.
+        completed, failed, quarantined: sources on record in that state.
+        pending: the others, which the next run will read, failed ones not among them.
+        writers: runs that have a file in the checkpoint.
+        live: of these, how many are at work right now.
+        sink: where the output goes, None before the first run.
+    """
+
+    total: int
+    completed: int
+    failed: int
+    quarantined: int
+    pending: int
+    writers: int
+    live: int
+    sink: str | None
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in fields(self))
+
+    def __len__(self) -> int:
+        return len(fields(self))
+
+
+class Checkpoint:
+    """A checkpoint directory, to look at and to pass to ``resumable_read``.
+
+    Args:
+        path: a directory on a local file system (``str``, ``Path``, or a ``file://`` URI).
+            Nothing is created or read before a method is called.
+
+    Raises:
+        CheckpointError: every method, where the checkpoint is missing, unreadable or of a newer
+            format; the message names the file and the way out.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._directory = CheckpointDirectory(path)
+
+    @property
+    def path(self) -> str:
+        """The checkpoint's absolute path."""
+        return str(self._directory.path)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.path!r})"
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def status(self) -> CheckpointStatus:
+        """Count the sources by state. Sees what a live run has committed up to now."""
+        contents = self._directory.everything()
+        states = Counter(record.state for record in contents.union)
+        known = sum(states[state] for state in _STATES.values())
+        listed = max((int(h.get("sources_total", 0)) for h in contents.headers.values()), default=0)
+        total = max(known, listed)
+        return CheckpointStatus(
+            total=total,
+            completed=states[State.COMPLETED],
+            failed=states[State.FAILED],
+            quarantined=states[State.QUARANTINED],
+            pending=total - known,
+            writers=len(contents.headers),
+            live=len(contents.live),
+            sink=self._directory.sink(),
+        )
+
+    def sources(self, state: str | None = None) -> Iterator[SourceRecord]:
+        """Yield the sources on record, or those in ``state``, in no particular order.
+
+        Raises:
+            ValueError: ``state`` is not ``"completed"``, ``"failed"`` or ``"quarantined"``.
+        """
+        if state is not None and state not in _STATES:
+            raise ValueError(f"state must be one of {', '.join(_STATES)}, not {state!r}")
+        return self._sources(state)
+
+    def _sources(self, state: str | None) -> Iterator[SourceRecord]:
+        names = {value: name for name, value in _STATES.items()}
+        sink = self._directory.sink()
+        for record in self._directory.everything().union:
+            name = names.get(record.state)
+            if name is not None and state in (None, name):
+                yield _public(record, name, sink)
+
+    def files(self) -> list[str]:
+        """Return the paths of the output files of all completed sources, sorted.
+
+        This list is the truth: whatever else is in the output folder is a left-over, or somebody
+        else's.
+        """
+        return sorted(file for record in self._sources("completed") for file in record.files)
+
+
+def _public(record: Record, state: str, sink: str | None) -> SourceRecord:
+    return SourceRecord(
+        source_id=record.source_id,
+        state=state,
+        rows=record.rows,
+        files=tuple(f"{sink}/{file}" for file in record.files),
+        error=record.error,
+        failed_runs=record.failed_runs,
+        run_id=record.run_id,
+        completed_at=record.completed_at,
+    )

@@ -1,0 +1,48 @@
+"""What workers hold: a way to send messages to a run's ledger. Never imports lmdb.
+
+A message has taken effect when :meth:`LedgerClient.send` returns. If it raises, whether it took
+effect is unknown, and the task must fail: its source then stays pending, or completes by the
+message that did arrive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from ray_resume.errors import ResumeError
+from ray_resume.ledger import Drain, Message, Seal
+
+__all__ = ["LedgerClient"]
+
+
+@dataclass(frozen=True)
+class LedgerClient:
+    """The ledger of one pass of one run; picklable, found by its actor's handle."""
+
+    handle: Any
+    run_id: str
+    pass_number: int
+
+    def send(self, *events: Seal | Drain) -> None:
+        """Apply ``events`` at the ledger, in one message, and wait until they are.
+
+        Raises:
+            ResumeError: the ledger is gone or refuses; the run cannot go on.
+        """
+        message = Message(self.run_id, self.pass_number, events)
+        try:
+            ray.get(self.handle.apply.remote(message))
+        except RayActorError as error:
+            raise ResumeError(
+                f"The ledger of run {self.run_id} is gone ({error}). What it had committed is "
+                "safe. Run the same script again to go on from there."
+            ) from None
+
+    def drain(self, deltas: dict[int, int]) -> None:
+        """Report what a stage's call left over: ``{source: delta}``. Nothing to report is free."""
+        if deltas:
+            self.send(*(Drain(source, delta) for source, delta in deltas.items()))

@@ -1,0 +1,184 @@
+"""The checkpoint directory: what it is called, which sink it is bound to, whose files are in it.
+
+::
+
+    checkpoint.json     identity, format version, the sink that it is bound to
+    <run id>.mdb        what that run committed (see `store`)
+    <run id>.lease      while that run is alive (see `lease`)
+    lock                held for moments, to look at all leases at once
+
+Knows neither Ray nor sources. Invariant: what is read to skip by comes from dead runs alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from ray_resume.errors import CheckpointError
+from ray_resume.lease import Owner, guard, live_runs
+from ray_resume.store import Union, fsync_directory, read_writer, writer_files
+
+__all__ = ["CheckpointDirectory", "Contents", "new_run_id"]
+
+_IDENTITY = "checkpoint.json"
+_FORMAT_VERSION = 1
+
+
+def new_run_id() -> str:
+    """Draw a random run id: 12 hexadecimal digits."""
+    return secrets.token_hex(6)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A look at a checkpoint: the records that count, each writer's header, and who is alive."""
+
+    union: Union
+    headers: dict[str, dict[str, Any]]
+    live: dict[str, Owner]
+
+    @property
+    def dead_runs(self) -> frozenset[str]:
+        """The runs that have a file and are over: their left-overs may be removed."""
+        return frozenset(self.headers) - frozenset(self.live)
+
+
+class CheckpointDirectory:
+    """A checkpoint directory on this host's file system. Creating the object touches nothing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = _local_path(path)
+
+    def ensure(self) -> str:
+        """Create the checkpoint if it is missing, and return its id: 8 hexadecimal digits.
+
+        Raises:
+            CheckpointError: the path is a file, cannot be written to, or is of a newer format.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise CheckpointError(
+                f"The checkpoint {self.path} is a file, and a directory is needed. "
+                "Give another path, or remove the file."
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"The checkpoint {self.path} cannot be made: {error}.") from error
+        if not (self.path / _IDENTITY).exists():
+            with guard(self.path):
+                if not (self.path / _IDENTITY).exists():
+                    self._write_identity({"id": secrets.token_hex(4), "sink": None})
+        return self.identity()
+
+    def identity(self) -> str:
+        """Return the checkpoint's id.
+
+        Raises:
+            CheckpointError: there is no checkpoint here.
+        """
+        return str(self._read_identity()["id"])
+
+    def sink(self) -> str | None:
+        """Return the URI or path of the sink that the checkpoint is bound to, if it is."""
+        sink = self._read_identity()["sink"]
+        return None if sink is None else str(sink)
+
+    def bind(self, sink: str) -> None:
+        """Bind the checkpoint to ``sink``, in place of what it was bound to. Call under a lease."""
+        with guard(self.path):
+            self._write_identity({**self._read_identity(), "sink": sink})
+
+    def settled(self, own: str | None = None) -> Contents:
+        """Read what all dead runs committed, and run ``own``, whose ledger is closed.
+
+        Who is dead is noted first, and what they committed is read then: a run that is alive at
+        the note counts as alive, whatever it does meanwhile.
+
+        Raises:
+            CheckpointError: a file cannot be read; nothing is ever skipped over silently.
+        """
+        with guard(self.path):
+            live = live_runs(self.path)
+            live.pop(own or "", None)
+            files = {run: path for run, path in writer_files(self.path).items() if run not in live}
+        return _read(files, live)
+
+    def everything(self) -> Contents:
+        """Read what dead and live runs committed up to now: good to look at.
+
+        Works on a directory that cannot be written to as long as nobody is at work in it.
+        """
+        self._read_identity()
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(CheckpointError):
+                stack.enter_context(guard(self.path))
+            live = live_runs(self.path)
+            files = writer_files(self.path)
+        return _read(files, live)
+
+    def _read_identity(self) -> dict[str, Any]:
+        path = self.path / _IDENTITY
+        try:
+            identity = json.loads(path.read_bytes())
+            version = identity["format"]
+            identity["id"], identity["sink"]
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"There is no checkpoint at {self.path}. Is the path right? A checkpoint is made "
+                "by the first resumable_read that names it."
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"The checkpoint file {path} cannot be read: {error}. Restore it from a copy, or "
+                "start over with an empty checkpoint and an empty output folder."
+            ) from error
+        if version != _FORMAT_VERSION:
+            raise CheckpointError(
+                f"The checkpoint {self.path} has format {version}, and this ray_resume reads "
+                f"format {_FORMAT_VERSION}. Upgrade ray_resume, and run again."
+            )
+        return dict(identity)
+
+    def _write_identity(self, identity: dict[str, Any]) -> None:
+        path = self.path / _IDENTITY
+        nascent = self.path / f".{_IDENTITY}.new"
+        try:
+            with nascent.open("w") as file:
+                json.dump({**identity, "format": _FORMAT_VERSION}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(nascent, path)
+            fsync_directory(self.path)
+        except OSError as error:
+            raise CheckpointError(
+                f"The checkpoint file {path} cannot be written: {error}."
+            ) from error
+
+
+def _read(files: dict[str, Path], live: dict[str, Owner]) -> Contents:
+    headers: dict[str, dict[str, Any]] = {}
+    pairs = {}
+    for run_id, path in files.items():
+        headers[run_id], pairs[run_id] = read_writer(path, live=run_id in live)
+    return Contents(Union(pairs), headers, live)
+
+
+def _local_path(path: str | os.PathLike[str]) -> Path:
+    text = os.fspath(path)
+    if "://" in text:
+        parsed = urlparse(text)
+        if parsed.scheme != "file" or parsed.netloc not in ("", "localhost"):
+            raise CheckpointError(
+                f"The checkpoint {text} is not on a local file system, and this version keeps "
+                "checkpoints on local file systems only. Give a path on the driver's host; the "
+                "input may be anywhere."
+            )
+        text = unquote(parsed.path)
+    return Path(os.path.abspath(os.path.expanduser(text)))

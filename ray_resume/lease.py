@@ -1,0 +1,258 @@
+"""Leases: which runs are alive, who they are, and which sources are their own.
+
+A run's lease is the file ``<run id>.lease`` in the checkpoint directory, with a shared flock on it
+for as long as a process of the run lives: its driver takes it, the ledger's process joins it.
+The kernel drops a dead process's lock, so there is nothing to time out on one host, and a
+stopped process keeps it. Leases are taken and inspected under one exclusive lock on ``lock``, so
+that a look at all leases and the taking of a new one are one step.
+
+A run is dead when nobody holds a lock on its lease, or the file is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ray_resume.errors import CheckpointError
+
+__all__ = ["Claim", "Lease", "Owner", "guard", "live_runs"]
+
+_SUFFIX = ".lease"
+_GUARD = "lock"
+_POLL_INTERVAL_S = 0.1
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lease: for messages to people, never for decisions."""
+
+    run_id: str
+    host: str
+    pid: int
+    started_at: float
+
+    @classmethod
+    def here(cls, run_id: str) -> Owner:
+        """Describe this process."""
+        return cls(run_id, socket.gethostname(), os.getpid(), time.time())
+
+    def __str__(self) -> str:
+        age_s = max(0, round(time.time() - self.started_at))
+        return f"run {self.run_id} (host {self.host}, pid {self.pid}, started {age_s} s ago)"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The sources that a lease makes a run's own, as digests; ``None`` claims every source."""
+
+    digests: frozenset[bytes] | None
+
+    def meets(self, other: Claim) -> bool:
+        """Say whether the two runs have a source in common."""
+        if self.digests is None or other.digests is None:
+            return True
+        return not self.digests.isdisjoint(other.digests)
+
+
+class Lease:
+    """A held lease. Take one with :meth:`acquire`; a second process of the run joins it."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor: int | None = descriptor
+
+    @classmethod
+    def acquire(cls, directory: Path, owner: Owner, claim: Claim, *, wait_s: float) -> Lease:
+        """Take the lease of run ``owner.run_id`` as soon as no live run shares a source with it.
+
+        Raises:
+            CheckpointError: after ``wait_s`` seconds one still does; the message names its owner.
+        """
+        deadline = time.monotonic() + wait_s
+        path = directory / f"{owner.run_id}{_SUFFIX}"
+        while True:
+            with guard(directory):
+                rival = _first_rival(directory, claim)
+                if rival is None:
+                    return cls._create(path, owner, claim)
+            if time.monotonic() >= deadline:
+                raise CheckpointError(
+                    f"The checkpoint {directory} is in use: {rival} is working on the same "
+                    f"sources, and still was after {wait_s:g} s. Wait until it ends, or end it "
+                    f"(on host {rival.host}: kill {rival.pid}), and run again."
+                )
+            time.sleep(_POLL_INTERVAL_S)
+
+    @classmethod
+    def _create(cls, path: Path, owner: Owner, claim: Claim) -> Lease:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise CheckpointError(f"The lease {path} cannot be written: {error}.") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(json.dumps(asdict(owner)).encode() + b"\n")
+                if claim.digests is not None:
+                    file.write(b"sources\n")
+                    file.write(b"".join(claim.digests))
+        except OSError as error:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise CheckpointError(f"The lease {path} cannot be written: {error}.") from error
+        return cls(path, descriptor)
+
+    @classmethod
+    def join(cls, path: Path) -> Lease:
+        """Hold the lease at ``path`` in this process too.
+
+        Raises:
+            CheckpointError: it is gone: the run that took it has ended.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise CheckpointError(f"The lease {path} is gone: its run has ended.") from error
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        lease = cls(path, descriptor)
+        lease.check()
+        return lease
+
+    def check(self) -> None:
+        """Make sure that the lease is still held.
+
+        Raises:
+            CheckpointError: it was released, or its file was removed or replaced.
+        """
+        with contextlib.suppress(OSError):
+            if self._descriptor is not None and os.path.samestat(
+                os.fstat(self._descriptor), os.stat(self.path)
+            ):
+                return
+        raise CheckpointError(
+            f"The lease {self.path} is lost: somebody removed it, and another run may have "
+            "started. This run commits nothing more; run again to go on."
+        )
+
+    def release(self) -> None:
+        """Let go in this process; the run is dead once none of its processes holds the lease."""
+        if self._descriptor is not None:
+            # Unlocked by name, since a forked child may still hold the same open file.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def alone(self, *, wait_s: float) -> bool:
+        """Say whether no other process of this run holds the lease, after ``wait_s`` at most.
+
+        While one does, it may still commit.
+        """
+        if self._descriptor is None:
+            return False
+        deadline = time.monotonic() + wait_s
+        while True:
+            # Turning a shared lock into an exclusive one can let go of it for a moment; under the
+            # guard nobody looks.
+            with guard(self.path.parent):
+                try:
+                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return True
+                except BlockingIOError:
+                    pass
+                finally:
+                    fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_INTERVAL_S)
+
+    def end(self, *, wait_s: float) -> None:
+        """Release the lease and remove its file: the run is over.
+
+        If another process of the run still holds it after ``wait_s``, the file stays, and the run
+        is alive for as long as that process is.
+        """
+        with contextlib.suppress(CheckpointError):
+            if self.alone(wait_s=wait_s):
+                with contextlib.suppress(CheckpointError):
+                    self.check()
+                    self.path.unlink()
+        self.release()
+
+
+def live_runs(directory: Path) -> dict[str, Owner]:
+    """Return the runs whose lease is held right now. Call it under :func:`guard` to rely on it."""
+    return {
+        path.name.removesuffix(_SUFFIX): _read_owner(path)
+        for path in sorted(directory.glob(f"*{_SUFFIX}"))
+        if _is_held(path)
+    }
+
+
+@contextlib.contextmanager
+def guard(directory: Path) -> Iterator[None]:
+    """Hold the checkpoint's exclusive lock. For moments: nothing slow belongs under it.
+
+    Raises:
+        CheckpointError: the directory cannot be written to.
+    """
+    path = directory / _GUARD
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoint {directory} cannot be locked: {error}. It must be a directory that "
+            "this process may write to."
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _first_rival(directory: Path, claim: Claim) -> Owner | None:
+    for run_id, owner in live_runs(directory).items():
+        if claim.meets(_read_claim(directory / f"{run_id}{_SUFFIX}")):
+            return owner
+    return None
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _read_owner(path: Path) -> Owner:
+    try:
+        with path.open("rb") as file:
+            return Owner(**json.loads(file.readline()))
+    except (OSError, ValueError, TypeError):
+        # It is being written, or was when its run was killed: it is known by its name alone.
+        return Owner(path.name.removesuffix(_SUFFIX), "unknown", 0, time.time())
+
+
+def _read_claim(path: Path) -> Claim:
+    content = path.read_bytes()
+    _, _, rest = content.partition(b"\n")
+    if not rest.startswith(b"sources\n"):
+        return Claim(None)
+    body = rest.removeprefix(b"sources\n")
+    return Claim(frozenset(body[i : i + _DIGEST_BYTES] for i in range(0, len(body), _DIGEST_BYTES)))

@@ -1,0 +1,131 @@
+"""Lists the files of a read as sources, without opening any of them.
+
+The rules are those of Ray Data's own listing: directories are listed recursively, names that
+start with "." or "_" are passed over, extensions and filters apply. Two things are added that
+Ray's does not give: the modification time, and an identity that does not depend on spelling.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+
+from ray_resume.errors import ResumeError
+from ray_resume.record import Fingerprint
+
+__all__ = ["FileSource", "list_files", "resolve"]
+
+_PASSED_OVER = (".", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A file: its source id, its path on the filesystem, and how it looked when it was listed."""
+
+    source_id: str
+    path: str
+    fingerprint: Fingerprint
+
+
+def resolve(
+    paths: str | Path | Sequence[str | Path], filesystem: FileSystem | None
+) -> tuple[FileSystem, list[str]]:
+    """Return the filesystem of ``paths``, and the paths as that filesystem spells them.
+
+    Raises:
+        ValueError: they name no filesystem, or several.
+    """
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not given:
+        raise ValueError("resumable_read needs at least one path.")
+    resolved = []
+    for path in map(os.fspath, given):
+        if filesystem is not None:
+            resolved.append(_strip_scheme(path))
+            continue
+        if "://" in path:
+            inferred, stripped = FileSystem.from_uri(path)
+        else:
+            inferred, stripped = LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+        if resolved and type(inferred) is not type(first):
+            raise ValueError(
+                f"{given[0]} and {path} are on different filesystems; read them apart."
+            )
+        if not resolved:
+            first = inferred
+        resolved.append(stripped)
+    return (filesystem if filesystem is not None else first), resolved
+
+
+def list_files(
+    filesystem: FileSystem,
+    paths: Iterable[str],
+    *,
+    extensions: Sequence[str] | None,
+    keep: Callable[[list[str]], list[str]] | None,
+    ignore_missing: bool,
+) -> list[FileSource]:
+    """List the files at and under ``paths``, in the order given, directories sorted.
+
+    Args:
+        extensions: only files that end so, without regard to case; None for all.
+        keep: takes the paths found and returns those to read, as a partition filter does.
+        ignore_missing: whether a path that is not there is passed over.
+
+    Raises:
+        FileNotFoundError: a path is not there, or nothing is found.
+        ResumeError: a file is named twice.
+    """
+    given = list(paths)
+    infos: list[FileInfo] = []
+    for path, info in zip(given, filesystem.get_file_info(given), strict=True):
+        if info.type == FileType.Directory:
+            infos.extend(_list_directory(filesystem, path))
+        elif info.type == FileType.File:
+            infos.append(info)
+        elif not ignore_missing:
+            raise FileNotFoundError(f"There is no file or directory {path!r} to read.")
+    infos = [info for info in infos if _has_extension(info.path, extensions)]
+    if keep is not None:
+        kept = set(keep([info.path for info in infos]))
+        infos = [info for info in infos if info.path in kept]
+    if not infos and not ignore_missing:
+        among = f" that ends in {' or '.join(extensions)}" if extensions else ""
+        raise FileNotFoundError(f"There is no file{among} to read under {', '.join(given)}.")
+    repeated = [path for path, count in Counter(info.path for info in infos).items() if count > 1]
+    if repeated:
+        raise ResumeError(
+            f"{len(repeated)} files are named more than once, and a source can be read only once: "
+            f"{', '.join(sorted(repeated)[:10])}. Name each file, or its directory, but not both."
+        )
+    return [
+        FileSource(info.path, info.path, Fingerprint(info.size, info.mtime_ns)) for info in infos
+    ]
+
+
+def _list_directory(filesystem: FileSystem, directory: str) -> list[FileInfo]:
+    base = directory.rstrip("/") + "/"
+    return sorted(
+        (
+            info
+            for info in filesystem.get_file_info(FileSelector(directory, recursive=True))
+            if info.is_file and not info.path.removeprefix(base).startswith(_PASSED_OVER)
+        ),
+        key=lambda info: info.path,
+    )
+
+
+def _has_extension(path: str, extensions: Sequence[str] | None) -> bool:
+    if extensions is None:
+        return True
+    name = path.lower()
+    return any(name.endswith("." + extension.lower().lstrip(".")) for extension in extensions)
+
+
+def _strip_scheme(path: str) -> str:
+    return path.split("://", 1)[1] if "://" in path else path

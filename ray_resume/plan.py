@@ -1,0 +1,272 @@
+"""Which operators a pipeline may have, and how it is armed. The only place that knows Ray's insides.
+
+Checked against the Ray versions that ``pyproject.toml`` admits. Each internal that is used:
+
+* ``Dataset._logical_plan.dag`` and the operator classes: Ray has no public view of a plan, and the
+  plan is what has to be judged and rewritten before anything runs.
+* ``Dataset.copy(_deep_copy=True)``, ``Dataset._from_parent`` and ``LogicalOperator._apply_transform``:
+  to rewrite a private copy, so that the user's dataset stays as it was.
+* ``DataContext.use_datasource_v2``: the older read path plans one read as one operator whose tasks
+  can be bound to files.
+* ``ExecutionCallback``: to refuse a plain ``ds.write_*`` that would look as if it were resumable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext, Dataset
+from ray.data.datasource import Datasource
+from ray.exceptions import UserCodeException
+
+from ray_resume.errors import NonResumableError
+from ray_resume.lineage import SOURCE_COLUMN, TOKEN_COLUMN
+
+try:
+    from ray.data._internal.arrow_ops.transform_pyarrow import concat
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+    from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan
+    from ray.data._internal.logical.operators import (
+        Filter,
+        FlatMap,
+        InputData,
+        MapBatches,
+        MapRows,
+        Project,
+        Read,
+        ReadFiles,
+        StreamingRepartition,
+        Write,
+    )
+    from ray.data.expressions import Expr, PyArrowComputeUDFExpr, StarExpr, UDFExpr, col
+except ImportError as error:
+    raise ImportError(
+        f"ray_resume does not know the insides of Ray {ray.__version__}: {error}. "
+        "Install a Ray version that its package metadata admits (pip install ray-resume does)."
+    ) from error
+
+__all__ = ["Chain", "arm", "chain_of", "concat_tables", "plain_datasource", "refuse_plain_writes"]
+
+_WAY_OUT = (
+    "Write the rows that go into it with resumable_write, then start a second pipeline "
+    "from the written files."
+)
+
+_reading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A pipeline that may be armed: a read, and the operators above it in the order of the data."""
+
+    dataset: Dataset
+    read: Any
+    operators: tuple[Any, ...]
+
+    @property
+    def datasource(self) -> Datasource:
+        """The datasource of the read."""
+        datasource: Datasource = self.read.datasource
+        return datasource
+
+    def signature(self) -> str:
+        """Spell the pipeline for people and for comparison: operators and UDF names."""
+        return " -> ".join(operator.name for operator in (self.read, *self.operators))
+
+
+def chain_of(
+    dataset: Dataset, *, resumable_datasource: type, is_decorated: Callable[[Any], bool]
+) -> Chain:
+    """Judge the plan of ``dataset``: one chain of known operators above one resumable read.
+
+    Raises:
+        NonResumableError: it is anything else. Nothing was started.
+    """
+    if dataset.context.checkpoint_config is not None:
+        raise NonResumableError(
+            "DataContext.checkpoint_config is set: Ray Data's own checkpointing would skip rows "
+            "that ray_resume waits for. Set it to None, or do without resumable_write."
+        )
+    operators: list[Any] = []
+    operator = dataset._logical_plan.dag
+    while not isinstance(operator, Read):
+        _check_operator(operator, is_decorated)
+        operators.append(operator)
+        operator = operator.input_dependencies[0]
+    if not isinstance(operator.datasource, resumable_datasource):
+        raise NonResumableError(
+            f"The pipeline starts with {operator.name}, which is not resumable. {_READ_WAY_OUT}"
+        )
+    _check_limit(operator)
+    return Chain(dataset, operator, tuple(reversed(operators)))
+
+
+def arm(
+    chain: Chain,
+    datasource: Datasource,
+    arm_udf: Callable[[Any], Any],
+) -> Dataset:
+    """Rewrite a private copy of the pipeline to read from ``datasource`` and run armed UDFs.
+
+    Args:
+        datasource: takes the place of the chain's own; its blocks have the two columns.
+        arm_udf: maps a decorated UDF to what runs in its place.
+    """
+    dataset = Dataset.copy(chain.dataset, _deep_copy=True)
+    context = dataset.context
+    context.custom_execution_callback_classes = [
+        callback
+        for callback in context.custom_execution_callback_classes
+        if callback is not _PlainWriteGuard
+    ]
+    operator: LogicalOperator = dataclasses.replace(
+        chain.read,
+        datasource=datasource,
+        datasource_or_legacy_reader=datasource,
+        num_outputs=None,
+        detected_parallelism=None,
+    )
+    for above in chain.operators:
+        operator = _armed(above, operator, arm_udf)
+    return Dataset._from_parent(dataset, LogicalPlan(operator, context))
+
+
+def plain_datasource(
+    reader: Callable[..., Dataset], paths: Sequence[str], kwargs: dict[str, Any]
+) -> Datasource:
+    """Return the datasource that ``reader(paths, **kwargs)`` reads from.
+
+    Raises:
+        NonResumableError: the reader plans something that ray_resume cannot bind to files.
+    """
+    # Ray resolves paths in threads, of which one can see a half-imported fsspec module of
+    # another ("cannot import name 'HTTPFileSystem'"); one at a time, they do not.
+    with _reading:
+        context = DataContext.get_current().copy()
+        context.use_datasource_v2 = False
+        with DataContext.current(context):
+            dataset = reader(list(paths), **kwargs)
+    operator = dataset._logical_plan.dag
+    if not isinstance(operator, Read):
+        raise NonResumableError(
+            f"{getattr(reader, '__name__', reader)} plans {operator.name}, which ray_resume "
+            "cannot bind to files."
+        )
+    datasource: Datasource = operator.datasource
+    return datasource
+
+
+def refuse_plain_writes(dataset: Dataset) -> None:
+    """Make a plain ``write_*`` on ``dataset``, and on what is derived from it, an error."""
+    dataset.context.custom_execution_callback_classes.append(_PlainWriteGuard)
+
+
+def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """Concatenate blocks whose schemas may differ as Ray's own writers allow."""
+    return tables[0] if len(tables) == 1 else concat(list(tables), promote_types=True)
+
+
+_READ_WAY_OUT = (
+    "Read with resumable_read(ray.data.read_..., ..., checkpoint=...), and give resumable_write "
+    "the dataset itself, not one that was materialized."
+)
+
+
+def _check_operator(operator: Any, is_decorated: Callable[[Any], bool]) -> None:
+    if isinstance(operator, MapBatches):
+        if not is_decorated(operator.fn):
+            raise NonResumableError(
+                f"{operator.name} runs a UDF that is not decorated. Put @resumable on it, if each "
+                "call's output comes from that call's rows alone. A UDF that buffers, "
+                "deduplicates or aggregates over calls cannot be resumed: write with "
+                "resumable_write before it, then start a second pipeline from the written files."
+            )
+    elif isinstance(operator, Project):
+        for expression in operator.get_all_exprs():
+            _check_expression(operator, expression)
+    elif isinstance(operator, (MapRows, FlatMap, Filter)):
+        raise NonResumableError(
+            f"{operator.name} works row by row, which this version of ray_resume does not make "
+            "resumable. Say the same with map_batches and a @resumable UDF."
+        )
+    elif isinstance(operator, (InputData, ReadFiles)):
+        raise NonResumableError(
+            f"The pipeline starts with {operator.name}, which is not resumable. {_READ_WAY_OUT}"
+        )
+    elif not isinstance(operator, StreamingRepartition):
+        raise NonResumableError(
+            f"{operator.name} cannot stand between resumable_read and resumable_write: it mixes "
+            f"the rows of all sources, or drops or repeats rows without saying which. {_WAY_OUT}"
+        )
+    _check_limit(operator)
+
+
+def _check_limit(operator: Any) -> None:
+    if operator.per_block_limit is not None:
+        raise NonResumableError(
+            f"A limit was pushed into {operator.name}: rows that it leaves out are lost without "
+            f"a trace. {_WAY_OUT}"
+        )
+
+
+def _check_expression(operator: Any, expression: Any) -> None:
+    if expression.name in (SOURCE_COLUMN, TOKEN_COLUMN):
+        raise NonResumableError(
+            f"{operator.name} makes a column called {expression.name}, a name that ray_resume "
+            "uses itself. Give it another name."
+        )
+    for part in _parts(expression):
+        if isinstance(part, UDFExpr) and not isinstance(part, PyArrowComputeUDFExpr):
+            raise NonResumableError(
+                f"{operator.name} runs a UDF inside an expression, which cannot be decorated. "
+                "Say the same with map_batches and a @resumable UDF."
+            )
+
+
+def _parts(expression: Any) -> Iterator[Expr]:
+    if isinstance(expression, Expr):
+        yield expression
+        children = [getattr(expression, field.name) for field in dataclasses.fields(expression)]
+    elif isinstance(expression, (list, tuple)):
+        children = list(expression)
+    elif isinstance(expression, dict):
+        children = list(expression.values())
+    else:
+        return
+    for child in children:
+        yield from _parts(child)
+
+
+def _armed(operator: Any, below: LogicalOperator, arm_udf: Callable[[Any], Any]) -> LogicalOperator:
+    changes: dict[str, Any] = {"input_dependencies": [below]}
+    if isinstance(operator, MapBatches):
+        changes["fn"] = arm_udf(operator.fn)
+    elif isinstance(operator, Project) and not any(
+        isinstance(expression, StarExpr) for expression in operator.exprs
+    ):
+        changes["exprs"] = [*operator.exprs, col(SOURCE_COLUMN), col(TOKEN_COLUMN)]
+    armed: LogicalOperator = dataclasses.replace(operator, **changes)
+    return armed
+
+
+class _PlainWriteRefusedError(NonResumableError, UserCodeException):
+    """Also a UserCodeException: Ray then takes it for the user's business, not for its own bug."""
+
+
+class _PlainWriteGuard(ExecutionCallback):
+    def before_execution_starts(self, executor: Any) -> None:
+        operators = executor._topology
+        for operator in operators:
+            for logical in operator._logical_operators:
+                if isinstance(logical, Write):
+                    raise _PlainWriteRefusedError(
+                        "A plain write_* of a dataset from resumable_read would not be resumable: "
+                        "nothing would be skipped, and a crash would leave duplicates. Use "
+                        "resumable_write(ds, folder)."
+                    )

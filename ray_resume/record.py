@@ -1,0 +1,127 @@
+"""What is kept of one source: the record, and how it is spelt in bytes.
+
+Owns the value format of the store. Plain data only: nothing here is unpickled or evaluated.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from ray_resume.errors import CheckpointError
+
+__all__ = ["Fingerprint", "Record", "State", "decode", "digest", "encode", "precedence"]
+
+
+class State(enum.Enum):
+    """What a record says of its source. ``RESET`` means: as if it had never been read."""
+
+    COMPLETED = 1
+    FAILED = 2
+    QUARANTINED = 3
+    RESET = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """How a source looked when it was listed: size in bytes, modification time in ns since 1970."""
+
+    size: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One source as one run left it.
+
+    ``files`` are relative to the sink's folder. ``completed_at`` is in seconds since 1970, UTC.
+    ``sequence`` orders the records of one source: the highest counts.
+    """
+
+    source_id: str
+    state: State
+    sequence: int
+    run_id: str
+    rows: int = 0
+    files: tuple[str, ...] = ()
+    error: str | None = None
+    failed_runs: int = 0
+    completed_at: float | None = None
+    fingerprint: Fingerprint = Fingerprint()
+    signature: str = ""
+
+
+def digest(source_id: str) -> bytes:
+    """Return the 16-byte key of a source: paths are longer than an LMDB key may be."""
+    return hashlib.blake2b(source_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+# The two fields that decide between records stand in front, so that a union of millions of
+# records can be made without parsing them.
+_HEAD = struct.Struct("<BQ")
+
+
+def encode(record: Record) -> bytes:
+    """Spell ``record`` as a fixed head (state, sequence) and a JSON array."""
+    body = [
+        record.source_id,
+        record.run_id,
+        record.rows,
+        list(record.files),
+        record.error,
+        record.failed_runs,
+        record.completed_at,
+        record.fingerprint.size,
+        record.fingerprint.mtime_ns,
+        record.signature,
+    ]
+    return _HEAD.pack(record.state.value, record.sequence) + json.dumps(
+        body, separators=(",", ":")
+    ).encode("ascii")
+
+
+def decode(value: bytes) -> Record:
+    """Read what :func:`encode` wrote.
+
+    Raises:
+        CheckpointError: it is anything else.
+    """
+    try:
+        state, sequence = _HEAD.unpack_from(value)
+        source_id, run_id, rows, files, error, failed, at, size, mtime_ns, signature = json.loads(
+            value[_HEAD.size :]
+        )
+        return Record(
+            source_id=_typed(source_id, str),
+            state=State(state),
+            sequence=sequence,
+            run_id=_typed(run_id, str),
+            rows=_typed(rows, int),
+            files=tuple(_typed(file, str) for file in files),
+            error=None if error is None else _typed(error, str),
+            failed_runs=_typed(failed, int),
+            completed_at=None if at is None else float(at),
+            fingerprint=Fingerprint(
+                None if size is None else _typed(size, int),
+                None if mtime_ns is None else _typed(mtime_ns, int),
+            ),
+            signature=_typed(signature, str),
+        )
+    except (struct.error, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"a record cannot be read ({error})") from error
+
+
+def precedence(value: bytes) -> int:
+    """Return the sequence number of an encoded record without parsing the rest of it."""
+    sequence: int = _HEAD.unpack_from(value)[1]
+    return sequence
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} where a {kind.__name__} was expected")
+    return value

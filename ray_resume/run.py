@@ -1,0 +1,306 @@
+"""A run: from its lease to its clean-up, in the driver.
+
+The order is what keeps rows safe: the lease, *then* what dead runs committed, then passes; at the
+end the ledger is closed, *then* it is noted who is dead, *then* the list of files is read, and only
+then anything is removed. Each step is undone or ended even when a later one fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from ray_resume import actor
+from ray_resume.actor import Progress, RunSpec
+from ray_resume.client import LedgerClient
+from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
+from ray_resume.errors import CheckpointError, ResumeError, SourceChangedError
+from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.listing import FileSource
+from ray_resume.record import Record, State, digest
+from ray_resume.sink import DIGEST_BYTES, Folder, OutputName
+from ray_resume.summary import RunSummary
+
+__all__ = ["LEASE_WAIT_S", "MAX_PASSES", "Pass", "Run", "RunPlan"]
+
+logger = logging.getLogger("ray_resume")
+
+LEASE_WAIT_S = 30.0
+"""How long a run waits for another on the same sources: a killed driver's actor lives seconds."""
+
+MAX_PASSES = 4
+"""How often sources that got lost on the way are executed again before they count as failed."""
+
+_ACTOR_EXIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run is to do, all of it checked."""
+
+    directory: CheckpointDirectory
+    sources: Sequence[FileSource]
+    folder: Folder
+    append: bool
+    signature: str
+    max_failed_runs: int
+    on_source_change: str
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One armed execution: the sources to read, their numbers, whom to tell, how to name files.
+
+    ``digests`` is what `FileSink` names the files of each source number with.
+    """
+
+    sources: Sequence[FileSource]
+    numbers: Sequence[int]
+    client: LedgerClient
+    file_prefix: str
+    digests: bytes
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """The sources of a run by what is to be done with them, as dead runs left them."""
+
+    pending: Sequence[FileSource]
+    # What is on record of a pending source, by its position in `pending`.
+    records: Mapping[int, Record]
+    skipped: Sequence[Record]
+    quarantined: int
+
+
+class Run:
+    """One run of ``plan``; use :meth:`execute` once."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._plan = plan
+        self._run_id = new_run_id()
+        self._started_at = time.monotonic()
+        self._checkpoint_id = plan.directory.identity()
+
+    def execute(self, run_pass: Callable[[Pass], None]) -> RunSummary:
+        """Take the lease, run passes until nothing more can be done, clean up.
+
+        Args:
+            run_pass: executes the pipeline once.
+
+        Raises:
+            CheckpointError: the checkpoint or the output folder cannot be used.
+            Exception: whatever ``run_pass`` raised; what was complete is committed.
+        """
+        with self._leased():
+            contents = self._plan.directory.settled()
+            todo = self._todo(contents)
+            self._check_output(contents, todo)
+            if not todo.pending:
+                self._remove_leftovers(contents)
+                return self._summary(todo, _NOTHING, failed=0)
+            self._bind_sink()
+            self._plan.folder.create()
+            try:
+                progress, failed = self._passes(todo, contents, run_pass)
+            finally:
+                self._clean_up()
+            return self._summary(todo, progress, failed)
+
+    @contextlib.contextmanager
+    def _leased(self) -> Iterator[None]:
+        path = self._plan.directory.path
+        claim = Claim(frozenset(digest(source.source_id) for source in self._plan.sources))
+        self._lease = Lease.acquire(path, Owner.here(self._run_id), claim, wait_s=LEASE_WAIT_S)
+        try:
+            yield
+        finally:
+            self._lease.end(wait_s=_ACTOR_EXIT_S)
+
+    def _todo(self, contents: Contents) -> _Todo:
+        pending: list[FileSource] = []
+        records: dict[int, Record] = {}
+        changed: list[str] = []
+        skipped: list[Record] = []
+        quarantined = 0
+        for source in self._plan.sources:
+            record = contents.union.get(source.source_id)
+            if record is not None and record.state is State.QUARANTINED:
+                quarantined += 1
+                continue
+            if record is not None and record.state is State.COMPLETED:
+                same = record.fingerprint == source.fingerprint
+                if same or self._plan.on_source_change == "ignore":
+                    skipped.append(record)
+                    continue
+                changed.append(source.source_id)
+            if record is not None:
+                records[len(pending)] = record
+            pending.append(source)
+        if changed and self._plan.on_source_change == "error":
+            raise SourceChangedError(
+                f"{len(changed)} sources have another size or modification time than when they "
+                f"were completed: {', '.join(changed[:10])}. To process them again, their new "
+                'output replacing the old, pass on_source_change="reprocess"; to keep what is '
+                'there, "ignore".'
+            )
+        return _Todo(pending, records, skipped, quarantined)
+
+    def _check_output(self, contents: Contents, todo: _Todo) -> None:
+        folder = self._plan.folder
+        bound = self._plan.directory.sink()
+        committed = any(record.files for record in contents.union)
+        if bound is not None and bound != folder.uri and (committed or contents.live):
+            raise CheckpointError(
+                f"The checkpoint {self._plan.directory.path} belongs to the output {bound}, and "
+                f"this run would write to {folder.uri}. Write to {bound}, or give this pipeline "
+                "a checkpoint of its own."
+            )
+        names = folder.names()
+        if not self._plan.append:
+            foreign = [name for name in names if self._is_foreign(name)]
+            if foreign:
+                raise CheckpointError(
+                    f"The output folder {folder.uri} has {len(foreign)} files that this "
+                    f"checkpoint did not make, {foreign[0]} among them. Give an empty folder, or "
+                    "pass append=True to write beside them."
+                )
+        present = set(names)
+        for record in todo.skipped:
+            for file in record.files:
+                if file not in present:
+                    raise CheckpointError(
+                        f"The output file {folder.uri}/{file} of the completed source "
+                        f"{record.source_id} is gone. Put it back, or make ray_resume process the "
+                        f"source again: Checkpoint({str(self._plan.directory.path)!r})"
+                        f".reset([{record.source_id!r}])."
+                    )
+
+    def _is_foreign(self, name: str) -> bool:
+        if any(part.startswith((".", "_")) for part in name.split("/")):
+            return False
+        parsed = OutputName.parse(name.rsplit("/", 1)[-1])
+        return parsed is None or parsed.checkpoint != self._checkpoint_id
+
+    def _bind_sink(self) -> None:
+        if self._plan.directory.sink() != self._plan.folder.uri:
+            self._plan.directory.bind(self._plan.folder.uri)
+
+    def _passes(self, todo: _Todo, contents: Contents, run_pass: Any) -> tuple[Progress, int]:
+        handle = actor.start(self._spec(todo, contents))
+        try:
+            progress = self._run_passes(handle, todo, run_pass)
+            unaccounted = progress.pending
+            if unaccounted:
+                ray.get(
+                    handle.fail.remote(
+                        {
+                            source: f"rows unaccounted for: {why}"
+                            for source, why in unaccounted.items()
+                        }
+                    )
+                )
+            return ray.get(handle.close.remote()), len(unaccounted)
+        except BaseException:
+            # What is complete is committed, whatever went wrong; the first error is the user's.
+            with contextlib.suppress(Exception):
+                ray.get(handle.close.remote())
+            raise
+        finally:
+            ray.kill(handle)
+
+    def _run_passes(self, handle: Any, todo: _Todo, run_pass: Any) -> Progress:
+        prefix = f"{self._checkpoint_id}-{self._run_id}"
+        digests = b"".join(digest(source.source_id)[:DIGEST_BYTES] for source in todo.pending)
+        numbers: Sequence[int] = range(len(todo.pending))
+        completed_before = 0
+        for pass_number in range(1, MAX_PASSES + 1):
+            ray.get(handle.begin_pass.remote(pass_number))
+            client = LedgerClient(handle, self._run_id, pass_number)
+            sources = [todo.pending[number] for number in numbers]
+            run_pass(Pass(sources, numbers, client, prefix, digests))
+            progress: Progress = ray.get(handle.flush.remote())
+            stuck = pass_number > 1 and progress.completed == completed_before
+            if not progress.pending or stuck:
+                break
+            numbers = sorted(progress.pending)
+            completed_before = progress.completed
+            logger.warning(
+                "Pass %d of run %s left %d sources incomplete, %s for one: %s.",
+                pass_number,
+                self._run_id,
+                len(numbers),
+                todo.pending[numbers[0]].source_id,
+                progress.pending[numbers[0]],
+            )
+        return progress
+
+    def _spec(self, todo: _Todo, contents: Contents) -> RunSpec:
+        return RunSpec(
+            run_id=self._run_id,
+            directory=str(self._plan.directory.path),
+            lease=str(self._lease.path),
+            sources=[(source.source_id, source.fingerprint) for source in todo.pending],
+            failed_runs={
+                number: record.failed_runs
+                for number, record in todo.records.items()
+                if record.failed_runs
+            },
+            superseded_files={
+                number: record.files for number, record in todo.records.items() if record.files
+            },
+            first_sequence=contents.union.highest_sequence(),
+            max_failed_runs=self._plan.max_failed_runs,
+            signature=self._plan.signature,
+            header={"sources_total": len(self._plan.sources), "signature": self._plan.signature},
+        )
+
+    def _clean_up(self) -> None:
+        # If the ledger's process lives on although it was closed or killed, it may yet commit
+        # files: then they are left to the clean-up of a later run.
+        if not self._lease.alone(wait_s=_ACTOR_EXIT_S):
+            logger.warning("The ledger of run %s has not ended yet; left-overs stay.", self._run_id)
+            return
+        try:
+            self._lease.check()
+            self._remove_leftovers(self._plan.directory.settled(own=self._run_id))
+        except (ResumeError, OSError) as error:
+            logger.warning("Left-overs in %s were not removed: %s", self._plan.folder.uri, error)
+
+    def _remove_leftovers(self, contents: Contents) -> None:
+        """Remove the files of this run and of dead runs that no record lists."""
+        listed = {file for record in contents.union for file in record.files}
+        ours = contents.dead_runs | {self._run_id}
+        for name in self._plan.folder.names():
+            parsed = OutputName.parse(name.rsplit("/", 1)[-1])
+            if (
+                parsed is not None
+                and parsed.checkpoint == self._checkpoint_id
+                and parsed.run_id in ours
+                and name not in listed
+            ):
+                self._plan.folder.remove(name)
+
+    def _summary(self, todo: _Todo, progress: Progress, failed: int) -> RunSummary:
+        return RunSummary(
+            run_id=self._run_id,
+            sources_total=len(self._plan.sources),
+            sources_skipped=len(todo.skipped),
+            sources_completed=progress.committed,
+            sources_failed=failed,
+            sources_pending=len(todo.pending) - progress.committed - failed,
+            sources_quarantined=todo.quarantined,
+            rows_read=progress.rows_read,
+            rows_written=progress.rows_written,
+            rows_dead_lettered=0,
+            files=progress.files,
+            duration_s=time.monotonic() - self._started_at,
+        )
+
+
+_NOTHING = Progress(0, 0, 0, 0, 0, {})

@@ -1,0 +1,225 @@
+"""The store: one LMDB file per writer, and the union of all of them. The only import of lmdb.
+
+A writer's file is called ``<run id>.mdb`` and appears under that name only as a valid store.
+Records are added and superseded, never deleted. The key of a record is its source's 16-byte
+digest; the value is spelt by :mod:`ray_resume.record`.
+
+Guarantees of :meth:`WriterFile.commit`: when it returns, the records survive the death of the
+process and of the machine (LMDB with ``sync`` and ``metasync``, its defaults); if it raises or the
+process dies inside it, either all of the call's records are there or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from ray_resume.errors import CheckpointError
+from ray_resume.record import Record, decode, digest, encode, precedence
+
+__all__ = ["FORMAT_VERSION", "SUFFIX", "Union", "WriterFile", "read_writer", "writer_files"]
+
+FORMAT_VERSION = 1
+"""Raised by one whenever an older ray_resume could misread what a newer one writes."""
+
+SUFFIX = ".mdb"
+
+_RECORDS = b"records"
+_META = b"meta"
+_HEADER_KEY = b"header"
+# A sparse address range, not disk space: the file grows as it is written.
+_INITIAL_MAP_BYTES = 16 << 20
+
+# py-lmdb refuses to open one file twice in a process, so whoever opens one holds this lock for as
+# long as a file that it does not own is open.
+_reading = threading.Lock()
+_own: dict[str, lmdb.Environment] = {}
+
+
+class WriterFile:
+    """The one file that this process writes. Not thread-safe; one owner, one thread at a time."""
+
+    def __init__(self, path: Path, env: lmdb.Environment) -> None:
+        self._path = path
+        self._env = env
+        self._records = env.open_db(_RECORDS)
+
+    @classmethod
+    def create(cls, directory: Path, run_id: str, header: Mapping[str, Any]) -> WriterFile:
+        """Make ``<run_id>.mdb`` in ``directory``, with ``header`` (plain JSON data) in it.
+
+        Raises:
+            CheckpointError: the directory cannot be written to.
+        """
+        path = directory / f"{run_id}{SUFFIX}"
+        nascent = directory / f".{run_id}{SUFFIX}.new"
+        try:
+            env = _open(nascent)
+            with env.begin(db=env.open_db(_META), write=True) as transaction:
+                text = json.dumps({**header, "run_id": run_id, "format": FORMAT_VERSION})
+                transaction.put(_HEADER_KEY, text.encode())
+            env.open_db(_RECORDS)
+            env.close()
+            Path(f"{nascent}-lock").unlink(missing_ok=True)
+            os.rename(nascent, path)
+            fsync_directory(directory)
+            env = _open(path)
+        except (lmdb.Error, OSError) as error:
+            raise CheckpointError(
+                f"The checkpoint file {path} cannot be made: {error}. "
+                "See that the directory exists, is writable and has space, and run again."
+            ) from error
+        _own[os.path.realpath(path)] = env
+        return cls(path, env)
+
+    def commit(self, records: Sequence[Record]) -> None:
+        """Add ``records`` in one durable transaction; see the module's guarantees.
+
+        Raises:
+            CheckpointError: the disk is full or fails. Nothing of this call was committed.
+        """
+        items = [(digest(record.source_id), encode(record)) for record in records]
+        while True:
+            try:
+                with self._env.begin(db=self._records, write=True) as transaction:
+                    for key, value in items:
+                        transaction.put(key, value)
+                return
+            except lmdb.MapFullError:
+                self._env.set_mapsize(self._env.info()["map_size"] * 2)
+            except (lmdb.Error, OSError) as error:
+                raise CheckpointError(
+                    f"The checkpoint file {self._path} cannot be written: {error}. What was "
+                    "committed before is safe. Free space or mend the disk, and run again."
+                ) from error
+
+    def close(self) -> None:
+        """Close the file; it can be read afterwards."""
+        _own.pop(os.path.realpath(self._path), None)
+        self._env.close()
+        with contextlib.suppress(OSError):
+            Path(f"{self._path}-lock").unlink(missing_ok=True)
+
+
+def writer_files(directory: Path) -> dict[str, Path]:
+    """List the writers' files in ``directory``: ``{run id: path}``, ordered by run id."""
+    return {
+        path.name.removesuffix(SUFFIX): path
+        for path in sorted(directory.glob(f"*{SUFFIX}"))
+        if not path.name.startswith(".")
+    }
+
+
+def read_writer(path: Path, *, live: bool) -> tuple[dict[str, Any], Iterator[tuple[bytes, bytes]]]:
+    """Read a writer's file: its header, and its ``(digest, encoded record)`` pairs.
+
+    Args:
+        live: whether its writer may be at work on this host, so that LMDB's lock is needed. What
+            is read then is a snapshot, good to look at, not to skip by.
+
+    Raises:
+        CheckpointError: it is damaged, foreign, or of a newer format; the message names it.
+    """
+    pairs: list[tuple[bytes, bytes]] = []
+    with _reading, _told(path):
+        own = _own.get(os.path.realpath(path))
+        env = own if own is not None else _open(path, readonly=True, lock=live)
+        try:
+            meta, records = env.open_db(_META, create=False), env.open_db(_RECORDS, create=False)
+            with env.begin(db=meta) as transaction:
+                header = _header(path, transaction.get(_HEADER_KEY))
+            with env.begin(db=records) as transaction:
+                pairs.extend((bytes(key), bytes(value)) for key, value in transaction.cursor())
+        finally:
+            if own is None:
+                env.close()
+    return header, iter(pairs)
+
+
+class Union:
+    """The newest record of each source over several writers' files.
+
+    Of two records the one with the higher sequence number counts; on a tie, the one of the lower
+    run id. Records are kept as bytes and parsed when they are asked for.
+    """
+
+    def __init__(self, writers: Mapping[str, Iterable[tuple[bytes, bytes]]]) -> None:
+        self._values: dict[bytes, bytes] = {}
+        # In the order of run ids, so that on a tie the first, which is the lower, stays.
+        for run_id in sorted(writers):
+            for key, value in writers[run_id]:
+                known = self._values.get(key)
+                if known is None or precedence(value) > precedence(known):
+                    self._values[key] = value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(decode, self._values.values())
+
+    def get(self, source_id: str) -> Record | None:
+        """Return the record that counts for ``source_id``, if there is one."""
+        value = self._values.get(digest(source_id))
+        return None if value is None else decode(value)
+
+    def highest_sequence(self) -> int:
+        """Return the highest sequence number in use, 0 if there is none."""
+        return max(map(precedence, self._values.values()), default=0)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make names that were created or renamed in ``directory`` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> lmdb.Environment:
+    # No flag here weakens durability: LMDB syncs data and meta page in every commit by default.
+    return lmdb.open(
+        str(path),
+        subdir=False,
+        create=not readonly,
+        readonly=readonly,
+        lock=lock,
+        max_dbs=2,
+        map_size=0 if readonly else _INITIAL_MAP_BYTES,
+    )
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (lmdb.Error, OSError) as error:
+        raise CheckpointError(
+            f"The checkpoint file {path} cannot be read: {error}. If it is damaged, restore it "
+            "from a copy; removing it makes ray_resume forget the sources that it lists, so that "
+            "they are processed again."
+        ) from error
+
+
+def _header(path: Path, text: bytes | None) -> dict[str, Any]:
+    try:
+        header = json.loads(text or b"")
+        version = header["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is an LMDB file, but not one of ray_resume's. Move it elsewhere."
+        ) from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {version}, and this ray_resume reads format {FORMAT_VERSION}. "
+            "Upgrade ray_resume (pip install -U ray-resume), and run again."
+        )
+    return dict(header)

@@ -1,0 +1,110 @@
+"""``resumable_write``: check the pipeline, arm it, run it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pyarrow.fs import FileSystem
+from ray.data import Dataset
+
+from ray_resume import plan, stage
+from ray_resume.datasource import ArmedDatasource, ResumableDatasource
+from ray_resume.directory import CheckpointDirectory
+from ray_resume.errors import CheckpointError, NonResumableError
+from ray_resume.listing import resolve
+from ray_resume.run import Pass, Run, RunPlan
+from ray_resume.sink import FileSink, Folder, check_write_options
+from ray_resume.summary import RunSummary
+
+__all__ = ["resumable_write"]
+
+
+def resumable_write(
+    ds: Dataset,
+    sink: str | os.PathLike[str],
+    *,
+    format: str = "parquet",
+    append: bool = False,
+    filesystem: FileSystem | None = None,
+    concurrency: int | None = None,
+    ray_remote_args: Mapping[str, Any] | None = None,
+    **write_options: Any,
+) -> RunSummary:
+    """Write a resumable dataset, each source's rows exactly once. Run again after any crash.
+
+    Sources that earlier runs completed are skipped before they are opened. With nothing left to
+    do, nothing runs and nothing is written.
+
+    Args:
+        ds: a dataset from ``resumable_read``, with decorated UDFs.
+        sink: the folder for the output, created if missing: a path, or a URI.
+        append: write into a folder that has data files of others; theirs are left alone.
+        filesystem: the pyarrow filesystem of ``sink``, inferred from it by default.
+        concurrency: how many write tasks may run at once.
+        ray_remote_args: passed to ``ray.remote`` for the write tasks.
+        write_options: ``pyarrow.parquet.write_table``'s own, such as ``compression`` and
+            ``row_group_size``.
+
+    Raises:
+        NonResumableError: the pipeline cannot be resumed; raised before any task starts.
+        CheckpointError: the checkpoint is in use, unreadable or bound to another folder; the
+            folder has other data files, or misses files of completed sources.
+        SourceChangedError: as ``on_source_change="error"`` of the read asked for.
+        Exception: what a UDF raised, as with plain Ray Data. What was complete is committed.
+    """
+    chain = plan.chain_of(
+        ds,
+        resumable_datasource=ResumableDatasource,
+        is_decorated=lambda udf: stage.options_of(udf) is not None,
+    )
+    if format != "parquet":
+        raise NonResumableError(
+            f"format={format!r} is not supported in this version; format='parquet' is."
+        )
+    check_write_options(write_options)
+    folder = _folder(sink, filesystem)
+    datasource = chain.datasource
+    assert isinstance(datasource, ResumableDatasource)
+    directory = CheckpointDirectory(datasource.checkpoint)
+
+    def run_pass(this: Pass) -> None:
+        armed = plan.arm(
+            chain,
+            ArmedDatasource(datasource, this.sources, this.numbers, this.client),
+            lambda udf: stage.armed(udf, this.client),
+        )
+        armed.write_datasink(
+            FileSink(folder, write_options, this.file_prefix, this.digests, this.client),
+            ray_remote_args=dict(ray_remote_args or {}),
+            concurrency=concurrency,
+        )
+
+    run = Run(
+        RunPlan(
+            directory=directory,
+            sources=datasource.files,
+            folder=folder,
+            append=append,
+            signature=chain.signature(),
+            max_failed_runs=datasource.options.max_failed_runs,
+            on_source_change=datasource.options.on_source_change,
+        )
+    )
+    return run.execute(run_pass)
+
+
+def _folder(sink: str | os.PathLike[str], filesystem: FileSystem | None) -> Folder:
+    if not isinstance(sink, (str, os.PathLike)):
+        raise NonResumableError(
+            f"resumable_write writes into a folder in this version, not into a "
+            f"{type(sink).__name__}. Give the folder's path."
+        )
+    inferred, (path,) = resolve(sink, filesystem)
+    folder = Folder(inferred, path, path if "://" not in os.fspath(sink) else os.fspath(sink))
+    if folder.is_local:
+        folder = Folder(inferred, os.path.abspath(path), os.path.abspath(path))
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise CheckpointError(f"The output folder {path} is a file. Give another folder.")
+    return folder
