@@ -225,13 +225,10 @@ def start(spec: RunSpec) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    host = ray.remote(_LedgerActor).options(
-        num_cpus=0,
-        max_restarts=0,
-        max_task_retries=0,
-        scheduling_strategy=here,
-    )
-    handle = host.remote()
+    remote_class: Any = ray.remote(_LedgerActor)
+    handle = remote_class.options(
+        num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
+    ).remote()
     try:
         ray.get(handle.open.remote(spec))
     except BaseException as error:

@@ -124,7 +124,7 @@ def pick(batch: Any, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Any:
     if isinstance(batch, pa.Table):
         # Ray's own, since pyarrow cannot take from every extension type.
         positions = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        return BlockAccessor.for_block(batch).take(positions)
+        return BlockAccessor.for_block(batch).take(positions)  # type: ignore[arg-type]
     if isinstance(batch, pd.DataFrame):
         return batch.iloc[rows]
     return {name: np.asarray(values)[rows] for name, values in batch.items()}

@@ -1,4 +1,4 @@
-"""The two datasources: what `resumable_read` gives to Ray Data, and what takes its place when armed.
+"""The two datasources: what `resumable_read` gives to Ray Data, and what replaces it when armed.
 
 Importable on workers: knows neither checkpoints nor lmdb. A read task's work is
 :class:`SourceReader`: read one source after another, add the two columns, seal each.
@@ -25,6 +25,9 @@ from ray_resume.listing import FileSource
 
 __all__ = ["ArmedDatasource", "FileRead", "ResumableDatasource", "SourceReader"]
 
+# As many tasks as Ray Data makes at least of an input that is large enough.
+_SPREAD_OVER_TASKS = 200
+
 # Seals of small sources travel together, but none waits longer than this.
 _SEAL_INTERVAL_S = 0.1
 
@@ -43,7 +46,7 @@ class _FileDatasource(Datasource):
     """What both have in common: files that are known, and a datasource that is made when needed."""
 
     def __init__(self, read: FileRead, files: Sequence[FileSource]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.read = read
         self.files = files
         self._projection_map: dict[str, str] | None = None
@@ -130,6 +133,15 @@ class ArmedDatasource(_FileDatasource):
         self._numbers = {file.path: number for file, number in zip(files, numbers, strict=True)}
         self._ids = {file.path: file.source_id for file in files}
         self._client = client
+
+    def preferred_read_tasks(self, target_bytes: int) -> int:
+        """Say how many read tasks suit these files: enough to spread them, few tiny ones.
+
+        Args:
+            target_bytes: in-memory size that a task's output should not exceed by much.
+        """
+        by_size = -(-self.estimate_inmemory_data_size() // target_bytes)
+        return min(len(self.files), max(_SPREAD_OVER_TASKS, by_size))
 
     def get_read_tasks(
         self,

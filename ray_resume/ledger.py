@@ -173,11 +173,9 @@ class Ledger:
     def apply(self, message: Message) -> Applied:
         """Apply every event of ``message``, or raise :class:`LedgerError` and apply none."""
         self._check(message)
-        outcomes: list[Outcome] = []
         completions: list[Completion] = []
-        for event in message.events:
-            outcomes.append(self._apply_event(event, completions))
-        return Applied(tuple(outcomes), tuple(completions))
+        outcomes = tuple(self._apply_event(event, completions) for event in message.events)
+        return Applied(outcomes, tuple(completions))
 
     def pending(self) -> list[int]:
         """Return the numbers of the sources that are not complete, ascending."""

@@ -135,7 +135,7 @@ class Call:
         """Return random tokens for a batch after which more may follow.
 
         Args:
-            sources: ``int32``, shape ``(m,)``: the source of each output row, of those that came in.
+            sources: ``int32``, shape ``(m,)``: of each output row, the source it came from.
 
         Returns:
             ``uint64``, shape ``(m,)``.

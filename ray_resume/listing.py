@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
@@ -19,6 +20,8 @@ from ray_resume.errors import ResumeError
 from ray_resume.record import Fingerprint
 
 __all__ = ["FileSource", "list_files", "resolve"]
+
+Paths: TypeAlias = "str | Path | Sequence[str | Path]"
 
 _PASSED_OVER = (".", "_")
 
@@ -32,34 +35,25 @@ class FileSource:
     fingerprint: Fingerprint
 
 
-def resolve(
-    paths: str | Path | Sequence[str | Path], filesystem: FileSystem | None
-) -> tuple[FileSystem, list[str]]:
+def resolve(paths: Paths, filesystem: FileSystem | None) -> tuple[FileSystem, list[str]]:
     """Return the filesystem of ``paths``, and the paths as that filesystem spells them.
 
     Raises:
         ValueError: they name no filesystem, or several.
     """
-    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    given = [os.fspath(path) for path in _listed(paths)]
     if not given:
         raise ValueError("resumable_read needs at least one path.")
-    resolved = []
-    for path in map(os.fspath, given):
-        if filesystem is not None:
-            resolved.append(_strip_scheme(path))
-            continue
-        if "://" in path:
-            inferred, stripped = FileSystem.from_uri(path)
-        else:
-            inferred, stripped = LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-        if resolved and type(inferred) is not type(first):
+    if filesystem is not None:
+        return filesystem, [_without_scheme(path) for path in given]
+    inferred = [_infer(path) for path in given]
+    first = inferred[0][0]
+    for path, (other, _) in zip(given, inferred, strict=True):
+        if type(other) is not type(first):
             raise ValueError(
-                f"{given[0]} and {path} are on different filesystems; read them apart."
+                f"{given[0]} and {path} are on different filesystems. Read them apart."
             )
-        if not resolved:
-            first = inferred
-        resolved.append(stripped)
-    return (filesystem if filesystem is not None else first), resolved
+    return first, [path for _, path in inferred]
 
 
 def list_files(
@@ -127,5 +121,16 @@ def _has_extension(path: str, extensions: Sequence[str] | None) -> bool:
     return any(name.endswith("." + extension.lower().lstrip(".")) for extension in extensions)
 
 
-def _strip_scheme(path: str) -> str:
+def _listed(paths: Paths) -> list[Path | str]:
+    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+
+
+def _infer(path: str) -> tuple[FileSystem, str]:
+    if "://" in path:
+        filesystem, stripped = FileSystem.from_uri(path)
+        return filesystem, stripped
+    return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+
+
+def _without_scheme(path: str) -> str:
     return path.split("://", 1)[1] if "://" in path else path

@@ -1,11 +1,11 @@
-"""Which operators a pipeline may have, and how it is armed. The only place that knows Ray's insides.
+"""Which operators a pipeline may have, and how it is armed. The one place that knows Ray's insides.
 
 Checked against the Ray versions that ``pyproject.toml`` admits. Each internal that is used:
 
 * ``Dataset._logical_plan.dag`` and the operator classes: Ray has no public view of a plan, and the
   plan is what has to be judged and rewritten before anything runs.
-* ``Dataset.copy(_deep_copy=True)``, ``Dataset._from_parent`` and ``LogicalOperator._apply_transform``:
-  to rewrite a private copy, so that the user's dataset stays as it was.
+* ``Dataset.copy(_deep_copy=True)`` and ``Dataset._from_parent``: to rewrite a private copy, so that
+  the user's dataset stays as it was.
 * ``DataContext.use_datasource_v2``: the older read path plans one read as one operator whose tasks
   can be bound to files.
 * ``ExecutionCallback``: to refuse a plain ``ds.write_*`` that would look as if it were resumable.
@@ -108,14 +108,13 @@ def chain_of(
 
 
 def arm(
-    chain: Chain,
-    datasource: Datasource,
-    arm_udf: Callable[[Any], Any],
+    chain: Chain, datasource: Datasource, read_tasks: int, arm_udf: Callable[[Any], Any]
 ) -> Dataset:
     """Rewrite a private copy of the pipeline to read from ``datasource`` and run armed UDFs.
 
     Args:
         datasource: takes the place of the chain's own; its blocks have the two columns.
+        read_tasks: how many read tasks it should give, unless the user has said how many.
         arm_udf: maps a decorated UDF to what runs in its place.
     """
     dataset = Dataset.copy(chain.dataset, _deep_copy=True)
@@ -131,6 +130,9 @@ def arm(
         datasource_or_legacy_reader=datasource,
         num_outputs=None,
         detected_parallelism=None,
+        # With a number of its own choice, Ray would split the output of each read task into many
+        # blocks, and could no longer fuse the read with what follows.
+        parallelism=read_tasks if chain.read.parallelism == -1 else chain.read.parallelism,
     )
     for above in chain.operators:
         operator = _armed(above, operator, arm_udf)

@@ -37,9 +37,14 @@ def resumable_read(
     reader: Callable[..., Dataset],
     *args: Any,
     checkpoint: str | os.PathLike[str] | Checkpoint,
+    keys: Sequence[Any] | None = None,
+    granularity: str = "file",
+    shard: tuple[int, int] | str | None = None,
     max_failed_runs: int = 3,
     on_source_change: str = "reprocess",
     on_pipeline_change: str = "error",
+    source_id: Callable[..., str] | None = None,
+    source_root: str | None = None,
     **kwargs: Any,
 ) -> Dataset:
     """Read files as ``reader(*args, **kwargs)`` would, so that ``resumable_write`` can skip them.
@@ -52,6 +57,11 @@ def resumable_read(
         reader: ``ray.data.read_parquet``; ``args`` and ``kwargs`` are its own.
         checkpoint: a directory on the driver's host, created if missing, or a :class:`Checkpoint`.
             Give each pipeline its own.
+        max_failed_runs: a source that failed in so many runs is quarantined: passed over.
+        on_source_change: what to do with a completed source whose size or modification time has
+            changed: ``"reprocess"`` (its new output replaces its old), ``"error"``, ``"ignore"``.
+        on_pipeline_change, keys, granularity, shard, source_id, source_root: reserved; other
+            values than the defaults are refused by this version.
 
     Raises:
         FileNotFoundError: there is nothing to read.
@@ -59,6 +69,13 @@ def resumable_read(
         NonResumableError: the reader cannot be made resumable.
     """
     options = _checked_options(max_failed_runs, on_source_change, on_pipeline_change)
+    _refuse_what_is_not_there_yet(
+        keys=keys,
+        granularity=granularity,
+        shard=shard,
+        source_id=source_id,
+        source_root=source_root,
+    )
     directory = CheckpointDirectory(checkpoint)
     name = getattr(reader, "__name__", repr(reader))
     if getattr(ray.data, name, None) is not reader or name not in _INFLATION:
@@ -85,7 +102,7 @@ def resumable_read(
         str(directory.path),
         options,
     )
-    dataset = ray.data.read_datasource(datasource, **scheduling)
+    dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     plan.refuse_plain_writes(dataset)
     return dataset
 
@@ -121,6 +138,15 @@ def _scheduling_names() -> list[str]:
         for name, parameter in inspect.signature(ray.data.read_datasource).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     ]
+
+
+def _refuse_what_is_not_there_yet(**options: Any) -> None:
+    # Said aloud, since the reader would take an unknown keyword for an option of its own.
+    for name, value in options.items():
+        if value not in (None, "file"):
+            raise NonResumableError(
+                f"{name}={value!r}: this version of ray_resume does not have {name} yet."
+            )
 
 
 def _checked_options(

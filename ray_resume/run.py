@@ -87,7 +87,9 @@ class Run:
         self._started_at = time.monotonic()
         self._checkpoint_id = plan.directory.identity()
 
-    def execute(self, run_pass: Callable[[Pass], None]) -> RunSummary:
+    def execute(
+        self, run_pass: Callable[[Pass], None], *, lease_wait_s: float = LEASE_WAIT_S
+    ) -> RunSummary:
         """Take the lease, run passes until nothing more can be done, clean up.
 
         Args:
@@ -97,7 +99,7 @@ class Run:
             CheckpointError: the checkpoint or the output folder cannot be used.
             Exception: whatever ``run_pass`` raised; what was complete is committed.
         """
-        with self._leased():
+        with self._leased(lease_wait_s):
             contents = self._plan.directory.settled()
             todo = self._todo(contents)
             self._check_output(contents, todo)
@@ -113,10 +115,10 @@ class Run:
             return self._summary(todo, progress, failed)
 
     @contextlib.contextmanager
-    def _leased(self) -> Iterator[None]:
+    def _leased(self, wait_s: float) -> Iterator[None]:
         path = self._plan.directory.path
         claim = Claim(frozenset(digest(source.source_id) for source in self._plan.sources))
-        self._lease = Lease.acquire(path, Owner.here(self._run_id), claim, wait_s=LEASE_WAIT_S)
+        self._lease = Lease.acquire(path, Owner.here(self._run_id), claim, wait_s=wait_s)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The file sink: each source's rows become files of its own, durable before the ledger hears of them.
+"""The file sink: each source's rows become files of its own, durable before they are drained.
 
 Importable on workers: knows neither checkpoints nor lmdb. A file is called
 ``<checkpoint>-<run>-<source's digest>-<random>.parquet``. The random part is drawn for each
@@ -67,7 +67,7 @@ class Folder:
         self.filesystem.create_dir(self.path, recursive=True)
 
     def names(self) -> list[str]:
-        """List the files in it, those in subfolders by their relative path; empty if it is missing."""
+        """List the files in it by their relative path, subfolders too; none if it is missing."""
         base = self.path.rstrip("/") + "/"
         selector = FileSelector(self.path, allow_not_found=True, recursive=True)
         return [
@@ -137,7 +137,7 @@ class FileSink(Datasink[None]):
     def get_name(self) -> str:
         return "Resumable"
 
-    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:  # noqa: ARG002
         """Write the rows of one task, one file for each source among them, then drain them all.
 
         Guarantees: when this returns, the files are durable and the ledger has counted them; if

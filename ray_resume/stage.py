@@ -152,7 +152,7 @@ def _marked_function(options: StageOptions, udf: Any) -> Any:
     functools.update_wrapper(wrapper, udf)
     if isinstance(udf, functools.partial):
         functools.update_wrapper(wrapper, udf.func)
-        wrapper.__wrapped__ = udf
+        wrapper.__wrapped__ = udf  # type: ignore[attr-defined]
     setattr(wrapper, _MARK, options)
     return wrapper
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pyarrow.fs import FileSystem
@@ -14,21 +15,25 @@ from ray_resume.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.listing import resolve
-from ray_resume.run import Pass, Run, RunPlan
+from ray_resume.run import LEASE_WAIT_S, Pass, Run, RunPlan
 from ray_resume.sink import FileSink, Folder, check_write_options
 from ray_resume.summary import RunSummary
 
 __all__ = ["resumable_write"]
 
+_TARGET_BLOCK_BYTES = 128 << 20
+
 
 def resumable_write(
     ds: Dataset,
-    sink: str | os.PathLike[str],
+    sink: str | Path,
     *,
     format: str = "parquet",
     append: bool = False,
     filesystem: FileSystem | None = None,
+    partition_cols: Sequence[str] | None = None,
     concurrency: int | None = None,
+    lease_wait_s: float = LEASE_WAIT_S,
     ray_remote_args: Mapping[str, Any] | None = None,
     **write_options: Any,
 ) -> RunSummary:
@@ -43,6 +48,9 @@ def resumable_write(
         append: write into a folder that has data files of others; theirs are left alone.
         filesystem: the pyarrow filesystem of ``sink``, inferred from it by default.
         concurrency: how many write tasks may run at once.
+        lease_wait_s: how many seconds to wait for another run on the same sources to end. A
+            killed driver's ledger lives on for a few.
+        partition_cols: reserved; refused by this version.
         ray_remote_args: passed to ``ray.remote`` for the write tasks.
         write_options: ``pyarrow.parquet.write_table``'s own, such as ``compression`` and
             ``row_group_size``.
@@ -59,9 +67,10 @@ def resumable_write(
         resumable_datasource=ResumableDatasource,
         is_decorated=lambda udf: stage.options_of(udf) is not None,
     )
-    if format != "parquet":
+    if format != "parquet" or partition_cols:
         raise NonResumableError(
-            f"format={format!r} is not supported in this version; format='parquet' is."
+            "This version of ray_resume writes format='parquet' without partition_cols. "
+            "Other files can be made from its output by plain Ray Data."
         )
     check_write_options(write_options)
     folder = _folder(sink, filesystem)
@@ -70,9 +79,11 @@ def resumable_write(
     directory = CheckpointDirectory(datasource.checkpoint)
 
     def run_pass(this: Pass) -> None:
+        source = ArmedDatasource(datasource, this.sources, this.numbers, this.client)
         armed = plan.arm(
             chain,
-            ArmedDatasource(datasource, this.sources, this.numbers, this.client),
+            source,
+            source.preferred_read_tasks(ds.context.target_max_block_size or _TARGET_BLOCK_BYTES),
             lambda udf: stage.armed(udf, this.client),
         )
         armed.write_datasink(
@@ -92,10 +103,10 @@ def resumable_write(
             on_source_change=datasource.options.on_source_change,
         )
     )
-    return run.execute(run_pass)
+    return run.execute(run_pass, lease_wait_s=lease_wait_s)
 
 
-def _folder(sink: str | os.PathLike[str], filesystem: FileSystem | None) -> Folder:
+def _folder(sink: str | Path, filesystem: FileSystem | None) -> Folder:
     if not isinstance(sink, (str, os.PathLike)):
         raise NonResumableError(
             f"resumable_write writes into a folder in this version, not into a "
