@@ -43,9 +43,14 @@ _OURS = (SOURCE_COLUMN, TOKEN_COLUMN)
 def detach(batch: Any) -> tuple[Any, SourceArray, TokenArray]:
     """Take the two columns off: ``(batch without them, int32 sources, uint64 tokens)``.
 
+    Ray makes up empty blocks without any columns; they have no rows to account for.
+
     Raises:
         RuntimeError: they are not there, so that these rows could not be accounted for.
     """
+    if num_rows(batch) == 0:
+        present = tuple(name for name in _OURS if name in names(batch))
+        return without_columns(batch, present), np.empty(0, np.int32), np.empty(0, np.uint64)
     present = names(batch)
     if SOURCE_COLUMN not in present or TOKEN_COLUMN not in present:
         raise RuntimeError(

@@ -95,8 +95,8 @@ class CheckpointDirectory:
         with guard(self.path):
             self._write_identity({**self._read_identity(), "sink": sink})
 
-    def settled(self, own: str | None = None) -> Contents:
-        """Read what all dead runs committed, and run ``own``, whose ledger is closed.
+    def settled(self, own: str) -> Contents:
+        """Read what all dead runs committed, and run ``own``, whose ledger is closed or not open.
 
         Who is dead is noted first, and what they committed is read then: a run that is alive at
         the note counts as alive, whatever it does meanwhile.
@@ -106,7 +106,7 @@ class CheckpointDirectory:
         """
         with guard(self.path):
             live = live_runs(self.path)
-            live.pop(own or "", None)
+            live.pop(own, None)
             files = {run: path for run, path in writer_files(self.path).items() if run not in live}
         return _read(files, live)
 

@@ -100,7 +100,7 @@ class Run:
             Exception: whatever ``run_pass`` raised; what was complete is committed.
         """
         with self._leased(lease_wait_s):
-            contents = self._plan.directory.settled()
+            contents = self._plan.directory.settled(self._run_id)
             todo = self._todo(contents)
             self._check_output(contents, todo)
             if not todo.pending:
@@ -270,7 +270,7 @@ class Run:
             return
         try:
             self._lease.check()
-            self._remove_leftovers(self._plan.directory.settled(own=self._run_id))
+            self._remove_leftovers(self._plan.directory.settled(self._run_id))
         except (ResumeError, OSError) as error:
             logger.warning("Left-overs in %s were not removed: %s", self._plan.folder.uri, error)
 

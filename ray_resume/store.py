@@ -19,8 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lmdb
-
 from ray_resume.errors import CheckpointError
 from ray_resume.record import Record, decode, digest, encode, precedence
 
@@ -40,13 +38,13 @@ _INITIAL_MAP_BYTES = 16 << 20
 # py-lmdb refuses to open one file twice in a process, so whoever opens one holds this lock for as
 # long as a file that it does not own is open.
 _reading = threading.Lock()
-_own: dict[str, lmdb.Environment] = {}
+_own: dict[str, Any] = {}
 
 
 class WriterFile:
     """The one file that this process writes. Not thread-safe; one owner, one thread at a time."""
 
-    def __init__(self, path: Path, env: lmdb.Environment) -> None:
+    def __init__(self, path: Path, env: Any) -> None:
         self._path = path
         self._env = env
         self._records = env.open_db(_RECORDS)
@@ -71,7 +69,7 @@ class WriterFile:
             os.rename(nascent, path)
             fsync_directory(directory)
             env = _open(path)
-        except (lmdb.Error, OSError) as error:
+        except (_lmdb().Error, OSError) as error:
             raise CheckpointError(
                 f"The checkpoint file {path} cannot be made: {error}. "
                 "See that the directory exists, is writable and has space, and run again."
@@ -92,9 +90,9 @@ class WriterFile:
                     for key, value in items:
                         transaction.put(key, value)
                 return
-            except lmdb.MapFullError:
+            except _lmdb().MapFullError:
                 self._env.set_mapsize(self._env.info()["map_size"] * 2)
-            except (lmdb.Error, OSError) as error:
+            except (_lmdb().Error, OSError) as error:
                 raise CheckpointError(
                     f"The checkpoint file {self._path} cannot be written: {error}. What was "
                     "committed before is safe. Free space or mend the disk, and run again."
@@ -184,9 +182,9 @@ def fsync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> lmdb.Environment:
+def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> Any:
     # No flag here weakens durability: LMDB syncs data and meta page in every commit by default.
-    return lmdb.open(
+    return _lmdb().open(
         str(path),
         subdir=False,
         create=not readonly,
@@ -197,11 +195,19 @@ def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> lmdb.Envi
     )
 
 
+def _lmdb() -> Any:
+    # Workers import users' modules, and those import ray_resume. Only a process that opens a store
+    # may load lmdb, since LMDB forbids to carry an open file over a fork.
+    import lmdb
+
+    return lmdb
+
+
 @contextlib.contextmanager
 def _told(path: Path) -> Iterator[None]:
     try:
         yield
-    except (lmdb.Error, OSError) as error:
+    except (_lmdb().Error, OSError) as error:
         raise CheckpointError(
             f"The checkpoint file {path} cannot be read: {error}. If it is damaged, restore it "
             "from a copy; removing it makes ray_resume forget the sources that it lists, so that "

@@ -1,0 +1,77 @@
+"""One local Ray cluster for the whole session, and input that is known row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+RUNTIME_ENV_MARK = "RAY_RESUME_TEST_MARK"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """A local cluster with a runtime_env of the user's; its address."""
+    import ray
+
+    context = ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        runtime_env={
+            "env_vars": {RUNTIME_ENV_MARK: "kept", "PYTHONPATH": str(Path(__file__).parent)}
+        },
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Six Parquet files of 100 rows and an empty one: ``id`` 0..599, ``name``, ``weight``."""
+    folder = tmp_path / "in"
+    write_source(folder, files=6, rows=100)
+    write_file(folder / "empty.parquet", 0, 0)
+    return folder
+
+
+def write_source(folder: Path, *, files: int, rows: int) -> None:
+    """Write ``files`` Parquet files with ids that go on from file to file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(files):
+        write_file(folder / f"{number:05d}.parquet", number * rows, (number + 1) * rows)
+
+
+def write_file(path: Path, start: int, stop: int) -> None:
+    """Write the rows with the ids ``start .. stop - 1``."""
+    ids = np.arange(start, stop, dtype=np.int64)
+    table = pa.table(
+        {
+            "id": ids,
+            "name": pa.array([f"row {i}" for i in ids], pa.string()),
+            "weight": ids.astype(np.float64) / 7,
+        }
+    )
+    pq.write_table(table, path)
+
+
+def ids_in(folder: Path, column: str = "id") -> list[int]:
+    """Return every value of ``column`` in the Parquet files of ``folder``, sorted."""
+    values: list[int] = []
+    for path in folder.glob("*.parquet"):
+        values.extend(pq.ParquetFile(path).read([column]).column(column).to_pylist())
+    return sorted(values)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and modification time of everything under ``folder``."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+    }
