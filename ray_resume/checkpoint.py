@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ray_resume.directory import CheckpointDirectory
+from ray_resume.directory import CheckpointDirectory, new_run_id
+from ray_resume.errors import CheckpointError
+from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.record import Record, State
+from ray_resume.store import Union, WriterFile
 
 __all__ = ["Checkpoint", "CheckpointStatus", "SourceRecord"]
 
 _STATES = {"completed": State.COMPLETED, "failed": State.FAILED, "quarantined": State.QUARANTINED}
+# Long enough for the ledger of a driver that was just killed to follow it.
+_LEASE_WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,76 @@ class Checkpoint:
         else's.
         """
         return sorted(file for record in self._sources("completed") for file in record.files)
+
+    def reset(self, source_ids: Iterable[str] | None = None, *, state: str | None = None) -> int:
+        """Forget sources, so that the next run processes them anew; return how many.
+
+        Their output files stay until that run has committed new ones in their place. Nothing is
+        deleted: a record that says so is added for each, all in one durable transaction.
+
+        Args:
+            source_ids: the sources to forget (one id alone will do); or
+            state: ``"completed"``, ``"failed"``, ``"quarantined"``, or ``"all"``: all in it.
+
+        Raises:
+            ValueError: neither or both of them are given, or there is no such state.
+            CheckpointError: an id is not on record, or a run is at work. Nothing was forgotten.
+        """
+        if (source_ids is None) == (state is None):
+            raise ValueError('reset needs the ids of sources, or a state ("all" for everything)')
+        if state is not None and state != "all" and state not in _STATES:
+            raise ValueError(f"state must be one of {', '.join(_STATES)} or all, not {state!r}")
+        if source_ids is not None:
+            source_ids = [source_ids] if isinstance(source_ids, str) else list(source_ids)
+        self._directory.identity()
+        path, run_id = self._directory.path, new_run_id()
+        lease = Lease.acquire(path, Owner.here(run_id), Claim(None), wait_s=_LEASE_WAIT_S)
+        try:
+            union = self._directory.settled(run_id).union
+            records = list(
+                _in_state(union, state or "all")
+                if source_ids is None
+                else self._on_record(union, source_ids)
+            )
+            if records:
+                writer = WriterFile.create(path, run_id, {"purpose": "reset"})
+                try:
+                    writer.commit(_resets(records, run_id, union.highest_sequence()))
+                finally:
+                    writer.close()
+            return len(records)
+        finally:
+            lease.end(wait_s=0)
+
+    def _on_record(self, union: Union, source_ids: list[str]) -> Iterator[Record]:
+        known = {source_id: union.get(source_id) for source_id in source_ids}
+        unknown = [source_id for source_id, record in known.items() if record is None]
+        if unknown:
+            raise CheckpointError(
+                f"The checkpoint {self.path} has no record of {unknown[0]!r}"
+                + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
+                + ". Nothing was reset. Are the ids spelt as in Checkpoint.sources()?"
+            )
+        return (r for r in known.values() if r is not None and r.state is not State.RESET)
+
+
+def _in_state(union: Union, state: str) -> Iterator[Record]:
+    wanted = set(_STATES.values()) if state == "all" else {_STATES[state]}
+    return (record for record in union if record.state in wanted)
+
+
+def _resets(records: Iterable[Record], run_id: str, highest_sequence: int) -> list[Record]:
+    return [
+        Record(
+            source_id=record.source_id,
+            state=State.RESET,
+            sequence=sequence,
+            run_id=run_id,
+            # Until a completed record replaces them, they stay.
+            files=record.files,
+        )
+        for sequence, record in enumerate(records, highest_sequence + 1)
+    ]
 
 
 def _public(record: Record, state: str, sink: str | None) -> SourceRecord:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,8 @@ def _read(files: dict[str, Path], live: dict[str, Owner]) -> Contents:
 
 def _local_path(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
-    if "://" in text:
+    # One slash will do: pathlib folds two into one.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         parsed = urlparse(text)
         if parsed.scheme != "file" or parsed.netloc not in ("", "localhost"):
             raise CheckpointError(

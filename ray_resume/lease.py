@@ -118,11 +118,12 @@ class Lease:
         Raises:
             CheckpointError: it is gone: the run that took it has ended.
         """
-        try:
+        with guard(path.parent):
+            # A lease that nobody holds may have been passed over already: a dead run stays dead.
+            if not _is_held(path):
+                raise CheckpointError(f"The lease {path} is gone: its run has ended.")
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise CheckpointError(f"The lease {path} is gone: its run has ended.") from error
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
         lease = cls(path, descriptor)
         lease.check()
         return lease
@@ -220,9 +221,15 @@ def guard(directory: Path) -> Iterator[None]:
 
 
 def _first_rival(directory: Path, claim: Claim) -> Owner | None:
-    for run_id, owner in live_runs(directory).items():
-        if claim.meets(_read_claim(directory / f"{run_id}{_SUFFIX}")):
-            return owner
+    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+        if not _is_held(path):
+            # Its run was killed. The run's writer file says what it did; this says nothing more.
+            path.unlink(missing_ok=True)
+            continue
+        # It may end, and remove its lease, between the two looks at it.
+        with contextlib.suppress(FileNotFoundError):
+            if claim.meets(_read_claim(path)):
+                return _read_owner(path)
     return None
 
 

@@ -193,8 +193,8 @@ class Ledger:
         if not counter.drained:
             return f"{counter.rows_read} rows were read, and none arrived"
         return (
-            f"{counter.rows_read} rows were read, and some of them, or of what was made of them, "
-            f"did not arrive ({counter.rows_written} rows did)"
+            f"{counter.rows_read} rows were read and {counter.rows_written} arrived, but they do "
+            "not add up: a task was executed twice, or what it made got lost"
         )
 
     def _check(self, message: Message) -> None:

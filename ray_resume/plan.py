@@ -96,7 +96,7 @@ def chain_of(
     operators: list[Any] = []
     operator = dataset._logical_plan.dag
     while not isinstance(operator, Read):
-        _check_operator(operator, is_decorated)
+        _check_kind(operator)
         operators.append(operator)
         operator = operator.input_dependencies[0]
     if not isinstance(operator.datasource, resumable_datasource):
@@ -104,6 +104,9 @@ def chain_of(
             f"The pipeline starts with {operator.name}, which is not resumable. {_READ_WAY_OUT}"
         )
     _check_limit(operator)
+    # After all kinds, since there is no use in decorating what a shuffle below it rules out.
+    for above in operators:
+        _check_udf(above, is_decorated)
     return Chain(dataset, operator, tuple(reversed(operators)))
 
 
@@ -180,33 +183,41 @@ _READ_WAY_OUT = (
 )
 
 
-def _check_operator(operator: Any, is_decorated: Callable[[Any], bool]) -> None:
-    if isinstance(operator, MapBatches):
-        if not is_decorated(operator.fn):
-            raise NonResumableError(
-                f"{operator.name} runs a UDF that is not decorated. Put @resumable on it, if each "
-                "call's output comes from that call's rows alone. A UDF that buffers, "
-                "deduplicates or aggregates over calls cannot be resumed: write with "
-                "resumable_write before it, then start a second pipeline from the written files."
-            )
-    elif isinstance(operator, Project):
-        for expression in operator.get_all_exprs():
-            _check_expression(operator, expression)
-    elif isinstance(operator, (MapRows, FlatMap, Filter)):
+def _check_kind(operator: Any) -> None:
+    if isinstance(operator, (MapRows, FlatMap, Filter)):
         raise NonResumableError(
             f"{operator.name} works row by row, which this version of ray_resume does not make "
             "resumable. Say the same with map_batches and a @resumable UDF."
         )
-    elif isinstance(operator, (InputData, ReadFiles)):
+    if isinstance(operator, (InputData, ReadFiles)):
         raise NonResumableError(
             f"The pipeline starts with {operator.name}, which is not resumable. {_READ_WAY_OUT}"
         )
-    elif not isinstance(operator, StreamingRepartition):
+    if not isinstance(operator, (MapBatches, Project, StreamingRepartition)):
         raise NonResumableError(
-            f"{operator.name} cannot stand between resumable_read and resumable_write: it mixes "
-            f"the rows of all sources, or drops or repeats rows without saying which. {_WAY_OUT}"
+            f"{_full_name(operator)} cannot stand between resumable_read and resumable_write: it "
+            "mixes the rows of all sources, or drops or repeats rows without saying which. "
+            f"{_WAY_OUT}"
         )
     _check_limit(operator)
+
+
+def _full_name(operator: Any) -> str:
+    kind, name = type(operator).__name__, str(operator.name)
+    return name if name.startswith(kind) else f"{kind} ({name})"
+
+
+def _check_udf(operator: Any, is_decorated: Callable[[Any], bool]) -> None:
+    if isinstance(operator, MapBatches) and not is_decorated(operator.fn):
+        raise NonResumableError(
+            f"{operator.name} runs a UDF that is not decorated. Put @resumable on it, if each "
+            "call's output comes from that call's rows alone. A UDF that buffers, deduplicates or "
+            "aggregates over calls cannot be resumed: write with resumable_write before it, then "
+            "start a second pipeline from the written files."
+        )
+    if isinstance(operator, Project):
+        for expression in operator.get_all_exprs():
+            _check_expression(operator, expression)
 
 
 def _check_limit(operator: Any) -> None:

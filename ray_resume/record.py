@@ -79,9 +79,9 @@ def encode(record: Record) -> bytes:
         record.fingerprint.mtime_ns,
         record.signature,
     ]
-    return _HEAD.pack(record.state.value, record.sequence) + json.dumps(
-        body, separators=(",", ":")
-    ).encode("ascii")
+    # Not as \u escapes: two lone surrogates side by side would come back as one character.
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+    return _HEAD.pack(record.state.value, record.sequence) + text.encode("utf-8", "surrogatepass")
 
 
 def decode(value: bytes) -> Record:
@@ -101,7 +101,7 @@ def decode(value: bytes) -> Record:
             sequence=sequence,
             run_id=_typed(run_id, str),
             rows=_typed(rows, int),
-            files=tuple(_typed(file, str) for file in files),
+            files=tuple(_typed(file, str) for file in _typed(files, list)),
             error=None if error is None else _typed(error, str),
             failed_runs=_typed(failed, int),
             completed_at=None if at is None else float(at),
@@ -111,13 +111,20 @@ def decode(value: bytes) -> Record:
             ),
             signature=_typed(signature, str),
         )
-    except (struct.error, ValueError, TypeError, RecursionError) as error:
+    except (struct.error, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"a record cannot be read ({error})") from error
 
 
 def precedence(value: bytes) -> int:
-    """Return the sequence number of an encoded record without parsing the rest of it."""
-    sequence: int = _HEAD.unpack_from(value)[1]
+    """Return the sequence number of an encoded record without parsing the rest of it.
+
+    Raises:
+        CheckpointError: it is too short to be one.
+    """
+    try:
+        sequence: int = _HEAD.unpack_from(value)[1]
+    except struct.error as error:
+        raise CheckpointError(f"a record cannot be read ({error})") from error
     return sequence
 
 

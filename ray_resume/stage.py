@@ -41,7 +41,7 @@ class StageOptions:
 
 
 @overload
-def resumable(udf: F) -> F: ...
+def resumable(udf: F, *, one_to_one: bool = ..., origin: str | None = ...) -> F: ...
 @overload
 def resumable(*, one_to_one: bool = ..., origin: str | None = ...) -> Callable[[F], F]: ...
 def resumable(
@@ -239,10 +239,12 @@ class _Stage:
             )
 
         def attribute(output: Any) -> tuple[Any, SourceArray]:
-            return batches.without_columns(output, (name,)), sources[_origins(output, name, n)]
+            origins = _origins(output, name, n)
+            given = (name,) if name in batches.names(output) else ()
+            return batches.without_columns(output, given), sources[origins]
 
-        given = batches.with_column(rows, name, np.arange(n, dtype=np.int64))
-        return self._account(Call(sources, tokens), udf(given), attribute)
+        numbered = batches.with_column(rows, name, np.arange(n, dtype=np.int64))
+        return self._account(Call(sources, tokens), udf(numbered), attribute)
 
     def _one_to_one(
         self, rows: Any, sources: SourceArray, tokens: TokenArray, udf: Callable[[Any], Any]

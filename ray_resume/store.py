@@ -35,10 +35,10 @@ _HEADER_KEY = b"header"
 # A sparse address range, not disk space: the file grows as it is written.
 _INITIAL_MAP_BYTES = 16 << 20
 
-# py-lmdb refuses to open one file twice in a process, so whoever opens one holds this lock for as
-# long as a file that it does not own is open.
+# py-lmdb refuses to open one file twice in a process, so whoever reads holds this lock for as long
+# as the file is open; so does a writer that opens, moves or closes its map under such a reader.
 _reading = threading.Lock()
-_own: dict[str, Any] = {}
+_own: dict[str, WriterFile] = {}
 
 
 class WriterFile:
@@ -47,7 +47,7 @@ class WriterFile:
     def __init__(self, path: Path, env: Any) -> None:
         self._path = path
         self._env = env
-        self._records = env.open_db(_RECORDS)
+        self._meta, self._records = env.open_db(_META), env.open_db(_RECORDS)
 
     @classmethod
     def create(cls, directory: Path, run_id: str, header: Mapping[str, Any]) -> WriterFile:
@@ -68,14 +68,14 @@ class WriterFile:
             Path(f"{nascent}-lock").unlink(missing_ok=True)
             os.rename(nascent, path)
             fsync_directory(directory)
-            env = _open(path)
+            with _reading:
+                writer = _own[os.path.realpath(path)] = cls(path, _open(path))
+                return writer
         except (_lmdb().Error, OSError) as error:
             raise CheckpointError(
                 f"The checkpoint file {path} cannot be made: {error}. "
                 "See that the directory exists, is writable and has space, and run again."
             ) from error
-        _own[os.path.realpath(path)] = env
-        return cls(path, env)
 
     def commit(self, records: Sequence[Record]) -> None:
         """Add ``records`` in one durable transaction; see the module's guarantees.
@@ -91,7 +91,8 @@ class WriterFile:
                         transaction.put(key, value)
                 return
             except _lmdb().MapFullError:
-                self._env.set_mapsize(self._env.info()["map_size"] * 2)
+                with _reading:
+                    self._env.set_mapsize(self._env.info()["map_size"] * 2)
             except (_lmdb().Error, OSError) as error:
                 raise CheckpointError(
                     f"The checkpoint file {self._path} cannot be written: {error}. What was "
@@ -100,8 +101,9 @@ class WriterFile:
 
     def close(self) -> None:
         """Close the file; it can be read afterwards."""
-        _own.pop(os.path.realpath(self._path), None)
-        self._env.close()
+        with _reading:
+            _own.pop(os.path.realpath(self._path), None)
+            self._env.close()
         with contextlib.suppress(OSError):
             Path(f"{self._path}-lock").unlink(missing_ok=True)
 
@@ -125,20 +127,21 @@ def read_writer(path: Path, *, live: bool) -> tuple[dict[str, Any], Iterator[tup
     Raises:
         CheckpointError: it is damaged, foreign, or of a newer format; the message names it.
     """
-    pairs: list[tuple[bytes, bytes]] = []
     with _reading, _told(path):
         own = _own.get(os.path.realpath(path))
-        env = own if own is not None else _open(path, readonly=True, lock=live)
-        try:
-            meta, records = env.open_db(_META, create=False), env.open_db(_RECORDS, create=False)
-            with env.begin(db=meta) as transaction:
-                header = _header(path, transaction.get(_HEADER_KEY))
-            with env.begin(db=records) as transaction:
-                pairs.extend((bytes(key), bytes(value)) for key, value in transaction.cursor())
-        finally:
-            if own is None:
+        if own is not None:
+            # Its databases are open: to open them again waits for a commit, with the GIL held.
+            return _read(path, own._env, own._meta, own._records)
+        while True:
+            env = _open(path, readonly=True, lock=live)
+            try:
+                _check_whole(path, env)
+                meta = env.open_db(_META, create=False)
+                return _read(path, env, meta, env.open_db(_RECORDS, create=False))
+            except _lmdb().MapResizedError:
+                continue  # Its writer has made it grow since it was opened.
+            finally:
                 env.close()
-    return header, iter(pairs)
 
 
 class Union:
@@ -213,6 +216,22 @@ def _told(path: Path) -> Iterator[None]:
             "from a copy; removing it makes ray_resume forget the sources that it lists, so that "
             "they are processed again."
         ) from error
+
+
+def _read(
+    path: Path, env: Any, meta: Any, records: Any
+) -> tuple[dict[str, Any], Iterator[tuple[bytes, bytes]]]:
+    with env.begin() as transaction:
+        header = _header(path, transaction.get(_HEADER_KEY, db=meta))
+        cursor = transaction.cursor(db=records)
+        return header, iter([(bytes(key), bytes(value)) for key, value in cursor])
+
+
+def _check_whole(path: Path, env: Any) -> None:
+    # LMDB does not check it, and touching a page of its map that is not in the file is a SIGBUS.
+    size, needed = path.stat().st_size, (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if size < needed:
+        raise OSError(f"it is cut short, {size} bytes of at least {needed}")
 
 
 def _header(path: Path, text: bytes | None) -> dict[str, Any]:

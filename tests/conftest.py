@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +20,11 @@ def cluster() -> Iterator[str]:
     """A local cluster with a runtime_env of the user's; its address."""
     import ray
 
-    context = ray.init(
+    context: Any = ray.init(
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         runtime_env={
             "env_vars": {RUNTIME_ENV_MARK: "kept", "PYTHONPATH": str(Path(__file__).parent)}
         },

@@ -9,12 +9,14 @@ Timings of a shared machine drift, so only the ratios within pairs are worth quo
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +26,7 @@ import ray
 from ray_resume import resumable, resumable_read, resumable_write
 
 
-def keep_positive(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def keep_positive(batch: Any) -> Any:
     """Drop about half of the rows."""
     mask = batch["value"] > 0
     return {name: column[mask] for name, column in batch.items()}
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--finished-files", type=int, default=1000)
     arguments = parser.parse_args()
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     work = Path(tempfile.mkdtemp(prefix="ray-resume-benchmark-"))
     try:

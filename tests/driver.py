@@ -1,0 +1,80 @@
+"""A driver to be killed: reads, filters, fans out, scores in an actor pool, writes.
+
+    python driver.py SOURCE CHECKPOINT OUT [ADDRESS]
+
+Each batch takes a moment, so that there is a middle to be killed in. `rows_of` computes what the
+output must be, without Ray.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+
+# Ray types a UDF's argument as the union of all batch formats.
+Batch: TypeAlias = Any
+
+MOMENT_S = 0.03
+
+
+def drop_sevenths(batch: Batch) -> Batch:
+    time.sleep(MOMENT_S)
+    mask = batch["id"] % 7 != 0
+    return {name: values[mask] for name, values in batch.items()}
+
+
+def fan_out(batch: Batch) -> Iterator[Batch]:
+    copies = np.repeat(np.arange(len(batch["id"])), batch["id"] % 3)
+    for part in np.array_split(copies, 2):
+        yield {name: values[part] for name, values in batch.items()}
+
+
+class Score:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def __call__(self, batch: Batch) -> Batch:
+        return {"id": batch["id"], "score": batch["id"] * self.factor}
+
+
+def rows_of(rows: int) -> list[tuple[int, int]]:
+    """Return the sorted ``(id, score)`` rows of the output for the ids ``0 .. rows - 1``."""
+    return sorted((i, i * 3) for i in range(rows) if i % 7 for _ in range(i % 3))
+
+
+def main() -> None:
+    import logging
+
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    from ray_resume import resumable, resumable_read, resumable_write
+
+    source, checkpoint, out, *address = sys.argv[1:]
+    if address:
+        ray.init(address=address[0], log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(
+            num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ds = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint)
+    ds = ds.select_columns(["id"])
+    ds = ds.map_batches(resumable(drop_sevenths), batch_size=40, num_cpus=0.5)
+    ds = ds.map_batches(resumable(fan_out), batch_size=100, num_cpus=0.4)
+    ds = ds.map_batches(
+        resumable(Score),
+        fn_constructor_args=(3,),
+        batch_size=64,
+        compute=ActorPoolStrategy(size=1),
+        num_cpus=0.5,
+    )
+    print(resumable_write(ds, out), flush=True)
+
+
+if __name__ == "__main__":
+    main()
