@@ -37,6 +37,8 @@ shares is uniformly random, and independent of the other executions' shares, sin
 draws its own. So the sum of what was consumed is 0 by accident with probability 2**-64, unless
 the subset is whole. That is: **a zero counter says that each call's output was consumed whole and
 from one execution of it** (where rows keep their own tokens: each row once, from any execution).
+A call with a single output passes on the sum itself, so two executions of it can report equal
+values; the first one counts, with its files, and it is whole.
 
 The sums are what makes order irrelevant: addition commutes, so a counter is a function of the
 *set* of messages that arrived. A lost message leaves a random remainder, so its source stays
@@ -202,7 +204,7 @@ class Ledger:
             raise LedgerError(
                 f"a message of run {message.run_id} came to the ledger of run {self._run_id}"
             )
-        if message.pass_number != self._pass_number:
+        if message.pass_number != self._pass_number or self._pass_number < 1:
             raise LedgerError(
                 f"a message of pass {message.pass_number} came in pass {self._pass_number}"
             )

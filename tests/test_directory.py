@@ -1,0 +1,256 @@
+"""The checkpoint directory: made once, bound to a sink, read by who is dead and who is alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_resume import directory as directory_module
+from ray_resume.directory import CheckpointDirectory, new_run_id
+from ray_resume.errors import CheckpointError
+from ray_resume.lease import Claim, Lease, Owner, live_runs
+from ray_resume.record import Record, State, digest
+from ray_resume.store import WriterFile
+
+
+def done(source_id: str, sequence: int = 1, run_id: str = "run") -> Record:
+    return Record(source_id, State.COMPLETED, sequence, run_id)
+
+
+class Writing:
+    """A run at work in this process on one source: it holds a lease and has committed."""
+
+    def __init__(self, directory: Path, run_id: str, source_id: str) -> None:
+        claim = Claim(frozenset([digest(source_id)]))
+        self.lease = Lease.acquire(directory, Owner.here(run_id), claim, wait_s=0)
+        self.writer = WriterFile.create(directory, run_id, {"sources_total": 1})
+        self.writer.commit([done(source_id, run_id=run_id)])
+
+    def end(self) -> None:
+        self.writer.close()
+        self.lease.end(wait_s=0)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> CheckpointDirectory:
+    made = CheckpointDirectory(tmp_path / "ckpt")
+    made.ensure()
+    return made
+
+
+def test_run_ids_are_what_file_names_are_made_of() -> None:
+    ids = {new_run_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(i) == 12 and set(i) <= set("0123456789abcdef") for i in ids)
+
+
+# Making one.
+
+
+def test_creating_the_object_touches_nothing(tmp_path: Path) -> None:
+    CheckpointDirectory(tmp_path / "ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ensure_makes_it_once(tmp_path: Path) -> None:
+    made = CheckpointDirectory(tmp_path / "a" / "b" / "ckpt")
+    identity = made.ensure()
+    assert len(identity) == 8
+    assert set(identity) <= set("0123456789abcdef")
+    content = (made.path / "checkpoint.json").read_bytes()
+    assert made.ensure() == CheckpointDirectory(made.path).ensure() == made.identity() == identity
+    assert (made.path / "checkpoint.json").read_bytes() == content
+    assert sorted(os.listdir(made.path)) == ["checkpoint.json", "lock"]
+    assert made.sink() is None
+
+
+RACE = """
+import os, sys
+from ray_resume.directory import CheckpointDirectory
+
+start, go = os.pipe()
+children = []
+for _ in range(8):
+    pid = os.fork()
+    if not pid:
+        os.close(go)
+        os.read(start, 1)  # Ends when the parent closes its end: all start at once.
+        os.write(1, (CheckpointDirectory(sys.argv[1]).ensure() + "\\n").encode())
+        os._exit(0)
+    children.append(pid)
+os.close(go)
+sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_eight_processes_make_one_checkpoint(tmp_path: Path, attempt: int) -> None:
+    command = [sys.executable, "-c", RACE, str(tmp_path / "deep" / "ckpt")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    identities = result.stdout.split()
+    assert len(identities) == 8
+    assert len(set(identities)) == 1
+
+
+def test_a_file_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "ckpt").touch()
+    with pytest.raises(CheckpointError, match="is a file, and a directory is needed"):
+        CheckpointDirectory(tmp_path / "ckpt").ensure()
+    with pytest.raises(CheckpointError, match="cannot be made"):
+        CheckpointDirectory(tmp_path / "ckpt" / "below").ensure()
+
+
+def test_a_place_that_cannot_be_written_to() -> None:
+    with pytest.raises(CheckpointError, match="/proc/none"):
+        CheckpointDirectory("/proc/none/ckpt").ensure()
+
+
+def test_a_missing_one_is_named(tmp_path: Path) -> None:
+    missing = CheckpointDirectory(tmp_path / "ckpt")
+    for look in (missing.identity, missing.sink, missing.everything):
+        with pytest.raises(CheckpointError, match=r"There is no checkpoint at .*/ckpt"):
+            look()
+    with pytest.raises(CheckpointError, match="/ckpt"):
+        missing.settled("run")
+    assert not (tmp_path / "ckpt").exists()
+
+
+# Paths.
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["{path}/ckpt", "file://{path}/ckpt", "file://localhost{path}/c%6bpt", "file:{path}/ckpt"],
+)
+def test_local_paths_and_file_uris_are_the_same_place(tmp_path: Path, spelling: str) -> None:
+    assert CheckpointDirectory(spelling.format(path=tmp_path)).path == tmp_path / "ckpt"
+
+
+def test_relative_and_home_paths_are_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert CheckpointDirectory("a/../ckpt").path == tmp_path / "ckpt"
+    assert CheckpointDirectory("~/ckpt").path == tmp_path / "home" / "ckpt"
+    assert CheckpointDirectory("a:/b").path == tmp_path / "a:" / "b"
+    assert CheckpointDirectory("date=2020:01/b").path == tmp_path / "date=2020:01" / "b"
+
+
+@pytest.mark.parametrize(
+    "remote",
+    ["s3://bucket/ckpt", "gs://b", "hdfs://host/ckpt", "file://host/ckpt", Path("s3://b/c")],
+)
+def test_remote_places_are_refused(remote: str | Path) -> None:
+    with pytest.raises(CheckpointError, match="local file systems only"):
+        CheckpointDirectory(remote)
+
+
+# Identity and sink.
+
+
+def test_binding_keeps_the_identity_and_can_be_changed(checkpoint: CheckpointDirectory) -> None:
+    identity = checkpoint.identity()
+    for sink in ("file:///out", "s3://bucket/öut"):
+        checkpoint.bind(sink)
+        assert CheckpointDirectory(checkpoint.path).sink() == sink
+    assert checkpoint.ensure() == identity
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"id": "x"}', b'{"id": "x", "format": 1}', b"\xff\xfe"]
+)
+def test_a_damaged_identity_is_one_clear_error(
+    checkpoint: CheckpointDirectory, content: bytes
+) -> None:
+    (checkpoint.path / "checkpoint.json").write_bytes(content)
+    for use in (checkpoint.ensure, checkpoint.sink, checkpoint.everything):
+        with pytest.raises(CheckpointError, match=r"checkpoint\.json cannot be read.*Restore it"):
+            use()
+
+
+def test_a_newer_format_is_refused(checkpoint: CheckpointDirectory) -> None:
+    path = checkpoint.path / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(CheckpointError, match=r"format 2.*Upgrade ray_resume"):
+        checkpoint.ensure()
+
+
+# Contents.
+
+
+def test_an_empty_checkpoint_has_nothing(checkpoint: CheckpointDirectory) -> None:
+    for contents in (checkpoint.settled("run"), checkpoint.everything()):
+        assert (len(contents.union), contents.headers, contents.live) == (0, {}, {})
+
+
+def test_settled_leaves_live_runs_out_and_everything_shows_them(
+    checkpoint: CheckpointDirectory,
+) -> None:
+    Writing(checkpoint.path, "dead", "a").end()
+    live = Writing(checkpoint.path, "live", "b")
+
+    settled = checkpoint.settled("other")
+    assert {record.source_id for record in settled.union} == {"a"}
+    assert (set(settled.headers), set(settled.live)) == ({"dead"}, {"live"})
+    assert settled.dead_runs == {"dead"}
+
+    everything = checkpoint.everything()
+    assert {record.source_id for record in everything.union} == {"a", "b"}
+    assert (set(everything.headers), set(everything.live)) == ({"dead", "live"}, {"live"})
+    assert everything.dead_runs == {"dead"}
+
+    # Its own ledger is closed before a run asks for what it did itself.
+    live.writer.close()
+    own = checkpoint.settled("live")
+    assert {record.source_id for record in own.union} == {"a", "b"}
+    assert own.live == {}
+    assert own.dead_runs == {"dead", "live"}
+    live.end()
+    assert checkpoint.settled("other").dead_runs == {"dead", "live"}
+
+
+def test_a_neighbour_that_ends_after_the_note_was_alive(
+    checkpoint: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its files, committed after the list was read, would pass for left-overs."""
+    neighbour = Writing(checkpoint.path, "neighbour", "a")
+    note = live_runs
+
+    def note_then_end(path: Path) -> dict[str, Owner]:
+        live = note(path)
+        neighbour.writer.commit([done("late", run_id="neighbour")])
+        neighbour.writer.close()
+        neighbour.lease.path.unlink()
+        neighbour.lease.release()
+        return live
+
+    monkeypatch.setattr(directory_module, "live_runs", note_then_end)
+    contents = checkpoint.settled("other")
+    assert (len(contents.union), contents.dead_runs) == (0, frozenset())
+    assert set(contents.live) == {"neighbour"}
+
+
+def test_an_unreadable_writer_file_is_never_skipped(checkpoint: CheckpointDirectory) -> None:
+    Writing(checkpoint.path, "dead", "a").end()
+    (checkpoint.path / "broken.mdb").write_bytes(b"x" * 10_000)
+    for look in (checkpoint.everything, lambda: checkpoint.settled("other")):
+        with pytest.raises(CheckpointError, match=r"broken\.mdb"):
+            look()
+
+
+def test_what_a_killed_process_left_half_made_is_not_read(checkpoint: CheckpointDirectory) -> None:
+    (checkpoint.path / ".half.mdb.new").write_bytes(b"x")
+    (checkpoint.path / ".half.mdb.new-lock").write_bytes(b"x")
+    (checkpoint.path / ".checkpoint.json.new").write_bytes(b"x")
+    (checkpoint.path / "dead.mdb-lock").write_bytes(b"x")
+    assert checkpoint.everything().headers == {}
+    assert checkpoint.settled("other").headers == {}
+    checkpoint.bind("file:///out")
+    assert checkpoint.sink() == "file:///out"

@@ -1,0 +1,507 @@
+"""The store: one suite for the real one and its model, then files, processes and SIGKILL."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_store import MemoryStore, MemoryUnion, Store
+
+from ray_resume import store
+from ray_resume.errors import CheckpointError
+from ray_resume.record import Record, State, decode, digest, encode
+from ray_resume.store import FORMAT_VERSION, Union, WriterFile, read_writer, writer_files
+
+DEADLINE_S = 20.0
+
+
+def done(source_id: str, sequence: int = 1, run_id: str = "run", size: int = 0) -> Record:
+    """A completed source, its record at least ``size`` bytes long."""
+    files = ("f" * size,) if size else ()
+    return Record(source_id, State.COMPLETED, sequence, run_id, files=files)
+
+
+def records_in(path: Path, *, live: bool = False) -> dict[str, Record]:
+    """What a writer's file holds, by source id."""
+    return {r.source_id: r for r in (decode(v) for _, v in read_writer(path, live=live)[1])}
+
+
+class LmdbStore:
+    """The real store, as the model is spelt."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def create(self, run_id: str, header: Mapping[str, Any]) -> WriterFile:
+        return WriterFile.create(self._directory, run_id, header)
+
+    def run_ids(self) -> list[str]:
+        return list(writer_files(self._directory))
+
+    def read(self, run_id: str) -> tuple[dict[str, Any], dict[str, Record]]:
+        path = writer_files(self._directory)[run_id]
+        return read_writer(path, live=False)[0], records_in(path)
+
+    def union(self) -> Union:
+        files = writer_files(self._directory).items()
+        return Union({run_id: read_writer(path, live=False)[1] for run_id, path in files})
+
+
+@pytest.fixture(params=["lmdb", "memory"])
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return LmdbStore(tmp_path) if request.param == "lmdb" else MemoryStore()
+
+
+# The contract.
+
+
+def test_what_was_committed_is_read_while_the_writer_is_open_and_after(both: Store) -> None:
+    writer = both.create("run", {"sources_total": 2, "note": "ü"})
+    header = {"sources_total": 2, "note": "ü", "run_id": "run", "format": FORMAT_VERSION}
+    assert both.read("run") == (header, {})
+    writer.commit([done("a"), done("b")])
+    expected = {"a": done("a"), "b": done("b")}
+    assert both.read("run") == (header, expected)
+    writer.close()
+    assert both.read("run") == (header, expected)
+
+
+def test_commits_add_up_and_later_ones_supersede(both: Store) -> None:
+    writer = both.create("run", {})
+    writer.commit([done("a", 1), done("b", 2)])
+    writer.commit([])
+    writer.commit([done("b", 3), done("c", 4)])
+    writer.close()
+    assert both.read("run")[1] == {"a": done("a", 1), "b": done("b", 3), "c": done("c", 4)}
+
+
+def test_a_commit_that_raises_leaves_nothing(both: Store) -> None:
+    writer = both.create("run", {})
+    with pytest.raises(Exception, match=r"."):
+        writer.commit([done("a"), done("b", sequence=2**64)])
+    writer.commit([done("c")])
+    assert set(both.read("run")[1]) == {"c"}
+    writer.close()
+
+
+def test_a_closed_writer_refuses(both: Store) -> None:
+    writer = both.create("run", {})
+    writer.close()
+    writer.close()
+    with pytest.raises(CheckpointError):
+        writer.commit([done("a")])
+    assert both.read("run")[1] == {}
+
+
+def test_writers_are_listed_by_run_id(both: Store) -> None:
+    assert both.run_ids() == []
+    for run_id in ("b", "c", "a"):
+        both.create(run_id, {}).close()
+    assert both.run_ids() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations("abc")))
+def test_the_union_has_the_highest_sequence_whoever_wrote_first(
+    both: Store, order: tuple[str, ...]
+) -> None:
+    sequences = {"a": {"x": 3, "tie": 5}, "b": {"x": 9, "tie": 5, "y": 1}, "c": {"x": 4}}
+    for run_id in order:
+        writer = both.create(run_id, {})
+        writer.commit([done(s, n, run_id) for s, n in sequences[run_id].items()])
+        writer.close()
+    union = both.union()
+    newest = [done("tie", 5, "a"), done("x", 9, "b"), done("y", 1, "b")]
+    assert sorted(union, key=lambda record: record.source_id) == newest
+    assert [union.get(r.source_id) for r in newest] == newest
+    assert union.get("z") is None
+    assert (len(union), union.highest_sequence()) == (3, 9)
+
+
+def test_the_union_of_nothing(both: Store) -> None:
+    union = both.union()
+    assert (len(union), union.highest_sequence(), list(union), union.get("a")) == (0, 0, [], None)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abcd"), st.dictionaries(st.sampled_from("xyz"), st.integers(0, 3))
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_the_union_agrees_with_its_model(
+    sequences: dict[str, dict[str, int]], shuffle: random.Random
+) -> None:
+    writers = {
+        run_id: {digest(s): done(s, n, run_id) for s, n in mine.items()}
+        for run_id, mine in sequences.items()
+    }
+    order = list(writers)
+    shuffle.shuffle(order)
+    union = Union({run: [(k, encode(r)) for k, r in writers[run].items()] for run in order})
+    model = MemoryUnion(writers)
+    assert {r.source_id: r for r in union} == {r.source_id: r for r in model}
+    assert union.highest_sequence() == model.highest_sequence()
+    assert len(union) == len(model)
+
+
+def test_commits_are_synced(tmp_path: Path) -> None:
+    """Nothing short of a power cut shows it otherwise."""
+    writer = WriterFile.create(tmp_path, "run", {})
+    flags = writer._env.flags()
+    writer.close()
+    assert flags["sync"]
+    assert flags["metasync"]
+    assert not flags["writemap"]
+    assert not flags["map_async"]
+
+
+# Growth.
+
+
+def test_one_commit_larger_than_the_whole_map(tmp_path: Path) -> None:
+    writer = WriterFile.create(tmp_path, "run", {})
+    batch = [done(f"s{i}", size=10_000) for i in range(2_500)]
+    assert sum(len(encode(record)) for record in batch) > store._INITIAL_MAP_BYTES
+    writer.commit([done("before")])
+    writer.commit(batch)
+    writer.commit([done("after")])
+    writer.close()
+    assert records_in(tmp_path / "run.mdb").keys() == {"before", "after"} | {
+        f"s{i}" for i in range(2_500)
+    }
+
+
+def test_the_map_grows_over_many_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_INITIAL_MAP_BYTES", 1 << 16)
+    writer = WriterFile.create(tmp_path, "run", {})
+    for i in range(60):
+        writer.commit([done(f"s{i}", size=10_000)])
+    writer.close()
+    assert len(records_in(tmp_path / "run.mdb")) == 60
+
+
+# Files that are not what their name says.
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(random.Random(0).randbytes(100_000))
+
+
+def _foreign(path: Path) -> None:
+    with lmdb.open(str(path), subdir=False) as env, env.begin(write=True) as transaction:
+        transaction.put(b"k", b"v")
+
+
+def _foreign_with_our_names(path: Path) -> None:
+    with lmdb.open(str(path), subdir=False, max_dbs=2) as env:
+        env.open_db(b"meta"), env.open_db(b"records")
+
+
+def _cut(path: Path, *, keep: float) -> None:
+    writer = WriterFile.create(path.parent, path.stem, {})
+    writer.commit([done(f"s{i}", size=200) for i in range(500)])
+    writer.close()
+    os.truncate(path, int(path.stat().st_size * keep))
+
+
+def _short_value(path: Path) -> None:
+    WriterFile.create(path.parent, path.stem, {}).close()
+    with (
+        lmdb.open(str(path), subdir=False, max_dbs=2) as env,
+        env.begin(db=env.open_db(b"records"), write=True) as transaction,
+    ):
+        transaction.put(digest("a"), b"\x01")
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "empty": Path.touch,
+    "one byte": lambda path: path.write_bytes(b"x"),
+    "garbage": _garbage,
+    "zeros": lambda path: path.write_bytes(bytes(50_000)),
+    "directory": Path.mkdir,
+    "foreign": _foreign,
+    "foreign, our names": _foreign_with_our_names,
+    "cut in its head": lambda path: _cut(path, keep=0.02),
+    "cut in half": lambda path: _cut(path, keep=0.5),
+    "cut at its end": lambda path: _cut(path, keep=0.9999),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("live", [False, True])
+def test_a_file_that_is_no_store_is_one_clear_error(
+    tmp_path: Path, damage: str, live: bool
+) -> None:
+    path = tmp_path / "run.mdb"
+    DAMAGE[damage](path)
+    # In a process of its own: reading past the end of a file kills the one that does it.
+    reader = run_python(READ, path, live)
+    kind, _, message = reader.stdout.partition("\n")
+    assert (reader.returncode, kind) == (0, "CheckpointError"), reader
+    assert str(path) in message
+    assert "Move it" in message or "restore it" in message
+
+
+READ = """
+import sys
+from pathlib import Path
+from ray_resume.errors import CheckpointError
+from ray_resume.store import Union, read_writer
+
+try:
+    print(len(Union({"run": read_writer(Path(sys.argv[1]), live=sys.argv[2] == "True")[1]})))
+except Exception as error:
+    print(type(error).__name__, error, sep="\\n")
+"""
+
+
+def test_a_value_too_short_to_be_a_record_is_an_error_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "run.mdb"
+    _short_value(path)
+    other = [(digest("a"), encode(done("a")))]
+    with pytest.raises(CheckpointError):
+        Union({"run": read_writer(path, live=False)[1], "other": other})
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.mdb"
+    WriterFile.create(tmp_path, "run", {}).close()
+    with lmdb.open(str(path), subdir=False, max_dbs=2) as env:
+        meta = env.open_db(b"meta")
+        with env.begin(db=meta, write=True) as transaction:
+            header = json.loads(transaction.get(b"header") or b"")
+            header["format"] = FORMAT_VERSION + 1
+            transaction.put(b"header", json.dumps(header).encode())
+    with pytest.raises(CheckpointError, match="pip install -U ray-resume") as caught:
+        read_writer(path, live=False)
+    assert str(path) in str(caught.value)
+    assert f"format {FORMAT_VERSION + 1}" in str(caught.value)
+
+
+def test_a_missing_directory_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"missing/run\.mdb cannot be made"):
+        WriterFile.create(tmp_path / "missing", "run", {})
+
+
+def test_reading_a_dead_run_leaves_the_directory_as_it_was(tmp_path: Path) -> None:
+    WriterFile.create(tmp_path, "run", {}).close()
+    assert os.listdir(tmp_path) == ["run.mdb"]
+    read_writer(tmp_path / "run.mdb", live=False)
+    assert os.listdir(tmp_path) == ["run.mdb"]
+
+
+# Readers beside a writer.
+
+
+def run_python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def start_python(code: str, *args: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+COMMIT_GROUPS = """
+import itertools, sys
+from pathlib import Path
+from ray_resume import store
+from ray_resume.record import Record, State
+
+directory, run_id, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+names = sys.argv[4]
+store._INITIAL_MAP_BYTES = 1 << 16
+writer = store.WriterFile.create(directory, run_id, {})
+for group in itertools.count(1):
+    files = ("f" * (group * 37 % 1000),)
+    writer.commit([
+        Record(names.format(run_id=run_id, group=group, k=k), State.COMPLETED, group, run_id,
+               files=files)
+        for k in range(size)
+    ])
+    print(group, flush=True)
+"""
+
+
+def test_a_reader_in_another_process_sees_whole_commits(tmp_path: Path) -> None:
+    size = 50
+    writer = start_python(COMMIT_GROUPS, tmp_path, "run", size, "s{k}")
+    seen: list[int] = []
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "1\n"
+        while len(seen) < 20 and time.monotonic() < deadline:
+            look = records_in(tmp_path / "run.mdb", live=True)
+            assert len(look) == size
+            (sequence,) = {record.sequence for record in look.values()}
+            seen += [sequence] if sequence not in seen else []
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert len(seen) == 20
+    assert seen == sorted(seen)
+
+
+COMMIT_WHEN_ASKED = """
+import sys
+from pathlib import Path
+from ray_resume.record import Record, State
+from ray_resume.store import WriterFile
+
+writer = WriterFile.create(Path(sys.argv[1]), "run", {})
+for group, _ in enumerate(sys.stdin, 1):
+    writer.commit([
+        Record(f"s{k}", State.COMPLETED, group, "run", files=("f" * 500,)) for k in range(100)
+    ])
+    print(group, flush=True)
+"""
+
+
+def test_a_look_is_of_one_moment_however_often_its_writer_commits_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without LMDB's lock the writer would use the pages again that are being read."""
+    writer = start_python(COMMIT_WHEN_ASKED, tmp_path)
+    stdin, stdout, header = writer.stdin, writer.stdout, store._header
+    assert stdin is not None
+    assert stdout is not None
+
+    def commit() -> None:
+        stdin.write("\n")
+        stdin.flush()
+        assert stdout.readline()
+
+    def commit_meanwhile(path: Path, text: bytes | None) -> dict[str, Any]:
+        for _ in range(5):
+            commit()
+        return header(path, text)
+
+    try:
+        commit()
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_header", commit_meanwhile)
+            look = records_in(tmp_path / "run.mdb", live=True)
+        assert len(look) == 100
+        assert {record.sequence for record in look.values()} == {1}
+        look = records_in(tmp_path / "run.mdb", live=True)
+        assert {record.sequence for record in look.values()} == {6}
+    finally:
+        writer.kill()
+        writer.communicate()
+
+
+def test_the_writers_own_process_reads_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening, growing and closing happen under a reader's nose; py-lmdb allows one open file."""
+    monkeypatch.setattr(store, "_INITIAL_MAP_BYTES", 1 << 16)
+    over, looks, faults = threading.Event(), 0, list[BaseException]()
+
+    def look() -> None:
+        nonlocal looks
+        while not over.is_set():
+            try:
+                for path in writer_files(tmp_path).values():
+                    look = records_in(path, live=True)
+                    assert len({record.sequence for record in look.values()}) <= 1
+                    looks += 1
+            except BaseException as fault:
+                faults.append(fault)
+                raise
+
+    readers = [threading.Thread(target=look, daemon=True) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+
+    def write() -> None:
+        for run in range(6):
+            writer = WriterFile.create(tmp_path, f"run{run}", {})
+            for i in range(1, 10):
+                writer.commit([done(f"s{k}", i, size=100 * i) for k in range(100)])
+            writer.close()
+        over.set()
+
+    writing = threading.Thread(target=write, daemon=True)
+    writing.start()
+    writing.join(DEADLINE_S)
+    hung = writing.is_alive()
+    over.set()
+    assert not hung
+    for reader in readers:
+        reader.join(DEADLINE_S)
+    assert not faults
+    assert looks > 6
+
+
+# SIGKILL.
+
+
+def test_what_was_reported_survives_sigkill_and_groups_are_whole(tmp_path: Path) -> None:
+    size, moments = 20, random.Random(1)
+    for kill in range(8):
+        run_id = f"run{kill}"
+        child = start_python(COMMIT_GROUPS, tmp_path, run_id, size, "{run_id} {group} {k}")
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(moments.uniform(0, 0.15))
+        child.kill()
+        rest = child.communicate()[0]
+        reported = 1 + rest.count("\n")
+        groups: dict[int, int] = {}
+        for record in records_in(tmp_path / f"{run_id}.mdb").values():
+            groups[record.sequence] = groups.get(record.sequence, 0) + 1
+        assert set(groups.values()) == {size}
+        # All that was reported is there, and at most the one group that was on its way.
+        assert set(groups) in ({*range(1, reported + 1)}, {*range(1, reported + 2)})
+    union = LmdbStore(tmp_path).union()
+    assert len(union) == sum(len(LmdbStore(tmp_path).read(f"run{k}")[1]) for k in range(8))
+
+
+KILL_WHILE_CREATING = """
+import itertools, os, random, signal, sys, time
+from pathlib import Path
+from ray_resume.store import WriterFile, _lmdb
+
+_lmdb()
+moments = random.Random(2)
+for kill in range(int(sys.argv[2])):
+    pid = os.fork()
+    if not pid:
+        for i in itertools.count():
+            WriterFile.create(Path(sys.argv[1]), f"{kill}-{i}", {"k": kill}).close()
+    time.sleep(moments.uniform(0.001, 0.03))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+"""
+
+
+def test_a_file_has_its_name_only_as_a_valid_store(tmp_path: Path) -> None:
+    assert run_python(KILL_WHILE_CREATING, tmp_path, 60).returncode == 0
+    files = writer_files(tmp_path)
+    for run_id, path in files.items():
+        header, pairs = read_writer(path, live=False)
+        assert (header["run_id"], list(pairs)) == (run_id, [])
+    # Else no kill came in time to prove anything.
+    assert files
+    assert any(name.startswith(".") for name in os.listdir(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open() -> Iterator[None]:
+    yield
+    assert not store._own
