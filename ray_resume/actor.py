@@ -125,11 +125,17 @@ class LedgerHost:
                 {source: self._ledger.explain(source) for source in self._ledger.pending()},
             )
 
-    def fail(self, errors: Mapping[int, str]) -> None:
-        """Commit ``{source number: error}`` as failed in this run, or as quarantined by now."""
+    def fail(self, errors: Mapping[int, str]) -> int:
+        """Commit ``{source number: error}`` as failed in this run, or as quarantined by now.
+
+        Returns:
+            How many are quarantined now.
+        """
         with self._commits:
+            records = [self._failed(source, error) for source, error in errors.items()]
             self._lease.check()
-            self._writer.commit([self._failed(source, error) for source, error in errors.items()])
+            self._writer.commit(records)
+            return sum(record.state is State.QUARANTINED for record in records)
 
     def close(self) -> Progress:
         """Commit what is complete, then refuse every later message and close the file."""
@@ -259,8 +265,8 @@ class _LedgerActor:
     def flush(self) -> Progress:
         return self._opened().flush()
 
-    def fail(self, errors: Mapping[int, str]) -> None:
-        self._opened().fail(errors)
+    def fail(self, errors: Mapping[int, str]) -> int:
+        return self._opened().fail(errors)
 
     def close(self) -> Progress:
         return self._opened().close()

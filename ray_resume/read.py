@@ -60,8 +60,9 @@ def resumable_read(
         max_failed_runs: a source that failed in so many runs is quarantined: passed over.
         on_source_change: what to do with a completed source whose size or modification time has
             changed: ``"reprocess"`` (its new output replaces its old), ``"error"``, ``"ignore"``.
-        on_pipeline_change, keys, granularity, shard, source_id, source_root: reserved; other
-            values than the defaults are refused by this version.
+        on_pipeline_change: reserved; this version does not compare pipelines yet.
+        keys, granularity, shard, source_id, source_root: reserved; other values than the defaults
+            are refused by this version.
 
     Raises:
         FileNotFoundError: there is nothing to read.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from ray_resume import actor
 from ray_resume.actor import Progress, RunSpec
@@ -105,14 +106,13 @@ class Run:
             self._check_output(contents, todo)
             if not todo.pending:
                 self._remove_leftovers(contents)
-                return self._summary(todo, _NOTHING, failed=0)
+                return self._summary(todo, _NOTHING)
             self._bind_sink()
             self._plan.folder.create()
             try:
-                progress, failed = self._passes(todo, contents, run_pass)
+                return self._passes(todo, contents, run_pass)
             finally:
                 self._clean_up()
-            return self._summary(todo, progress, failed)
 
     @contextlib.contextmanager
     def _leased(self, wait_s: float) -> Iterator[None]:
@@ -193,30 +193,33 @@ class Run:
         if self._plan.directory.sink() != self._plan.folder.uri:
             self._plan.directory.bind(self._plan.folder.uri)
 
-    def _passes(self, todo: _Todo, contents: Contents, run_pass: Any) -> tuple[Progress, int]:
+    def _passes(
+        self, todo: _Todo, contents: Contents, run_pass: Callable[[Pass], None]
+    ) -> RunSummary:
         handle = actor.start(self._spec(todo, contents))
         try:
-            progress = self._run_passes(handle, todo, run_pass)
-            unaccounted = progress.pending
-            if unaccounted:
-                ray.get(
-                    handle.fail.remote(
-                        {
-                            source: f"rows unaccounted for: {why}"
-                            for source, why in unaccounted.items()
-                        }
-                    )
-                )
-            return ray.get(handle.close.remote()), len(unaccounted)
-        except BaseException:
+            pending = self._run_passes(handle, todo, run_pass).pending
+            errors = {source: f"rows unaccounted for: {why}" for source, why in pending.items()}
+            quarantined: int = ray.get(handle.fail.remote(errors)) if errors else 0
+            progress: Progress = ray.get(handle.close.remote())
+            return self._summary(todo, progress, len(errors) - quarantined, quarantined)
+        except BaseException as error:
             # What is complete is committed, whatever went wrong; the first error is the user's.
-            with contextlib.suppress(Exception):
+            try:
                 ray.get(handle.close.remote())
+            except RayActorError as gone:
+                raise ResumeError(
+                    f"The ledger of run {self._run_id} died ({gone}). What it had committed is "
+                    "safe. Run the same script again to go on from there."
+                ) from error
+            except ResumeError as fault:
+                # Why the ledger gave up says more than the tasks that it refused.
+                raise fault from error
             raise
         finally:
             ray.kill(handle)
 
-    def _run_passes(self, handle: Any, todo: _Todo, run_pass: Any) -> Progress:
+    def _run_passes(self, handle: Any, todo: _Todo, run_pass: Callable[[Pass], None]) -> Progress:
         prefix = f"{self._checkpoint_id}-{self._run_id}"
         digests = b"".join(digest(source.source_id)[:DIGEST_BYTES] for source in todo.pending)
         numbers: Sequence[int] = range(len(todo.pending))
@@ -288,15 +291,17 @@ class Run:
             ):
                 self._plan.folder.remove(name)
 
-    def _summary(self, todo: _Todo, progress: Progress, failed: int) -> RunSummary:
+    def _summary(
+        self, todo: _Todo, progress: Progress, failed: int = 0, quarantined: int = 0
+    ) -> RunSummary:
         return RunSummary(
             run_id=self._run_id,
             sources_total=len(self._plan.sources),
             sources_skipped=len(todo.skipped),
             sources_completed=progress.committed,
             sources_failed=failed,
-            sources_pending=len(todo.pending) - progress.committed - failed,
-            sources_quarantined=todo.quarantined,
+            sources_pending=len(todo.pending) - progress.committed - failed - quarantined,
+            sources_quarantined=todo.quarantined + quarantined,
             rows_read=progress.rows_read,
             rows_written=progress.rows_written,
             rows_dead_lettered=0,

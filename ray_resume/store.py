@@ -133,15 +133,13 @@ def read_writer(path: Path, *, live: bool) -> tuple[dict[str, Any], Iterator[tup
             # Its databases are open: to open them again waits for a commit, with the GIL held.
             return _read(path, own._env, own._meta, own._records)
         while True:
-            env = _open(path, readonly=True, lock=live)
             try:
-                _check_whole(path, env)
-                meta = env.open_db(_META, create=False)
-                return _read(path, env, meta, env.open_db(_RECORDS, create=False))
+                with _open(path, readonly=True, lock=live) as env:
+                    _check_whole(path, env)
+                    meta = env.open_db(_META, create=False)
+                    return _read(path, env, meta, env.open_db(_RECORDS, create=False))
             except _lmdb().MapResizedError:
                 continue  # Its writer has made it grow since it was opened.
-            finally:
-                env.close()
 
 
 class Union:
@@ -229,7 +227,8 @@ def _read(
 
 def _check_whole(path: Path, env: Any) -> None:
     # LMDB does not check it, and touching a page of its map that is not in the file is a SIGBUS.
-    size, needed = path.stat().st_size, (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    size = path.stat().st_size  # Looked at last: a live writer's file grows, and pages come first.
     if size < needed:
         raise OSError(f"it is cut short, {size} bytes of at least {needed}")
 

@@ -40,7 +40,10 @@ class RunSummary:
         if self.sources_failed:
             text += f" {self.sources_failed} sources failed; the next run reads them again."
         if self.sources_quarantined:
-            text += f" {self.sources_quarantined} sources are quarantined, and were passed over."
+            text += (
+                f" {self.sources_quarantined} sources are quarantined: they failed in too many "
+                "runs, and are passed over until they are reset."
+            )
         if self.sources_pending:
             text += f" {self.sources_pending} sources are pending; run again to go on."
         return text

@@ -17,7 +17,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import ids_in, write_source
+from conftest import holders, ids_in, write_source
 from driver import rows_of
 
 from ray_resume import Checkpoint, CheckpointError, resumable, resumable_read, resumable_write
@@ -174,16 +174,6 @@ def test_a_stopped_ledger_keeps_its_successor_out(job_on_cluster: Job) -> None:
     job.finish()
     assert dict(read_writer(lease.with_suffix(".mdb"), live=False)[1]) == left
     job.check()
-
-
-def holders(path: Path) -> Iterator[psutil.Process]:
-    """Yield the processes that have ``path`` open."""
-    for process in psutil.process_iter():
-        try:
-            if any(file.path == str(path) for file in process.open_files()):
-                yield process
-        except psutil.Error:
-            continue
 
 
 @pytest.mark.usefixtures("cluster")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import RUNTIME_ENV_MARK, ids_in, snapshot, write_file, write_source
+from conftest import RUNTIME_ENV_MARK, holders, ids_in, snapshot, write_file, write_source
 from ray.data import ActorPoolStrategy, Dataset
 
 from ray_resume import (
@@ -435,6 +436,65 @@ def test_a_second_run_on_the_same_sources_is_refused_and_told_by_whom(
     assert not (tmp_path / "out").exists()
     held.end(wait_s=0)
     assert resumable_write(ds, tmp_path / "out").sources_completed == 7
+
+
+def test_rows_that_ray_drops_count_as_failed_and_are_quarantined_in_the_end(
+    source: Path, tmp_path: Path
+) -> None:
+    @resumable
+    def poisoned(batch: Batch) -> Batch:
+        if 250 in batch["id"]:
+            raise ValueError("a poison row")
+        return batch
+
+    def job() -> Any:
+        ds = read(source, tmp_path / "ckpt", override_num_blocks=7, max_failed_runs=2)
+        ds.context.max_errored_blocks = -1
+        return resumable_write(ds.map_batches(poisoned), tmp_path / "out")
+
+    first = job()
+    assert (first.sources_completed, first.sources_failed, first.sources_pending) == (6, 1, 0)
+    (failed,) = Checkpoint(tmp_path / "ckpt").sources("failed")
+    assert failed.source_id.endswith("00002.parquet")
+    assert failed.error is not None
+    assert "rows unaccounted for" in failed.error
+    second = job()
+    assert (second.sources_skipped, second.sources_quarantined) == (6, 1)
+    third = job()
+    assert (third.sources_skipped, third.sources_quarantined, third.sources_total) == (6, 1, 7)
+    (quarantined,) = Checkpoint(tmp_path / "ckpt").sources("quarantined")
+    assert quarantined.failed_runs == 2
+    assert ids_in(tmp_path / "out") == [*range(200), *range(300, 600)]
+
+
+def test_if_the_ledger_dies_the_run_fails_loudly_and_the_next_goes_on(
+    source: Path, tmp_path: Path
+) -> None:
+    @resumable
+    def slow(batch: Batch) -> Batch:
+        time.sleep(0.3)
+        return batch
+
+    def kill_the_ledger() -> None:
+        while not (leases := list((tmp_path / "ckpt").glob("*.lease"))):
+            time.sleep(0.02)
+        while Checkpoint(tmp_path / "ckpt").status().completed < 2:
+            time.sleep(0.02)
+        for process in holders(leases[0]):
+            if process.pid != os.getpid():
+                process.kill()
+
+    ds = read(source, tmp_path / "ckpt", override_num_blocks=7).map_batches(slow)
+    killer = threading.Thread(target=kill_the_ledger)
+    killer.start()
+    with pytest.raises(ResumeError, match="Run the same script again"):
+        resumable_write(ds, tmp_path / "out")
+    killer.join()
+    assert not list((tmp_path / "ckpt").glob("*.lease"))
+    done = Checkpoint(tmp_path / "ckpt").status().completed
+    assert 2 <= done < 7
+    assert resumable_write(ds, tmp_path / "out").sources_skipped == done
+    assert ids_in(tmp_path / "out") == list(range(600))
 
 
 def test_the_ledgers_start_up_errors_reach_the_user(tmp_path: Path) -> None:
