@@ -67,9 +67,13 @@ class LedgerHost:
     def __init__(self, spec: RunSpec, *, commit_interval_s: float = COMMIT_INTERVAL_S) -> None:
         self._spec = spec
         self._commit_interval_s = commit_interval_s
-        self._lease = Lease.join(Path(spec.lease))
         self._ledger = Ledger(spec.run_id, len(spec.sources))
-        self._writer = WriterFile.create(Path(spec.directory), spec.run_id, spec.header)
+        self._lease = Lease.join(Path(spec.lease))
+        try:
+            self._writer = WriterFile.create(Path(spec.directory), spec.run_id, spec.header)
+        except ResumeError:
+            self._lease.release()
+            raise
         self._sequence = spec.first_sequence
         self._completed = self._committed = 0
         self._rows_read = self._rows_written = self._files = 0
@@ -131,8 +135,14 @@ class LedgerHost:
         Returns:
             How many are quarantined now.
         """
+        with self._state:
+            self._check_open()
+            pending = set(self._ledger.pending())
         with self._commits:
-            records = [self._failed(source, error) for source, error in errors.items()]
+            # What is complete stays so, whatever a straggler made of it.
+            records = [
+                self._failed(source, error) for source, error in errors.items() if source in pending
+            ]
             self._lease.check()
             self._writer.commit(records)
             return sum(record.state is State.QUARANTINED for record in records)
@@ -189,9 +199,16 @@ class LedgerHost:
                 ]
                 self._lease.check()
                 self._writer.commit(records)
-            except ResumeError as error:
+            except Exception as error:
+                # Whatever it is, nothing may be called complete after a group got lost.
+                fault = ResumeError(
+                    f"Run {self._spec.run_id} cannot commit: {error!r}. What it had committed is "
+                    "safe; run again to go on."
+                )
+                if isinstance(error, ResumeError):
+                    fault = error
                 with self._state:
-                    self._fault = error
+                    self._fault = fault
                 return
             with self._state:
                 self._committed += len(group)

@@ -146,12 +146,14 @@ class Checkpoint:
                 yield _public(record, name, sink)
 
     def files(self) -> list[str]:
-        """Return the paths of the output files of all completed sources, sorted.
+        """Return the paths of the output files, sorted.
 
         This list is the truth: whatever else is in the output folder is a left-over, or somebody
-        else's.
+        else's. The earlier output of a source that was reset, or has failed since, is in it until
+        new output takes its place.
         """
-        return sorted(file for record in self._sources("completed") for file in record.files)
+        sink, union = self._directory.sink(), self._directory.everything().union
+        return sorted({f"{sink}/{file}" for record in union for file in record.files})
 
     def reset(self, source_ids: Iterable[str] | None = None, *, state: str | None = None) -> int:
         """Forget sources, so that the next run processes them anew; return how many.

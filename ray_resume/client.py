@@ -7,6 +7,7 @@ message that did arrive.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,16 +34,31 @@ class LedgerClient:
         Raises:
             ResumeError: the ledger is gone or refuses; the run cannot go on.
         """
-        message = Message(self.run_id, self.pass_number, events)
         try:
-            ray.get(self.handle.apply.remote(message))
+            ray.get(self._submit(events))
         except RayActorError as error:
-            raise ResumeError(
-                f"The ledger of run {self.run_id} is gone ({error}). What it had committed is "
-                "safe. Run the same script again to go on from there."
-            ) from None
+            raise self._gone(error) from None
 
     def drain(self, deltas: dict[int, int]) -> None:
-        """Report what a stage's call left over: ``{source: delta}``. Nothing to report is free."""
-        if deltas:
-            self.send(*(Drain(source, delta) for source, delta in deltas.items()))
+        """Report what a stage's call left over, ``{source: delta}``, as :meth:`send` does."""
+        self.send(*_drains(deltas))
+
+    async def drain_async(self, deltas: dict[int, int]) -> None:
+        """As :meth:`drain`, on an event loop that must not be blocked."""
+        try:
+            await self._submit(tuple(_drains(deltas)))
+        except RayActorError as error:
+            raise self._gone(error) from None
+
+    def _submit(self, events: tuple[Seal | Drain, ...]) -> Any:
+        return self.handle.apply.remote(Message(self.run_id, self.pass_number, events))
+
+    def _gone(self, error: RayActorError) -> ResumeError:
+        return ResumeError(
+            f"The ledger of run {self.run_id} is gone ({error}). What it had committed is safe. "
+            "Run the same script again to go on from there."
+        )
+
+
+def _drains(deltas: dict[int, int]) -> Iterator[Drain]:
+    return (Drain(source, delta) for source, delta in deltas.items())

@@ -6,17 +6,18 @@ Importable on workers: knows neither checkpoints nor lmdb. A read task's work is
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ray.data import DataContext
-from ray.data.block import BlockMetadata
+from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from ray_resume import batches
+from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
 from ray_resume.ledger import Seal
@@ -24,6 +25,8 @@ from ray_resume.lineage import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN, read_nonce,
 from ray_resume.listing import FileSource
 
 __all__ = ["ArmedDatasource", "FileRead", "ResumableDatasource", "SourceReader"]
+
+_OURS = (SOURCE_COLUMN, TOKEN_COLUMN)
 
 # As many tasks as Ray Data makes at least of an input that is large enough.
 _SPREAD_OVER_TASKS = 200
@@ -50,6 +53,7 @@ class _FileDatasource(Datasource):
         self.read = read
         self.files = files
         self._projection_map: dict[str, str] | None = None
+        self._predicates: tuple[Any, ...] = ()
 
     def get_name(self) -> str:
         return self.read.name
@@ -75,20 +79,27 @@ class _FileDatasource(Datasource):
             exec_stats=None,
         )
 
-    def _open(self) -> Datasource:
+    def _open(self) -> tuple[Datasource, _Selection]:
+        """Open the files, and say what the reader of them leaves to be selected after reading."""
         datasource = self.read.open([file.path for file in self.files])
-        if self._projection_map is not None:
-            wanted = {
-                name: name
-                for name in self._projection_map
-                if name not in (SOURCE_COLUMN, TOKEN_COLUMN)
-            }
-            if not datasource.supports_projection_pushdown():
-                raise NonResumableError(
-                    f"{self.read.name} cannot read a selection of columns. Select them in a UDF."
-                )
-            datasource = datasource.apply_projection(wanted)
-        return datasource
+        left = []
+        for predicate in self._predicates:
+            narrowed = datasource
+            if datasource.supports_predicate_pushdown():
+                narrowed = datasource.apply_predicate(predicate)
+            # A datasource that cannot apply a predicate as a whole returns itself.
+            if narrowed is datasource:
+                left.append(predicate)
+            datasource = narrowed
+        if self._projection_map is None:
+            return datasource, _Selection(tuple(left), None)
+        columns = [name for name in self._projection_map if name not in _OURS]
+        if not datasource.supports_projection_pushdown():
+            return datasource, _Selection(tuple(left), tuple(columns))
+        needed = dict.fromkeys([*columns, *(name for p in left for name in plan.columns_of(p))])
+        datasource = datasource.apply_projection({name: name for name in needed})
+        extra = len(needed) > len(columns)
+        return datasource, _Selection(tuple(left), tuple(columns) if extra else None)
 
 
 class ResumableDatasource(_FileDatasource):
@@ -112,10 +123,11 @@ class ResumableDatasource(_FileDatasource):
     ) -> list[ReadTask]:
         if data_context is None or not self.files:
             return self._placeholders(parallelism)
-        tasks: list[ReadTask] = self._open().get_read_tasks(
+        datasource, selection = self._open()
+        tasks: list[ReadTask] = datasource.get_read_tasks(
             parallelism, per_task_row_limit, data_context
         )
-        return tasks
+        return [_selecting(task, selection, per_task_row_limit) for task in tasks]
 
 
 class ArmedDatasource(_FileDatasource):
@@ -130,8 +142,8 @@ class ArmedDatasource(_FileDatasource):
     ) -> None:
         super().__init__(base.read, files)
         self._projection_map = base._projection_map
+        self._predicates = base._predicates
         self._numbers = {file.path: number for file, number in zip(files, numbers, strict=True)}
-        self._ids = {file.path: file.source_id for file in files}
         self._client = client
 
     def preferred_read_tasks(self, target_bytes: int) -> int:
@@ -153,40 +165,60 @@ class ArmedDatasource(_FileDatasource):
             raise NonResumableError("A limit cannot stand in a resumable pipeline.")
         if data_context is None:
             return self._placeholders(parallelism)
+        datasource, selection = self._open()
+        reads: dict[str, ReadTask] = {}
+        for task in datasource.get_read_tasks(len(self.files), None, data_context):
+            reads[self._path_of(task)] = task
+        missing = [file.path for file in self.files if file.path not in reads]
+        if missing and not self._predicates:
+            raise NonResumableError(
+                f"{self.read.name} gave no read task for {missing[0]}, so it cannot be said when "
+                "that source is complete."
+            )
         return [
             ReadTask(
-                SourceReader(tuple(self._source(task) for task in group), self._client),
-                self._metadata(files),
-            )
-            for group, files in zip(
-                _grouped(
-                    self._open().get_read_tasks(len(self.files), None, data_context), parallelism
+                SourceReader(
+                    tuple(
+                        (self._numbers[file.path], file.source_id, reads.get(file.path))
+                        for file in group
+                    ),
+                    selection,
+                    self._client,
                 ),
-                _grouped(self.files, parallelism),
-                strict=True,
+                self._metadata(group),
             )
+            for group in _grouped(self.files, parallelism)
         ]
 
-    def _source(self, task: ReadTask) -> tuple[int, str, ReadTask]:
-        paths = list(task.metadata.input_files or ())
+    def filtered(self, predicate: Any) -> ArmedDatasource:
+        """Return this datasource without the rows that do not satisfy ``predicate``."""
+        narrowed = copy.copy(self)
+        narrowed._predicates = (*self._predicates, predicate)
+        return narrowed
+
+    def _path_of(self, task: ReadTask) -> str:
+        paths = [str(path) for path in task.metadata.input_files or ()]
         if len(paths) != 1 or paths[0] not in self._numbers:
             raise NonResumableError(
                 f"{self.read.name} gave a read task for {paths}, where one task for each file was "
                 "expected, so its rows cannot be bound to their sources."
             )
-        return self._numbers[paths[0]], self._ids[paths[0]], task
+        return paths[0]
 
 
 @dataclass(frozen=True)
 class SourceReader:
     """Reads ``(number, source id, read task)`` one after another: what a read task runs.
 
+    Rows that ``selection`` leaves out are no rows of their source: they get no token.
+
     Guarantees: a source is sealed only after its reader is exhausted and each of its rows was
     taken by whoever iterates. A reader that raises, or an iteration that ends early, seals
     nothing, and the source stays pending.
     """
 
-    sources: tuple[tuple[int, str, ReadTask], ...]
+    sources: tuple[tuple[int, str, ReadTask | None], ...]
+    selection: _Selection
     client: LedgerClient
 
     def __call__(self) -> Iterator[Any]:
@@ -195,7 +227,8 @@ class SourceReader:
         for number, source_id, read in self.sources:
             nonce = read_nonce(self.client.run_id, self.client.pass_number, source_id)
             total = start = 0
-            for block in read():
+            # Without a task, a predicate has ruled out the whole file: it has no rows.
+            for block in self.selection.apply(read()) if read is not None else ():
                 count = batches.num_rows(block)
                 values = tokens(nonce, start, count)
                 total = (total + token_sum(values)) % MODULUS
@@ -207,6 +240,32 @@ class SourceReader:
                 seals, sent_at = [], time.monotonic()
         if seals:
             self.client.send(*seals)
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """What is left to select after reading: rows by predicates, then columns, None for all."""
+
+    predicates: tuple[Any, ...]
+    columns: tuple[str, ...] | None
+
+    def apply(self, blocks: Iterable[Any]) -> Iterator[Any]:
+        """Select from each block."""
+        for block in blocks:
+            selected = block
+            for predicate in self.predicates:
+                selected = batches.pick(selected, plan.mask_of(predicate, selected))
+            if self.columns is not None:
+                selected = BlockAccessor.for_block(selected).select(list(self.columns))
+            yield selected
+
+
+def _selecting(task: ReadTask, selection: _Selection, row_limit: int | None) -> ReadTask:
+    if selection == _Selection((), None):
+        return task
+    return ReadTask(
+        lambda: selection.apply(task()), task.metadata, task.schema, per_task_row_limit=row_limit
+    )
 
 
 def _never_run() -> list[Any]:

@@ -87,8 +87,9 @@ class Lease:
             if time.monotonic() >= deadline:
                 raise CheckpointError(
                     f"The checkpoint {directory} is in use: {rival} is working on the same "
-                    f"sources, and still was after {wait_s:g} s. Wait until it ends, or end it "
-                    f"(on host {rival.host}: kill {rival.pid}), and run again."
+                    f"sources, and still was after {wait_s:g} s. Wait until it ends, or end it"
+                    + (f" (on host {rival.host}: kill {rival.pid})" if rival.pid else "")
+                    + ", and run again."
                 )
             time.sleep(_POLL_INTERVAL_S)
 

@@ -8,6 +8,8 @@ Checked against the Ray versions that ``pyproject.toml`` admits. Each internal t
   the user's dataset stays as it was.
 * ``DataContext.use_datasource_v2``: the older read path plans one read as one operator whose tasks
   can be bound to files.
+* ``DelegatingBlockBuilder``, ``eval_expr``, ``concat``: to make blocks of rows, to evaluate an
+  expression and to join blocks exactly as Ray Data itself does.
 * ``ExecutionCallback``: to refuse a plain ``ds.write_*`` that would look as if it were resumable.
 """
 
@@ -15,13 +17,16 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 from ray.data import DataContext, Dataset
+from ray.data.block import BlockAccessor
 from ray.data.datasource import Datasource
 from ray.exceptions import UserCodeException
 
@@ -30,6 +35,7 @@ from ray_resume.lineage import SOURCE_COLUMN, TOKEN_COLUMN
 
 try:
     from ray.data._internal.arrow_ops.transform_pyarrow import concat
+    from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
     from ray.data._internal.execution.execution_callback import ExecutionCallback
     from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan
     from ray.data._internal.logical.operators import (
@@ -44,6 +50,11 @@ try:
         StreamingRepartition,
         Write,
     )
+    from ray.data._internal.planner.plan_expression.expression_evaluator import eval_expr
+    from ray.data._internal.planner.plan_expression.expression_visitors import (
+        _is_col_expr,
+        get_column_references,
+    )
     from ray.data.expressions import Expr, PyArrowComputeUDFExpr, StarExpr, UDFExpr, col
 except ImportError as error:
     raise ImportError(
@@ -51,12 +62,32 @@ except ImportError as error:
         "Install a Ray version that its package metadata admits (pip install ray-resume does)."
     ) from error
 
-__all__ = ["Chain", "arm", "chain_of", "concat_tables", "plain_datasource", "refuse_plain_writes"]
+__all__ = [
+    "Chain",
+    "arm",
+    "block_of",
+    "chain_of",
+    "columns_of",
+    "concat_tables",
+    "mask_of",
+    "plain_datasource",
+    "refuse_plain_writes",
+    "rows_of",
+]
 
 _WAY_OUT = (
     "Write the rows that go into it with resumable_write, then start a second pipeline "
     "from the written files."
 )
+
+_UDF_OPERATORS: dict[Any, str] = {
+    MapBatches: "map_batches",
+    MapRows: "map",
+    Filter: "filter",
+    FlatMap: "flat_map",
+}
+
+_UDF_TYPES: Any = tuple(_UDF_OPERATORS)
 
 _reading = threading.Lock()
 
@@ -111,14 +142,21 @@ def chain_of(
 
 
 def arm(
-    chain: Chain, datasource: Datasource, read_tasks: int, arm_udf: Callable[[Any], Any]
+    chain: Chain,
+    datasource: ReadsFiltered,
+    read_tasks: int,
+    arm_udf: Callable[[str, Any], Any],
+    arm_predicate: Callable[[Any], Any],
 ) -> Dataset:
     """Rewrite a private copy of the pipeline to read from ``datasource`` and run armed UDFs.
 
     Args:
-        datasource: takes the place of the chain's own; its blocks have the two columns.
+        datasource: takes the place of the chain's own; its blocks have the two columns. It gets
+            the filters that plain Ray Data would push into the read.
         read_tasks: how many read tasks it should give, unless the user has said how many.
-        arm_udf: maps a decorated UDF to what runs in its place.
+        arm_udf: maps the method that a decorated UDF was given to (``map_batches``, ``map``,
+            ``filter``, ``flat_map``), and the UDF, to a UDF for ``map_batches``.
+        arm_predicate: maps the expression of a filter to a UDF for ``map_batches``.
     """
     dataset = Dataset.copy(chain.dataset, _deep_copy=True)
     context = dataset.context
@@ -127,6 +165,10 @@ def arm(
         for callback in context.custom_execution_callback_classes
         if callback is not _PlainWriteGuard
     ]
+    operators = list(chain.operators)
+    for pushed in _pushable_filters(operators):
+        datasource = datasource.filtered(pushed.predicate_expr)
+        operators.remove(pushed)
     operator: LogicalOperator = dataclasses.replace(
         chain.read,
         datasource=datasource,
@@ -137,9 +179,16 @@ def arm(
         # blocks, and could no longer fuse the read with what follows.
         parallelism=read_tasks if chain.read.parallelism == -1 else chain.read.parallelism,
     )
-    for above in chain.operators:
-        operator = _armed(above, operator, arm_udf)
+    for above in operators:
+        operator = _armed(above, operator, arm_udf, arm_predicate)
     return Dataset._from_parent(dataset, LogicalPlan(operator, context))
+
+
+class ReadsFiltered(Protocol):
+    """A datasource that can leave out rows before anybody counts them."""
+
+    def filtered(self, predicate: Expr) -> ReadsFiltered:
+        """Return a datasource that gives only the rows that satisfy ``predicate`` as well."""
 
 
 def plain_datasource(
@@ -172,6 +221,37 @@ def refuse_plain_writes(dataset: Dataset) -> None:
     dataset.context.custom_execution_callback_classes.append(_PlainWriteGuard)
 
 
+def rows_of(block: Any) -> Iterator[dict[str, Any]]:
+    """Iterate over a block's rows as Ray gives them to row-wise UDFs."""
+    rows: Iterator[dict[str, Any]] = BlockAccessor.for_block(block).iter_rows(
+        public_row_format=True
+    )
+    return rows
+
+
+def block_of(rows: Iterable[dict[str, Any]]) -> Any:
+    """Make a block of rows as Ray makes one of what row-wise UDFs return."""
+    builder = DelegatingBlockBuilder()  # type: ignore[no-untyped-call]
+    for row in rows:
+        builder.add(row)
+    return builder.build()
+
+
+def columns_of(expression: Expr) -> list[str]:
+    """Return the names of the columns that ``expression`` refers to."""
+    return list(get_column_references(expression))
+
+
+def mask_of(expression: Expr, block: Any) -> npt.NDArray[np.bool_]:
+    """Say for each row of a block whether it satisfies ``expression``; null is no."""
+    mask = eval_expr(expression, block)
+    if isinstance(mask, (pa.Array, pa.ChunkedArray)):
+        return np.asarray(mask.fill_null(False)).astype(bool)
+    if isinstance(mask, (bool, np.bool_)):
+        return np.full(BlockAccessor.for_block(block).num_rows(), bool(mask))
+    return np.asarray(mask.fillna(False), dtype=bool)
+
+
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
     """Concatenate blocks whose schemas may differ as Ray's own writers allow."""
     return tables[0] if len(tables) == 1 else concat(list(tables), promote_types=True)
@@ -184,16 +264,11 @@ _READ_WAY_OUT = (
 
 
 def _check_kind(operator: Any) -> None:
-    if isinstance(operator, (MapRows, FlatMap, Filter)):
-        raise NonResumableError(
-            f"{operator.name} works row by row, which this version of ray_resume does not make "
-            "resumable. Say the same with map_batches and a @resumable UDF."
-        )
     if isinstance(operator, (InputData, ReadFiles)):
         raise NonResumableError(
             f"The pipeline starts with {operator.name}, which is not resumable. {_READ_WAY_OUT}"
         )
-    if not isinstance(operator, (MapBatches, Project, StreamingRepartition)):
+    if not isinstance(operator, (*_UDF_TYPES, Project, StreamingRepartition)):
         raise NonResumableError(
             f"{_full_name(operator)} cannot stand between resumable_read and resumable_write: it "
             "mixes the rows of all sources, or drops or repeats rows without saying which. "
@@ -208,16 +283,29 @@ def _full_name(operator: Any) -> str:
 
 
 def _check_udf(operator: Any, is_decorated: Callable[[Any], bool]) -> None:
-    if isinstance(operator, MapBatches) and not is_decorated(operator.fn):
+    if isinstance(operator, Filter) and operator.is_expression_based():
+        _check_expression(operator, operator.predicate_expr)
+    elif _is_drop_columns(operator):
+        return
+    elif isinstance(operator, _UDF_TYPES) and not is_decorated(operator.fn):
         raise NonResumableError(
             f"{operator.name} runs a UDF that is not decorated. Put @resumable on it, if each "
             "call's output comes from that call's rows alone. A UDF that buffers, deduplicates or "
             "aggregates over calls cannot be resumed: write with resumable_write before it, then "
             "start a second pipeline from the written files."
         )
-    if isinstance(operator, Project):
+    elif isinstance(operator, Project):
         for expression in operator.get_all_exprs():
             _check_expression(operator, expression)
+
+
+def _is_drop_columns(operator: Any) -> bool:
+    # Without a schema, Ray says drop_columns with a UDF of its own, which keeps rows and order.
+    return (
+        isinstance(operator, MapBatches)
+        and getattr(operator.fn, "__module__", None) == Dataset.__module__
+        and getattr(operator.fn, "__qualname__", "").startswith("Dataset.drop_columns.")
+    )
 
 
 def _check_limit(operator: Any) -> None:
@@ -256,10 +344,46 @@ def _parts(expression: Any) -> Iterator[Expr]:
         yield from _parts(child)
 
 
-def _armed(operator: Any, below: LogicalOperator, arm_udf: Callable[[Any], Any]) -> LogicalOperator:
+def _pushable_filters(operators: Sequence[Any]) -> list[Any]:
+    """Return the filters that see nothing but what was read, under the names it was read by."""
+    filters = []
+    for operator in operators:
+        if isinstance(operator, Filter) and operator.is_expression_based():
+            filters.append(operator)
+        elif not isinstance(operator, Project) or not all(map(_is_col_expr, operator.exprs)):
+            break
+    return filters
+
+
+def _armed(
+    operator: Any,
+    below: LogicalOperator,
+    arm_udf: Callable[[str, Any], Any],
+    arm_predicate: Callable[[Any], Any],
+) -> LogicalOperator:
     changes: dict[str, Any] = {"input_dependencies": [below]}
-    if isinstance(operator, MapBatches):
-        changes["fn"] = arm_udf(operator.fn)
+    if isinstance(operator, (MapRows, FlatMap, Filter)):
+        expression = getattr(operator, "predicate_expr", None)
+        block_wise: LogicalOperator = MapBatches(
+            fn=arm_predicate(expression)
+            if expression is not None
+            else arm_udf(_UDF_OPERATORS[type(operator)], operator.fn),
+            input_dependencies=[below],
+            can_modify_num_rows=True,
+            batch_size=None,
+            # The block as it is, since that is what Ray takes rows from.
+            batch_format=None,
+            fn_args=operator.fn_args,
+            fn_kwargs=operator.fn_kwargs,
+            fn_constructor_args=operator.fn_constructor_args,
+            fn_constructor_kwargs=operator.fn_constructor_kwargs,
+            compute=operator.compute,
+            ray_remote_args_fn=operator.ray_remote_args_fn,
+            ray_remote_args=operator.ray_remote_args,
+        )
+        return block_wise
+    if isinstance(operator, MapBatches) and not _is_drop_columns(operator):
+        changes["fn"] = arm_udf(_UDF_OPERATORS[MapBatches], operator.fn)
     elif isinstance(operator, Project) and not any(
         isinstance(expression, StarExpr) for expression in operator.exprs
     ):

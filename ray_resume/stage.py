@@ -4,28 +4,24 @@ A decorated UDF is the user's own, with a mark on it that :func:`options_of` fin
 happens until `resumable_write` arms the pipeline: then :func:`armed` makes, from the UDF and the
 ledger's client, a callable of the same name that takes the two columns off each batch, calls the
 UDF, and puts them on what it returned. So outside an armed pipeline there is no effect at all.
-
-Invariant (see `lineage.Call`): of each source, what comes into a call leaves it, in the tokens of
-its output rows or as a delta.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any, TypeVar, overload
 
-import numpy as np
-
-from ray_resume import batches
+from ray_resume import rows
+from ray_resume.calls import END, Attribution, StepKind, Steps, account
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
-from ray_resume.lineage import Call, SourceArray, TokenArray
 
-__all__ = ["StageOptions", "armed", "options_of", "resumable"]
+__all__ = ["StageOptions", "armed", "armed_predicate", "options_of", "resumable"]
 
 _MARK = "__ray_resume_stage__"
 
@@ -95,14 +91,28 @@ def options_of(udf: Any) -> StageOptions | None:
     return mark if isinstance(mark, StageOptions) else None
 
 
-def armed(udf: Any, client: LedgerClient) -> Any:
-    """Return what runs in the place of the decorated ``udf``: of the same kind and name."""
+def armed(udf: Any, client: LedgerClient, kind: str = "map_batches") -> Any:
+    """Return what runs, as a UDF for ``map_batches``, in the place of the decorated ``udf``.
+
+    Args:
+        kind: the operator that it was given to: ``map_batches``, ``map``, ``filter``, ``flat_map``.
+    """
     options = options_of(udf)
     if options is None:
         raise NonResumableError(f"{udf!r} is not decorated with @resumable.")
-    if inspect.isclass(udf):
-        return _armed_class(udf, _Stage(options, client))
-    return _armed_function(udf, _Stage(options, client))
+    stage = _Stage(kind, *_attribution(kind, options), client)
+    return _armed_class(udf, stage) if inspect.isclass(udf) else _armed_function(udf, stage)
+
+
+def armed_predicate(expression: Any, client: LedgerClient) -> Any:
+    """Return what runs, as a UDF for ``map_batches``, in the place of ``filter(expr=...)``."""
+    stage = _Stage("map_batches", Attribution.MASK, None, client)
+    predicate = rows.predicate_udf(expression)
+
+    def filter_rows(batch: Any) -> Any:
+        return stage.run(batch, predicate)
+
+    return filter_rows
 
 
 def _decorate(options: StageOptions, udf: Any) -> Any:
@@ -119,17 +129,11 @@ def _decorate(options: StageOptions, udf: Any) -> Any:
             raise NonResumableError(
                 f"The class {_name(udf)} has no __call__, so it cannot be a UDF."
             )
-        call = inspect.getattr_static(udf, "__call__", None)
-        if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):
-            raise NonResumableError(
-                f"{_name(udf)}.__call__ is async, which this version of ray_resume does not make "
-                "resumable. Make it a plain method."
-            )
         setattr(udf, _MARK, options)
         return udf
     if not callable(udf):
         raise NonResumableError(f"@resumable needs a function or a class, not {udf!r}.")
-    if inspect.iscoroutinefunction(udf) or inspect.isasyncgenfunction(udf):
+    if _is_async(udf):
         raise NonResumableError(
             f"{_name(udf)} is an async function, which Ray Data does not run. "
             "Give it a callable class."
@@ -157,6 +161,16 @@ def _marked_function(options: StageOptions, udf: Any) -> Any:
     return wrapper
 
 
+def _attribution(kind: str, options: StageOptions) -> tuple[Attribution, str | None]:
+    if kind in rows.ATTRIBUTION:
+        return rows.ATTRIBUTION[kind], None
+    if options.one_to_one:
+        return Attribution.ONE_TO_ONE, None
+    if options.origin is not None:
+        return Attribution.ORIGIN_COLUMN, options.origin
+    return Attribution.BY_SOURCE, None
+
+
 def _armed_function(udf: Any, stage: _Stage) -> Any:
     def run(batch: Any, *args: Any, **kwargs: Any) -> Any:
         return stage.run(batch, lambda part: udf(part, *args, **kwargs))
@@ -173,8 +187,19 @@ def _armed_class(udf: type, stage: _Stage) -> type:
         def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
             return stage.run(batch, lambda part: self._udf(part, *args, **kwargs))
 
-    Armed.__name__ = Armed.__qualname__ = udf.__name__
-    return Armed
+    class AsyncArmed(Armed):
+        async def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+            run = stage.run_async(batch, lambda part: self._udf(part, *args, **kwargs))
+            async for output in run:
+                yield output
+
+    ready = AsyncArmed if _is_async(udf.__call__) else Armed
+    ready.__name__ = ready.__qualname__ = udf.__name__
+    return ready
+
+
+def _is_async(udf: Any) -> bool:
+    return inspect.iscoroutinefunction(udf) or inspect.isasyncgenfunction(udf)
 
 
 def _name(udf: Any) -> str:
@@ -185,165 +210,104 @@ def _name(udf: Any) -> str:
 
 @dataclass(frozen=True)
 class _Stage:
-    """Runs one call of an armed UDF on one batch. Without state: several threads may use it."""
+    """Runs the steps of `calls.account`. Without state: several threads may use it at once."""
 
-    options: StageOptions
+    kind: str
+    attribution: Attribution
+    origin: str | None
     client: LedgerClient
 
     def run(self, batch: Any, udf: Callable[[Any], Any]) -> Any:
-        """Return a batch, or a generator of batches: what Ray takes from a UDF."""
-        rows, sources, tokens = batches.detach(batch)
-        if len(sources) == 0:
-            return batch
-        if self.options.one_to_one:
-            return self._one_to_one(rows, sources, tokens, udf)
-        if self.options.origin is not None:
-            return self._with_origin(rows, sources, tokens, udf, self.options.origin)
-        if _one_source(sources):
-            return self._one_source(rows, sources, tokens, udf)
-        return self._source_by_source(rows, sources, tokens, udf)
+        """Run an armed UDF on one batch: return a batch, or a generator of batches.
 
-    def _one_source(
-        self, rows: Any, sources: SourceArray, tokens: TokenArray, udf: Callable[[Any], Any]
-    ) -> Any:
-        source = sources[0]
-
-        def attribute(output: Any) -> tuple[Any, SourceArray]:
-            return output, np.full(batches.num_rows(output), source, dtype=np.int32)
-
-        return self._account(Call(sources, tokens), udf(rows), attribute)
-
-    def _source_by_source(
-        self, rows: Any, sources: SourceArray, tokens: TokenArray, udf: Callable[[Any], Any]
-    ) -> Generator[Any, None, None]:
-        for _, part, positions in batches.split(rows, sources):
-            result = self._one_source(part, sources[positions], tokens[positions], udf)
-            if isinstance(result, GeneratorType):
-                yield from result
+        Unless the UDF returns a generator, it is called in here and not later: Ray sees to it that
+        the methods of a callable class run in one thread, but not what they return.
+        """
+        if self.kind in rows.ATTRIBUTION:
+            udf = rows.block_udf(self.kind, udf)
+        steps = account(batch, self.attribution, self.origin)
+        emitted: deque[Any] = deque()
+        outputs: Iterator[Any] = iter(())
+        reply: Any = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration:
+                return emitted[0] if len(emitted) == 1 else _given_out(emitted)
+            reply = None
+            if step.kind is StepKind.CALL:
+                result = udf(step.value)
+                if isinstance(result, GeneratorType):
+                    return self._run_lazily(steps, emitted, udf, result)
+                outputs = iter(() if result is None else (result,))
+            elif step.kind is StepKind.NEXT:
+                reply = next(outputs, END)
+            elif step.kind is StepKind.DRAIN:
+                self.client.drain(step.value)
             else:
-                yield result
+                emitted.append(step.value)
 
-    def _with_origin(
+    def _run_lazily(
         self,
-        rows: Any,
-        sources: SourceArray,
-        tokens: TokenArray,
+        steps: Steps,
+        emitted: deque[Any],
         udf: Callable[[Any], Any],
-        name: str,
-    ) -> Any:
-        n = len(sources)
-        if name in batches.names(rows):
-            raise ValueError(
-                f"The batch has a column {name!r} already. Give @resumable(origin=...) a name "
-                "that no column has."
-            )
-
-        def attribute(output: Any) -> tuple[Any, SourceArray]:
-            origins = _origins(output, name, n)
-            given = (name,) if name in batches.names(output) else ()
-            return batches.without_columns(output, given), sources[origins]
-
-        numbered = batches.with_column(rows, name, np.arange(n, dtype=np.int64))
-        return self._account(Call(sources, tokens), udf(numbered), attribute)
-
-    def _one_to_one(
-        self, rows: Any, sources: SourceArray, tokens: TokenArray, udf: Callable[[Any], Any]
-    ) -> Any:
-        result = udf(rows)
-        if isinstance(result, GeneratorType):
-            return self._one_to_one_parts(result, sources, tokens)
-        _check_one_to_one(0 if result is None else batches.num_rows(result), len(sources))
-        return batches.attach(result, sources, tokens)
-
-    def _one_to_one_parts(
-        self, results: Iterator[Any], sources: SourceArray, tokens: TokenArray
+        outputs: Iterator[Any],
     ) -> Generator[Any, None, None]:
-        start = 0
-        for output in results:
-            if output is None:
-                continue
-            stop = start + batches.num_rows(output)
-            if stop > len(sources):
-                _check_one_to_one(stop, len(sources))
-            yield batches.attach(output, sources[start:stop], tokens[start:stop])
-            start = stop
-        _check_one_to_one(start, len(sources))
+        yield from _given_out(emitted)
+        reply: Any = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration:
+                return
+            reply = None
+            if step.kind is StepKind.CALL:
+                result = udf(step.value)
+                if isinstance(result, GeneratorType):
+                    outputs = result
+                else:
+                    outputs = iter(() if result is None else (result,))
+            elif step.kind is StepKind.NEXT:
+                reply = next((output for output in outputs if output is not None), END)
+            elif step.kind is StepKind.DRAIN:
+                self.client.drain(step.value)
+            else:
+                yield step.value
 
-    def _account(
-        self,
-        call: Call,
-        result: Any,
-        attribute: Callable[[Any], tuple[Any, SourceArray]],
-    ) -> Any:
-        if isinstance(result, GeneratorType):
-            return self._account_parts(call, result, attribute)
-        if result is None:
-            self.client.drain(call.finish(_NO_SOURCES)[1])
-            return _nothing()
-        output, sources = attribute(result)
-        tokens, deltas = call.finish(sources)
-        self.client.drain(deltas)
-        return batches.attach(output, sources, tokens)
-
-    def _account_parts(
-        self,
-        call: Call,
-        results: Iterator[Any],
-        attribute: Callable[[Any], tuple[Any, SourceArray]],
-    ) -> Generator[Any, None, None]:
-        # The last batch with rows is held back, since it takes what remains, and only the end of
-        # the generator tells which one it is.
-        held: tuple[Any, SourceArray] | None = None
-        for result in results:
-            if result is None:
-                continue
-            output, sources = attribute(batches.shallow_copy(result))
-            if len(sources) == 0:
-                yield batches.attach(output, sources, _NO_TOKENS)
-                continue
-            if held is not None:
-                yield batches.attach(*held, call.emit(held[1]))
-            held = output, sources
-        tokens, deltas = call.finish(_NO_SOURCES if held is None else held[1])
-        self.client.drain(deltas)
-        if held is not None:
-            yield batches.attach(*held, tokens)
+    async def run_async(self, batch: Any, udf: Callable[[Any], Any]) -> AsyncGenerator[Any, None]:
+        """Run an armed coroutine function or async generator function on one batch."""
+        if self.kind in rows.ATTRIBUTION:
+            udf = rows.block_udf_async(self.kind, udf)
+        steps = account(batch, self.attribution, self.origin)
+        result: Any = None
+        reply: Any = None
+        while True:
+            try:
+                step = steps.send(reply)
+            except StopIteration:
+                return
+            reply = None
+            if step.kind is StepKind.CALL:
+                result = udf(step.value)
+                if not inspect.isasyncgen(result):
+                    result = _only(await result)
+            elif step.kind is StepKind.NEXT:
+                reply = END
+                async for output in result:
+                    if output is not None:
+                        reply = output
+                        break
+            elif step.kind is StepKind.DRAIN:
+                await self.client.drain_async(step.value)
+            else:
+                yield step.value
 
 
-_NO_SOURCES: SourceArray = np.empty(0, dtype=np.int32)
-_NO_TOKENS: TokenArray = np.empty(0, dtype=np.uint64)
+def _given_out(emitted: deque[Any]) -> Generator[Any, None, None]:
+    while emitted:
+        yield emitted.popleft()
 
 
-def _nothing() -> Generator[Any, None, None]:
-    yield from ()
-
-
-def _one_source(sources: SourceArray) -> bool:
-    return bool(sources[0] == sources[-1] and (sources == sources[0]).all())
-
-
-def _check_one_to_one(rows_out: int, rows_in: int) -> None:
-    if rows_out != rows_in:
-        raise ValueError(
-            f"A UDF with @resumable(one_to_one=True) returned {rows_out} rows for {rows_in} rows. "
-            "If it drops or adds rows, decorate it without one_to_one."
-        )
-
-
-def _origins(output: Any, name: str, rows_in: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    if batches.num_rows(output) == 0:
-        return np.empty(0, dtype=np.int64)
-    if name not in batches.names(output):
-        raise ValueError(
-            f"A UDF with @resumable(origin={name!r}) returned rows without the column {name!r}. "
-            "Return it with each row: the position of the input row that it comes from."
-        )
-    origins = np.asarray(batches.column(output, name))
-    if not np.issubdtype(origins.dtype, np.integer):
-        raise ValueError(f"The column {name!r} came back as {origins.dtype}, not as integers.")
-    if origins.min() < 0 or origins.max() >= rows_in:
-        raise ValueError(
-            f"The column {name!r} came back with values from {origins.min()} to {origins.max()}, "
-            f"outside 0 .. {rows_in - 1}."
-        )
-    return origins.astype(np.int64, copy=False)
+async def _only(output: Any) -> AsyncGenerator[Any, None]:
+    yield output

@@ -84,7 +84,8 @@ def resumable_write(
             chain,
             source,
             source.preferred_read_tasks(ds.context.target_max_block_size or _TARGET_BLOCK_BYTES),
-            lambda udf: stage.armed(udf, this.client),
+            lambda method, udf: stage.armed(udf, this.client, method),
+            lambda expression: stage.armed_predicate(expression, this.client),
         )
         armed.write_datasink(
             FileSink(folder, write_options, this.file_prefix, this.digests, this.client),

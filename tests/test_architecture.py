@@ -19,6 +19,8 @@ ORDER = [
     "run",
     "sink",
     "stage",
+    "rows",
+    "calls",
     "datasource",
     "plan",
     "batches",

@@ -141,8 +141,10 @@ def test_sources_by_state(path: Path) -> None:
         Checkpoint(path).sources("pending")
 
 
-def test_files_are_those_of_completed_sources(path: Path) -> None:
-    assert Checkpoint(path).files() == [f"{SINK}/a1", f"{SINK}/a2", f"{SINK}/b-new"]
+def test_files_are_all_that_a_record_that_counts_lists(path: Path) -> None:
+    """Also what a failed source carries of an earlier run: it stays until it is replaced."""
+    listed = [f"{SINK}/{name}" for name in ("a1", "a2", "b-new", "f-old")]
+    assert Checkpoint(path).files() == listed
 
 
 def test_looking_changes_nothing(path: Path) -> None:

@@ -104,12 +104,8 @@ class TestDecoration:
         async def coroutine(batch: Any) -> Any:
             return batch
 
-        class Async:
-            async def __call__(self, batch: Any) -> Any:
-                return batch
-
         wrong: Any
-        for wrong in (NoCall, 3, coroutine, Async):
+        for wrong in (NoCall, 3, coroutine):
             with pytest.raises(NonResumableError):
                 resumable(wrong)
         with pytest.raises(ValueError, match="exclude"):

@@ -360,49 +360,104 @@ def test_a_reader_in_another_process_sees_whole_commits(tmp_path: Path) -> None:
 COMMIT_WHEN_ASKED = """
 import sys
 from pathlib import Path
+from ray_resume import store
 from ray_resume.record import Record, State
-from ray_resume.store import WriterFile
 
-writer = WriterFile.create(Path(sys.argv[1]), "run", {})
+store._INITIAL_MAP_BYTES = 1 << 16
+writer = store.WriterFile.create(Path(sys.argv[1]), "run", {})
 for group, _ in enumerate(sys.stdin, 1):
+    files = ("f" * (500 * group),)
     writer.commit([
-        Record(f"s{k}", State.COMPLETED, group, "run", files=("f" * 500,)) for k in range(100)
+        Record(f"s{k}", State.COMPLETED, group, "run", files=files) for k in range(100)
     ])
     print(group, flush=True)
 """
 
 
+class ObedientWriter:
+    """A writer in another process that commits when it is told to, each time more than before."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "run.mdb"
+        self._process = start_python(COMMIT_WHEN_ASKED, directory)
+        self.commit()
+
+    def commit(self, times: int = 1) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        for _ in range(times):
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+            assert self._process.stdout.readline()
+
+    def sequences(self) -> set[int]:
+        look = records_in(self.path, live=True)
+        assert len(look) == 100
+        return {record.sequence for record in look.values()}
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def obedient(tmp_path: Path) -> Iterator[ObedientWriter]:
+    writer = ObedientWriter(tmp_path)
+    yield writer
+    writer.kill()
+
+
 def test_a_look_is_of_one_moment_however_often_its_writer_commits_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    obedient: ObedientWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without LMDB's lock the writer would use the pages again that are being read."""
-    writer = start_python(COMMIT_WHEN_ASKED, tmp_path)
-    stdin, stdout, header = writer.stdin, writer.stdout, store._header
-    assert stdin is not None
-    assert stdout is not None
-
-    def commit() -> None:
-        stdin.write("\n")
-        stdin.flush()
-        assert stdout.readline()
+    header = store._header
 
     def commit_meanwhile(path: Path, text: bytes | None) -> dict[str, Any]:
-        for _ in range(5):
-            commit()
+        obedient.commit(times=5)
         return header(path, text)
 
-    try:
-        commit()
-        with monkeypatch.context() as patch:
-            patch.setattr(store, "_header", commit_meanwhile)
-            look = records_in(tmp_path / "run.mdb", live=True)
-        assert len(look) == 100
-        assert {record.sequence for record in look.values()} == {1}
-        look = records_in(tmp_path / "run.mdb", live=True)
-        assert {record.sequence for record in look.values()} == {6}
-    finally:
-        writer.kill()
-        writer.communicate()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_header", commit_meanwhile)
+        assert obedient.sequences() == {1}
+    assert obedient.sequences() == {6}
+
+
+def test_a_look_at_a_file_that_outgrows_the_readers_map(
+    obedient: ObedientWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, really_open = 0, store._open
+
+    def open_then_grow(path: Path, **options: bool) -> Any:
+        nonlocal opened
+        opened += 1
+        env = really_open(path, **options)
+        if opened == 1:
+            obedient.commit(times=5)
+        return env
+
+    monkeypatch.setattr(store, "_open", open_then_grow)
+    assert obedient.sequences() == {6}
+    assert opened == 2
+
+
+def test_a_file_that_grows_while_it_is_looked_at_is_not_taken_for_cut_short(
+    obedient: ObedientWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_stat, grown = Path.stat, False
+
+    def stat_then_grow(path: Path, **options: bool) -> os.stat_result:
+        nonlocal grown
+        result = really_stat(path, **options)
+        if not grown:
+            grown = True
+            obedient.commit(times=5)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat_then_grow)
+        assert obedient.sequences() == {6}
+    assert grown
 
 
 def test_the_writers_own_process_reads_at_any_time(

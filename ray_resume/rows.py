@@ -1,0 +1,91 @@
+"""Row-wise UDFs as block-wise ones, so that nothing is sent row by row.
+
+Each function takes a UDF for ``map``, ``filter`` or ``flat_map`` and returns one that takes a block
+and returns what `calls` can account for. The async ones keep as many rows in flight as Ray does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ray_resume import plan
+from ray_resume.calls import Attribution, Flattened
+
+__all__ = ["ATTRIBUTION", "block_udf", "block_udf_async", "predicate_udf"]
+
+Row = dict[str, Any]
+
+ATTRIBUTION = {
+    "map": Attribution.ONE_TO_ONE,
+    "filter": Attribution.MASK,
+    "flat_map": Attribution.FLATTENED,
+}
+"""How the rows of each row-wise operator are attributed: exactly, by nature."""
+
+# What Ray allows to an async row-wise UDF (DEFAULT_ASYNC_ROW_UDF_MAX_CONCURRENCY).
+_CONCURRENT_ROWS = 16
+
+
+def block_udf(kind: str, udf: Callable[[Row], Any]) -> Callable[[Any], Any]:
+    """Make a UDF for whole blocks of one for rows; ``kind`` is a key of :data:`ATTRIBUTION`."""
+
+    def run(block: Any) -> Any:
+        return _combine(kind, (_settled(kind, udf(row)) for row in plan.rows_of(block)))
+
+    return run
+
+
+def block_udf_async(kind: str, udf: Callable[[Row], Any]) -> Callable[[Any], Awaitable[Any]]:
+    """As :func:`block_udf`, for a coroutine function or an async generator function."""
+
+    async def run(block: Any) -> Any:
+        places = asyncio.Semaphore(_CONCURRENT_ROWS)
+
+        async def one(row: Row) -> Any:
+            async with places:
+                result = udf(row)
+                if inspect.isasyncgen(result):
+                    return [output async for output in result]
+                return _settled(kind, await result)
+
+        results = await asyncio.gather(*(one(row) for row in plan.rows_of(block)))
+        return _combine(kind, results)
+
+    return run
+
+
+def predicate_udf(expression: Any) -> Callable[[Any], Any]:
+    """Make a UDF that says which rows of a block satisfy a Ray Data expression."""
+    return lambda block: plan.mask_of(expression, block)
+
+
+def _settled(kind: str, result: Any) -> Any:
+    # A generator is run to its end at once, while the UDF's thread is ours.
+    return list(result or ()) if kind == "flat_map" else result
+
+
+def _combine(kind: str, results: Iterable[Any]) -> Any:
+    if kind == "filter":
+        return np.fromiter((bool(result) for result in results), dtype=bool)
+    if kind == "map":
+        return plan.block_of(map(_checked, results))
+    origins: list[int] = []
+    outputs: list[Row] = []
+    for origin, rows in enumerate(results):
+        outputs.extend(map(_checked, rows))
+        origins.extend([origin] * len(rows))
+    return Flattened(plan.block_of(outputs), np.array(origins, dtype=np.int64))
+
+
+def _checked(row: Any) -> Row:
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"A row-wise UDF returned {row!r:.80}, and rows are dicts. Return {{'item': ...}} "
+            "instead of a bare value."
+        )
+    return dict(row)
