@@ -8,31 +8,26 @@ Ray's does not give: the modification time, and an identity that does not depend
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+import pyarrow.parquet as pq
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from ray_resume.errors import ResumeError
 from ray_resume.record import Fingerprint
+from ray_resume.source import Source, refuse_repeated
 
-__all__ = ["FileSource", "list_files", "resolve"]
+__all__ = ["list_files", "list_row_groups", "relative_to", "resolve"]
 
 Paths: TypeAlias = "str | Path | Sequence[str | Path]"
 
 _PASSED_OVER = (".", "_")
-
-
-@dataclass(frozen=True, slots=True)
-class FileSource:
-    """A file: its source id, its path on the filesystem, and how it looked when it was listed."""
-
-    source_id: str
-    path: str
-    fingerprint: Fingerprint
+_DROPPED_BY_RAY = frozenset("\t\r\n")
+_FOOTERS_AT_ONCE = 16
 
 
 def resolve(paths: Paths, filesystem: FileSystem | None) -> tuple[FileSystem, list[str]]:
@@ -45,7 +40,9 @@ def resolve(paths: Paths, filesystem: FileSystem | None) -> tuple[FileSystem, li
     if not given:
         raise ValueError("resumable_read needs at least one path.")
     if filesystem is not None:
-        return filesystem, [_without_scheme(path) for path in given]
+        local = isinstance(filesystem, LocalFileSystem)
+        bare = [_without_scheme(path) for path in given]
+        return filesystem, [os.path.abspath(path) if local else path for path in bare]
     inferred = [_infer(path) for path in given]
     first = inferred[0][0]
     for path, (other, _) in zip(given, inferred, strict=True):
@@ -63,7 +60,7 @@ def list_files(
     extensions: Sequence[str] | None,
     keep: Callable[[list[str]], list[str]] | None,
     ignore_missing: bool,
-) -> list[FileSource]:
+) -> list[Source]:
     """List the files at and under ``paths``, in the order given, directories sorted.
 
     Args:
@@ -91,15 +88,43 @@ def list_files(
     if not infos and not ignore_missing:
         among = f" that ends in {' or '.join(extensions)}" if extensions else ""
         raise FileNotFoundError(f"There is no file{among} to read under {', '.join(given)}.")
-    repeated = [path for path, count in Counter(info.path for info in infos).items() if count > 1]
-    if repeated:
+    refuse_repeated(info.path for info in infos)
+    unreadable = [info.path for info in infos if not _DROPPED_BY_RAY.isdisjoint(info.path)]
+    if unreadable:
         raise ResumeError(
-            f"{len(repeated)} files are named more than once, and a source can be read only once: "
-            f"{', '.join(sorted(repeated)[:10])}. Name each file, or its directory, but not both."
+            f"The name of {unreadable[0]!r} has a tab or a line break in it, which Ray Data's path "
+            "code drops, so it cannot be opened. Rename it."
         )
-    return [
-        FileSource(info.path, info.path, Fingerprint(info.size, info.mtime_ns)) for info in infos
-    ]
+    return [Source(info.path, info.path, Fingerprint(info.size, info.mtime_ns)) for info in infos]
+
+
+def list_row_groups(filesystem: FileSystem, files: Sequence[Source]) -> list[Source]:
+    """List the row groups of Parquet files, ``<path>#rg<N>``, by their footers alone."""
+
+    def row_groups(file: Source) -> list[Source]:
+        count = pq.read_metadata(file.item, filesystem=filesystem).num_row_groups
+        return [
+            Source(f"{file.source_id}#rg{number}", (file.item, number), file.fingerprint)
+            for number in range(count)
+        ]
+
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        return [source for sources in pool.map(row_groups, files) for source in sources]
+
+
+def relative_to(sources: Sequence[Source], root: str) -> list[Source]:
+    """Make the ids of files relative to ``root``, so that the data may move.
+
+    Raises:
+        ResumeError: a file is not under it.
+    """
+    base = root.rstrip("/") + "/"
+    outside = [source.source_id for source in sources if not source.source_id.startswith(base)]
+    if outside:
+        raise ResumeError(
+            f"{outside[0]} is not under source_root={root!r}, so it has no path relative to it."
+        )
+    return [replace(source, source_id=source.source_id.removeprefix(base)) for source in sources]
 
 
 def _list_directory(filesystem: FileSystem, directory: str) -> list[FileInfo]:
@@ -128,7 +153,9 @@ def _listed(paths: Paths) -> list[Path | str]:
 def _infer(path: str) -> tuple[FileSystem, str]:
     if "://" in path:
         filesystem, stripped = FileSystem.from_uri(path)
-        return filesystem, stripped
+        if isinstance(filesystem, LocalFileSystem):
+            stripped = os.path.abspath(stripped)
+        return filesystem, stripped.rstrip("/")
     return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
 
 

@@ -8,6 +8,7 @@ Checked against the Ray versions that ``pyproject.toml`` admits. Each internal t
   the user's dataset stays as it was.
 * ``DataContext.use_datasource_v2``: the older read path plans one read as one operator whose tasks
   can be bound to files.
+* ``ParquetDatasource``'s list of fragments: to read single row groups with Ray's own reader.
 * ``DelegatingBlockBuilder``, ``eval_expr``, ``concat``: to make blocks of rows, to evaluate an
   expression and to join blocks exactly as Ray Data itself does.
 * ``ExecutionCallback``: to refuse a plain ``ds.write_*`` that would look as if it were resumable.
@@ -15,6 +16,7 @@ Checked against the Ray versions that ``pyproject.toml`` admits. Each internal t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,9 +34,14 @@ from ray.exceptions import UserCodeException
 
 from ray_resume.errors import NonResumableError
 from ray_resume.lineage import SOURCE_COLUMN, TOKEN_COLUMN
+from ray_resume.source import Selection
 
 try:
     from ray.data._internal.arrow_ops.transform_pyarrow import concat
+    from ray.data._internal.datasource.parquet_datasource import (
+        ParquetDatasource,
+        _ParquetFragment,
+    )
     from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
     from ray.data._internal.execution.execution_callback import ExecutionCallback
     from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan
@@ -67,11 +74,13 @@ __all__ = [
     "arm",
     "block_of",
     "chain_of",
-    "columns_of",
     "concat_tables",
     "mask_of",
     "plain_datasource",
+    "push_selection",
     "refuse_plain_writes",
+    "row_group_datasource",
+    "row_group_name",
     "rows_of",
 ]
 
@@ -216,6 +225,85 @@ def plain_datasource(
     return datasource
 
 
+def push_selection(datasource: Datasource, selection: Selection) -> tuple[Datasource, Selection]:
+    """Have ``datasource`` select rows and columns as far as it can; return what is left to do."""
+    left = []
+    for predicate in selection.predicates:
+        narrowed = datasource
+        if datasource.supports_predicate_pushdown():
+            narrowed = datasource.apply_predicate(predicate)
+        # A datasource that cannot apply a predicate as a whole returns itself.
+        if narrowed is datasource:
+            left.append(predicate)
+        datasource = narrowed
+    if selection.columns is None:
+        return datasource, Selection(tuple(left))
+    if not datasource.supports_projection_pushdown():
+        return datasource, Selection(tuple(left), selection.columns)
+    referred = (name for predicate in left for name in get_column_references(predicate))
+    needed = list(dict.fromkeys([*selection.columns, *referred]))
+    datasource = datasource.apply_projection({name: name for name in needed})
+    more = len(needed) > len(selection.columns)
+    return datasource, Selection(tuple(left), selection.columns if more else None)
+
+
+def row_group_name(path: str, row_group: int) -> str:
+    """Spell a row group as Ray Data's own unit ids do."""
+    return f"{path}#rg{row_group}"
+
+
+def row_group_datasource(
+    datasource: Datasource, row_groups: Sequence[tuple[str, int]]
+) -> Datasource:
+    """Make a Parquet datasource read the given ``(path, row group)`` pairs, a task for each.
+
+    Raises:
+        NonResumableError: it is not a Parquet datasource.
+    """
+    if not isinstance(datasource, ParquetDatasource):
+        raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
+    fragments = dict(zip(datasource._pq_paths, datasource._pq_fragments, strict=True))
+    narrowed = copy.copy(datasource)
+    narrowed._pq_fragments = [
+        _RowGroup(fragments[path].original, fragments[path].file_size, row_group)
+        for path, row_group in row_groups
+    ]
+    narrowed._pq_paths = [row_group_name(*pair) for pair in row_groups]
+    return narrowed
+
+
+class _RowGroup(_ParquetFragment):
+    """A fragment with one row group. Ray's own forgets its row groups when it is pickled."""
+
+    def __init__(self, fragment: Any, file_size: int, row_group: int) -> None:
+        super().__init__(fragment, file_size)
+        self._row_group = row_group
+
+    @property
+    def original(self) -> Any:
+        whole = self._fragment
+        return whole.format.make_fragment(
+            whole.path, whole.filesystem, whole.partition_expression, row_groups=[self._row_group]
+        )
+
+    def __reduce__(self) -> Any:
+        whole = self._fragment
+        return _RowGroup._make, (
+            whole.format,
+            whole.path,
+            whole.filesystem,
+            whole.partition_expression,
+            self._file_size,
+            self._row_group,
+        )
+
+    @staticmethod
+    def _make(
+        format: Any, path: str, filesystem: Any, expression: Any, size: int, row_group: int
+    ) -> _RowGroup:
+        return _RowGroup(format.make_fragment(path, filesystem, expression), size, row_group)
+
+
 def refuse_plain_writes(dataset: Dataset) -> None:
     """Make a plain ``write_*`` on ``dataset``, and on what is derived from it, an error."""
     dataset.context.custom_execution_callback_classes.append(_PlainWriteGuard)
@@ -235,11 +323,6 @@ def block_of(rows: Iterable[dict[str, Any]]) -> Any:
     for row in rows:
         builder.add(row)
     return builder.build()
-
-
-def columns_of(expression: Expr) -> list[str]:
-    """Return the names of the columns that ``expression`` refers to."""
-    return list(get_column_references(expression))
 
 
 def mask_of(expression: Expr, block: Any) -> npt.NDArray[np.bool_]:

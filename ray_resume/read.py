@@ -9,19 +9,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.data
+from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data import Dataset
+from ray.data.datasource import Datasource
 
 from ray_resume import plan
 from ray_resume.checkpoint import Checkpoint
-from ray_resume.datasource import FileRead, ResumableDatasource
+from ray_resume.datasource import ResumableDatasource
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.errors import NonResumableError
-from ray_resume.listing import list_files, resolve
+from ray_resume.listing import list_files, list_row_groups, relative_to, resolve
+from ray_resume.readings import (
+    DatasourceReading,
+    FileReading,
+    KeyReading,
+    RowGroupReading,
+    key_sources,
+)
+from ray_resume.source import Reading, Source
 
 __all__ = ["ReadOptions", "resumable_read"]
 
-# What plain Ray Data assumes of Parquet before it has sampled any file.
-_INFLATION = {"read_parquet": 5.0}
+# Bytes in memory for a byte on disk. Parquet: what plain Ray Data assumes of it before it has
+# sampled any file. The others: guesses of the same kind, used only to choose a parallelism.
+_INFLATION = {"read_parquet": 5.0, "read_orc": 5.0, "read_avro": 3.0, "read_images": 10.0}
+
+# How many tasks a user's own datasource is asked for, in every run, whatever the cluster.
+_CUSTOM_READ_TASKS = 200
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class ReadOptions:
 
 
 def resumable_read(
-    reader: Callable[..., Dataset],
+    reader: Callable[..., Any] | Datasource,
     *args: Any,
     checkpoint: str | os.PathLike[str] | Checkpoint,
     keys: Sequence[Any] | None = None,
@@ -44,110 +58,157 @@ def resumable_read(
     on_source_change: str = "reprocess",
     on_pipeline_change: str = "error",
     source_id: Callable[..., str] | None = None,
-    source_root: str | None = None,
+    source_root: str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> Dataset:
-    """Read files as ``reader(*args, **kwargs)`` would, so that ``resumable_write`` can skip them.
+    """Read as plain Ray Data would, so that ``resumable_write`` can skip what is done.
 
-    Lists the files and opens none. Used without ``resumable_write`` (``count``, ``take``,
-    ``schema``, ``show``, ``materialize``), the dataset reads what plain Ray Data would, and touches
-    no checkpoint.
+    Lists the sources and opens none (``granularity="row_group"`` reads footers). Without
+    ``resumable_write`` (``count``, ``take``, ``schema``, ``show``, ``materialize``), the dataset
+    reads what plain Ray Data would, and touches no checkpoint.
 
     Args:
-        reader: ``ray.data.read_parquet``; ``args`` and ``kwargs`` are its own.
+        reader: one of
+
+            * a ``ray.data.read_*`` function for files; ``args`` and ``kwargs`` are its own. Each
+              file is a source.
+            * with ``keys``, any function ``load(key)`` that returns or yields tables, DataFrames or
+              dicts of arrays. Each key is a source; ``kwargs`` are those of
+              ``ray.data.read_datasource``.
+            * a ``ray.data.Datasource``. Each of its read tasks is a source; it is asked for
+              ``override_num_blocks`` tasks (200 by default) in every run.
         checkpoint: a directory on the driver's host, created if missing, or a :class:`Checkpoint`.
             Give each pipeline its own.
+        keys: strings, numbers, dates, and lists, tuples or dicts of these, without repeats. A list
+            that has grown since the last run processes what is new.
+        granularity: ``"row_group"`` makes each row group of a Parquet file a source, spelt
+            ``<path>#rg<N>``.
         max_failed_runs: a source that failed in so many runs is quarantined: passed over.
         on_source_change: what to do with a completed source whose size or modification time has
             changed: ``"reprocess"`` (its new output replaces its old), ``"error"``, ``"ignore"``.
+        source_id: for a ``Datasource`` whose read tasks do not name one file each:
+            ``source_id(read_task, index) -> str``, the same for the same rows in every run.
+        source_root: makes ids of files relative to this directory, so that the checkpoint stays
+            good when the data moves.
         on_pipeline_change: reserved; this version does not compare pipelines yet.
-        keys, granularity, shard, source_id, source_root: reserved; other values than the defaults
-            are refused by this version.
+        shard: reserved; refused by this version.
 
     Raises:
         FileNotFoundError: there is nothing to read.
         CheckpointError: the checkpoint cannot be used.
         NonResumableError: the reader cannot be made resumable.
+        ResumeError: two sources have the same id.
     """
     options = _checked_options(max_failed_runs, on_source_change, on_pipeline_change)
-    _refuse_what_is_not_there_yet(
-        keys=keys,
-        granularity=granularity,
-        shard=shard,
-        source_id=source_id,
-        source_root=source_root,
-    )
+    if shard is not None:
+        raise NonResumableError("This version of ray_resume does not have shard= yet.")
+    if granularity not in ("file", "row_group"):
+        raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
     directory = CheckpointDirectory(checkpoint)
-    name = getattr(reader, "__name__", repr(reader))
-    if getattr(ray.data, name, None) is not reader or name not in _INFLATION:
-        raise NonResumableError(
-            f"resumable_read cannot read with {name} in this version; it reads with "
-            f"{', '.join('ray.data.' + known for known in _INFLATION)}."
-        )
-    arguments = inspect.signature(reader).bind(*args, **kwargs).arguments
-    # Extra keyword arguments of the reader arrive under the name of its ** parameter.
-    for parameter in inspect.signature(reader).parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(parameter.name, {}))
-    files = _list(reader, arguments)
+    scheduling = {name: kwargs.pop(name) for name in _SCHEDULING & kwargs.keys()}
+    if keys is not None:
+        reading: Reading = _key_reading(reader, keys, args, kwargs)
+    elif isinstance(reader, Datasource):
+        _refuse_arguments(reader, args, kwargs)
+        wanted = scheduling.get("override_num_blocks") or _CUSTOM_READ_TASKS
+        reading = DatasourceReading.of(reader, source_id, wanted)
+    else:
+        reading = _file_reading(reader, args, kwargs, granularity, source_root)
     directory.ensure()
-
-    scheduling = {key: arguments.pop(key) for key in _scheduling_names() if key in arguments}
-
-    def open_files(paths: Sequence[str]) -> Any:
-        return plan.plain_datasource(reader, paths, arguments)
-
-    datasource = ResumableDatasource(
-        FileRead(name.removeprefix("read_").title(), open_files, _INFLATION[name]),
-        files,
-        str(directory.path),
-        options,
-    )
+    datasource = ResumableDatasource(reading, str(directory.path), options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     plan.refuse_plain_writes(dataset)
     return dataset
 
 
-def _list(reader: Callable[..., Dataset], arguments: dict[str, Any]) -> Sequence[Any]:
+# The options of a read that say how it runs, not what it reads.
+_SCHEDULING = {
+    name
+    for name, parameter in inspect.signature(ray.data.read_datasource).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+}
+
+
+def _key_reading(
+    load: Any, keys: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> KeyReading:
+    _refuse_arguments(load, args, kwargs)
+    if isinstance(load, Datasource) or not callable(load):
+        raise NonResumableError(f"keys= needs a function load(key), not {load!r}.")
+    return KeyReading(getattr(load, "__name__", "Keys"), key_sources(keys), load)
+
+
+def _file_reading(
+    reader: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    granularity: str,
+    source_root: str | os.PathLike[str] | None,
+) -> FileReading:
+    name = getattr(reader, "__name__", repr(reader))
+    signature = inspect.signature(reader)
+    if getattr(ray.data, name, None) is not reader or "paths" not in signature.parameters:
+        raise NonResumableError(
+            f"{name} has no sources that are the same in every run, so it cannot be resumed. Read "
+            "files with one of Ray Data's readers for files (ray.data.read_parquet, read_csv, "
+            "read_json, ...), or anything else by keys: resumable_read(load, keys=[...], "
+            "checkpoint=...)."
+        )
+    arguments = signature.bind(*args, **kwargs).arguments
+    # Extra keyword arguments of the reader arrive under the name of its ** parameter.
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    filesystem, sources = _list(signature, arguments)
+    if source_root is not None:
+        sources = relative_to(sources, resolve(os.fspath(source_root), filesystem)[1][0])
+    kind = FileReading
+    if granularity == "row_group":
+        if name != "read_parquet":
+            raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
+        sources, kind = list_row_groups(filesystem, sources), RowGroupReading
+    title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
+    return kind(title, sources, reader, arguments, _INFLATION.get(name, 1.5))
+
+
+def _list(
+    signature: inspect.Signature, arguments: dict[str, Any]
+) -> tuple[FileSystem, Sequence[Source]]:
     """List the files, and take out of ``arguments`` what that has settled."""
     if arguments.get("catalog") is not None:
         raise NonResumableError("resumable_read does not resolve catalogs. Give the paths.")
-    defaults = inspect.signature(reader).parameters
     filesystem, paths = resolve(arguments.pop("paths"), arguments.get("filesystem"))
-    skipped = arguments.pop("skip_paths", None) or []
-    extensions = arguments.get("file_extensions", defaults["file_extensions"].default)
-    partition_filter = arguments.pop("partition_filter", None)
-    files = list_files(
+    skipped = arguments.pop("skip_paths", None)
+    extensions = arguments.get("file_extensions", _default(signature, "file_extensions"))
+    sources = list_files(
         filesystem,
         paths,
         extensions=extensions,
-        keep=partition_filter,
+        keep=arguments.pop("partition_filter", None),
         ignore_missing=bool(arguments.pop("ignore_missing_paths", False)),
     )
     if skipped:
-        without = set(resolve(skipped, filesystem)[1]) | set(resolve(skipped, None)[1])
-        files = [file for file in files if file.path not in without]
+        without = set(resolve(skipped, filesystem)[1])
+        sources = [source for source in sources if source.item not in without]
     # The reader gets each file by name from here on.
-    arguments["filesystem"] = filesystem
-    arguments["file_extensions"] = None
-    return files
+    if not isinstance(filesystem, LocalFileSystem):
+        arguments["filesystem"] = filesystem
+    if "file_extensions" in signature.parameters:
+        arguments["file_extensions"] = None
+    return filesystem, sources
 
 
-def _scheduling_names() -> list[str]:
-    return [
-        name
-        for name, parameter in inspect.signature(ray.data.read_datasource).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+def _default(signature: inspect.Signature, name: str) -> Any:
+    parameter = signature.parameters.get(name)
+    return None if parameter is None else parameter.default
 
 
-def _refuse_what_is_not_there_yet(**options: Any) -> None:
-    # Said aloud, since the reader would take an unknown keyword for an option of its own.
-    for name, value in options.items():
-        if value not in (None, "file"):
-            raise NonResumableError(
-                f"{name}={value!r}: this version of ray_resume does not have {name} yet."
-            )
+def _refuse_arguments(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if args or kwargs:
+        raise TypeError(
+            f"{reader!r} takes no further arguments here, but got "
+            f"{[*args, *(f'{name}={value!r}' for name, value in kwargs.items())]}"
+        )
 
 
 def _checked_options(

@@ -23,9 +23,9 @@ from ray_resume.client import LedgerClient
 from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError, ResumeError, SourceChangedError
 from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.listing import FileSource
 from ray_resume.record import Record, State, digest
 from ray_resume.sink import DIGEST_BYTES, Folder, OutputName
+from ray_resume.source import Source
 from ray_resume.summary import RunSummary
 
 __all__ = ["LEASE_WAIT_S", "MAX_PASSES", "Pass", "Run", "RunPlan"]
@@ -46,7 +46,7 @@ class RunPlan:
     """What a run is to do, all of it checked."""
 
     directory: CheckpointDirectory
-    sources: Sequence[FileSource]
+    sources: Sequence[Source]
     folder: Folder
     append: bool
     signature: str
@@ -61,7 +61,7 @@ class Pass:
     ``digests`` is what `FileSink` names the files of each source number with.
     """
 
-    sources: Sequence[FileSource]
+    sources: Sequence[Source]
     numbers: Sequence[int]
     client: LedgerClient
     file_prefix: str
@@ -72,7 +72,7 @@ class Pass:
 class _Todo:
     """The sources of a run by what is to be done with them, as dead runs left them."""
 
-    pending: Sequence[FileSource]
+    pending: Sequence[Source]
     # What is on record of a pending source, by its position in `pending`.
     records: Mapping[int, Record]
     skipped: Sequence[Record]
@@ -125,7 +125,7 @@ class Run:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
     def _todo(self, contents: Contents) -> _Todo:
-        pending: list[FileSource] = []
+        pending: list[Source] = []
         records: dict[int, Record] = {}
         changed: list[str] = []
         skipped: list[Record] = []

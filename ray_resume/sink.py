@@ -137,7 +137,7 @@ class FileSink(Datasink[None]):
     def get_name(self) -> str:
         return "Resumable"
 
-    def write(self, blocks: Iterable[Block], ctx: Any) -> None:  # noqa: ARG002
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write the rows of one task, one file for each source among them, then drain them all.
 
         Guarantees: when this returns, the files are durable and the ledger has counted them; if

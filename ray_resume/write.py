@@ -96,7 +96,7 @@ def resumable_write(
     run = Run(
         RunPlan(
             directory=directory,
-            sources=datasource.files,
+            sources=datasource.sources,
             folder=folder,
             append=append,
             signature=chain.signature(),

@@ -22,6 +22,7 @@ ORDER = [
     "rows",
     "calls",
     "datasource",
+    "readings",
     "plan",
     "batches",
     "client",
@@ -32,6 +33,7 @@ ORDER = [
     "lease",
     "ledger",
     "listing",
+    "source",
     "record",
     "lineage",
     "summary",
@@ -42,7 +44,18 @@ ORDER = [
 RESERVED = {
     "lmdb": {"store"},
     "fcntl": {"lease"},
-    "ray": {"write", "read", "run", "sink", "datasource", "plan", "batches", "client", "actor"},
+    "ray": {
+        "write",
+        "read",
+        "run",
+        "sink",
+        "datasource",
+        "readings",
+        "plan",
+        "batches",
+        "client",
+        "actor",
+    },
 }
 
 

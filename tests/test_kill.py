@@ -65,11 +65,10 @@ class Job:
     def kill(self, *, with_descendants: bool) -> None:
         if self.process.poll() is not None:
             return
-        victim = psutil.Process(self.process.pid)
-        victims = [victim, *(victim.children(recursive=True) if with_descendants else [])]
-        for process in victims:
-            kill(process)
-        psutil.wait_procs(victims, timeout=30)
+        if with_descendants:
+            kill_with_descendants(self.process.pid)
+        else:
+            self.process.kill()
         self.process.communicate()
 
     def finish(self) -> str:
@@ -98,11 +97,37 @@ def job(tmp_path: Path) -> Iterator[Job]:
     job.kill(with_descendants=True)
 
 
+@pytest.fixture(scope="module")
+def another_cluster() -> Iterator[str]:
+    """A cluster whose drivers are killed: Ray gives the workers that it was just starting for
+    them up to a minute to register, and what comes next on that cluster waits.
+    """
+    script = (
+        "import ray, time\n"
+        "context = ray.init(num_cpus=4, include_dashboard=False, logging_level='error')\n"
+        "print(context.address_info['address'], flush=True)\n"
+        "time.sleep(3600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield process.stdout.readline().strip()
+    kill_with_descendants(process.pid)
+    process.communicate()
+
+
 @pytest.fixture
-def job_on_cluster(job: Job, cluster: str) -> Job:
-    """A job on the session's cluster, which outlives it."""
-    job.address = cluster
+def job_on_cluster(job: Job, another_cluster: str) -> Job:
+    """A job on a cluster that outlives it."""
+    job.address = another_cluster
     return job
+
+
+def kill_with_descendants(pid: int) -> None:
+    root = psutil.Process(pid)
+    victims = [root, *root.children(recursive=True)]
+    for process in victims:
+        kill(process)
+    psutil.wait_procs(victims, timeout=30)
 
 
 def kill(process: psutil.Process) -> None:
@@ -153,6 +178,7 @@ def new_lease(job: Job, old: Path) -> bool:
     return any(path != old for path in job.checkpoint.glob("*.lease"))
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_stopped_ledger_keeps_its_successor_out(job_on_cluster: Job) -> None:
     job = job_on_cluster
     job.start()
