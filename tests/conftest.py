@@ -64,9 +64,9 @@ def write_file(path: Path, start: int, stop: int) -> None:
     pq.write_table(table, path)
 
 
-def ids_in(folder: Path, column: str = "id") -> list[int]:
+def ids_in(folder: Path, column: str = "id") -> list[Any]:
     """Return every value of ``column`` in the Parquet files of ``folder``, sorted."""
-    values: list[int] = []
+    values: list[Any] = []
     for path in folder.glob("*.parquet"):
         values.extend(pq.ParquetFile(path).read([column]).column(column).to_pylist())
     return sorted(values)

@@ -26,6 +26,9 @@ from ray_resume.store import read_writer
 DRIVER = Path(__file__).with_name("driver.py")
 FILES, ROWS = 24, 200
 
+# A driver in a process of its own does not have the token of a cluster that another one started.
+WITHOUT_TOKENS = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any
 
@@ -44,6 +47,7 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=WITHOUT_TOKENS,
         )
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
@@ -58,6 +62,23 @@ class Job:
             return Checkpoint(self.checkpoint).status().completed
         except CheckpointError:
             return 0
+
+    def records_of(self, run_id: str) -> dict[bytes, bytes]:
+        """Return what a run has committed up to now."""
+        return dict(read_writer(self.checkpoint / f"{run_id}.mdb", live=True)[1])
+
+    def wait_for_run(self, known: set[str], *, commits: int) -> str:
+        """Wait for a run that is not in ``known`` to commit so much; add it, return its id."""
+        found: list[str] = []
+
+        def look() -> bool:
+            runs = {store.stem for store in self.checkpoint.glob("*.mdb")} - known
+            found.extend(run for run in runs if len(self.records_of(run)) >= commits)
+            return bool(found)
+
+        self.wait_for(look)
+        known.add(found[0])
+        return found[0]
 
     def files(self) -> int:
         return len(list(self.out.glob("*.parquet")))
@@ -108,7 +129,9 @@ def another_cluster() -> Iterator[str]:
         "print(context.address_info['address'], flush=True)\n"
         "time.sleep(3600)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=WITHOUT_TOKENS
+    )
     assert process.stdout is not None
     yield process.stdout.readline().strip()
     kill_with_descendants(process.pid)
@@ -156,49 +179,44 @@ def test_the_ledger_of_a_killed_driver_commits_nothing_after_its_successor_start
     job_on_cluster: Job,
 ) -> None:
     job = job_on_cluster
-    for commits in (1, 6, 12):
+    runs: set[str] = set()
+    for _ in range(2):
         job.start()
-        job.wait_for(lambda commits=commits: job.committed() >= commits)  # type: ignore[misc]
-        (old,) = set(job.checkpoint.glob("*.lease"))
+        old = job.wait_for_run(runs, commits=2)
         job.kill(with_descendants=False)
         job.start()
-        # The successor waits until the old ledger's process is gone.
-        job.wait_for(lambda old=old: new_lease(job, old))  # type: ignore[misc]
-        store = job.checkpoint / f"{old.stem}.mdb"
-        left = dict(read_writer(store, live=False)[1])
-        job.wait_for(lambda left=left: job.committed() > len(left))  # type: ignore[misc]
-        assert dict(read_writer(store, live=False)[1]) == left
+        # The successor waits until the old ledger's process is gone, and starts then.
+        new = job.wait_for_run(runs, commits=0)
+        left = job.records_of(old)
+        job.wait_for(lambda new=new: len(job.records_of(new)) >= 2)  # type: ignore[misc]
+        assert job.records_of(old) == left
         job.kill(with_descendants=False)
     job.start()
     job.finish()
     job.check()
 
 
-def new_lease(job: Job, old: Path) -> bool:
-    return any(path != old for path in job.checkpoint.glob("*.lease"))
-
-
 @pytest.mark.usefixtures("cluster")
 def test_a_stopped_ledger_keeps_its_successor_out(job_on_cluster: Job) -> None:
     job = job_on_cluster
     job.start()
-    job.wait_for(lambda: job.committed() >= 3)
-    (lease,) = job.checkpoint.glob("*.lease")
+    run_id = job.wait_for_run(set(), commits=3)
+    lease = job.checkpoint / f"{run_id}.lease"
     (ledger,) = (p for p in holders(lease) if p.pid != job.process.pid)
     ledger.send_signal(signal.SIGSTOP)
-    left = dict(read_writer(lease.with_suffix(".mdb"), live=True)[1])
+    left = job.records_of(run_id)
     assert 3 <= len(left) < FILES
     job.kill(with_descendants=False)
     ds = resumable_read(ray.data.read_parquet, str(job.source), checkpoint=job.checkpoint)
     refused = 0
     while ledger.is_running() and refused < 3:
-        with pytest.raises(CheckpointError, match=lease.stem):
+        with pytest.raises(CheckpointError, match=run_id):
             resumable_write(ds, job.out, lease_wait_s=0.2)
         refused += 1
     kill(ledger)
     job.start()
     job.finish()
-    assert dict(read_writer(lease.with_suffix(".mdb"), live=False)[1]) == left
+    assert job.records_of(run_id) == left
     job.check()
 
 

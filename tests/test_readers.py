@@ -28,7 +28,7 @@ from conftest import ids_in, snapshot, write_file, write_source
 from pyarrow.fs import LocalFileSystem
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.data.datasource.partitioning import Partitioning
+from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 
 from ray_resume import (
     Checkpoint,
@@ -215,7 +215,9 @@ def test_options_of_the_reader(tmp_path: Path) -> None:
         paths=str(tmp_path / "in"),
         checkpoint=tmp_path / "ckpt",
         file_extensions=["csv"],
-        partitioning=Partitioning("dir", field_names=["year"], base_dir=str(tmp_path / "in")),
+        partitioning=Partitioning(
+            PartitionStyle.DIRECTORY, field_names=["year"], base_dir=str(tmp_path / "in")
+        ),
         override_num_blocks=1,
         num_cpus=0.5,
     )
@@ -327,7 +329,7 @@ class Pages(Datasource):
                 BlockMetadata(
                     num_rows=len(page),
                     size_bytes=None,
-                    input_files=[f"page-{page[0]}"] if self.named else None,
+                    input_files=(f"page-{page[0]}",) if self.named else None,
                     exec_stats=None,
                 ),
             )
