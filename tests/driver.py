@@ -2,7 +2,8 @@
 
     python driver.py SOURCE CHECKPOINT OUT [ADDRESS]
 
-Each batch takes a moment, so that there is a middle to be killed in. `rows_of` computes what the
+Each batch takes the last stage a moment, so that sources complete one after another, and there
+is a middle to be killed in. `rows_of` computes what the
 output must be, without Ray.
 """
 
@@ -18,11 +19,10 @@ import numpy as np
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any
 
-MOMENT_S = 0.03
+MOMENT_S = 0.08
 
 
 def drop_sevenths(batch: Batch) -> Batch:
-    time.sleep(MOMENT_S)
     mask = batch["id"] % 7 != 0
     return {name: values[mask] for name, values in batch.items()}
 
@@ -38,6 +38,7 @@ class Score:
         self.factor = factor
 
     def __call__(self, batch: Batch) -> Batch:
+        time.sleep(MOMENT_S)
         return {"id": batch["id"], "score": batch["id"] * self.factor}
 
 
