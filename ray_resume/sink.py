@@ -1,7 +1,7 @@
 """The file sink: each source's rows become files of its own, durable before they are drained.
 
 Importable on workers: knows neither checkpoints nor lmdb. A file is called
-``<checkpoint>-<run>-<source's digest>-<random>.parquet``. The random part is drawn for each
+``<checkpoint>-<run>-<source's digest>-<random>.<format>``. The random part is drawn for each
 write, so no attempt of a task ever touches another's file; which of them count is the ledger's to
 say.
 """
@@ -11,23 +11,26 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import IO, Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
 from ray.data.block import Block, BlockAccessor
 from ray.data.datasource import Datasink
 
 from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
+from ray_resume.formats import Format
 from ray_resume.ledger import Drain
 from ray_resume.lineage import MODULUS, token_sum
 
-__all__ = ["FileSink", "Folder", "OutputName", "check_write_options"]
+__all__ = ["FileSink", "Folder", "Layout", "OutputName"]
 
 DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
@@ -81,40 +84,97 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_file(f"{self.path}/{name}")
 
-    def write(self, name: str, table: pa.Table, options: Mapping[str, Any]) -> None:
-        """Write a Parquet file. It has its final name only when it is whole and durable.
+    def write(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
+        """Write a file, perhaps in a subfolder. It has its final name only when it is whole.
 
-        On a local file system the name survives a power cut after :meth:`sync`.
+        On a local file system it survives a power cut after :meth:`sync`.
         """
         if not self.is_local:
             # An object appears when its upload is closed, whole or not at all.
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
-                pq.write_table(table, stream, **options)
+                write(stream)
             return
-        hidden = f"{self.path}/.{name}"
+        folder, _, bare = f"{self.path}/{name}".rpartition("/")
+        os.makedirs(folder, exist_ok=True)
+        hidden = f"{folder}/.{bare}"
         try:
             with open(hidden, "xb") as file:
-                pq.write_table(table, file, **options)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.rename(hidden, f"{self.path}/{name}")
+            os.rename(hidden, f"{folder}/{bare}")
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(hidden)
             raise
 
-    def sync(self) -> None:
-        """Make the names written so far survive a power cut."""
-        if self.is_local:
-            descriptor = os.open(self.path, os.O_RDONLY)
+    def sync(self, names: Iterable[str]) -> None:
+        """Make the names of these files, and of the folders that they are in, durable."""
+        if not self.is_local:
+            return
+        folders = {self.path}
+        for name in names:
+            inner = name.rpartition("/")[0]
+            while inner:
+                folders.add(f"{self.path}/{inner}")
+                inner = inner.rpartition("/")[0]
+        for folder in folders:
+            descriptor = os.open(folder, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How rows become files: their format and options, and the columns that name subfolders."""
+
+    format: Format
+    options: Mapping[str, Any]
+    partition_columns: tuple[str, ...] = ()
+
+    def write(self, folder: Folder, stem: str, table: pa.Table) -> list[str]:
+        """Write ``table`` as one file, or one for each partition; return their names."""
+        names = []
+        for subfolder, part in self._parts(table):
+            name = f"{subfolder}{stem}-{secrets.token_hex(8)}.{self.format.suffix}"
+            folder.write(name, partial(self._write_file, part))
+            names.append(name)
+        return names
+
+    def _write_file(self, part: pa.Table, file: IO[bytes]) -> None:
+        self.format.write(part, file, self.options)
+
+    def _parts(self, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+        if not self.partition_columns:
+            yield "", table
+            return
+        columns = list(self.partition_columns)
+        missing = [name for name in columns if name not in table.column_names]
+        if missing:
+            raise ValueError(
+                f"partition_cols names {missing[0]!r}, and the rows have the columns "
+                f"{', '.join(table.column_names)}."
+            )
+        ordered = table.take(pc.sort_indices(table, sort_keys=[(c, "ascending") for c in columns]))
+        values = [ordered.column(name).to_pylist() for name in columns]
+        keys = list(zip(*values, strict=True))
+        starts = [i for i in range(len(keys)) if i == 0 or keys[i] != keys[i - 1]]
+        rest = ordered.drop_columns(columns)
+        for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
+            spelt = zip(columns, keys[start], strict=True)
+            yield "".join(map(_hive, spelt)), rest.slice(start, stop - start)
+
+
+def _hive(pair: tuple[str, Any]) -> str:
+    name, value = pair
+    spelt = "__HIVE_DEFAULT_PARTITION__" if value is None else quote(str(value), safe="")
+    return f"{quote(name, safe='')}={spelt}/"
+
+
 class FileSink(Datasink[None]):
-    """Writes Parquet files into a folder, and drains what it has written.
+    """Writes files into a folder, and drains what it has written.
 
     Args:
         digests: ``DIGEST_BYTES`` bytes for each source number, one after another.
@@ -123,13 +183,13 @@ class FileSink(Datasink[None]):
     def __init__(
         self,
         folder: Folder,
-        options: Mapping[str, Any],
+        layout: Layout,
         prefix: str,
         digests: bytes,
         client: LedgerClient,
     ) -> None:
         self._folder = folder
-        self._options = dict(options)
+        self._layout = layout
         self._prefix = prefix
         self._digests = digests
         self._client = client
@@ -154,31 +214,14 @@ class FileSink(Datasink[None]):
         drains = []
         for source, tables in parts.items():
             table = plan.concat_tables(tables)
-            name = self._name(source)
-            self._folder.write(name, table, self._options)
-            drains.append(Drain(source, -sums[source] % MODULUS, table.num_rows, (name,)))
-        self._folder.sync()
+            names = self._layout.write(self._folder, self._stem(source), table)
+            drains.append(Drain(source, -sums[source] % MODULUS, table.num_rows, tuple(names)))
+        self._folder.sync(name for drain in drains for name in drain.files)
         self._client.send(*drains)
 
-    def _name(self, source: int) -> str:
+    def _stem(self, source: int) -> str:
         digest = self._digests[source * DIGEST_BYTES : (source + 1) * DIGEST_BYTES].hex()
-        return f"{self._prefix}-{digest}-{secrets.token_hex(8)}.parquet"
-
-
-def check_write_options(options: Mapping[str, Any]) -> None:
-    """Make sure that pyarrow knows ``options``, before any work has been done.
-
-    Raises:
-        ValueError: it does not.
-    """
-    try:
-        pq.write_table(
-            pa.table({"x": pa.array([1], pa.int64())}), pa.BufferOutputStream(), **options
-        )
-    except (TypeError, ValueError, KeyError, pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"resumable_write got options that Parquet files are not written with: {error}"
-        ) from error
+        return f"{self._prefix}-{digest}"
 
 
 def _by_source(block: pa.Table) -> Iterator[tuple[int, pa.Table, int]]:

@@ -14,9 +14,10 @@ from ray_resume import plan, stage
 from ray_resume.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.errors import CheckpointError, NonResumableError
+from ray_resume.formats import checked_format
 from ray_resume.listing import resolve
 from ray_resume.run import LEASE_WAIT_S, Pass, Run, RunPlan
-from ray_resume.sink import FileSink, Folder, check_write_options
+from ray_resume.sink import FileSink, Folder, Layout
 from ray_resume.summary import RunSummary
 
 __all__ = ["resumable_write"]
@@ -45,15 +46,18 @@ def resumable_write(
     Args:
         ds: a dataset from ``resumable_read``, with decorated UDFs.
         sink: the folder for the output, created if missing: a path, or a URI.
+        format: ``"parquet"``, ``"json"`` (one line a row), ``"csv"``, ``"orc"``, ``"feather"``.
+        partition_cols: columns that name subfolders, ``column=value/``, as Hive does.
         append: write into a folder that has data files of others; theirs are left alone.
         filesystem: the pyarrow filesystem of ``sink``, inferred from it by default.
         concurrency: how many write tasks may run at once.
         lease_wait_s: how many seconds to wait for another run on the same sources to end. A
             killed driver's ledger lives on for a few.
-        partition_cols: reserved; refused by this version.
         ray_remote_args: passed to ``ray.remote`` for the write tasks.
-        write_options: ``pyarrow.parquet.write_table``'s own, such as ``compression`` and
-            ``row_group_size``.
+        write_options: the format's own: those of ``pyarrow.parquet.write_table`` (such as
+            ``compression`` and ``row_group_size``), ``pyarrow.csv.WriteOptions``,
+            ``pandas.DataFrame.to_json``, ``pyarrow.orc.write_table``,
+            ``pyarrow.feather.write_feather``.
 
     Raises:
         NonResumableError: the pipeline cannot be resumed; raised before any task starts.
@@ -67,12 +71,9 @@ def resumable_write(
         resumable_datasource=ResumableDatasource,
         is_decorated=lambda udf: stage.options_of(udf) is not None,
     )
-    if format != "parquet" or partition_cols:
-        raise NonResumableError(
-            "This version of ray_resume writes format='parquet' without partition_cols. "
-            "Other files can be made from its output by plain Ray Data."
-        )
-    check_write_options(write_options)
+    layout = Layout(
+        checked_format(format, write_options), dict(write_options), tuple(partition_cols or ())
+    )
     folder = _folder(sink, filesystem)
     datasource = chain.datasource
     assert isinstance(datasource, ResumableDatasource)
@@ -88,7 +89,7 @@ def resumable_write(
             lambda expression: stage.armed_predicate(expression, this.client),
         )
         armed.write_datasink(
-            FileSink(folder, write_options, this.file_prefix, this.digests, this.client),
+            FileSink(folder, layout, this.file_prefix, this.digests, this.client),
             ray_remote_args=dict(ray_remote_args or {}),
             concurrency=concurrency,
         )
