@@ -43,6 +43,7 @@ class RunSpec:
     first_sequence: int
     signature: str
     header: Mapping[str, Any]
+    commit_at_the_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class LedgerHost:
         self._rows_read = self._rows_written = self._files = 0
         self._fault: ResumeError | None = None
         self._queue: list[Completion] = []
+        self._unpublished: list[Completion] = []
+        self._publishing: list[Completion] = []
         self._open = True
         # _state guards everything above; _commits is held for a whole commit, so that commits
         # happen one at a time while messages go on being applied.
@@ -101,7 +104,10 @@ class LedgerHost:
             self._check_open()
             applied = self._ledger.apply(message)
             if applied.completions:
-                self._queue.extend(applied.completions)
+                if self._spec.commit_at_the_end:
+                    self._unpublished.extend(applied.completions)
+                else:
+                    self._queue.extend(applied.completions)
                 for completion in applied.completions:
                     self._completed += 1
                     self._rows_read += completion.rows_read
@@ -128,6 +134,25 @@ class LedgerHost:
                 self._files,
                 {source: self._ledger.explain(source) for source in self._ledger.pending()},
             )
+
+    def unpublished(self) -> tuple[list[bytes], int]:
+        """Return the write results, and the number of rows, of what is complete and waits.
+
+        Raises:
+            CheckpointError: the lease is lost, so that nothing may be published.
+        """
+        self._lease.check()
+        with self._state:
+            self._check_open()
+            self._publishing, self._unpublished = self._unpublished, []
+            results = [result for done in self._publishing for result in done.results]
+            return results, sum(done.rows_written for done in self._publishing)
+
+    def published(self) -> None:
+        """Commit in one transaction what :meth:`unpublished` has returned: it is visible now."""
+        with self._state:
+            self._queue, self._publishing = self._queue + self._publishing, []
+        self.flush()
 
     def fail(self, errors: Mapping[int, str]) -> int:
         """Commit ``{source number: error}`` as failed in this run, or as quarantined by now.
@@ -281,6 +306,12 @@ class _LedgerActor:
 
     def flush(self) -> Progress:
         return self._opened().flush()
+
+    def unpublished(self) -> tuple[list[bytes], int]:
+        return self._opened().unpublished()
+
+    def published(self) -> None:
+        self._opened().published()
 
     def fail(self, errors: Mapping[int, str]) -> int:
         return self._opened().fail(errors)

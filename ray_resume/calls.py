@@ -11,6 +11,7 @@ its output rows or as a delta.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_resume import batches
+from ray_resume.ledger import Drain
 from ray_resume.lineage import Call, SourceArray, TokenArray
 
 __all__ = ["END", "Attribution", "Flattened", "Step", "StepKind", "Steps", "account"]
@@ -31,6 +33,7 @@ class Attribution(enum.Enum):
     ONE_TO_ONE = "output row i comes from input row i"
     ORIGIN_COLUMN = "the UDF returns a column with the positions of the input rows"
     MASK = "the UDF returns a boolean for each input row: whether it stays"
+    SINK = "no output rows: the UDF has made its input durable when it has returned"
     FLATTENED = "the UDF returns its rows and the positions of the input rows (`Flattened`)"
 
 
@@ -46,7 +49,7 @@ class StepKind(enum.Enum):
 
     CALL = "call the UDF with the value"
     NEXT = "send the call's next output, or END"
-    DRAIN = "report the deltas in the value, and wait until they are applied"
+    DRAIN = "report the drains in the value, and wait until they are applied"
     EMIT = "give the value to Ray"
 
 
@@ -89,6 +92,8 @@ def account(batch: Any, attribution: Attribution, origin: str | None = None) -> 
         yield from _one_to_one(whole)
     elif attribution is Attribution.MASK:
         yield from _mask(whole)
+    elif attribution is Attribution.SINK:
+        yield from _sink(whole)
     elif attribution is Attribution.BY_SOURCE:
         yield from _by_source(whole)
     elif attribution is Attribution.FLATTENED:
@@ -147,7 +152,7 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any) -> Steps:
         held = rows, sources
     tokens, deltas = call.finish(_NO_SOURCES if held is None else held[1])
     if deltas:
-        yield Step(StepKind.DRAIN, deltas)
+        yield Step(StepKind.DRAIN, _drains(deltas))
     if held is not None:
         yield Step(StepKind.EMIT, batches.attach(*held, tokens))
 
@@ -157,9 +162,23 @@ def _mask(whole: _Rows) -> Steps:
     kept = yield Step(StepKind.NEXT, None)
     tokens, deltas = Call(whole.sources, whole.tokens).keep(whole.sources, whole.tokens, kept)
     if deltas:
-        yield Step(StepKind.DRAIN, deltas)
+        yield Step(StepKind.DRAIN, _drains(deltas))
     rows = whole.rows if kept.all() else batches.pick(whole.rows, kept)
     yield Step(StepKind.EMIT, batches.attach(rows, whole.sources[kept], tokens))
+
+
+def _sink(whole: _Rows) -> Steps:
+    yield Step(StepKind.CALL, whole.rows)
+    while (yield Step(StepKind.NEXT, None)) is not END:
+        pass
+    _, deltas = Call(whole.sources, whole.tokens).finish(_NO_SOURCES)
+    rows = Counter(whole.sources.tolist())
+    drains = tuple(Drain(source, delta, rows[source]) for source, delta in deltas.items())
+    yield Step(StepKind.DRAIN, drains)
+
+
+def _drains(deltas: dict[int, int]) -> tuple[Drain, ...]:
+    return tuple(Drain(source, delta) for source, delta in deltas.items())
 
 
 def _one_to_one(whole: _Rows) -> Steps:

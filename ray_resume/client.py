@@ -7,7 +7,6 @@ message that did arrive.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,14 +38,10 @@ class LedgerClient:
         except RayActorError as error:
             raise self._gone(error) from None
 
-    def drain(self, deltas: dict[int, int]) -> None:
-        """Report what a stage's call left over, ``{source: delta}``, as :meth:`send` does."""
-        self.send(*_drains(deltas))
-
-    async def drain_async(self, deltas: dict[int, int]) -> None:
-        """As :meth:`drain`, on an event loop that must not be blocked."""
+    async def send_async(self, *events: Seal | Drain) -> None:
+        """As :meth:`send`, on an event loop that must not be blocked."""
         try:
-            await self._submit(tuple(_drains(deltas)))
+            await self._submit(events)
         except RayActorError as error:
             raise self._gone(error) from None
 
@@ -58,7 +53,3 @@ class LedgerClient:
             f"The ledger of run {self.run_id} is gone ({error}). What it had committed is safe. "
             "Run the same script again to go on from there."
         )
-
-
-def _drains(deltas: dict[int, int]) -> Iterator[Drain]:
-    return (Drain(source, delta) for source, delta in deltas.items())

@@ -91,13 +91,15 @@ class Seal:
 class Drain:
     """``delta`` modulo 2**64 of ``source`` has left the pipeline.
 
-    From a sink, after ``rows`` rows are durable in ``files``; from a stage, without either.
+    From a sink, after ``rows`` rows are durable in ``files``, or are what ``results`` will publish;
+    from a stage, without any of them.
     """
 
     source: int
     delta: int
     rows: int = 0
     files: tuple[str, ...] = ()
+    results: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class Completion:
     rows_read: int
     rows_written: int
     files: tuple[str, ...]
+    results: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,7 @@ class _Counter:
     rows_written: int = 0
     drained: set[int] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
+    results: list[bytes] = field(default_factory=list)
 
 
 class Ledger:
@@ -227,7 +231,13 @@ class Ledger:
             self._complete[source] = 1
             del self._counters[source]
             completions.append(
-                Completion(source, counter.rows_read, counter.rows_written, tuple(counter.files))
+                Completion(
+                    source,
+                    counter.rows_read,
+                    counter.rows_written,
+                    tuple(counter.files),
+                    tuple(counter.results),
+                )
             )
         return outcome
 
@@ -255,4 +265,5 @@ def _drain(counter: _Counter, drain: Drain) -> Outcome:
     counter.value = (counter.value + drain.delta) % MODULUS
     counter.rows_written += drain.rows
     counter.files.extend(drain.files)
+    counter.results.extend(drain.results)
     return Outcome.APPLIED

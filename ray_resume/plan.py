@@ -62,6 +62,8 @@ try:
         _is_col_expr,
         get_column_references,
     )
+    from ray.data._internal.planner.plan_write_op import WRITE_UUID_KWARG_NAME
+    from ray.data.datasource.file_datasink import _FileDatasink
     from ray.data.expressions import Expr, PyArrowComputeUDFExpr, StarExpr, UDFExpr, col
 except ImportError as error:
     raise ImportError(
@@ -70,11 +72,13 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "WRITE_UUID_KWARG_NAME",
     "Chain",
     "arm",
     "block_of",
     "chain_of",
     "concat_tables",
+    "is_file_datasink",
     "mask_of",
     "plain_datasource",
     "push_selection",
@@ -302,6 +306,11 @@ class _RowGroup(_ParquetFragment):
         format: Any, path: str, filesystem: Any, expression: Any, size: int, row_group: int
     ) -> _RowGroup:
         return _RowGroup(format.make_fragment(path, filesystem, expression), size, row_group)
+
+
+def is_file_datasink(datasink: Any) -> bool:
+    """Say whether ``datasink`` is one of Ray's own for files in a folder."""
+    return isinstance(datasink, _FileDatasink)
 
 
 def refuse_plain_writes(dataset: Dataset) -> None:

@@ -23,8 +23,9 @@ from ray_resume.client import LedgerClient
 from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError, ResumeError, SourceChangedError
 from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.output import Output
 from ray_resume.record import Record, State, digest
-from ray_resume.sink import DIGEST_BYTES, Folder, OutputName
+from ray_resume.sink import DIGEST_BYTES
 from ray_resume.source import Source
 from ray_resume.summary import RunSummary
 
@@ -47,8 +48,9 @@ class RunPlan:
 
     directory: CheckpointDirectory
     sources: Sequence[Source]
-    folder: Folder
-    append: bool
+    output: Output
+    # How results are made visible, for a sink that does so at the end of a pass; else None.
+    publish: Callable[[Sequence[bytes], int], None] | None
     signature: str
     max_failed_runs: int
     on_source_change: str
@@ -108,7 +110,7 @@ class Run:
                 self._remove_leftovers(contents)
                 return self._summary(todo, _NOTHING)
             self._bind_sink()
-            self._plan.folder.create()
+            self._plan.output.prepare()
             try:
                 return self._passes(todo, contents, run_pass)
             finally:
@@ -154,44 +156,23 @@ class Run:
         return _Todo(pending, records, skipped, quarantined)
 
     def _check_output(self, contents: Contents, todo: _Todo) -> None:
-        folder = self._plan.folder
+        output = self._plan.output
         bound = self._plan.directory.sink()
-        committed = any(record.files for record in contents.union)
-        if bound is not None and bound != folder.uri and (committed or contents.live):
+        committed = any(
+            record.files or (record.rows and record.state is State.COMPLETED)
+            for record in contents.union
+        )
+        if bound is not None and bound != output.uri and (committed or contents.live):
             raise CheckpointError(
                 f"The checkpoint {self._plan.directory.path} belongs to the output {bound}, and "
-                f"this run would write to {folder.uri}. Write to {bound}, or give this pipeline "
+                f"this run would write to {output.uri}. Write to {bound}, or give this pipeline "
                 "a checkpoint of its own."
             )
-        names = folder.names()
-        if not self._plan.append:
-            foreign = [name for name in names if self._is_foreign(name)]
-            if foreign:
-                raise CheckpointError(
-                    f"The output folder {folder.uri} has {len(foreign)} files that this "
-                    f"checkpoint did not make, {foreign[0]} among them. Give an empty folder, or "
-                    "pass append=True to write beside them."
-                )
-        present = set(names)
-        for record in todo.skipped:
-            for file in record.files:
-                if file not in present:
-                    raise CheckpointError(
-                        f"The output file {folder.uri}/{file} of the completed source "
-                        f"{record.source_id} is gone. Put it back, or make ray_resume process the "
-                        f"source again: Checkpoint({str(self._plan.directory.path)!r})"
-                        f".reset([{record.source_id!r}])."
-                    )
-
-    def _is_foreign(self, name: str) -> bool:
-        if any(part.startswith((".", "_")) for part in name.split("/")):
-            return False
-        parsed = OutputName.parse(name.rsplit("/", 1)[-1])
-        return parsed is None or parsed.checkpoint != self._checkpoint_id
+        output.check(self._checkpoint_id, str(self._plan.directory.path), todo.skipped)
 
     def _bind_sink(self) -> None:
-        if self._plan.directory.sink() != self._plan.folder.uri:
-            self._plan.directory.bind(self._plan.folder.uri)
+        if self._plan.directory.sink() != self._plan.output.uri:
+            self._plan.directory.bind(self._plan.output.uri)
 
     def _passes(
         self, todo: _Todo, contents: Contents, run_pass: Callable[[Pass], None]
@@ -228,7 +209,14 @@ class Run:
             ray.get(handle.begin_pass.remote(pass_number))
             client = LedgerClient(handle, self._run_id, pass_number)
             sources = [todo.pending[number] for number in numbers]
-            run_pass(Pass(sources, numbers, client, prefix, digests))
+            try:
+                run_pass(Pass(sources, numbers, client, prefix, digests))
+            except Exception:
+                # What is complete stays so, also if a row of another source was bad.
+                with contextlib.suppress(Exception):
+                    self._publish(handle)
+                raise
+            self._publish(handle)
             progress: Progress = ray.get(handle.flush.remote())
             stuck = pass_number > 1 and progress.completed == completed_before
             if not progress.pending or stuck:
@@ -244,6 +232,14 @@ class Run:
                 progress.pending[numbers[0]],
             )
         return progress
+
+    def _publish(self, handle: Any) -> None:
+        if self._plan.publish is None:
+            return
+        results, rows = ray.get(handle.unpublished.remote())
+        if results:
+            self._plan.publish(results, rows)
+        ray.get(handle.published.remote())
 
     def _spec(self, todo: _Todo, contents: Contents) -> RunSpec:
         return RunSpec(
@@ -262,6 +258,7 @@ class Run:
             first_sequence=contents.union.highest_sequence(),
             max_failed_runs=self._plan.max_failed_runs,
             signature=self._plan.signature,
+            commit_at_the_end=self._plan.publish is not None,
             header={"sources_total": len(self._plan.sources), "signature": self._plan.signature},
         )
 
@@ -275,21 +272,12 @@ class Run:
             self._lease.check()
             self._remove_leftovers(self._plan.directory.settled(self._run_id))
         except (ResumeError, OSError) as error:
-            logger.warning("Left-overs in %s were not removed: %s", self._plan.folder.uri, error)
+            logger.warning("Left-overs in %s were not removed: %s", self._plan.output.uri, error)
 
     def _remove_leftovers(self, contents: Contents) -> None:
         """Remove the files of this run and of dead runs that no record lists."""
-        listed = {file for record in contents.union for file in record.files}
-        ours = contents.dead_runs | {self._run_id}
-        for name in self._plan.folder.names():
-            parsed = OutputName.parse(name.rsplit("/", 1)[-1])
-            if (
-                parsed is not None
-                and parsed.checkpoint == self._checkpoint_id
-                and parsed.run_id in ours
-                and name not in listed
-            ):
-                self._plan.folder.remove(name)
+        runs = contents.dead_runs | {self._run_id}
+        self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents)
 
     def _summary(
         self, todo: _Todo, progress: Progress, failed: int = 0, quarantined: int = 0

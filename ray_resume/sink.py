@@ -30,7 +30,7 @@ from ray_resume.formats import Format
 from ray_resume.ledger import Drain
 from ray_resume.lineage import MODULUS, token_sum
 
-__all__ = ["FileSink", "Folder", "Layout", "OutputName"]
+__all__ = ["FileSink", "Folder", "Layout", "OutputName", "by_source"]
 
 DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
@@ -206,7 +206,7 @@ class FileSink(Datasink[None]):
         parts: dict[int, list[pa.Table]] = {}
         sums: dict[int, int] = {}
         for block in blocks:
-            for source, table, total in _by_source(BlockAccessor.for_block(block).to_arrow()):
+            for source, table, total in by_source(BlockAccessor.for_block(block).to_arrow()):
                 parts.setdefault(source, []).append(table)
                 sums[source] = (sums.get(source, 0) + total) % MODULUS
         if not parts:
@@ -224,7 +224,8 @@ class FileSink(Datasink[None]):
         return f"{self._prefix}-{digest}"
 
 
-def _by_source(block: pa.Table) -> Iterator[tuple[int, pa.Table, int]]:
+def by_source(block: pa.Table) -> Iterator[tuple[int, pa.Table, int]]:
+    """Cut a block by source: ``(source, its rows without our columns, sum of their tokens)``."""
     table, sources, tokens = batches.detach(block)
     if len(sources) == 0:
         return

@@ -34,14 +34,23 @@ class StageOptions:
 
     one_to_one: bool = False
     origin: str | None = None
+    sink: bool = False
 
 
 @overload
-def resumable(udf: F, *, one_to_one: bool = ..., origin: str | None = ...) -> F: ...
-@overload
-def resumable(*, one_to_one: bool = ..., origin: str | None = ...) -> Callable[[F], F]: ...
 def resumable(
-    udf: F | None = None, *, one_to_one: bool = False, origin: str | None = None
+    udf: F, *, one_to_one: bool = ..., origin: str | None = ..., sink: bool = ...
+) -> F: ...
+@overload
+def resumable(
+    *, one_to_one: bool = ..., origin: str | None = ..., sink: bool = ...
+) -> Callable[[F], F]: ...
+def resumable(
+    udf: F | None = None,
+    *,
+    one_to_one: bool = False,
+    origin: str | None = None,
+    sink: bool = False,
 ) -> F | Callable[[F], F]:
     """Declare that a UDF for ``map_batches`` may be part of a resumable pipeline.
 
@@ -61,6 +70,9 @@ def resumable(
         origin: the name of a column with the position (``int64``, 0 .. n-1) of each row in the
             call's input, which the UDF gets beside the others and returns with its rows: for
             filters, fan-outs and shuffles on whole batches. It does not reach the next stage.
+        sink: the UDF itself makes its input durable before it returns, in a system of its own;
+            what it returns is discarded. It is the last operator, and ``resumable_write(ds)`` has
+            no other sink. At least once: rows of a source that did not complete come again.
 
     Raises:
         NonResumableError: the object cannot be a UDF, or carries other options already.
@@ -78,7 +90,9 @@ def resumable(
         )
     if origin is not None and (not isinstance(origin, str) or not origin):
         raise ValueError(f"origin must be the name of a column, not {origin!r}")
-    options = StageOptions(one_to_one, origin)
+    if sink and (one_to_one or origin is not None):
+        raise ValueError("sink=True excludes one_to_one and origin: a sink has no output rows")
+    options = StageOptions(one_to_one, origin, sink)
     return functools.partial(_decorate, options) if udf is None else _decorate(options, udf)
 
 
@@ -162,6 +176,8 @@ def _marked_function(options: StageOptions, udf: Any) -> Any:
 
 
 def _attribution(kind: str, options: StageOptions) -> tuple[Attribution, str | None]:
+    if options.sink:
+        return Attribution.SINK, None
     if kind in rows.ATTRIBUTION:
         return rows.ATTRIBUTION[kind], None
     if options.one_to_one:
@@ -243,7 +259,7 @@ class _Stage:
             elif step.kind is StepKind.NEXT:
                 reply = next(outputs, END)
             elif step.kind is StepKind.DRAIN:
-                self.client.drain(step.value)
+                self.client.send(*step.value)
             else:
                 emitted.append(step.value)
 
@@ -271,7 +287,7 @@ class _Stage:
             elif step.kind is StepKind.NEXT:
                 reply = next((output for output in outputs if output is not None), END)
             elif step.kind is StepKind.DRAIN:
-                self.client.drain(step.value)
+                self.client.send(*step.value)
             else:
                 yield step.value
 
@@ -299,7 +315,7 @@ class _Stage:
                         reply = output
                         break
             elif step.kind is StepKind.DRAIN:
-                await self.client.drain_async(step.value)
+                await self.client.send_async(*step.value)
             else:
                 yield step.value
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyarrow.fs import FileSystem
 from ray.data import Dataset
+from ray.data.datasource import Datasink
 
 from ray_resume import plan, stage
+from ray_resume.datasinks import (
+    NothingSink,
+    WrappedDatasink,
+    check_datasink,
+    combined,
+    publishes_at_the_end,
+)
 from ray_resume.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.formats import checked_format
 from ray_resume.listing import resolve
+from ray_resume.output import FolderOutput, Output, RemoteOutput
 from ray_resume.run import LEASE_WAIT_S, Pass, Run, RunPlan
 from ray_resume.sink import FileSink, Folder, Layout
 from ray_resume.summary import RunSummary
@@ -27,7 +37,7 @@ _TARGET_BLOCK_BYTES = 128 << 20
 
 def resumable_write(
     ds: Dataset,
-    sink: str | Path,
+    sink: str | Path | Datasink[Any] | None = None,
     *,
     format: str = "parquet",
     append: bool = False,
@@ -45,7 +55,9 @@ def resumable_write(
 
     Args:
         ds: a dataset from ``resumable_read``, with decorated UDFs.
-        sink: the folder for the output, created if missing: a path, or a URI.
+        sink: the folder for the output, created if missing (a path, or a URI); or a
+            ``ray.data.Datasink``, see `ray_resume.datasinks` for what is promised of which; or
+            None if the last stage is decorated with ``@resumable(sink=True)``.
         format: ``"parquet"``, ``"json"`` (one line a row), ``"csv"``, ``"orc"``, ``"feather"``.
         partition_cols: columns that name subfolders, ``column=value/``, as Hive does.
         append: write into a folder that has data files of others; theirs are left alone.
@@ -71,13 +83,11 @@ def resumable_write(
         resumable_datasource=ResumableDatasource,
         is_decorated=lambda udf: stage.options_of(udf) is not None,
     )
-    layout = Layout(
-        checked_format(format, write_options), dict(write_options), tuple(partition_cols or ())
-    )
-    folder = _folder(sink, filesystem)
     datasource = chain.datasource
     assert isinstance(datasource, ResumableDatasource)
-    directory = CheckpointDirectory(datasource.checkpoint)
+    target = _target(
+        sink, chain, filesystem, append, format, tuple(partition_cols or ()), write_options
+    )
 
     def run_pass(this: Pass) -> None:
         source = ArmedDatasource(datasource, this.sources, this.numbers, this.client)
@@ -89,17 +99,17 @@ def resumable_write(
             lambda expression: stage.armed_predicate(expression, this.client),
         )
         armed.write_datasink(
-            FileSink(folder, layout, this.file_prefix, this.digests, this.client),
+            target.datasink(this),
             ray_remote_args=dict(ray_remote_args or {}),
             concurrency=concurrency,
         )
 
     run = Run(
         RunPlan(
-            directory=directory,
+            directory=CheckpointDirectory(datasource.checkpoint),
             sources=datasource.sources,
-            folder=folder,
-            append=append,
+            output=target.output,
+            publish=target.publish,
             signature=chain.signature(),
             max_failed_runs=datasource.options.max_failed_runs,
             on_source_change=datasource.options.on_source_change,
@@ -108,16 +118,80 @@ def resumable_write(
     return run.execute(run_pass, lease_wait_s=lease_wait_s)
 
 
-def _folder(sink: str | Path, filesystem: FileSystem | None) -> Folder:
+@dataclass(frozen=True)
+class _Target:
+    """Where the rows go: the run's side of it, and the datasink of each pass."""
+
+    output: Output
+    datasink: Callable[[Pass], Datasink[Any]]
+    publish: Callable[[Sequence[bytes], int], None] | None = None
+
+
+def _target(
+    sink: Any,
+    chain: plan.Chain,
+    filesystem: FileSystem | None,
+    append: bool,
+    format: str,
+    partition_columns: tuple[str, ...],
+    options: Mapping[str, Any],
+) -> _Target:
+    _check_stage_sinks(chain, sink)
+    if sink is None:
+        return _Target(
+            RemoteOutput(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
+        )
+    if isinstance(sink, Datasink):
+        if options or partition_columns or format != "parquet":
+            raise TypeError("format, partition_cols and write options are for folders alone.")
+        check_datasink(sink)
+        publish = None
+        if publishes_at_the_end(sink):
+
+            def publish(results: Sequence[bytes], rows: int) -> None:
+                sink.on_write_complete(combined(results, rows))
+
+        return _Target(
+            RemoteOutput(f"datasink {sink.get_name()}"),
+            lambda this: WrappedDatasink(sink, this.client),
+            publish,
+        )
+    layout = Layout(checked_format(format, options), dict(options), partition_columns)
+    folder = _folder(sink, filesystem)
+    return _Target(
+        FolderOutput(folder, append),
+        lambda this: FileSink(folder, layout, this.file_prefix, this.digests, this.client),
+    )
+
+
+def _check_stage_sinks(chain: plan.Chain, sink: Any) -> None:
+    sinks = [
+        operator
+        for operator in chain.operators
+        if (options := stage.options_of(getattr(operator, "fn", None))) and options.sink
+    ]
+    if sink is None and not sinks:
+        raise NonResumableError(
+            "resumable_write got no sink, and the last stage is not decorated with "
+            "@resumable(sink=True). Give a folder or a Datasink."
+        )
+    if sinks and (sink is not None or sinks[0] is not chain.operators[-1]):
+        raise NonResumableError(
+            f"{sinks[0].name} is decorated with @resumable(sink=True), so nothing comes after it. "
+            "Make it the last operator, and call resumable_write(ds) without a sink."
+        )
+
+
+def _folder(sink: Any, filesystem: FileSystem | None) -> Folder:
     if not isinstance(sink, (str, os.PathLike)):
         raise NonResumableError(
-            f"resumable_write writes into a folder in this version, not into a "
-            f"{type(sink).__name__}. Give the folder's path."
+            f"resumable_write writes into a folder or a ray.data.Datasink, not into a "
+            f"{type(sink).__name__}."
         )
-    inferred, (path,) = resolve(sink, filesystem)
+    inferred, (path,) = resolve(os.fspath(sink), filesystem)
     folder = Folder(inferred, path, path if "://" not in os.fspath(sink) else os.fspath(sink))
     if folder.is_local:
-        folder = Folder(inferred, os.path.abspath(path), os.path.abspath(path))
+        folder = Folder(inferred, path, path)
         if os.path.exists(path) and not os.path.isdir(path):
             raise CheckpointError(f"The output folder {path} is a file. Give another folder.")
     return folder

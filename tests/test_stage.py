@@ -126,10 +126,6 @@ class Desk:
         applied = self.ledger.apply(Message("run", 1, events))
         self.completed |= {completion.source for completion in applied.completions}
 
-    def drain(self, deltas: dict[int, int]) -> None:
-        if deltas:
-            self.send(*(Drain(source, delta) for source, delta in deltas.items()))
-
     def sink(self, outputs: list[Any]) -> None:
         """Drain what a stage put out, as a sink does."""
         for output in outputs:

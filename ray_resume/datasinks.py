@@ -1,0 +1,143 @@
+"""Other people's datasinks, wrapped so that what they have written is drained.
+
+Importable on workers. Two kinds, told apart by whether ``on_write_complete`` is overridden:
+
+* **durable in write** (SQL, Mongo, ClickHouse, BigQuery, ...): the rows are there when ``write``
+  returns. Promise: at least once. A source that did not complete, because of a crash, a torn task
+  or a failed row, is written again.
+* **published at the end** (Lance, Iceberg, Delta, ...): ``write`` runs once for each source of a
+  task, and the ledger keeps its result. At the end of a pass, ``on_write_complete`` gets the
+  results of complete sources alone, and then they are committed. A crash before it redoes the run
+  and publishes nothing twice; a crash between the two publishes twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ray import cloudpickle
+from ray.data.block import Block, BlockAccessor
+from ray.data.datasource import Datasink, WriteResult
+
+from ray_resume import plan
+from ray_resume.client import LedgerClient
+from ray_resume.errors import NonResumableError
+from ray_resume.ledger import Drain
+from ray_resume.lineage import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN
+from ray_resume.sink import by_source
+
+__all__ = ["NothingSink", "WrappedDatasink", "check_datasink", "combined", "publishes_at_the_end"]
+
+_WIPING_MODES = {"overwrite", "create", "error", "errorifexists"}
+
+
+def check_datasink(datasink: Datasink[Any]) -> None:
+    """Make sure that a resumable pipeline may write to ``datasink``.
+
+    Raises:
+        NonResumableError: it writes files in a folder, or wipes or insists on emptiness at its
+            start, which on a resume would destroy or refuse what earlier runs have written.
+    """
+    name = type(datasink).__name__
+    if plan.is_file_datasink(datasink):
+        raise NonResumableError(
+            f"{name} writes files whose names a second attempt would write again. Give the folder "
+            "itself: resumable_write(ds, folder, format=...)."
+        )
+    for attribute in ("mode", "_mode"):
+        mode = getattr(datasink, attribute, None)
+        spelt = str(getattr(mode, "value", mode)).lower()
+        if spelt in _WIPING_MODES:
+            raise NonResumableError(
+                f"{name} is in mode {spelt!r}, which runs again on each resume and would wipe or "
+                "refuse what earlier runs have written. Use its append mode, and create or empty "
+                "the table once, before the first run."
+            )
+
+
+def publishes_at_the_end(datasink: Datasink[Any]) -> bool:
+    """Say whether the rows become visible only in ``on_write_complete``."""
+    return type(datasink).on_write_complete is not Datasink.on_write_complete
+
+
+def combined(results: Sequence[bytes], rows: int) -> WriteResult[Any]:
+    """Make what ``on_write_complete`` gets of what `WrappedDatasink` has sent."""
+    # They come from this run's own workers through its own ledger, never from a checkpoint.
+    return WriteResult(rows, 0, [pickle.loads(result) for result in results])
+
+
+class WrappedDatasink(Datasink[None]):
+    """Writes through ``inner``, without the two columns, and drains what it has written."""
+
+    def __init__(self, inner: Datasink[Any], client: LedgerClient) -> None:
+        self._inner = inner
+        self._client = client
+        self._at_the_end = publishes_at_the_end(inner)
+
+    def get_name(self) -> str:
+        return self._inner.get_name()
+
+    @property
+    def supports_distributed_writes(self) -> bool:
+        return self._inner.supports_distributed_writes
+
+    @property
+    def min_rows_per_write(self) -> int | None:
+        return self._inner.min_rows_per_write
+
+    @property
+    def min_bytes_per_write(self) -> int | None:
+        return self._inner.min_bytes_per_write
+
+    def on_write_start(self, schema: Any = None) -> None:
+        for name in (SOURCE_COLUMN, TOKEN_COLUMN):
+            if schema is not None and name in schema.names:
+                schema = schema.remove(schema.get_field_index(name))
+        self._inner.on_write_start(schema)
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        parts: dict[int, list[Any]] = {}
+        sums: dict[int, int] = {}
+        for block in blocks:
+            for source, table, total in by_source(BlockAccessor.for_block(block).to_arrow()):
+                parts.setdefault(source, []).append(table)
+                sums[source] = (sums.get(source, 0) + total) % MODULUS
+        if not parts:
+            return
+        results: dict[int, tuple[bytes, ...]] = {}
+        if self._at_the_end:
+            for source, tables in parts.items():
+                result = self._inner.write(iter(tables), _fresh(ctx))
+                results[source] = (cloudpickle.dumps(result),)  # type: ignore[no-untyped-call]
+        else:
+            self._inner.write((table for tables in parts.values() for table in tables), ctx)
+        self._client.send(
+            *(
+                Drain(
+                    source,
+                    -sums[source] % MODULUS,
+                    sum(table.num_rows for table in tables),
+                    results=results.get(source, ()),
+                )
+                for source, tables in parts.items()
+            )
+        )
+
+
+class NothingSink(Datasink[None]):
+    """The end of a pipeline whose last stage is ``@resumable(sink=True)``."""
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        for _ in blocks:
+            pass
+
+
+def _fresh(ctx: Any) -> Any:
+    # Datasinks name what they write by this; one write for each source must not clash.
+    fresh = copy.copy(ctx)
+    fresh.kwargs = {**ctx.kwargs, plan.WRITE_UUID_KWARG_NAME: uuid.uuid4().hex}
+    return fresh
