@@ -2,7 +2,8 @@
 
     python tests/benchmarks/overhead.py [--rows-per-file N] [--files N] [--pairs N]
 
-Prints the seconds of each pair and their ratio, and how long a finished job takes to find that out.
+Prints what an armed UDF adds to a call, the seconds of each pair and their ratio, and how long a
+finished job takes to find that out.
 Timings of a shared machine drift, so only the ratios within pairs are worth quoting.
 """
 
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from ray_resume import resumable, resumable_read, resumable_write
+from ray_resume import batches, lineage, resumable, resumable_read, resumable_write, stage
 
 
 def keep_positive(batch: Any) -> Any:
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--finished-files", type=int, default=1000)
     arguments = parser.parse_args()
 
+    time_one_call()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     work = Path(tempfile.mkdtemp(prefix="ray-resume-benchmark-"))
@@ -69,6 +71,25 @@ def main() -> None:
     finally:
         shutil.rmtree(work)
         ray.shutdown()
+
+
+class NoLedger:
+    """Takes what a call reports."""
+
+    def send(self, *events: object) -> None:
+        """Do nothing."""
+
+
+def time_one_call(rows: int = 1000, columns: int = 10, calls: int = 5000) -> None:
+    """Time what an armed UDF adds to a call with one batch of one source."""
+    batch = {f"c{i}": np.random.default_rng(i).normal(size=rows) for i in range(columns)}
+    client: Any = NoLedger()
+    udf: Any = stage.armed(resumable(lambda batch: batch), client)
+    given = batches.attach(batch, np.zeros(rows, np.int32), lineage.tokens(1, 0, rows))
+    spent_s = seconds(lambda: [udf(given) for _ in range(calls)])
+    print(
+        f"a call with {rows} rows and {columns} columns costs {spent_s / calls * 1e6:.0f} us more"
+    )
 
 
 def compare(work: Path, files: int, rows: int, pairs: int) -> None:
