@@ -157,6 +157,9 @@ class LedgerHost:
     def fail(self, errors: Mapping[int, str]) -> int:
         """Commit ``{source number: error}`` as failed in this run, or as quarantined by now.
 
+        Several sources at once fail without counting towards quarantine: they went through the
+        same tasks, and one bad row among them would have given up all the others.
+
         Returns:
             How many are quarantined now.
         """
@@ -165,8 +168,10 @@ class LedgerHost:
             pending = set(self._ledger.pending())
         with self._commits:
             # What is complete stays so, whatever a straggler made of it.
+            failed = {source: error for source, error in errors.items() if source in pending}
             records = [
-                self._failed(source, error) for source, error in errors.items() if source in pending
+                self._failed(source, error, counts=len(failed) == 1)
+                for source, error in failed.items()
             ]
             self._lease.check()
             self._writer.commit(records)
@@ -238,8 +243,8 @@ class LedgerHost:
             with self._state:
                 self._committed += len(group)
 
-    def _failed(self, source: int, error: str) -> Record:
-        failed_runs = self._spec.failed_runs.get(source, 0) + 1
+    def _failed(self, source: int, error: str, *, counts: bool) -> Record:
+        failed_runs = self._spec.failed_runs.get(source, 0) + counts
         return self._record(
             source,
             State.FAILED if failed_runs < self._spec.max_failed_runs else State.QUARANTINED,

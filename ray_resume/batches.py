@@ -31,7 +31,7 @@ __all__ = [
     "names",
     "num_rows",
     "pick",
-    "shallow_copy",
+    "settled",
     "split",
     "with_column",
     "without_columns",
@@ -131,17 +131,23 @@ def pick(batch: Any, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Any:
         positions = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
         return BlockAccessor.for_block(batch).take(positions)  # type: ignore[arg-type]
     if isinstance(batch, pd.DataFrame):
-        return batch.iloc[rows]
+        # With an index of its own, as Ray gives it: a UDF may align by it.
+        return batch.iloc[rows].reset_index(drop=True)
     return {name: np.asarray(values)[rows] for name, values in batch.items()}
 
 
-def shallow_copy(batch: Any) -> Any:
-    """Copy the batch but not its columns, so that adding a column elsewhere does not show here."""
-    if isinstance(batch, pa.Table):
-        return batch
+def settled(batch: Any) -> Any:
+    """Return what a generator has yielded such that its next step can no longer change it.
+
+    A dict becomes a block at once, as in plain Ray Data: the UDF may go on to fill its arrays and
+    lists anew.
+    """
     if isinstance(batch, pd.DataFrame):
-        return batch.copy(deep=False)
-    return dict(batch) if isinstance(batch, Mapping) else batch
+        return batch.copy()
+    if isinstance(batch, Mapping):
+        num_rows(batch)
+        return BlockAccessor.batch_to_block(dict(batch))
+    return batch
 
 
 def column(batch: Any, name: str) -> Any:
@@ -184,5 +190,5 @@ def _slice(batch: Any, start: int, stop: int) -> Any:
     if isinstance(batch, pa.Table):
         return batch.slice(start, stop - start)
     if isinstance(batch, pd.DataFrame):
-        return batch.iloc[start:stop]
+        return batch.iloc[start:stop].reset_index(drop=True)
     return {name: values[start:stop] for name, values in batch.items()}

@@ -48,7 +48,7 @@ class StepKind(enum.Enum):
     """What a step asks of the runner."""
 
     CALL = "call the UDF with the value"
-    NEXT = "send the call's next output, or END"
+    NEXT = "send the call's next output, settled for good, or END"
     DRAIN = "report the drains in the value, and wait until they are applied"
     EMIT = "give the value to Ray"
 
@@ -142,7 +142,7 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any) -> Steps:
     # which one it is.
     held: tuple[Any, SourceArray] | None = None
     while (output := (yield Step(StepKind.NEXT, None))) is not END:
-        rows, origins = attribute(batches.shallow_copy(output))
+        rows, origins = attribute(output)
         sources = whole.sources[origins]
         if len(sources) == 0:
             yield Step(StepKind.EMIT, batches.attach(rows, sources, _NO_TOKENS))
@@ -190,10 +190,7 @@ def _one_to_one(whole: _Rows) -> Steps:
         if stop > n:
             break
         here = slice(start, stop)
-        attached = batches.attach(
-            batches.shallow_copy(output), whole.sources[here], whole.tokens[here]
-        )
-        yield Step(StepKind.EMIT, attached)
+        yield Step(StepKind.EMIT, batches.attach(output, whole.sources[here], whole.tokens[here]))
         start = stop
     else:
         stop = start

@@ -39,7 +39,7 @@ _OURS = (SOURCE_COLUMN, TOKEN_COLUMN)
 # As many tasks as Ray Data makes at least of an input that is large enough.
 _SPREAD_OVER_TASKS = 200
 
-# Seals of small sources travel together, but none waits longer than this.
+# Seals of small sources travel together, but none waits for more than a block after this.
 _SEAL_INTERVAL_S = 0.1
 
 
@@ -226,11 +226,11 @@ class SourceReader:
                 values = tokens(nonce, start, count)
                 total = (total + token_sum(values)) % MODULUS
                 start += count
+                if seals and time.monotonic() - sent_at >= _SEAL_INTERVAL_S:
+                    self.client.send(*seals)
+                    seals, sent_at = [], time.monotonic()
                 yield batches.attach(block, np.full(count, read.number, dtype=np.int32), values)
             seals.append(Seal(read.number, total, start))
-            if time.monotonic() - sent_at >= _SEAL_INTERVAL_S:
-                self.client.send(*seals)
-                seals, sent_at = [], time.monotonic()
         if seals:
             self.client.send(*seals)
 

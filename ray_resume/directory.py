@@ -91,10 +91,22 @@ class CheckpointDirectory:
         sink = self._read_identity()["sink"]
         return None if sink is None else str(sink)
 
-    def bind(self, sink: str) -> None:
-        """Bind the checkpoint to ``sink``, in place of what it was bound to. Call under a lease."""
+    def bind(self, sink: str, own: str) -> None:
+        """Bind the checkpoint to ``sink``, in place of what it was bound to. Call under a lease.
+
+        Raises:
+            CheckpointError: it is bound to another one, and a run other than ``own`` is alive.
+        """
         with guard(self.path):
-            self._write_identity({**self._read_identity(), "sink": sink})
+            identity = self._read_identity()
+            if identity["sink"] == sink:
+                return
+            if identity["sink"] is not None and live_runs(self.path).keys() - {own}:
+                raise CheckpointError(
+                    f"The checkpoint {self.path} is being used for {identity['sink']} by another "
+                    f"run, and this one would write to {sink}. Give it a checkpoint of its own."
+                )
+            self._write_identity({**identity, "sink": sink})
 
     def settled(self, own: str) -> Contents:
         """Read what all dead runs committed, and run ``own``, whose ledger is closed or not open.

@@ -2,20 +2,31 @@
 
 The rules are those of Ray Data's own listing: directories are listed recursively, names that
 start with "." or "_" are passed over, extensions and filters apply. Two things are added that
-Ray's does not give: the modification time, and an identity that does not depend on spelling.
+Ray's does not give: the modification time, and an identity that does not depend on spelling
+(symbolic links are not resolved: another link is another source).
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow.parquet as pq
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import (
+    FileInfo,
+    FileSelector,
+    FileSystem,
+    FileType,
+    FSSpecHandler,
+    LocalFileSystem,
+    PyFileSystem,
+    SubTreeFileSystem,
+)
 
 from ray_resume.errors import ResumeError
 from ray_resume.record import Fingerprint
@@ -40,9 +51,8 @@ def resolve(paths: Paths, filesystem: FileSystem | None) -> tuple[FileSystem, li
     if not given:
         raise ValueError("resumable_read needs at least one path.")
     if filesystem is not None:
-        local = isinstance(filesystem, LocalFileSystem)
         bare = [_without_scheme(path) for path in given]
-        return filesystem, [os.path.abspath(path) if local else path for path in bare]
+        return _based(_as_pyarrow(filesystem), bare)
     inferred = [_infer(path) for path in given]
     first = inferred[0][0]
     for path, (other, _) in zip(given, inferred, strict=True):
@@ -50,7 +60,7 @@ def resolve(paths: Paths, filesystem: FileSystem | None) -> tuple[FileSystem, li
             raise ValueError(
                 f"{given[0]} and {path} are on different filesystems. Read them apart."
             )
-    return first, [path for _, path in inferred]
+    return _based(first, [path for _, path in inferred])
 
 
 def list_files(
@@ -153,10 +163,27 @@ def _listed(paths: Paths) -> list[Path | str]:
 def _infer(path: str) -> tuple[FileSystem, str]:
     if "://" in path:
         filesystem, stripped = FileSystem.from_uri(path)
-        if isinstance(filesystem, LocalFileSystem):
-            stripped = os.path.abspath(stripped)
-        return filesystem, stripped.rstrip("/")
-    return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+        return filesystem, stripped
+    return LocalFileSystem(), os.path.expanduser(path)
+
+
+def _as_pyarrow(filesystem: Any) -> FileSystem:
+    # Ray Data takes filesystems of fsspec too.
+    return (
+        filesystem
+        if isinstance(filesystem, FileSystem)
+        else PyFileSystem(FSSpecHandler(filesystem))
+    )
+
+
+def _based(filesystem: FileSystem, paths: list[str]) -> tuple[FileSystem, list[str]]:
+    """Spell paths one way only, and from the root of the filesystem that holds them."""
+    while isinstance(filesystem, SubTreeFileSystem):
+        base = filesystem.base_path.rstrip("/")
+        filesystem, paths = filesystem.base_fs, [f"{base}/{path.lstrip('/')}" for path in paths]
+    if isinstance(filesystem, LocalFileSystem):
+        return filesystem, [re.sub("^/+", "/", os.path.abspath(path)) for path in paths]
+    return filesystem, [path.rstrip("/") for path in paths]
 
 
 def _without_scheme(path: str) -> str:

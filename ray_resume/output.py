@@ -24,7 +24,9 @@ class Output(Protocol):
     def uri(self) -> str:
         """What names it in the checkpoint and in messages."""
 
-    def check(self, checkpoint_id: str, checkpoint: str, skipped: Iterable[Record]) -> None:
+    def check(
+        self, checkpoint_id: str, checkpoint: str, contents: Contents, skipped: Iterable[Record]
+    ) -> None:
         """Make sure that it can be written to, and that ``skipped`` sources' rows are there.
 
         Raises:
@@ -51,8 +53,26 @@ class FolderOutput:
     def uri(self) -> str:
         return self.folder.uri
 
-    def check(self, checkpoint_id: str, checkpoint: str, skipped: Iterable[Record]) -> None:
-        names = self.folder.names()
+    def check(
+        self, checkpoint_id: str, checkpoint: str, contents: Contents, skipped: Iterable[Record]
+    ) -> None:
+        inside = checkpoint.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
+        names = [name for name in self.folder.names() if not name.startswith(inside)]
+        known = contents.headers.keys() | contents.live.keys()
+        unknown = [
+            name
+            for name in names
+            if (parsed := OutputName.parse(name)) is not None
+            and parsed.checkpoint == checkpoint_id
+            and parsed.run_id not in known
+        ]
+        if unknown:
+            raise CheckpointError(
+                f"The output folder {self.uri} has {len(unknown)} files of runs that the "
+                f"checkpoint {checkpoint} does not know, {unknown[0]} among them: an .mdb file was "
+                "removed from it, or it was restored from an older copy. Going on would write "
+                "their rows a second time. Put the .mdb files back, or remove those files too."
+            )
         if not self.append:
             foreign = [name for name in names if _is_foreign(name, checkpoint_id)]
             if foreign:
@@ -62,14 +82,22 @@ class FolderOutput:
                     "append=True to write beside them."
                 )
         present = set(names)
-        for record in skipped:
-            for file in record.files:
-                if file not in present:
-                    raise CheckpointError(
-                        f"The output file {self.uri}/{file} of the completed source "
-                        f"{record.source_id} is gone. Put it back, or make ray_resume process the "
-                        f"source again: Checkpoint({checkpoint!r}).reset([{record.source_id!r}])."
-                    )
+        gone = {
+            f"{self.uri}/{file}": record.source_id
+            for record in skipped
+            for file in record.files
+            if file not in present
+        }
+        if gone:
+            file, source_id = next(iter(gone.items()))
+            sources = sorted(set(gone.values()))
+            some = repr(sources) if len(sources) <= 10 else "[... all of them ...]"
+            raise CheckpointError(
+                f"{len(gone)} output files of {len(sources)} completed sources are gone, {file} of "
+                f"{source_id} among them. Put them back, or make ray_resume process the sources "
+                f"again: Checkpoint({checkpoint!r}).reset({some}), or .reset(state='completed') "
+                "for all that is completed."
+            )
 
     def prepare(self) -> None:
         self.folder.create()
@@ -79,7 +107,7 @@ class FolderOutput:
     ) -> None:
         listed = {file for record in contents.union for file in record.files}
         for name in self.folder.names():
-            parsed = OutputName.parse(name.rsplit("/", 1)[-1])
+            parsed = OutputName.parse(name)
             if (
                 parsed is not None
                 and parsed.checkpoint == checkpoint_id
@@ -95,7 +123,9 @@ class RemoteOutput:
 
     uri: str
 
-    def check(self, checkpoint_id: str, checkpoint: str, skipped: Iterable[Record]) -> None:
+    def check(
+        self, checkpoint_id: str, checkpoint: str, contents: Contents, skipped: Iterable[Record]
+    ) -> None:
         return
 
     def prepare(self) -> None:
@@ -110,5 +140,5 @@ class RemoteOutput:
 def _is_foreign(name: str, checkpoint_id: str) -> bool:
     if any(part.startswith((".", "_")) for part in name.split("/")):
         return False
-    parsed = OutputName.parse(name.rsplit("/", 1)[-1])
+    parsed = OutputName.parse(name)
     return parsed is None or parsed.checkpoint != checkpoint_id

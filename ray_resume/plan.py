@@ -119,6 +119,11 @@ class Chain:
         datasource: Datasource = self.read.datasource
         return datasource
 
+    @property
+    def read_tasks(self) -> int | None:
+        """How many read tasks the user has asked for, if he has."""
+        return None if self.read.parallelism == -1 else int(self.read.parallelism)
+
     def signature(self) -> str:
         """Spell the pipeline for people and for comparison: operators and UDF names."""
         return " -> ".join(operator.name for operator in (self.read, *self.operators))
@@ -166,7 +171,7 @@ def arm(
     Args:
         datasource: takes the place of the chain's own; its blocks have the two columns. It gets
             the filters that plain Ray Data would push into the read.
-        read_tasks: how many read tasks it should give, unless the user has said how many.
+        read_tasks: how many read tasks it is asked for.
         arm_udf: maps the method that a decorated UDF was given to (``map_batches``, ``map``,
             ``filter``, ``flat_map``), and the UDF, to a UDF for ``map_batches``.
         arm_predicate: maps the expression of a filter to a UDF for ``map_batches``.
@@ -190,7 +195,7 @@ def arm(
         detected_parallelism=None,
         # With a number of its own choice, Ray would split the output of each read task into many
         # blocks, and could no longer fuse the read with what follows.
-        parallelism=read_tasks if chain.read.parallelism == -1 else chain.read.parallelism,
+        parallelism=read_tasks,
     )
     for above in operators:
         operator = _armed(above, operator, arm_udf, arm_predicate)
@@ -379,6 +384,11 @@ def _check_udf(operator: Any, is_decorated: Callable[[Any], bool]) -> None:
         _check_expression(operator, operator.predicate_expr)
     elif _is_drop_columns(operator):
         return
+    elif isinstance(operator, _UDF_TYPES) and _is_rays_own(operator.fn):
+        raise NonResumableError(
+            f"{operator.name} runs a UDF of Ray Data's own, which cannot be decorated. Say it by "
+            "with_column, select_columns or rename_columns, or with a @resumable UDF."
+        )
     elif isinstance(operator, _UDF_TYPES) and not is_decorated(operator.fn):
         raise NonResumableError(
             f"{operator.name} runs a UDF that is not decorated. Put @resumable on it, if each "
@@ -395,9 +405,13 @@ def _is_drop_columns(operator: Any) -> bool:
     # Without a schema, Ray says drop_columns with a UDF of its own, which keeps rows and order.
     return (
         isinstance(operator, MapBatches)
-        and getattr(operator.fn, "__module__", None) == Dataset.__module__
-        and getattr(operator.fn, "__qualname__", "").startswith("Dataset.drop_columns.")
+        and _is_rays_own(operator.fn)
+        and operator.fn.__qualname__.startswith("Dataset.drop_columns.")
     )
+
+
+def _is_rays_own(udf: Any) -> bool:
+    return getattr(udf, "__module__", None) == Dataset.__module__
 
 
 def _check_limit(operator: Any) -> None:

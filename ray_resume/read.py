@@ -159,7 +159,7 @@ def _file_reading(
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name, {}))
-    filesystem, sources = _list(signature, arguments)
+    filesystem, roots, sources = _list(signature, arguments)
     if source_root is not None:
         sources = relative_to(sources, resolve(os.fspath(source_root), filesystem)[1][0])
     kind = FileReading
@@ -168,12 +168,12 @@ def _file_reading(
             raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
         sources, kind = list_row_groups(filesystem, sources), RowGroupReading
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
-    return kind(title, sources, reader, arguments, _INFLATION.get(name, 1.5))
+    return kind(title, sources, reader, arguments, _INFLATION.get(name, 1.5), tuple(roots))
 
 
 def _list(
     signature: inspect.Signature, arguments: dict[str, Any]
-) -> tuple[FileSystem, Sequence[Source]]:
+) -> tuple[FileSystem, list[str], Sequence[Source]]:
     """List the files, and take out of ``arguments`` what that has settled."""
     if arguments.get("catalog") is not None:
         raise NonResumableError("resumable_read does not resolve catalogs. Give the paths.")
@@ -195,7 +195,7 @@ def _list(
         arguments["filesystem"] = filesystem
     if "file_extensions" in signature.parameters:
         arguments["file_extensions"] = None
-    return filesystem, sources
+    return filesystem, paths, sources
 
 
 def _default(signature: inspect.Signature, name: str) -> Any:

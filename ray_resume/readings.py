@@ -32,7 +32,8 @@ class FileReading:
     """Files, read by one of Ray's ``read_*`` functions.
 
     ``reader(paths, **arguments)`` must plan one read whose tasks can be bound to files.
-    ``inflation`` is how many bytes in memory a byte on disk is taken for.
+    ``inflation`` is how many bytes in memory a byte on disk is taken for, ``roots`` the files and
+    directories that were listed.
     """
 
     name: str
@@ -40,6 +41,7 @@ class FileReading:
     reader: Callable[..., Any]
     arguments: Mapping[str, Any]
     inflation: float
+    roots: tuple[str, ...] = ()
     repeatable: bool = True
 
     def size_bytes(self, sources: Sequence[Source]) -> int | None:

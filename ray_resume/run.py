@@ -60,7 +60,8 @@ class RunPlan:
 class Pass:
     """One armed execution: the sources to read, their numbers, whom to tell, how to name files.
 
-    ``digests`` is what `FileSink` names the files of each source number with.
+    ``digests`` is what `FileSink` names the files of each source number with. In an ``isolated``
+    pass each source has a read task of its own, so that one that fails takes no other with it.
     """
 
     sources: Sequence[Source]
@@ -68,6 +69,7 @@ class Pass:
     client: LedgerClient
     file_prefix: str
     digests: bytes
+    isolated: bool
 
 
 @dataclass(frozen=True)
@@ -168,11 +170,11 @@ class Run:
                 f"this run would write to {output.uri}. Write to {bound}, or give this pipeline "
                 "a checkpoint of its own."
             )
-        output.check(self._checkpoint_id, str(self._plan.directory.path), todo.skipped)
+        checkpoint = str(self._plan.directory.path)
+        output.check(self._checkpoint_id, checkpoint, contents, todo.skipped)
 
     def _bind_sink(self) -> None:
-        if self._plan.directory.sink() != self._plan.output.uri:
-            self._plan.directory.bind(self._plan.output.uri)
+        self._plan.directory.bind(self._plan.output.uri, self._run_id)
 
     def _passes(
         self, todo: _Todo, contents: Contents, run_pass: Callable[[Pass], None]
@@ -210,7 +212,7 @@ class Run:
             client = LedgerClient(handle, self._run_id, pass_number)
             sources = [todo.pending[number] for number in numbers]
             try:
-                run_pass(Pass(sources, numbers, client, prefix, digests))
+                run_pass(Pass(sources, numbers, client, prefix, digests, pass_number > 1))
             except Exception:
                 # What is complete stays so, also if a row of another source was bad.
                 with contextlib.suppress(Exception):
@@ -265,10 +267,10 @@ class Run:
     def _clean_up(self) -> None:
         # If the ledger's process lives on although it was closed or killed, it may yet commit
         # files: then they are left to the clean-up of a later run.
-        if not self._lease.alone(wait_s=_ACTOR_EXIT_S):
-            logger.warning("The ledger of run %s has not ended yet; left-overs stay.", self._run_id)
-            return
         try:
+            if not self._lease.alone(wait_s=_ACTOR_EXIT_S):
+                logger.warning("The ledger of run %s lives on; left-overs stay.", self._run_id)
+                return
             self._lease.check()
             self._remove_leftovers(self._plan.directory.settled(self._run_id))
         except (ResumeError, OSError) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
 
 
+_NAME = re.compile(r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16}-[0-9a-f]{16})\.[a-z]+")
+
+
 @dataclass(frozen=True)
 class OutputName:
     """The name of an output file, and whose it is."""
@@ -46,11 +50,13 @@ class OutputName:
 
     @classmethod
     def parse(cls, name: str) -> OutputName | None:
-        """Read a name, hidden or not; None if it is not one of ours."""
-        parts = name.removeprefix(".").split("-", 2)
-        if len(parts) != 3 or len(parts[0]) != 8 or len(parts[1]) != 12:
+        """Read a name in the folder, hidden or not; None if it is not one of ours."""
+        *folders, bare = name.split("/")
+        match = _NAME.fullmatch(bare)
+        # A copy that somebody made in a folder of his own, or under another ending, is his.
+        if match is None or not all("=" in folder for folder in folders):
             return None
-        return cls(*parts)
+        return cls(*match.groups())
 
 
 @dataclass(frozen=True)
@@ -229,6 +235,11 @@ def by_source(block: pa.Table) -> Iterator[tuple[int, pa.Table, int]]:
     table, sources, tokens = batches.detach(block)
     if len(sources) == 0:
         return
+    if table.num_columns == 0:
+        raise ValueError(
+            f"{len(sources)} rows without any column came to the sink, and no file can hold them. "
+            "Keep at least one column."
+        )
     if sources[0] == sources[-1] and np.all(sources == sources[0]):
         yield int(sources[0]), table, token_sum(tokens)
         return

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any, TypeVar, overload
 
-from ray_resume import rows
+from ray_resume import batches, rows
 from ray_resume.calls import END, Attribution, StepKind, Steps, account
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
@@ -188,7 +188,7 @@ def _attribution(kind: str, options: StageOptions) -> tuple[Attribution, str | N
 
 
 def _armed_function(udf: Any, stage: _Stage) -> Any:
-    def run(batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(batch: Any, /, *args: Any, **kwargs: Any) -> Any:
         return stage.run(batch, lambda part: udf(part, *args, **kwargs))
 
     run.__name__ = run.__qualname__ = _name(udf)
@@ -200,11 +200,11 @@ def _armed_class(udf: type, stage: _Stage) -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._udf = udf(*args, **kwargs)
 
-        def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        def __call__(self, batch: Any, /, *args: Any, **kwargs: Any) -> Any:
             return stage.run(batch, lambda part: self._udf(part, *args, **kwargs))
 
     class AsyncArmed(Armed):
-        async def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        async def __call__(self, batch: Any, /, *args: Any, **kwargs: Any) -> Any:
             run = stage.run_async(batch, lambda part: self._udf(part, *args, **kwargs))
             async for output in run:
                 yield output
@@ -285,7 +285,8 @@ class _Stage:
                 else:
                     outputs = iter(() if result is None else (result,))
             elif step.kind is StepKind.NEXT:
-                reply = next((output for output in outputs if output is not None), END)
+                output = next((output for output in outputs if output is not None), END)
+                reply = output if output is END else batches.settled(output)
             elif step.kind is StepKind.DRAIN:
                 self.client.send(*step.value)
             else:
@@ -312,7 +313,7 @@ class _Stage:
                 reply = END
                 async for output in result:
                     if output is not None:
-                        reply = output
+                        reply = batches.settled(output)
                         break
             elif step.kind is StepKind.DRAIN:
                 await self.client.send_async(*step.value)

@@ -211,8 +211,7 @@ def _told(path: Path) -> Iterator[None]:
     except (_lmdb().Error, OSError) as error:
         raise CheckpointError(
             f"The checkpoint file {path} cannot be read: {error}. If it is damaged, restore it "
-            "from a copy; removing it makes ray_resume forget the sources that it lists, so that "
-            "they are processed again."
+            "from a copy, or start over with an empty checkpoint and an empty output folder."
         ) from error
 
 

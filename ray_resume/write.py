@@ -91,10 +91,14 @@ def resumable_write(
 
     def run_pass(this: Pass) -> None:
         source = ArmedDatasource(datasource, this.sources, this.numbers, this.client)
+        target_bytes = ds.context.target_max_block_size or _TARGET_BLOCK_BYTES
+        read_tasks = source.preferred_read_tasks(target_bytes)
+        if chain.read_tasks is not None:
+            read_tasks = chain.read_tasks
         armed = plan.arm(
             chain,
             source,
-            source.preferred_read_tasks(ds.context.target_max_block_size or _TARGET_BLOCK_BYTES),
+            len(this.sources) if this.isolated else read_tasks,
             lambda method, udf: stage.armed(udf, this.client, method),
             lambda expression: stage.armed_predicate(expression, this.client),
         )
@@ -158,6 +162,7 @@ def _target(
         )
     layout = Layout(checked_format(format, options), dict(options), partition_columns)
     folder = _folder(sink, filesystem)
+    _check_apart(folder, chain.datasource)
     return _Target(
         FolderOutput(folder, append),
         lambda this: FileSink(folder, layout, this.file_prefix, this.digests, this.client),
@@ -180,6 +185,18 @@ def _check_stage_sinks(chain: plan.Chain, sink: Any) -> None:
             f"{sinks[0].name} is decorated with @resumable(sink=True), so nothing comes after it. "
             "Make it the last operator, and call resumable_write(ds) without a sink."
         )
+
+
+def _check_apart(folder: Folder, datasource: Any) -> None:
+    """Make sure that the next run would not read what this one writes."""
+    for root in getattr(datasource.reading, "roots", ()):
+        inside = f"{folder.path}/".removeprefix(f"{root}/")
+        hidden = any(part.startswith((".", "_")) for part in inside.split("/") if part)
+        if f"{folder.path}/".startswith(f"{root}/") and not hidden:
+            raise CheckpointError(
+                f"The output folder {folder.uri} is in the input {root}, so the next run would "
+                "read what this one writes. Give a folder outside of it."
+            )
 
 
 def _folder(sink: Any, filesystem: FileSystem | None) -> Folder:

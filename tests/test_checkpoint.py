@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
     """Two runs' work on six sources: a, b and ü done, f failed, q quarantined, one not read."""
     directory = CheckpointDirectory(tmp_path / "ckpt")
     directory.ensure()
-    directory.bind(SINK)
+    directory.bind(SINK, "")
     first = [
         record("a", State.COMPLETED, 1, "run1", "a1", "a2"),
         record("b", State.COMPLETED, 2, "run1", "b-old"),

@@ -158,7 +158,7 @@ def test_remote_places_are_refused(remote: str | Path) -> None:
 def test_binding_keeps_the_identity_and_can_be_changed(checkpoint: CheckpointDirectory) -> None:
     identity = checkpoint.identity()
     for sink in ("file:///out", "s3://bucket/öut"):
-        checkpoint.bind(sink)
+        checkpoint.bind(sink, "")
         assert CheckpointDirectory(checkpoint.path).sink() == sink
     assert checkpoint.ensure() == identity
 
@@ -252,5 +252,5 @@ def test_what_a_killed_process_left_half_made_is_not_read(checkpoint: Checkpoint
     (checkpoint.path / "dead.mdb-lock").write_bytes(b"x")
     assert checkpoint.everything().headers == {}
     assert checkpoint.settled("other").headers == {}
-    checkpoint.bind("file:///out")
+    checkpoint.bind("file:///out", "")
     assert checkpoint.sink() == "file:///out"

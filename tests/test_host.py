@@ -263,13 +263,22 @@ def test_a_source_fails_until_it_is_quarantined_and_keeps_its_old_files(tmp_path
             superseded_files={0: before.files},
             first_sequence=before.sequence,
         )
-        run.host.fail({0: f"boom {turn}", 1: "other"})
+        run.host.fail({0: f"boom {turn}"})
         run.end()
         record = newest()
         assert record.state is (State.FAILED if turn < 3 else State.QUARANTINED)
         assert (record.failed_runs, record.error) == (turn, f"boom {turn}")
         assert (record.files, record.rows, record.completed_at) == (("old",), 0, None)
         assert (record.run_id, record.fingerprint) == (f"run{turn}", Fingerprint(0, 0))
+
+
+def test_several_that_fail_at_once_are_not_quarantined(tmp_path: Path) -> None:
+    """They went through the same tasks: nobody knows which of them was bad."""
+    run = Run(tmp_path, max_failed_runs=1)
+    assert run.host.fail({1: "boom", 2: "boom"}) == 0
+    run.end()
+    states = {name: record.state for name, record in records_in(run.file).items()}
+    assert states == {"s1": State.FAILED, "s2": State.FAILED}
 
 
 def test_one_failed_run_may_be_one_too_many(tmp_path: Path) -> None:

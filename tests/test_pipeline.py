@@ -342,13 +342,18 @@ def test_clean_up_touches_nobody_elses_files(source: Path, tmp_path: Path) -> No
     resumable_write(read(source, tmp_path / "other").map_batches(keep_even), out)
     (out / "report.parquet").write_bytes(b"mine")
     (out / "sub").mkdir()
+    copied = next(out.glob("*.parquet"))
+    (out / "sub" / copied.name).write_bytes(b"a copy")
+    (out / f"{copied.name}.bak").write_bytes(b"a copy")
     (out / "sub" / "notes.csv").write_bytes(b"a,b")
     ours = CheckpointDirectory(tmp_path / "ckpt").ensure()
     live = Lease.acquire(
         tmp_path / "ckpt", Owner.here("aaaaaaaaaaaa"), Claim(frozenset({b"x" * 16})), wait_s=0
     )
-    (out / f"{ours}-aaaaaaaaaaaa-00-11.parquet").write_bytes(b"a live run's")
-    (out / f".{ours}-aaaaaaaaaaaa-00-12.parquet").write_bytes(b"a live run's, half-written")
+    (out / f"{ours}-aaaaaaaaaaaa-{16 * '0'}-{16 * '1'}.parquet").write_bytes(b"a live run's")
+    (out / f".{ours}-aaaaaaaaaaaa-{16 * '0'}-{16 * '2'}.parquet").write_bytes(
+        b"a live run's, half-written"
+    )
     kept = {name: (out / name).read_bytes() for name in snapshot(out) if (out / name).is_file()}
 
     with pytest.raises(CheckpointError, match="append=True"):
@@ -368,8 +373,8 @@ def test_clean_up_touches_nobody_elses_files(source: Path, tmp_path: Path) -> No
             append=True,
         )
     dead = next(path.stem for path in (tmp_path / "ckpt").glob("*.mdb"))
-    (out / f"{ours}-{dead}-22-33.parquet").write_bytes(b"a left-over")
-    (out / f".{ours}-{dead}-22-34.parquet").write_bytes(b"a half-written left-over")
+    (out / f"{ours}-{dead}-{16 * '2'}-{16 * '3'}.parquet").write_bytes(b"a left-over")
+    (out / f".{ours}-{dead}-{16 * '2'}-{16 * '4'}.parquet").write_bytes(b"a half-written left-over")
     resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), out, append=True)
 
     listed = {Path(file).name for file in Checkpoint(tmp_path / "ckpt").files()}
@@ -378,6 +383,43 @@ def test_clean_up_touches_nobody_elses_files(source: Path, tmp_path: Path) -> No
     written = [pq.ParquetFile(out / name).read(["id"])["id"].to_pylist() for name in listed]
     assert sorted(i for ids in written for i in ids) == list(range(600))
     live.end(wait_s=0)
+
+
+def test_files_of_runs_that_the_checkpoint_has_forgotten_are_told(
+    source: Path, tmp_path: Path
+) -> None:
+    resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
+    (store,) = (tmp_path / "ckpt").glob("*.mdb")
+    kept = store.read_bytes()
+    store.unlink()
+    before = snapshot(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"second time.*\.mdb files back"):
+        resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
+    assert snapshot(tmp_path / "out") == before
+    store.write_bytes(kept)
+    summary = resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
+    assert summary.sources_skipped == 7
+
+
+def test_one_bad_row_gives_up_no_good_source(tmp_path: Path) -> None:
+    write_source(tmp_path / "in", files=8, rows=5)
+
+    @resumable(one_to_one=True)
+    def poisoned(batch: Batch) -> Batch:
+        if 12 in batch["id"]:
+            raise ValueError("a poison row")
+        return batch
+
+    for _ in range(3):
+        ds = read(tmp_path / "in", tmp_path / "ckpt", max_failed_runs=2, override_num_blocks=1)
+        ds.context.max_errored_blocks = -1
+        summary = resumable_write(ds.map_batches(poisoned, batch_size=None), tmp_path / "out")
+    assert (summary.sources_skipped, summary.sources_quarantined) == (7, 1)
+    for _ in range(3):
+        ds = read(tmp_path / "in", tmp_path / "ckpt2", max_failed_runs=2)
+        ds.context.max_errored_blocks = -1
+        summary = resumable_write(ds.map_batches(poisoned, batch_size=40), tmp_path / "out2")
+    assert (summary.sources_failed, summary.sources_quarantined) == (8, 0), "none can be told apart"
 
 
 def test_missing_and_repeated_input_is_told_at_the_read(source: Path, tmp_path: Path) -> None:

@@ -154,8 +154,9 @@ def test_bad_arguments_of_the_write(source: Path, tmp_path: Path) -> None:
         resumable_write(ds, 3)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="is a file"):
         resumable_write(ds, source / "00001.parquet")
-    with pytest.raises(CheckpointError, match="did not make"):
-        resumable_write(ds, source)
+    for inside in (source, source / "out"):
+        with pytest.raises(CheckpointError, match="is in the input"):
+            resumable_write(ds, inside)
     after = {name: value for name, value in snapshot(tmp_path).items() if "ckpt" not in name}
     assert after == {name: value for name, value in before.items() if "ckpt" not in name}
 
@@ -171,10 +172,10 @@ def test_bad_arguments_of_the_read(source: Path, tmp_path: Path) -> None:
         read(on_source_change="ignor")
     with pytest.raises(ValueError, match="max_failed_runs"):
         read(max_failed_runs=0)
-    for options in ({"shard": (0, 2)}, {"keys": [1]}, {"granularity": "row_group"}):
+    for options in ({"shard": (0, 2)}, {"shard": "slurm"}):
         with pytest.raises(ResumeError, match=next(iter(options))):
             read(**options)
-    with pytest.raises(NonResumableError, match="read_images"):
+    with pytest.raises(FileNotFoundError, match="png"):
         read(ray.data.read_images)
     with pytest.raises(NonResumableError, match="undecorated"):
         read(undecorated)

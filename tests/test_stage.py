@@ -325,17 +325,35 @@ class OneToOne:
         return batch
 
 
-def test_reused_output_dicts_of_a_generator_do_no_harm() -> None:
+def test_what_a_generator_reuses_does_no_harm() -> None:
+    """A dict, an array of objects, a list: filled anew while a batch is held back."""
+
     @resumable
     def reuses(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        out: dict[str, Any] = {}
-        for x in batch["x"]:
+        out: dict[str, Any] = {"name": np.empty(1, dtype=object), "list": [None]}
+        for x, name in zip(batch["x"], batch["name"], strict=True):
             out["x"] = np.array([x])
+            out["name"][:] = [str(name)]
+            out["list"][:] = [str(name) * 2]
             yield out
 
-    outputs, desk = run(reuses, "numpy")
-    assert [x for block in outputs for x in block] == [0, 1, 5, 2, 3, 4, 6]
-    assert desk.completed == {0, 1, 2}
+    desk = Desk(3)
+    outputs = list(armed(reuses, desk)(batch_in("numpy", desk)))  # type: ignore[arg-type]
+    rows = [row for output in outputs for row in pa.table(output).to_pylist()]
+    assert [(row["x"], row["name"], row["list"]) for row in rows] == [
+        (x, "abcdefg"[x], "abcdefg"[x] * 2) for x in (0, 1, 5, 2, 3, 4, 6)
+    ]
+
+
+def test_parts_of_a_pandas_batch_have_an_index_of_their_own() -> None:
+    @resumable
+    def aligns(frame: Any) -> Any:
+        return frame.assign(y=pd.Series([10 * x for x in frame["x"]]))
+
+    desk = Desk(3)
+    outputs = armed(aligns, desk)(batch_in("pandas", desk))  # type: ignore[arg-type]
+    rows = pd.concat(list(outputs))
+    assert (rows["y"] == rows["x"] * 10).all()
 
 
 def test_an_armed_udf_has_the_name_of_the_users() -> None:
