@@ -34,6 +34,9 @@ __all__ = ["resumable_write"]
 
 _TARGET_BLOCK_BYTES = 128 << 20
 
+# Beyond so many, a read task for each source would cost more than it tells.
+_MOST_ISOLATED = 1000
+
 
 def resumable_write(
     ds: Dataset,
@@ -95,10 +98,12 @@ def resumable_write(
         read_tasks = source.preferred_read_tasks(target_bytes)
         if chain.read_tasks is not None:
             read_tasks = chain.read_tasks
+        if this.isolated and len(this.sources) <= _MOST_ISOLATED:
+            read_tasks = len(this.sources)
         armed = plan.arm(
             chain,
             source,
-            len(this.sources) if this.isolated else read_tasks,
+            read_tasks,
             lambda method, udf: stage.armed(udf, this.client, method),
             lambda expression: stage.armed_predicate(expression, this.client),
         )
