@@ -150,8 +150,8 @@ def test_readers_for_files(case: str, tmp_path: Path) -> None:
 
     first = job()
     assert (first.sources_total, first.sources_completed) == (FILES, FILES)
-    files = [str(path) for path in sorted(source.rglob(f"*{suffix}"))]
-    plain = [row["digest"] for row in reader(files, **options).map(digest_of).take_all()]
+    # One path, since of several Ray's own reader may resolve two at once, and fail.
+    plain = [row["digest"] for row in reader(str(source), **options).map(digest_of).take_all()]
     assert len(plain) >= FILES
     assert ids_in(tmp_path / "out", "digest") == sorted(plain)
     assert job().sources_skipped == FILES
