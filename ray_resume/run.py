@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -136,17 +136,18 @@ class Run:
         quarantined = 0
         for source in self._plan.sources:
             record = contents.union.get(source.source_id)
-            if record is not None and record.state is State.QUARANTINED:
-                quarantined += 1
-                continue
-            if record is not None and record.state is State.COMPLETED:
-                same = record.fingerprint == source.fingerprint
-                if same or self._plan.on_source_change == "ignore":
-                    skipped.append(record)
-                    continue
-                changed.append(source.source_id)
             if record is not None:
-                records[len(pending)] = record
+                same = record.fingerprint == source.fingerprint
+                if record.state is State.QUARANTINED and same:
+                    quarantined += 1
+                    continue
+                if record.state is State.COMPLETED:
+                    if same or self._plan.on_source_change == "ignore":
+                        skipped.append(record)
+                        continue
+                    changed.append(source.source_id)
+                # What failed was another content of the source.
+                records[len(pending)] = record if same else replace(record, failed_runs=0)
             pending.append(source)
         if changed and self._plan.on_source_change == "error":
             raise SourceChangedError(

@@ -507,6 +507,9 @@ def test_rows_that_ray_drops_count_as_failed_and_are_quarantined_in_the_end(
     (quarantined,) = Checkpoint(tmp_path / "ckpt").sources("quarantined")
     assert quarantined.failed_runs == 2
     assert ids_in(tmp_path / "out") == [*range(200), *range(300, 600)]
+    write_file(source / "00002.parquet", 1000, 1010)
+    assert job().sources_completed == 1, "it was mended, so it is tried again"
+    assert ids_in(tmp_path / "out") == [*range(200), *range(300, 600), *range(1000, 1010)]
 
 
 def test_if_the_ledger_dies_the_run_fails_loudly_and_the_next_goes_on(
