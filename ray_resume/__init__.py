@@ -21,6 +21,7 @@ __all__ = [
     "SourceChangedError",
     "SourceRecord",
     "__version__",
+    "mark_failed",
     "resumable",
     "resumable_read",
     "resumable_write",
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         SourceChangedError,
     )
     from ray_resume.read import resumable_read
-    from ray_resume.stage import resumable
+    from ray_resume.stage import mark_failed, resumable
     from ray_resume.summary import RunSummary
     from ray_resume.write import resumable_write
 
@@ -50,6 +51,7 @@ _HOMES = {
     "RunSummary": "summary",
     "SourceChangedError": "errors",
     "SourceRecord": "checkpoint",
+    "mark_failed": "stage",
     "resumable": "stage",
     "resumable_read": "read",
     "resumable_write": "write",

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ray import cloudpickle
-from ray.data.block import Block, BlockAccessor
+from ray.data.block import Block
 from ray.data.datasource import Datasink, WriteResult
 
 from ray_resume import plan
@@ -28,7 +28,7 @@ from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
 from ray_resume.ledger import Drain
 from ray_resume.lineage import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN
-from ray_resume.sink import by_source
+from ray_resume.sink import gathered
 
 __all__ = ["NothingSink", "WrappedDatasink", "check_datasink", "combined", "publishes_at_the_end"]
 
@@ -100,12 +100,7 @@ class WrappedDatasink(Datasink[None]):
         self._inner.on_write_start(schema)
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
-        parts: dict[int, list[Any]] = {}
-        sums: dict[int, int] = {}
-        for block in blocks:
-            for source, table, total in by_source(BlockAccessor.for_block(block).to_arrow()):
-                parts.setdefault(source, []).append(table)
-                sums[source] = (sums.get(source, 0) + total) % MODULUS
+        parts, sums = gathered(blocks)
         if not parts:
             return
         results: dict[int, tuple[bytes, ...]] = {}

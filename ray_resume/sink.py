@@ -31,7 +31,7 @@ from ray_resume.formats import Format
 from ray_resume.ledger import Drain
 from ray_resume.lineage import MODULUS, token_sum
 
-__all__ = ["FileSink", "Folder", "Layout", "OutputName", "by_source"]
+__all__ = ["FileSink", "Folder", "Layout", "OutputName", "gathered"]
 
 DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
@@ -209,12 +209,7 @@ class FileSink(Datasink[None]):
         Guarantees: when this returns, the files are durable and the ledger has counted them; if
         it does not, they are left-overs, and the rows count for nobody.
         """
-        parts: dict[int, list[pa.Table]] = {}
-        sums: dict[int, int] = {}
-        for block in blocks:
-            for source, table, total in by_source(BlockAccessor.for_block(block).to_arrow()):
-                parts.setdefault(source, []).append(table)
-                sums[source] = (sums.get(source, 0) + total) % MODULUS
+        parts, sums = gathered(blocks)
         if not parts:
             return
         drains = []
@@ -230,7 +225,18 @@ class FileSink(Datasink[None]):
         return f"{self._prefix}-{digest}"
 
 
-def by_source(block: pa.Table) -> Iterator[tuple[int, pa.Table, int]]:
+def gathered(blocks: Iterable[Block]) -> tuple[dict[int, list[pa.Table]], dict[int, int]]:
+    """Gather the rows of a write task: each source's tables, and the sum of its tokens."""
+    parts: dict[int, list[pa.Table]] = {}
+    sums: dict[int, int] = {}
+    for block in blocks:
+        for source, table, total in _by_source(BlockAccessor.for_block(block).to_arrow()):
+            parts.setdefault(source, []).append(table)
+            sums[source] = (sums.get(source, 0) + total) % MODULUS
+    return parts, sums
+
+
+def _by_source(block: pa.Table) -> Iterator[tuple[int, pa.Table, int]]:
     """Cut a block by source: ``(source, its rows without our columns, sum of their tokens)``."""
     table, sources, tokens = batches.detach(block)
     if len(sources) == 0:

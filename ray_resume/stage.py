@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from types import GeneratorType
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 from ray_resume import batches, rows
 from ray_resume.calls import END, Attribution, StepKind, Steps, account
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
 
-__all__ = ["StageOptions", "armed", "armed_predicate", "options_of", "resumable"]
+__all__ = ["StageOptions", "armed", "armed_predicate", "mark_failed", "options_of", "resumable"]
 
 _MARK = "__ray_resume_stage__"
 
@@ -39,11 +39,20 @@ class StageOptions:
 
 @overload
 def resumable(
-    udf: F, *, one_to_one: bool = ..., origin: str | None = ..., sink: bool = ...
+    udf: F,
+    *,
+    one_to_one: bool = ...,
+    origin: str | None = ...,
+    sink: bool = ...,
+    on_error: str = ...,
 ) -> F: ...
 @overload
 def resumable(
-    *, one_to_one: bool = ..., origin: str | None = ..., sink: bool = ...
+    *,
+    one_to_one: bool = ...,
+    origin: str | None = ...,
+    sink: bool = ...,
+    on_error: str = ...,
 ) -> Callable[[F], F]: ...
 def resumable(
     udf: F | None = None,
@@ -51,6 +60,7 @@ def resumable(
     one_to_one: bool = False,
     origin: str | None = None,
     sink: bool = False,
+    on_error: str = "raise",
 ) -> F | Callable[[F], F]:
     """Declare that a UDF for ``map_batches`` may be part of a resumable pipeline.
 
@@ -73,6 +83,8 @@ def resumable(
         sink: the UDF itself makes its input durable before it returns, in a system of its own;
             what it returns is discarded. It is the last operator, and ``resumable_write(ds)`` has
             no other sink. At least once: rows of a source that did not complete come again.
+        on_error: ``"raise"``: the job fails as plain Ray Data would, and what was complete stays
+            complete. Other values are refused by this version.
 
     Raises:
         NonResumableError: the object cannot be a UDF, or carries other options already.
@@ -92,8 +104,24 @@ def resumable(
         raise ValueError(f"origin must be the name of a column, not {origin!r}")
     if sink and (one_to_one or origin is not None):
         raise ValueError("sink=True excludes one_to_one and origin: a sink has no output rows")
+    if on_error != "raise":
+        raise NonResumableError(
+            f"on_error={on_error!r}: this version of ray_resume has on_error='raise' alone."
+        )
     options = StageOptions(one_to_one, origin, sink)
     return functools.partial(_decorate, options) if udf is None else _decorate(options, udf)
+
+
+def mark_failed(error: object, rows: object = None) -> NoReturn:
+    """Reserved for marking rows as failed from inside a UDF; this version cannot do it yet.
+
+    Raises:
+        NonResumableError: always. Raise the error itself; the job fails as plain Ray Data does.
+    """
+    raise NonResumableError(
+        f"mark_failed({error!r}, {rows!r}): this version of ray_resume cannot go on without rows. "
+        "Raise the error, or drop the rows."
+    )
 
 
 def options_of(udf: Any) -> StageOptions | None:
