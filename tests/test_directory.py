@@ -254,3 +254,19 @@ def test_what_a_killed_process_left_half_made_is_not_read(checkpoint: Checkpoint
     assert checkpoint.settled("other").headers == {}
     checkpoint.bind("file:///out", "")
     assert checkpoint.sink() == "file:///out"
+
+
+def test_two_first_runs_cannot_bind_it_to_two_sinks(tmp_path: Path) -> None:
+    """Both have seen it unbound; the second to bind is told, as long as the first is alive."""
+    checkpoint = CheckpointDirectory(tmp_path)
+    checkpoint.ensure()
+    claims = [Claim(frozenset({bytes([i]) * 16})) for i in range(2)]
+    leases = [Lease.acquire(tmp_path, Owner.here(f"run{i}"), claims[i], wait_s=0) for i in range(2)]
+    checkpoint.bind("/out/a", "run0")
+    with pytest.raises(CheckpointError, match="/out/a by another run"):
+        checkpoint.bind("/out/b", "run1")
+    checkpoint.bind("/out/a", "run1")
+    leases[0].end(wait_s=0)
+    checkpoint.bind("/out/b", "run1")
+    assert checkpoint.sink() == "/out/b"
+    leases[1].end(wait_s=0)

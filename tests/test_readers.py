@@ -168,6 +168,8 @@ def test_spellings_of_a_path_are_one_source(tmp_path: Path, monkeypatch: Any) ->
         str(tmp_path / "in"),
         str(tmp_path / "x" / ".." / "in"),
         f"file://{tmp_path}/in",
+        f"file://{tmp_path}//x/.././/in/",
+        f"/{tmp_path}//in",
         tmp_path / "in",
         ["in/00000.parquet", f"file://{tmp_path}/in/00001.parquet"],
     ]
