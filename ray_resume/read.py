@@ -90,7 +90,8 @@ def resumable_read(
             ``source_id(read_task, index) -> str``, the same for the same rows in every run.
         source_root: makes ids of files relative to this directory, so that the checkpoint stays
             good when the data moves.
-        on_pipeline_change: reserved; this version does not compare pipelines yet.
+        on_pipeline_change: reserved; this version does not compare pipelines yet, so that
+            ``"error"`` and ``"continue"`` are the same, and ``"restart"`` is refused.
         shard: reserved; refused by this version.
 
     Raises:
@@ -104,7 +105,19 @@ def resumable_read(
         raise NonResumableError("This version of ray_resume does not have shard= yet.")
     if granularity not in ("file", "row_group"):
         raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
+    if on_pipeline_change == "restart":
+        raise NonResumableError(
+            'on_pipeline_change="restart": this version of ray_resume does not compare pipelines '
+            "yet. To process everything anew, call Checkpoint(...).reset(state='all')."
+        )
     directory = CheckpointDirectory(checkpoint)
+    files = keys is None and not isinstance(reader, Datasource)
+    if not files and (granularity != "file" or source_root is not None):
+        raise TypeError("granularity and source_root are for ray.data's readers for files alone.")
+    if source_id is not None and (keys is not None or not isinstance(reader, Datasource)):
+        raise TypeError(
+            "source_id is for a Datasource alone; files and keys have ids of their own."
+        )
     scheduling = {name: kwargs.pop(name) for name in _SCHEDULING & kwargs.keys()}
     if keys is not None:
         reading: Reading = _key_reading(reader, keys, args, kwargs)

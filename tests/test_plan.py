@@ -175,6 +175,14 @@ def test_bad_arguments_of_the_read(source: Path, tmp_path: Path) -> None:
     for options in ({"shard": (0, 2)}, {"shard": "slurm"}):
         with pytest.raises(ResumeError, match=next(iter(options))):
             read(**options)
+    with pytest.raises(NonResumableError, match="restart"):
+        read(on_pipeline_change="restart")
+    with pytest.raises(TypeError, match="source_id is for a Datasource"):
+        read(source_id=lambda task, index: "x")
+    for_files: list[dict[str, Any]] = [{"granularity": "row_group"}, {"source_root": "/"}]
+    for options in for_files:
+        with pytest.raises(TypeError, match="readers for files alone"):
+            resumable_read(lambda key: None, keys=[1], checkpoint=tmp_path / "ckpt", **options)
     with pytest.raises(FileNotFoundError, match="png"):
         read(ray.data.read_images)
     with pytest.raises(NonResumableError, match="undecorated"):
