@@ -44,11 +44,16 @@ class RunSpec:
     signature: str
     header: Mapping[str, Any]
     commit_at_the_end: bool = False
+    # Groups of sources that may only be committed in one transaction.
+    together: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. ``pending`` holds, for each pending source, why it is not complete."""
+    """How far a run is. ``pending`` holds, for each pending source, why it is not complete.
+
+    ``waiting`` are those of them that only others, who share a file with them, keep from it.
+    """
 
     completed: int
     committed: int
@@ -56,6 +61,7 @@ class Progress:
     rows_written: int
     files: int
     pending: Mapping[int, str]
+    waiting: frozenset[int] = frozenset()
 
 
 class LedgerHost:
@@ -92,7 +98,7 @@ class LedgerHost:
     def begin_pass(self, pass_number: int) -> None:
         """Start a pass with empty counters."""
         with self._state:
-            self._ledger.begin_pass(pass_number)
+            self._ledger.begin_pass(pass_number, self._spec.together)
 
     def apply(self, message: Message) -> Applied:
         """Apply a message. What it completes is committed soon after, not before it returns.
@@ -112,7 +118,8 @@ class LedgerHost:
                     self._completed += 1
                     self._rows_read += completion.rows_read
                     self._rows_written += completion.rows_written
-                    self._files += len(completion.files)
+                # The completions of one file are all in one answer.
+                self._files += len({f for done in applied.completions for f in done.files})
                 self._state.notify_all()
             return applied
 
@@ -133,6 +140,7 @@ class LedgerHost:
                 self._rows_written,
                 self._files,
                 {source: self._ledger.explain(source) for source in self._ledger.pending()},
+                frozenset(self._ledger.waiting()),
             )
 
     def unpublished(self) -> tuple[list[bytes], int]:

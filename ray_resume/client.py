@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from ray_resume.errors import ResumeError
-from ray_resume.ledger import Drain, Message, Seal
+from ray_resume.ledger import Event, Message
 
 __all__ = ["LedgerClient"]
 
@@ -27,7 +27,7 @@ class LedgerClient:
     run_id: str
     pass_number: int
 
-    def send(self, *events: Seal | Drain) -> None:
+    def send(self, *events: Event) -> None:
         """Apply ``events`` at the ledger, in one message, and wait until they are.
 
         Raises:
@@ -38,14 +38,14 @@ class LedgerClient:
         except RayActorError as error:
             raise self._gone(error) from None
 
-    async def send_async(self, *events: Seal | Drain) -> None:
+    async def send_async(self, *events: Event) -> None:
         """As :meth:`send`, on an event loop that must not be blocked."""
         try:
             await self._submit(events)
         except RayActorError as error:
             raise self._gone(error) from None
 
-    def _submit(self, events: tuple[Seal | Drain, ...]) -> Any:
+    def _submit(self, events: tuple[Event, ...]) -> Any:
         return self.handle.apply.remote(Message(self.run_id, self.pass_number, events))
 
     def _gone(self, error: RayActorError) -> ResumeError:

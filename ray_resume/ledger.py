@@ -24,7 +24,16 @@ poisoned        POISONED              POISONED                 POISONED
 complete        ALREADY_COMPLETE      ALREADY_COMPLETE         ALREADY_COMPLETE
 ==============  ====================  =======================  ==========================
 
-After each change: sealed and counter == 0 makes the source complete, and its sums are forgotten.
+After each change: sealed and counter == 0 makes the source *balanced*. A balanced source is
+complete at once, and its sums are forgotten, unless it belongs to a *group*.
+
+Groups
+------
+Sources whose rows share an output file form a group (`Pack`), and so do those that share one that
+this run is to replace (``together``): the file counts for all of them or for none. So the sources
+of a group become complete in one step, when all of them are balanced, and are to be committed in
+one transaction. A pack is new as a whole, or a repeat as a whole; one of which some sums are new
+and some are not holds rows twice, so what of it is not complete is poisoned.
 
 Why a zero is never too early
 -----------------------------
@@ -54,7 +63,9 @@ take the place of its per-edge ids, because nothing here acknowledges single row
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from ray_resume.errors import ResumeError
 from ray_resume.lineage import MODULUS
@@ -63,10 +74,12 @@ __all__ = [
     "Applied",
     "Completion",
     "Drain",
+    "Event",
     "Ledger",
     "LedgerError",
     "Message",
     "Outcome",
+    "Pack",
     "Seal",
 ]
 
@@ -103,12 +116,27 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Pack:
+    """Rows of several sources are durable together, in the same ``files``.
+
+    The drains, one for each source, bring none of their own.
+    """
+
+    drains: tuple[Drain, ...]
+    files: tuple[str, ...]
+
+
+Event: TypeAlias = Seal | Drain | Pack
+"""What may change a counter."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """What one task reports at once. Applied whole or, if anything in it is illegal, not at all."""
 
     run_id: str
     pass_number: int
-    events: tuple[Seal | Drain, ...]
+    events: tuple[Event, ...]
 
 
 class Outcome(enum.Enum):
@@ -140,10 +168,17 @@ class Applied:
 
 
 @dataclass(slots=True)
+class _Group:
+    members: list[int]
+    balanced: int = 0
+
+
+@dataclass(slots=True)
 class _Counter:
     value: int = 0
     sealed: int | None = None
     poisoned: bool = False
+    balanced: bool = False
     rows_read: int = 0
     rows_written: int = 0
     drained: set[int] = field(default_factory=set)
@@ -168,16 +203,27 @@ class Ledger:
         self._complete = bytearray(source_count)
         self._pass_number = 0
         self._counters: dict[int, _Counter] = {}
+        self._groups: dict[int, _Group] = {}
 
-    def begin_pass(self, pass_number: int) -> None:
-        """Start the next armed execution with empty counters; what is complete stays complete."""
+    def begin_pass(self, pass_number: int, together: Iterable[Collection[int]] = ()) -> None:
+        """Start the next armed execution with empty counters; what is complete stays complete.
+
+        Args:
+            together: groups of sources that may only become complete in one step.
+        """
         if pass_number <= self._pass_number:
             raise LedgerError(f"pass {pass_number} begins after pass {self._pass_number}")
         self._pass_number = pass_number
         self._counters = {}
+        self._groups = {}
+        for sources in together:
+            self._unite([source for source in sources if not self._complete[source]])
 
     def apply(self, message: Message) -> Applied:
-        """Apply every event of ``message``, or raise :class:`LedgerError` and apply none."""
+        """Apply every event of ``message``, or raise :class:`LedgerError` and apply none.
+
+        Guarantees: the completions of one group are all in one answer.
+        """
         self._check(message)
         completions: list[Completion] = []
         outcomes = tuple(self._apply_event(event, completions) for event in message.events)
@@ -187,13 +233,19 @@ class Ledger:
         """Return the numbers of the sources that are not complete, ascending."""
         return [source for source, complete in enumerate(self._complete) if not complete]
 
+    def waiting(self) -> list[int]:
+        """Return the pending sources that only others of their group keep from completion."""
+        return sorted(source for source, counter in self._counters.items() if counter.balanced)
+
     def explain(self, source: int) -> str:
         """Say in one clause why ``source`` is not complete in the current pass."""
         counter = self._counters.get(source)
         if counter is None:
             return "its read did not finish, and nothing of it arrived"
+        if counter.balanced:
+            return "all its rows arrived, but it shares a file with a source that is not complete"
         if counter.poisoned:
-            return "it gave different rows when it was read again"
+            return "executed again, it gave different rows, or files shared with other sources"
         if counter.sealed is None:
             return "its read did not finish"
         if not counter.drained:
@@ -213,33 +265,112 @@ class Ledger:
                 f"a message of pass {message.pass_number} came in pass {self._pass_number}"
             )
         for event in message.events:
-            if not 0 <= event.source < len(self._complete):
-                raise LedgerError(f"source number {event.source} is not in this run's table")
-            value = event.total if isinstance(event, Seal) else event.delta
-            if not 0 <= value < MODULUS:
-                raise LedgerError(f"{value} is not a 64-bit sum")
+            if isinstance(event, Pack):
+                sources = [drain.source for drain in event.drains]
+                if not sources or len(set(sources)) < len(sources):
+                    raise LedgerError(f"a pack of the sources {sources}")
+            for part in _parts(event):
+                if not 0 <= part.source < len(self._complete):
+                    raise LedgerError(f"source number {part.source} is not in this run's table")
+                value = part.total if isinstance(part, Seal) else part.delta
+                if not 0 <= value < MODULUS:
+                    raise LedgerError(f"{value} is not a 64-bit sum")
 
-    def _apply_event(self, event: Seal | Drain, completions: list[Completion]) -> Outcome:
-        source = event.source
-        if self._complete[source]:
+    def _apply_event(self, event: Event, completions: list[Completion]) -> Outcome:
+        if isinstance(event, Pack):
+            outcome = self._apply_pack(event)
+        elif self._complete[event.source]:
             return Outcome.ALREADY_COMPLETE
+        else:
+            counter = self._counter(event.source)
+            outcome = _seal(counter, event) if isinstance(event, Seal) else _drain(counter, event)
+        for part in _parts(event):
+            self._settle(part.source, completions)
+        return outcome
+
+    def _apply_pack(self, pack: Pack) -> Outcome:
+        """Apply all drains of a pack, or none of them."""
+        outcomes = {self._outcome(drain) for drain in pack.drains}
+        if outcomes == {Outcome.APPLIED}:
+            for drain in pack.drains:
+                counter = self._counter(drain.source)
+                _drain(counter, drain)
+                counter.files.extend(pack.files)
+            self._unite([drain.source for drain in pack.drains])
+            return Outcome.APPLIED
+        if Outcome.APPLIED not in outcomes:
+            return next(
+                outcome
+                for outcome in (Outcome.REPEATED, Outcome.POISONED, Outcome.ALREADY_COMPLETE)
+                if outcome in outcomes
+            )
+        for drain in pack.drains:
+            if not self._complete[drain.source]:
+                self._counter(drain.source).poisoned = True
+        return Outcome.POISONED
+
+    def _outcome(self, drain: Drain) -> Outcome:
+        """Say what would become of ``drain``."""
+        if self._complete[drain.source]:
+            return Outcome.ALREADY_COMPLETE
+        counter = self._counter(drain.source)
+        if counter.poisoned:
+            return Outcome.POISONED
+        return Outcome.REPEATED if drain.delta in counter.drained else Outcome.APPLIED
+
+    def _counter(self, source: int) -> _Counter:
         counter = self._counters.get(source)
         if counter is None:
             counter = self._counters[source] = _Counter()
-        outcome = _seal(counter, event) if isinstance(event, Seal) else _drain(counter, event)
-        if counter.sealed is not None and counter.value == 0 and not counter.poisoned:
-            self._complete[source] = 1
-            del self._counters[source]
+        return counter
+
+    def _unite(self, sources: Collection[int]) -> None:
+        """Make one group of these sources and of all that are in a group with one of them."""
+        united: _Group | None = None
+        for source in sources:
+            group = self._groups.get(source)
+            if group is None:
+                counter = self._counters.get(source)
+                group = _Group([source], int(counter is not None and counter.balanced))
+                self._groups[source] = group
+            if united is None:
+                united = group
+            elif group is not united:
+                small, united = sorted((group, united), key=lambda g: len(g.members))
+                united.members.extend(small.members)
+                united.balanced += small.balanced
+                for member in small.members:
+                    self._groups[member] = united
+
+    def _settle(self, source: int, completions: list[Completion]) -> None:
+        """See whether ``source`` is balanced now, and complete what that completes."""
+        counter = self._counters.get(source)
+        if counter is None:  # it was completed by another part of the same event
+            return
+        balanced = counter.sealed is not None and counter.value == 0 and not counter.poisoned
+        group = self._groups.get(source)
+        if group is not None:
+            group.balanced += balanced - counter.balanced
+        counter.balanced = balanced
+        if not balanced or (group is not None and group.balanced < len(group.members)):
+            return
+        for member in [source] if group is None else group.members:
+            self._complete[member] = 1
+            self._groups.pop(member, None)
+            whole = self._counters.pop(member)
             completions.append(
                 Completion(
-                    source,
-                    counter.rows_read,
-                    counter.rows_written,
-                    tuple(counter.files),
-                    tuple(counter.results),
+                    member,
+                    whole.rows_read,
+                    whole.rows_written,
+                    tuple(whole.files),
+                    tuple(whole.results),
                 )
             )
-        return outcome
+
+
+def _parts(event: Event) -> tuple[Seal | Drain, ...]:
+    return event.drains if isinstance(event, Pack) else (event,)
 
 
 def _seal(counter: _Counter, seal: Seal) -> Outcome:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,13 +21,14 @@ from ray_resume import actor
 from ray_resume.actor import Progress, RunSpec
 from ray_resume.client import LedgerClient
 from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
-from ray_resume.errors import CheckpointError, ResumeError, SourceChangedError
+from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.output import Output
-from ray_resume.record import Record, State, digest
+from ray_resume.record import State, digest
 from ray_resume.sink import DIGEST_BYTES
 from ray_resume.source import Source
 from ray_resume.summary import RunSummary
+from ray_resume.todo import Todo, todo_of
 
 __all__ = ["LEASE_WAIT_S", "MAX_PASSES", "Pass", "Run", "RunPlan"]
 
@@ -72,17 +73,6 @@ class Pass:
     isolated: bool
 
 
-@dataclass(frozen=True)
-class _Todo:
-    """The sources of a run by what is to be done with them, as dead runs left them."""
-
-    pending: Sequence[Source]
-    # What is on record of a pending source, by its position in `pending`.
-    records: Mapping[int, Record]
-    skipped: Sequence[Record]
-    quarantined: int
-
-
 class Run:
     """One run of ``plan``; use :meth:`execute` once."""
 
@@ -106,7 +96,18 @@ class Run:
         """
         with self._leased(lease_wait_s):
             contents = self._plan.directory.settled(self._run_id)
-            todo = self._todo(contents)
+            todo = todo_of(
+                self._plan.sources,
+                contents.union,
+                on_source_change=self._plan.on_source_change,
+            )
+            if todo.held:
+                logger.warning(
+                    "%d sources wait, %s for one: they share output files with quarantined "
+                    "sources. Reset those to go on.",
+                    len(todo.held),
+                    todo.held[0],
+                )
             self._check_output(contents, todo)
             if not todo.pending:
                 self._remove_leftovers(contents)
@@ -128,37 +129,7 @@ class Run:
         finally:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
-    def _todo(self, contents: Contents) -> _Todo:
-        pending: list[Source] = []
-        records: dict[int, Record] = {}
-        changed: list[str] = []
-        skipped: list[Record] = []
-        quarantined = 0
-        for source in self._plan.sources:
-            record = contents.union.get(source.source_id)
-            if record is not None:
-                same = record.fingerprint == source.fingerprint
-                if record.state is State.QUARANTINED and same:
-                    quarantined += 1
-                    continue
-                if record.state is State.COMPLETED:
-                    if same or self._plan.on_source_change == "ignore":
-                        skipped.append(record)
-                        continue
-                    changed.append(source.source_id)
-                # What failed was another content of the source.
-                records[len(pending)] = record if same else replace(record, failed_runs=0)
-            pending.append(source)
-        if changed and self._plan.on_source_change == "error":
-            raise SourceChangedError(
-                f"{len(changed)} sources have another size or modification time than when they "
-                f"were completed: {', '.join(changed[:10])}. To process them again, their new "
-                'output replacing the old, pass on_source_change="reprocess"; to keep what is '
-                'there, "ignore".'
-            )
-        return _Todo(pending, records, skipped, quarantined)
-
-    def _check_output(self, contents: Contents, todo: _Todo) -> None:
+    def _check_output(self, contents: Contents, todo: Todo) -> None:
         output = self._plan.output
         bound = self._plan.directory.sink()
         committed = any(
@@ -178,12 +149,16 @@ class Run:
         self._plan.directory.bind(self._plan.output.uri, self._run_id)
 
     def _passes(
-        self, todo: _Todo, contents: Contents, run_pass: Callable[[Pass], None]
+        self, todo: Todo, contents: Contents, run_pass: Callable[[Pass], None]
     ) -> RunSummary:
         handle = actor.start(self._spec(todo, contents))
         try:
-            pending = self._run_passes(handle, todo, run_pass).pending
-            errors = {source: f"rows unaccounted for: {why}" for source, why in pending.items()}
+            ended = self._run_passes(handle, todo, run_pass)
+            errors = {
+                source: f"rows unaccounted for: {why}"
+                for source, why in ended.pending.items()
+                if source not in ended.waiting
+            }
             quarantined: int = ray.get(handle.fail.remote(errors)) if errors else 0
             progress: Progress = ray.get(handle.close.remote())
             return self._summary(todo, progress, len(errors) - quarantined, quarantined)
@@ -203,7 +178,7 @@ class Run:
         finally:
             ray.kill(handle)
 
-    def _run_passes(self, handle: Any, todo: _Todo, run_pass: Callable[[Pass], None]) -> Progress:
+    def _run_passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> Progress:
         prefix = f"{self._checkpoint_id}-{self._run_id}"
         digests = b"".join(digest(source.source_id)[:DIGEST_BYTES] for source in todo.pending)
         numbers: Sequence[int] = range(len(todo.pending))
@@ -244,7 +219,7 @@ class Run:
             self._plan.publish(results, rows)
         ray.get(handle.published.remote())
 
-    def _spec(self, todo: _Todo, contents: Contents) -> RunSpec:
+    def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
         return RunSpec(
             run_id=self._run_id,
             directory=str(self._plan.directory.path),
@@ -262,6 +237,7 @@ class Run:
             max_failed_runs=self._plan.max_failed_runs,
             signature=self._plan.signature,
             commit_at_the_end=self._plan.publish is not None,
+            together=todo.together,
             header={"sources_total": len(self._plan.sources), "signature": self._plan.signature},
         )
 
@@ -283,7 +259,7 @@ class Run:
         self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents)
 
     def _summary(
-        self, todo: _Todo, progress: Progress, failed: int = 0, quarantined: int = 0
+        self, todo: Todo, progress: Progress, failed: int = 0, quarantined: int = 0
     ) -> RunSummary:
         return RunSummary(
             run_id=self._run_id,
@@ -291,7 +267,11 @@ class Run:
             sources_skipped=len(todo.skipped),
             sources_completed=progress.committed,
             sources_failed=failed,
-            sources_pending=len(todo.pending) - progress.committed - failed - quarantined,
+            sources_pending=len(todo.pending)
+            + len(todo.held)
+            - progress.committed
+            - failed
+            - quarantined,
             sources_quarantined=todo.quarantined + quarantined,
             rows_read=progress.rows_read,
             rows_written=progress.rows_written,

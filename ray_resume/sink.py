@@ -1,9 +1,9 @@
 """The file sink: each source's rows become files of its own, durable before they are drained.
 
 Importable on workers: knows neither checkpoints nor lmdb. A file is called
-``<checkpoint>-<run>-<source's digest>-<random>.<format>``. The random part is drawn for each
-write, so no attempt of a task ever touches another's file; which of them count is the ledger's to
-say.
+``<checkpoint>-<run>-<source's digest>-<random>.<format>``; one that several sources share has
+zeros for the digest. The random part is drawn for each write, so no attempt of a task ever touches
+another's file; which of them count is the ledger's to say.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, Any
 from urllib.parse import quote
@@ -28,8 +28,9 @@ from ray.data.datasource import Datasink
 from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
 from ray_resume.formats import Format
-from ray_resume.ledger import Drain
+from ray_resume.ledger import Drain, Pack
 from ray_resume.lineage import MODULUS, token_sum
+from ray_resume.packing import Packing
 
 __all__ = ["FileSink", "Folder", "Layout", "OutputName", "gathered"]
 
@@ -37,7 +38,9 @@ DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
 
 
-_NAME = re.compile(r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16}-[0-9a-f]{16})\.[a-z]+")
+_SHARED = "0" * (2 * DIGEST_BYTES)
+
+_NAME = re.compile(r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})\.[a-z]+")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,13 @@ class OutputName:
 
     checkpoint: str
     run_id: str
-    rest: str
+    digest: str
+    random: str
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it may hold rows of several sources."""
+        return self.digest == _SHARED
 
     @classmethod
     def parse(cls, name: str) -> OutputName | None:
@@ -184,6 +193,7 @@ class FileSink(Datasink[None]):
 
     Args:
         digests: ``DIGEST_BYTES`` bytes for each source number, one after another.
+        packing: which sources share files; None: each has files of its own.
     """
 
     def __init__(
@@ -193,18 +203,25 @@ class FileSink(Datasink[None]):
         prefix: str,
         digests: bytes,
         client: LedgerClient,
+        packing: Packing | None = None,
     ) -> None:
         self._folder = folder
         self._layout = layout
         self._prefix = prefix
         self._digests = digests
         self._client = client
+        self._packing = packing
 
     def get_name(self) -> str:
         return "Resumable"
 
+    @property
+    def min_bytes_per_write(self) -> int | None:
+        # So that Ray Data gathers enough blocks for a file; it then cannot fuse the write.
+        return None if self._packing is None else self._packing.target_bytes
+
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
-        """Write the rows of one task, one file for each source among them, then drain them all.
+        """Write the rows of one task, each source's to a file, then drain them all.
 
         Guarantees: when this returns, the files are durable and the ledger has counted them; if
         it does not, they are left-overs, and the rows count for nobody.
@@ -212,17 +229,27 @@ class FileSink(Datasink[None]):
         parts, sums = gathered(blocks)
         if not parts:
             return
-        drains = []
-        for source, tables in parts.items():
-            table = plan.concat_tables(tables)
-            names = self._layout.write(self._folder, self._stem(source), table)
-            drains.append(Drain(source, -sums[source] % MODULUS, table.num_rows, tuple(names)))
-        self._folder.sync(name for drain in drains for name in drain.files)
-        self._client.send(*drains)
+        whole = ((source, plan.concat_tables(tables)) for source, tables in parts.items())
+        events: list[Drain | Pack] = []
+        alone = ([part] for part in whole)
+        for together in alone if self._packing is None else self._packing.packs(whole):
+            table = plan.concat_tables([table for _, table in together])
+            sources = [source for source, _ in together]
+            files = tuple(self._layout.write(self._folder, self._stem(sources), table))
+            drains = tuple(
+                Drain(source, -sums[source] % MODULUS, part.num_rows) for source, part in together
+            )
+            events.append(
+                Pack(drains, files) if len(drains) > 1 else replace(drains[0], files=files)
+            )
+        self._folder.sync(name for event in events for name in event.files)
+        self._client.send(*events)
 
-    def _stem(self, source: int) -> str:
-        digest = self._digests[source * DIGEST_BYTES : (source + 1) * DIGEST_BYTES].hex()
-        return f"{self._prefix}-{digest}"
+    def _stem(self, sources: Sequence[int]) -> str:
+        if len(sources) > 1:
+            return f"{self._prefix}-{_SHARED}"
+        start = sources[0] * DIGEST_BYTES
+        return f"{self._prefix}-{self._digests[start : start + DIGEST_BYTES].hex()}"
 
 
 def gathered(blocks: Iterable[Block]) -> tuple[dict[int, list[pa.Table]], dict[int, int]]:

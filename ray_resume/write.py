@@ -26,8 +26,10 @@ from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.formats import checked_format
 from ray_resume.listing import resolve
 from ray_resume.output import FolderOutput, Output, RemoteOutput
+from ray_resume.packing import Packing, groups_of
 from ray_resume.run import LEASE_WAIT_S, Pass, Run, RunPlan
 from ray_resume.sink import FileSink, Folder, Layout
+from ray_resume.source import Source
 from ray_resume.summary import RunSummary
 
 __all__ = ["resumable_write"]
@@ -36,6 +38,9 @@ _TARGET_BLOCK_BYTES = 128 << 20
 
 # Beyond so many, a read task for each source would cost more than it tells.
 _MOST_ISOLATED = 1000
+
+# How many sources may share files, where nobody knows how large they are.
+_GROUP_OF_UNKNOWN_SIZE = 500
 
 
 def resumable_write(
@@ -46,6 +51,7 @@ def resumable_write(
     append: bool = False,
     filesystem: FileSystem | None = None,
     partition_cols: Sequence[str] | None = None,
+    target_file_bytes: int | None = None,
     concurrency: int | None = None,
     lease_wait_s: float = LEASE_WAIT_S,
     ray_remote_args: Mapping[str, Any] | None = None,
@@ -63,6 +69,9 @@ def resumable_write(
             None if the last stage is decorated with ``@resumable(sink=True)``.
         format: ``"parquet"``, ``"json"`` (one line a row), ``"csv"``, ``"orc"``, ``"feather"``.
         partition_cols: columns that name subfolders, ``column=value/``, as Hive does.
+        target_file_bytes: let sources that are smaller than this share files of about this size,
+            in bytes of their rows in memory, as Arrow holds them. By default each source has files
+            of its own. Sources that share a file are completed in one step, or all done again.
         append: write into a folder that has data files of others; theirs are left alone.
         filesystem: the pyarrow filesystem of ``sink``, inferred from it by default.
         concurrency: how many write tasks may run at once.
@@ -89,7 +98,14 @@ def resumable_write(
     datasource = chain.datasource
     assert isinstance(datasource, ResumableDatasource)
     target = _target(
-        sink, chain, filesystem, append, format, tuple(partition_cols or ()), write_options
+        sink,
+        chain,
+        filesystem,
+        append,
+        format,
+        tuple(partition_cols or ()),
+        target_file_bytes,
+        write_options,
     )
 
     def run_pass(this: Pass) -> None:
@@ -143,6 +159,7 @@ def _target(
     append: bool,
     format: str,
     partition_columns: tuple[str, ...],
+    target_file_bytes: int | None,
     options: Mapping[str, Any],
 ) -> _Target:
     _check_stage_sinks(chain, sink)
@@ -151,8 +168,10 @@ def _target(
             RemoteOutput(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
         )
     if isinstance(sink, Datasink):
-        if options or partition_columns or format != "parquet":
-            raise TypeError("format, partition_cols and write options are for folders alone.")
+        if options or partition_columns or format != "parquet" or target_file_bytes is not None:
+            raise TypeError(
+                "format, partition_cols, target_file_bytes and write options are for folders alone."
+            )
         check_datasink(sink)
         publish = None
         if publishes_at_the_end(sink):
@@ -166,12 +185,26 @@ def _target(
             publish,
         )
     layout = Layout(checked_format(format, options), dict(options), partition_columns)
+    if target_file_bytes is not None and target_file_bytes < 1:
+        raise ValueError(f"target_file_bytes must be at least 1, not {target_file_bytes}")
     folder = _folder(sink, filesystem)
     _check_apart(folder, chain.datasource)
-    return _Target(
-        FolderOutput(folder, append),
-        lambda this: FileSink(folder, layout, this.file_prefix, this.digests, this.client),
-    )
+
+    def file_sink(this: Pass) -> FileSink:
+        packing = None
+        # What is executed again was held up by a neighbour, perhaps: now each is on its own.
+        if target_file_bytes is not None and not this.isolated:
+            packing = _packing(chain.datasource, this.sources, target_file_bytes)
+        return FileSink(folder, layout, this.file_prefix, this.digests, this.client, packing)
+
+    return _Target(FolderOutput(folder, append), file_sink)
+
+
+def _packing(datasource: Any, sources: Sequence[Source], target_bytes: int) -> Packing:
+    sizes = [datasource.reading.size_bytes([source]) or 0 for source in sources]
+    if not any(sizes):
+        sizes = [-(-target_bytes // _GROUP_OF_UNKNOWN_SIZE)] * len(sources)
+    return Packing(target_bytes, groups_of(sizes, target_bytes))
 
 
 def _check_stage_sinks(chain: plan.Chain, sink: Any) -> None:

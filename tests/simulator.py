@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -34,6 +34,7 @@ from ray_resume.ledger import (
     LedgerError,
     Message,
     Outcome,
+    Pack,
     Seal,
 )
 from ray_resume.lineage import MODULUS, SourceArray, TokenArray
@@ -106,6 +107,24 @@ class Plain(Shipped):
         return PlainLedger(source_count)
 
 
+class Unpacked(Shipped):
+    """As shipped, but of a packed file each source's part counts for itself."""
+
+    def ledger(self, source_count: int) -> Counters:
+        return _UnpackedLedger(RUN, source_count)
+
+
+class _UnpackedLedger(Ledger):
+    def apply(self, message: Message) -> Applied:
+        events: list[Seal | Drain | Pack] = []
+        for event in message.events:
+            if isinstance(event, Pack):
+                events += [replace(drain, files=event.files) for drain in event.drains]
+            else:
+                events.append(event)
+        return super().apply(replace(message, events=tuple(events)))
+
+
 class _PositionalCall(lineage.Call):
     __slots__ = ("_emitted", "_nonce")
 
@@ -159,7 +178,7 @@ class PlainLedger:
             return Applied((Outcome.REPEATED,) * len(message.events), ())
         self._seen[id(message)] = message
         completions = []
-        for event in message.events:
+        for event in _parts(message):
             source = event.source
             if isinstance(event, Seal):
                 self._sealed.add(source)
@@ -220,6 +239,7 @@ class Truth:
         self._reads: defaultdict[int, list[list[int]]] = defaultdict(list)
         self._made: defaultdict[int, list[Made]] = defaultdict(list)
         self._files: dict[str, list[int]] = {}
+        self._sources: dict[str, set[int]] = {}
 
     def unit(self) -> int:
         self._next_unit += 1
@@ -239,10 +259,14 @@ class Truth:
         self._made[source].append(made)
         return made
 
-    def write(self, units: list[int]) -> str:
+    def write(self, units: list[int], sources: Iterable[int] = ()) -> str:
         name = f"file-{len(self._files)}"
         self._files[name] = units
+        self._sources[name] = set(sources)
         return name
+
+    def sources_in(self, file: str) -> set[int]:
+        return self._sources[file]
 
     def fault(self, source: int, files: Sequence[str], dropped: Sequence[Made]) -> str | None:
         """Say what is wrong if ``files`` are taken for the whole output of ``source``.
@@ -321,6 +345,7 @@ class Pipeline:
     sources_per_read: int = 2
     blocks_per_task: int = 2
     block_rows: int = 4
+    packed: int = 1
 
 
 @dataclass(frozen=True)
@@ -378,6 +403,7 @@ def random_pipeline(rng: random.Random) -> Pipeline:
         sources_per_read=rng.randint(1, 3),
         blocks_per_task=rng.randint(1, 3),
         block_rows=rng.randint(1, 6),
+        packed=rng.choice((1, 1, 2, 3)),
     )
 
 
@@ -400,7 +426,22 @@ class Sent:
     dropped: dict[int, Made] = field(default_factory=dict)
 
     def sources(self) -> set[int]:
-        return {event.source for event in self.message.events}
+        return {part.source for part in _parts(self.message)}
+
+    def packs(self) -> list[set[int]]:
+        return [
+            {drain.source for drain in event.drains}
+            for event in self.message.events
+            if isinstance(event, Pack)
+        ]
+
+
+def _parts(message: Message) -> list[Seal | Drain]:
+    return [
+        part
+        for event in message.events
+        for part in (event.drains if isinstance(event, Pack) else (event,))
+    ]
 
 
 class PassRun:
@@ -429,6 +470,14 @@ class PassRun:
         self._faults = faults
         self._rng = rng
         self._run(sources)
+
+    def with_mates(self, sources: set[int]) -> set[int]:
+        """Add all that share a file with one of ``sources``: what keeps it keeps them too."""
+        sources = set(sources)
+        packs = [pack for sent in self.sent for pack in sent.packs()]
+        while more := [pack for pack in packs if pack & sources and not pack <= sources]:
+            sources |= set().union(*more)
+        return sources
 
     def _run(self, sources: Sequence[int]) -> None:
         blocks: list[Block] = []
@@ -567,18 +616,22 @@ class PassRun:
             events.append(self._sent(seals))
 
     def _write(self, batches: Iterator[list[Row]], events: list[Block | Sent]) -> None:
-        parts = _by_source([row for rows in batches for row in rows])
-        drains = [
-            Drain(
-                source,
-                -sum(row.token for row in rows) % MODULUS,
-                len(rows),
-                (self.truth.write([row.unit for row in rows]),),
-            )
-            for source, rows in parts.items()
-        ]
-        if drains:
-            events.append(self._sent(drains))
+        parts = list(_by_source([row for rows in batches for row in rows]).items())
+        made: list[Drain | Pack] = []
+        for start in range(0, len(parts), self._pipeline.packed):
+            together = parts[start : start + self._pipeline.packed]
+            units = [row.unit for _, rows in together for row in rows]
+            file = self.truth.write(units, (source for source, _ in together))
+            drains = [
+                Drain(source, -sum(row.token for row in rows) % MODULUS, len(rows))
+                for source, rows in together
+            ]
+            if len(drains) == 1:
+                made.append(replace(drains[0], files=(file,)))
+            else:
+                made.append(Pack(tuple(drains), (file,)))
+        if made:
+            events.append(self._sent(made))
 
     def _stage(
         self, stage: Stage, batches: Iterator[list[Row]], events: list[Block | Sent]
@@ -662,7 +715,9 @@ class PassRun:
             nothing = {source: it for source, it in made.items() if not it.outputs}
             events.append(self._sent(drains, nothing))
 
-    def _sent(self, events: Sequence[Seal | Drain], dropped: dict[int, Made] | None = None) -> Sent:
+    def _sent(
+        self, events: Sequence[Seal | Drain | Pack], dropped: dict[int, Made] | None = None
+    ) -> Sent:
         return Sent(Message(RUN, self._pass_number, tuple(events)), dropped or {})
 
 
@@ -709,13 +764,19 @@ class Delivery:
         self._counted: defaultdict[int, dict[int, Made | None]] = defaultdict(dict)
 
     def give(self, sent: Sent) -> None:
-        for event in sent.message.events:
+        for event in _parts(sent.message):
             if isinstance(event, Drain):
                 identity = event.delta if self._protocol.delta_is_identity else id(sent)
                 made = sent.dropped.get(event.source)
                 self._counted[event.source].setdefault(identity, made)
-        for completion in self._ledger.apply(sent.message).completions:
+        completions = self._ledger.apply(sent.message).completions
+        for completion in completions:
             self._check(completion)
+        listed = {completion.source: set(completion.files) for completion in completions}
+        for file in set().union(*listed.values()):
+            for source in self._truth.sources_in(file):
+                if file not in listed.get(source, ()):
+                    self.wrong.append(f"{file} is listed, and not for source {source}")
 
     def _check(self, completion: Completion) -> None:
         source = completion.source
@@ -806,13 +867,12 @@ def _run_pass(
     pending = set(ledger.pending())
     for source in pending:
         ledger.explain(source)
+    disturbed = run.with_mates(run.disturbed)
     history.wrong += delivery.wrong
-    history.stuck += [
-        f"source {source}: nothing happened to it" for source in pending - run.disturbed
-    ]
+    history.stuck += [f"source {source}: nothing happened to it" for source in pending - disturbed]
     history.sources += len(sources)
-    history.undisturbed += len(sources - run.disturbed)
-    history.completed_although_disturbed += len((sources - pending) & run.disturbed)
+    history.undisturbed += len(sources - disturbed)
+    history.completed_although_disturbed += len((sources - pending) & disturbed)
     history.pending += len(pending)
     history.mixed_tasks += run.mixed_tasks
     history.messages += len(arriving)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -23,6 +23,7 @@ from ray_resume.ledger import (
     LedgerError,
     Message,
     Outcome,
+    Pack,
     Seal,
 )
 from ray_resume.lineage import MODULUS, shares
@@ -34,6 +35,7 @@ APPLIED, REPEATED, POISONED, ALREADY_COMPLETE = (
     Outcome.ALREADY_COMPLETE,
 )
 Event = Seal | Drain
+AnyEvent = Seal | Drain | Pack
 
 
 def new_ledger(source_count: int = 3) -> Ledger:
@@ -42,8 +44,8 @@ def new_ledger(source_count: int = 3) -> Ledger:
     return ledger
 
 
-def send(ledger: Ledger, *events: Event) -> Applied:
-    return ledger.apply(Message("run", 1, events))
+def send(ledger: Ledger, *events: AnyEvent, pass_number: int = 1) -> Applied:
+    return ledger.apply(Message("run", pass_number, events))
 
 
 def state(ledger: Ledger) -> Any:
@@ -327,6 +329,141 @@ def test_explain(before: tuple[Event, ...], said: str) -> None:
     assert re.search(said, ledger.explain(0))
 
 
+# Groups ------------------------------------------------------------------------------------------
+
+
+def pack(file: str, *deltas: tuple[int, int]) -> Pack:
+    return Pack(tuple(Drain(source, minus(delta), 1) for source, delta in deltas), (file,))
+
+
+def completed(applied: Applied) -> dict[int, tuple[str, ...]]:
+    return {completion.source: completion.files for completion in applied.completions}
+
+
+def test_sources_of_one_file_complete_in_one_step() -> None:
+    events: list[AnyEvent] = [Seal(0, 5), Seal(1, 6), pack("f", (0, 5), (1, 6))]
+    for order in itertools.permutations(events):
+        ledger = new_ledger()
+        assert not completed(send(ledger, *order[:2]))
+        assert completed(send(ledger, order[2])) == {0: ("f",), 1: ("f",)}
+
+
+def test_a_group_grows_with_every_file_that_joins_two() -> None:
+    ledger = new_ledger(4)
+    send(ledger, Seal(0, 5), Seal(1, 7), Seal(2, 9), Seal(3, 1))
+    send(ledger, pack("f", (0, 5), (1, 3)), Drain(3, 4))
+    assert ledger.waiting() == [0]
+    send(ledger, pack("h", (1, 4), (2, 5)))
+    assert ledger.waiting() == [0, 1]
+    assert completed(send(ledger, Drain(2, minus(4), 1, ("i",)))) == {
+        0: ("f",),
+        1: ("f", "h"),
+        2: ("h", "i"),
+    }
+    assert ledger.pending() == [3]
+
+
+def test_a_source_that_waits_says_so_and_is_waiting_no_more_in_the_next_pass() -> None:
+    ledger = new_ledger()
+    send(ledger, Seal(0, 5), pack("f", (0, 5), (1, 6)))
+    assert ledger.waiting() == [0]
+    assert "shares a file" in ledger.explain(0)
+    ledger.begin_pass(2)
+    assert ledger.waiting() == []
+
+
+def test_a_pack_counts_as_a_whole_or_not_at_all() -> None:
+    ledger = new_ledger()
+    whole = pack("f", (0, 5), (1, 6))
+    assert send(ledger, whole).outcomes == (APPLIED,)
+    assert send(ledger, replaced(whole, "g")).outcomes == (REPEATED,)
+    # Of these, the rows of source 0 are in "f" already.
+    assert send(ledger, pack("h", (0, 5), (2, 7))).outcomes == (POISONED,)
+    assert not completed(send(ledger, Seal(0, 5), Seal(1, 6), Seal(2, 7)))
+    ledger.begin_pass(2)
+    assert ledger.pending() == [0, 1, 2]
+
+
+def test_a_late_pack_leaves_what_is_complete_and_poisons_the_rest() -> None:
+    ledger = new_ledger()
+    assert completed(send(ledger, Seal(0, 5), Drain(0, minus(5), 1, ("f",)))) == {0: ("f",)}
+    assert send(ledger, pack("g", (0, 5), (1, 6))).outcomes == (POISONED,)
+    assert not completed(send(ledger, Seal(1, 6), Drain(1, minus(6))))
+    assert send(ledger, pack("g", (0, 5))).outcomes == (ALREADY_COMPLETE,)
+
+
+def test_a_source_that_is_poisoned_while_it_waits_keeps_its_group() -> None:
+    ledger = new_ledger()
+    send(ledger, Seal(0, 5), pack("f", (0, 5), (1, 6)), Seal(0, 4))
+    assert not completed(send(ledger, Seal(1, 6)))
+    assert ledger.waiting() == [1]
+
+
+def test_together() -> None:
+    ledger = Ledger("run", 4)
+    ledger.begin_pass(1, together=[(0, 1), (1, 2)])
+    assert not completed(send(ledger, Seal(0, 0), Seal(2, 0)))
+    assert set(completed(send(ledger, Seal(3, 0)))) == {3}
+    ledger.begin_pass(2, together=[(0, 1, 3)])
+    assert set(completed(send(ledger, Seal(2, 0), pass_number=2))) == {2}
+    assert set(completed(send(ledger, Seal(0, 0), Seal(1, 0), pass_number=2))) == {0, 1}
+
+
+@pytest.mark.parametrize("bad", [Pack((), ("f",)), pack("f", (0, 1), (0, 2)), pack("f", (9, 1))])
+def test_an_illegal_pack_changes_nothing(bad: Pack) -> None:
+    ledger = new_ledger()
+    was = state(ledger)
+    with pytest.raises(LedgerError):
+        send(ledger, Seal(0, 5), bad)
+    assert state(ledger) == was
+
+
+def replaced(whole: Pack, file: str) -> Pack:
+    return dataclasses.replace(whole, files=(file,))
+
+
+GROUP_SOURCES = 4
+PACKS = st.lists(
+    st.tuples(st.integers(0, GROUP_SOURCES - 1), st.integers(0, 3)),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda drain: drain[0],
+)
+TOGETHER = st.lists(st.sets(st.integers(0, GROUP_SOURCES - 1)), max_size=2)
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    st.lists(
+        st.one_of(
+            PACKS, PACKS, st.builds(Seal, st.integers(0, GROUP_SOURCES - 1), st.integers(0, 4))
+        ),
+        max_size=14,
+    ),
+    TOGETHER,
+)
+def test_what_is_listed_is_listed_for_all_that_share_it(
+    drawn: list[Seal | list[tuple[int, int]]], together: list[set[int]]
+) -> None:
+    ledger = Ledger("run", GROUP_SOURCES)
+    ledger.begin_pass(1, together)
+    sources_of: dict[str, set[int]] = {}
+    done: set[int] = set()
+    for number, one in enumerate(drawn):
+        if isinstance(one, Seal):
+            step = completed(send(ledger, one))
+        else:
+            sources_of[f"f{number}"] = {source for source, _ in one}
+            step = completed(send(ledger, pack(f"f{number}", *one)))
+        assert not step.keys() & done
+        done |= step.keys()
+        for file in {file for files in step.values() for file in files}:
+            assert all(file in step[source] for source in sources_of[file])
+        for group in together:
+            assert group.isdisjoint(step) or group <= step.keys()
+    assert sorted([*done, *ledger.pending()]) == list(range(GROUP_SOURCES))
+
+
 # Any history, against a model --------------------------------------------------------------------
 
 SOURCE_COUNT = 3
@@ -391,17 +528,17 @@ class AnyHistory(RuleBasedStateMachine):
         self.pass_number = 1
         self.ledger.begin_pass(1)
         self.models = [Model() for _ in range(SOURCE_COUNT)]
-        self.sent: list[Message] = []
+        self.sent: list[tuple[int, list[Event]]] = []
         self.completed: list[int] = []
 
     @rule(events=st.lists(EVENTS, max_size=4))
     def message(self, events: list[Event]) -> None:
-        self.deliver(Message("run", self.pass_number, tuple(events)))
+        self.deliver(self.pass_number, events)
 
     @rule(data=st.data())
     def repeated_or_late(self, data: st.DataObject) -> None:
         if self.sent:
-            self.deliver(data.draw(st.sampled_from(self.sent)))
+            self.deliver(*data.draw(st.sampled_from(self.sent)))
 
     @rule(source=st.integers(0, SOURCE_COUNT - 1), with_seal=st.booleans())
     def what_completes(self, source: int, with_seal: bool) -> None:
@@ -410,7 +547,7 @@ class AnyHistory(RuleBasedStateMachine):
         total = sum({e.total for e in history if isinstance(e, Seal)})
         total += sum({e.delta for e in history if isinstance(e, Drain)})
         event = Seal(source, minus(total)) if with_seal else Drain(source, minus(total), 1, ("z",))
-        self.deliver(Message("run", self.pass_number, (event,)))
+        self.deliver(self.pass_number, [event])
 
     @rule(events=st.lists(EVENTS, max_size=2), bad=BAD_EVENTS)
     def illegal(self, events: list[Event], bad: Event) -> None:
@@ -439,17 +576,18 @@ class AnyHistory(RuleBasedStateMachine):
             self.ledger.begin_pass(self.pass_number - less)
         assert state(self.ledger) == was
 
-    def deliver(self, message: Message) -> None:
-        self.sent.append(message)
-        if message.pass_number != self.pass_number:
+    def deliver(self, pass_number: int, events: list[Event]) -> None:
+        self.sent.append((pass_number, events))
+        message = Message("run", pass_number, tuple(events))
+        if pass_number != self.pass_number:
             self.refused(message)
             return
         applied = self.ledger.apply(message)
-        expected = [self.models[event.source].take(event) for event in message.events]
+        expected = [self.models[event.source].take(event) for event in events]
         assert list(applied.outcomes) == [outcome for outcome, _ in expected]
         assert list(applied.completions) == [
             self.models[event.source].complete
-            for event, (_, completes) in zip(message.events, expected, strict=True)
+            for event, (_, completes) in zip(events, expected, strict=True)
             if completes
         ]
         self.completed += [completion.source for completion in applied.completions]

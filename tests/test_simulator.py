@@ -31,6 +31,7 @@ from simulator import (
     Shipped,
     Stage,
     Truth,
+    Unpacked,
     first_wrong,
     random_pipeline,
     simulate,
@@ -114,6 +115,14 @@ SMALL = {
         (READ, Operator((Stage(Kind.KEEP), Stage(Kind.FILTER, batch_rows=2, whole=True))), WRITE),
         block_rows=3,
     ),
+    "packed files": Pipeline(
+        (2, 3, 0, 2),
+        (READ, WRITE),
+        block_rows=4,
+        blocks_per_task=1,
+        sources_per_read=4,
+        packed=2,
+    ),
     "everything dropped": Pipeline((5, 2), (Operator((Stage(Kind.DROP_ALL, 2),)), WRITE)),
 }
 
@@ -152,7 +161,7 @@ def test_every_order_completes_each_source_at_its_last_message(name: str) -> Non
                 delivery.give(sent)
                 to_come = set().union(*(late.sources() for late in order[position + 1 :]))
                 heard_of = set().union(*(done.sources() for done in order[: position + 1]))
-                assert delivery.completed == heard_of - to_come
+                assert delivery.completed == heard_of - run.with_mates(to_come)
             assert not delivery.wrong
             assert ledger.pending() == []
 
@@ -164,7 +173,8 @@ def test_every_set_of_lost_messages_leaves_their_sources_pending(name: str) -> N
         for size in range(len(run.sent) + 1):
             for lost in itertools.combinations(run.sent, size):
                 ledger = deliver(run, (s for s in run.sent if s not in lost), len(pipeline.rows))
-                assert set(ledger.pending()) == set().union(*(sent.sources() for sent in lost))
+                of_lost = set().union(*(sent.sources() for sent in lost))
+                assert set(ledger.pending()) == run.with_mates(of_lost)
 
 
 @pytest.mark.parametrize("faults", [RETRIES, HARSH], ids=["retries", "harsh"])
@@ -180,8 +190,9 @@ def test_every_order_of_a_pass_with_mixed_executions(faults: Faults) -> None:
         tried += 1
         for order in itertools.permutations(run.sent):
             pending = set(deliver(run, order, len(sources)).pending())
-            assert pending <= run.disturbed
-            completed += len(set(sources) & run.disturbed - pending)
+            disturbed = run.with_mates(run.disturbed)
+            assert pending <= disturbed
+            completed += len(set(sources) & disturbed - pending)
     assert tried > 10
     assert completed > 0
 
@@ -237,6 +248,11 @@ def test_positional_tokens_let_mixtures_pass(faults: Faults) -> None:
     assert first_wrong(1_000, faults, Positional) is not None
 
 
+@pytest.mark.parametrize("faults", [RETRIES, LOSSES, HARSH], ids=["retries", "losses", "harsh"])
+def test_parts_of_a_packed_file_do_not_count_for_themselves(faults: Faults) -> None:
+    assert first_wrong(1_000, faults, Unpacked) is not None
+
+
 def test_positional_tokens_are_right_while_nothing_is_executed_again() -> None:
     assert first_wrong(300, CALM, Positional) is None
 
@@ -287,3 +303,4 @@ def test_there_are_pipelines_of_every_kind() -> None:
     assert any(len(pipeline.operators) > 3 for pipeline in pipelines)
     assert any(pipeline.unsteady for pipeline in pipelines)
     assert any(operator.writes and operator.stages for operator in operators)
+    assert any(pipeline.packed > 1 for pipeline in pipelines)

@@ -1,0 +1,134 @@
+"""What a run has to do: which of its sources to read, by what dead runs left. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ray_resume.errors import CheckpointError, SourceChangedError
+from ray_resume.record import Record, State
+from ray_resume.sink import OutputName
+from ray_resume.source import Source
+from ray_resume.store import Union
+
+__all__ = ["Todo", "todo_of"]
+
+
+@dataclass(frozen=True)
+class Todo:
+    """The sources of a run by what is to be done with them.
+
+    ``pending`` are to be read. ``records`` holds what is on record of them, by position in
+    ``pending``. ``together`` are groups of such positions: their earlier output is in the same
+    files, so it can only be replaced in one step. ``held`` sources would have to be read too, but
+    share files with ``quarantined`` ones.
+    """
+
+    pending: Sequence[Source]
+    records: Mapping[int, Record]
+    skipped: Sequence[Record]
+    quarantined: int
+    held: Sequence[str] = ()
+    together: Sequence[Sequence[int]] = ()
+
+
+def todo_of(sources: Sequence[Source], union: Union, *, on_source_change: str) -> Todo:
+    """Sort ``sources`` by what is on record of them.
+
+    Raises:
+        SourceChangedError: completed sources have changed, and ``on_source_change`` is "error".
+        CheckpointError: earlier output can not be replaced without that of sources that are not
+            among ``sources``.
+    """
+    records: dict[str, Record] = {}
+    skipped: dict[str, Record] = {}
+    quarantined: set[str] = set()
+    changed: list[str] = []
+    for source in sources:
+        record = union.get(source.source_id)
+        if record is None:
+            continue
+        same = record.fingerprint == source.fingerprint
+        if record.state is State.QUARANTINED and same:
+            quarantined.add(source.source_id)
+        elif record.state is State.COMPLETED and (same or on_source_change == "ignore"):
+            skipped[source.source_id] = record
+        else:
+            if record.state is State.COMPLETED:
+                changed.append(source.source_id)
+            # What failed was another content of the source.
+            records[source.source_id] = record if same else replace(record, failed_runs=0)
+    if changed and on_source_change == "error":
+        raise SourceChangedError(
+            f"{len(changed)} sources have another size or modification time than when they "
+            f"were completed: {', '.join(changed[:10])}. To process them again, their new "
+            'output replacing the old, pass on_source_change="reprocess"; to keep what is '
+            'there, "ignore".'
+        )
+    known = {source.source_id for source in sources}
+    groups = []
+    held: set[str] = set()
+    for group in _sharing_files(records, union):
+        outside = sorted(group - known)
+        if outside:
+            raise CheckpointError(_out_of_reach(min(group & records.keys()), outside))
+        if group & quarantined:
+            held |= group & records.keys()
+            continue
+        groups.append(group)
+        records |= {mate: skipped.pop(mate) for mate in group & skipped.keys()}
+    pending = [
+        source for source in sources if source.source_id not in skipped.keys() | quarantined | held
+    ]
+    positions = {source.source_id: position for position, source in enumerate(pending)}
+    return Todo(
+        pending,
+        {positions[source_id]: r for source_id, r in records.items() if source_id in positions},
+        list(skipped.values()),
+        len(quarantined),
+        sorted(held),
+        [sorted(positions[source_id] for source_id in group) for group in groups],
+    )
+
+
+def _sharing_files(records: Mapping[str, Record], union: Union) -> Iterator[set[str]]:
+    """Group the sources of ``records`` with all that share files with them, however indirectly."""
+    if not any(_shared(record) for record in records.values()):
+        return
+    files: dict[str, set[str]] = {}
+    sources: defaultdict[str, set[str]] = defaultdict(set)
+    for record in union:
+        if shared := _shared(record):
+            files[record.source_id] = shared
+            for file in shared:
+                sources[file].add(record.source_id)
+    left = {source_id for source_id in records if source_id in files}
+    while left:
+        group: set[str] = set()
+        reached = {left.pop()}
+        while reached:
+            group |= reached
+            near = {file for source_id in reached for file in files[source_id]}
+            reached = {mate for file in near for mate in sources[file]} - group
+        left -= group
+        if len(group) > 1:
+            yield group
+
+
+def _shared(record: Record) -> set[str]:
+    return {file for file in record.files if _is_shared(file)}
+
+
+def _is_shared(file: str) -> bool:
+    name = OutputName.parse(file)
+    return name is not None and name.is_shared
+
+
+def _out_of_reach(source_id: str, outside: Sequence[str]) -> str:
+    return (
+        f"{source_id} is to be processed again, but shares output files with {len(outside)} "
+        f"sources that are not among this run's, {outside[0]} for one: to replace the file would "
+        "lose their rows. Put them back into the input; or, if the source has only changed, pass "
+        'on_source_change="ignore" to keep what is there.'
+    )
