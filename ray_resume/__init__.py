@@ -36,8 +36,9 @@ if TYPE_CHECKING:
         ResumeError,
         SourceChangedError,
     )
+    from ray_resume.failures import mark_failed
     from ray_resume.read import resumable_read
-    from ray_resume.stage import mark_failed, resumable
+    from ray_resume.stage import resumable
     from ray_resume.summary import RunSummary
     from ray_resume.write import resumable_write
 
@@ -51,7 +52,7 @@ _HOMES = {
     "RunSummary": "summary",
     "SourceChangedError": "errors",
     "SourceRecord": "checkpoint",
-    "mark_failed": "stage",
+    "mark_failed": "failures",
     "resumable": "stage",
     "resumable_read": "read",
     "resumable_write": "write",

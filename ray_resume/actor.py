@@ -13,17 +13,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ray_resume.errors import ResumeError
 from ray_resume.lease import Lease
-from ray_resume.ledger import Applied, Completion, Ledger, Message
+from ray_resume.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
+from ray_resume.letters import Letter, LetterFolder
+from ray_resume.lineage import MODULUS
 from ray_resume.record import Fingerprint, Record, State
 from ray_resume.store import WriterFile
 
-__all__ = ["COMMIT_INTERVAL_S", "LedgerHost", "Progress", "RunSpec", "start"]
+__all__ = ["COMMIT_INTERVAL_S", "Failed", "LedgerHost", "Progress", "RunSpec", "start"]
 
 COMMIT_INTERVAL_S = 0.2
 """The longest that a completed source waits to be committed, disk permitting."""
@@ -37,9 +39,9 @@ class RunSpec:
     directory: str
     lease: str
     sources: Sequence[tuple[str, Fingerprint]]
-    failed_runs: Mapping[int, int]
+    # What is on record of a source, by its number.
+    records: Mapping[int, Record]
     max_failed_runs: int
-    superseded_files: Mapping[int, tuple[str, ...]]
     first_sequence: int
     signature: str
     header: Mapping[str, Any]
@@ -52,7 +54,8 @@ class RunSpec:
 class Progress:
     """How far a run is. ``pending`` holds, for each pending source, why it is not complete.
 
-    ``waiting`` are those of them that only others, who share a file with them, keep from it.
+    ``failed`` says why of those of them of which rows have failed in any pass. ``waiting`` are
+    those of them that only others, who share a file with them, keep from it.
     """
 
     completed: int
@@ -62,6 +65,19 @@ class Progress:
     files: int
     pending: Mapping[int, str]
     waiting: frozenset[int] = frozenset()
+    failed: Mapping[int, str] = field(default_factory=dict)
+    dead_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a source failed; ``counts`` towards quarantine only if it is known to be its own doing.
+
+    What fails together with others, in the same tasks perhaps, would be given up with them.
+    """
+
+    error: str
+    counts: bool
 
 
 class LedgerHost:
@@ -83,7 +99,8 @@ class LedgerHost:
             raise
         self._sequence = spec.first_sequence
         self._completed = self._committed = 0
-        self._rows_read = self._rows_written = self._files = 0
+        self._rows_read = self._rows_written = self._files = self._dead_rows = 0
+        self._letters = LetterFolder(Path(spec.directory))
         self._fault: ResumeError | None = None
         self._queue: list[Completion] = []
         self._unpublished: list[Completion] = []
@@ -118,10 +135,31 @@ class LedgerHost:
                     self._completed += 1
                     self._rows_read += completion.rows_read
                     self._rows_written += completion.rows_written
+                    self._dead_rows += completion.dead_rows
                 # The completions of one file are all in one answer.
                 self._files += len({f for done in applied.completions for f in done.files})
                 self._state.notify_all()
             return applied
+
+    def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> Applied:
+        """Write dead letters durably, then drain what their rows carried; otherwise as `apply`."""
+        with self._state:
+            self._check_open()
+        for letter in letters:
+            if not 0 <= letter.source < len(self._spec.sources):
+                raise LedgerError(f"source number {letter.source} is not in this run's table")
+        drains = tuple(
+            Drain(
+                letter.source,
+                -letter.total % MODULUS,
+                dead_rows=len(letter.errors),
+                dead_letters=(
+                    self._letters.write(run_id, self._spec.sources[letter.source][0], letter),
+                ),
+            )
+            for letter in letters
+        )
+        return self.apply(Message(run_id, pass_number, drains))
 
     def flush(self) -> Progress:
         """Commit everything that is complete, and return how far the run is.
@@ -141,6 +179,8 @@ class LedgerHost:
                 self._files,
                 {source: self._ledger.explain(source) for source in self._ledger.pending()},
                 frozenset(self._ledger.waiting()),
+                self._ledger.failed(),
+                self._dead_rows,
             )
 
     def unpublished(self) -> tuple[list[bytes], int]:
@@ -162,11 +202,8 @@ class LedgerHost:
             self._queue, self._publishing = self._queue + self._publishing, []
         self.flush()
 
-    def fail(self, errors: Mapping[int, str]) -> int:
-        """Commit ``{source number: error}`` as failed in this run, or as quarantined by now.
-
-        Several sources at once fail without counting towards quarantine: they went through the
-        same tasks, and one bad row among them would have given up all the others.
+    def fail(self, failed: Mapping[int, Failed]) -> int:
+        """Commit sources, by number, as failed in this run, or as quarantined by now.
 
         Returns:
             How many are quarantined now.
@@ -175,11 +212,12 @@ class LedgerHost:
             self._check_open()
             pending = set(self._ledger.pending())
         with self._commits:
+            now = time.time()
             # What is complete stays so, whatever a straggler made of it.
-            failed = {source: error for source, error in errors.items() if source in pending}
             records = [
-                self._failed(source, error, counts=len(failed) == 1)
-                for source, error in failed.items()
+                self._failed(source, how, now)
+                for source, how in failed.items()
+                if source in pending
             ]
             self._lease.check()
             self._writer.commit(records)
@@ -232,6 +270,8 @@ class LedgerHost:
                         rows=completion.rows_written,
                         files=completion.files,
                         completed_at=now,
+                        dead_rows=completion.dead_rows,
+                        dead_letters=completion.dead_letters,
                     )
                     for completion in group
                 ]
@@ -251,15 +291,18 @@ class LedgerHost:
             with self._state:
                 self._committed += len(group)
 
-    def _failed(self, source: int, error: str, *, counts: bool) -> Record:
-        failed_runs = self._spec.failed_runs.get(source, 0) + counts
+    def _failed(self, source: int, how: Failed, now: float) -> Record:
+        earlier = self._spec.records.get(source)
+        failed_runs = (earlier.failed_runs if earlier else 0) + how.counts
         return self._record(
             source,
             State.FAILED if failed_runs < self._spec.max_failed_runs else State.QUARANTINED,
-            error=error,
+            error=how.error,
             failed_runs=failed_runs,
+            failed_at=now,
             # Until a completed record replaces them, its earlier output stays.
-            files=self._spec.superseded_files.get(source, ()),
+            files=earlier.files if earlier else (),
+            dead_letters=earlier.dead_letters if earlier else (),
         )
 
     def _record(self, source: int, state: State, **values: Any) -> Record:
@@ -326,8 +369,11 @@ class _LedgerActor:
     def published(self) -> None:
         self._opened().published()
 
-    def fail(self, errors: Mapping[int, str]) -> int:
-        return self._opened().fail(errors)
+    def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> None:
+        self._opened().bury(run_id, pass_number, letters)
+
+    def fail(self, failed: Mapping[int, Failed]) -> int:
+        return self._opened().fail(failed)
 
     def close(self) -> Progress:
         return self._opened().close()

@@ -1,12 +1,13 @@
 """The three batch formats of Ray Data, seen alike: count, cut, and carry the two columns.
 
 A batch is a ``dict`` of arrays, a ``pandas.DataFrame`` or a ``pyarrow.Table``. Nothing here copies
-a user's column unless rows are picked out of order.
+a user's column unless rows are picked out of order, or a copy is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,14 @@ from ray_resume.lineage import (
 __all__ = [
     "attach",
     "column",
+    "copied",
     "detach",
     "names",
     "num_rows",
     "pick",
     "settled",
     "split",
+    "table_of",
     "with_column",
     "without_columns",
 ]
@@ -148,6 +151,28 @@ def settled(batch: Any) -> Any:
         num_rows(batch)
         return BlockAccessor.batch_to_block(dict(batch))
     return batch
+
+
+def copied(batch: Any) -> Any:
+    """Return a copy that a UDF which changes its input does not change."""
+    if isinstance(batch, pd.DataFrame):
+        copy = batch.copy()
+        for name in copy.select_dtypes(object):
+            copy[name] = pd.Series([deepcopy(v) for v in copy[name]], copy.index, dtype=object)
+        return copy
+    if isinstance(batch, Mapping):
+        return {
+            # Arrays of arrays are copied deeply, others at once.
+            name: deepcopy(values) if np.asarray(values).dtype.hasobject else values.copy()
+            for name, values in batch.items()
+        }
+    return batch
+
+
+def table_of(batch: Any) -> pa.Table:
+    """Return a batch as the Arrow table that Ray Data makes of it."""
+    block = BlockAccessor.batch_to_block(dict(batch) if isinstance(batch, Mapping) else batch)
+    return BlockAccessor.for_block(block).to_arrow()
 
 
 def column(batch: Any, name: str) -> Any:

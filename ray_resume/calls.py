@@ -5,14 +5,15 @@ loop): it asks for calls and for their outputs, and says what to drain and what 
 rules are here once, and know neither Ray, nor ledgers, nor async.
 
 Invariant (see `lineage.Call`): of each source, what comes into a call leaves it, in the tokens of
-its output rows or as a delta.
+its output rows or as a delta; but for what its failed rows carried, which is reported apart.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_resume import batches
+from ray_resume.failures import Failures, Raised
 from ray_resume.ledger import Drain
 from ray_resume.lineage import Call, SourceArray, TokenArray
 
-__all__ = ["END", "Attribution", "Flattened", "Step", "StepKind", "Steps", "account"]
+__all__ = ["END", "Attribution", "FailedRows", "Flattened", "Step", "StepKind", "Steps", "account"]
 
 
 class Attribution(enum.Enum):
@@ -50,72 +52,137 @@ class StepKind(enum.Enum):
     CALL = "call the UDF with the value"
     NEXT = "send the call's next output, settled for good, or END"
     DRAIN = "report the drains in the value, and wait until they are applied"
+    FAIL = "report the failed rows in the value, and wait until that is known"
     EMIT = "give the value to Ray"
 
 
 class Step(NamedTuple):
-    """One request to the runner."""
+    """One request to the runner. The user's code of a call runs in the scope of its failures."""
 
     kind: StepKind
     value: Any
+    failures: Failures | None = None
+
+
+@dataclass(frozen=True)
+class FailedRows:
+    """Rows of one source that failed in a call, with the error of each.
+
+    ``total`` is what is missing of the source now: the sum of the tokens that did not leave.
+    """
+
+    source: int
+    total: int
+    rows: Any
+    errors: list[str]
 
 
 END = object()
-"""What the runner sends when a call has no more outputs."""
+"""What the runner sends when a call has no more outputs. If it raised, it sends `Raised`."""
 
 Steps = Generator[Step, Any, None]
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """A batch without the two columns, and the two columns."""
+    """A batch without the two columns, and the two columns.
+
+    ``kept`` is the batch as it came, where the UDF may change what it is given.
+    """
 
     rows: Any
     sources: SourceArray
     tokens: TokenArray
+    kept: Any
+
+    def at(self, positions: npt.NDArray[np.intp]) -> _Rows:
+        """Return some of the rows as they came."""
+        kept = batches.pick(self.kept, positions)
+        return _Rows(batches.copied(kept), self.sources[positions], self.tokens[positions], kept)
 
 
-def account(batch: Any, attribution: Attribution, origin: str | None = None) -> Steps:
+def account(
+    batch: Any,
+    attribution: Attribution,
+    origin: str | None = None,
+    *,
+    keep_input: bool = False,
+    isolate: bool = False,
+) -> Steps:
     """Account for ``batch``, which has the two columns, going through a UDF.
 
     Args:
         origin: the column's name, for ``ORIGIN_COLUMN``.
+        keep_input: failed rows are reported as they came in, whatever the UDF makes of its input.
+        isolate: when a call raises, call the UDF with the halves of its rows, and so on, until
+            the rows that it raises for are found.
 
     Raises:
         ValueError, TypeError: what the UDF returned cannot be attributed.
         RuntimeError: the batch has rows and not the two columns.
     """
-    whole = _Rows(*batches.detach(batch))
-    if len(whole.sources) == 0:
+    rows, sources, tokens = batches.detach(batch)
+    if len(sources) == 0:
         yield Step(StepKind.EMIT, batch)
-    elif attribution is Attribution.ONE_TO_ONE:
-        yield from _one_to_one(whole)
-    elif attribution is Attribution.MASK:
-        yield from _mask(whole)
-    elif attribution is Attribution.SINK:
-        yield from _sink(whole)
-    elif attribution is Attribution.BY_SOURCE:
-        yield from _by_source(whole)
-    elif attribution is Attribution.FLATTENED:
-        yield from _with_origins(whole, whole.rows, lambda output: output)
+        return
+    whole = _Rows(rows, sources, tokens, batches.copied(rows) if keep_input or isolate else rows)
+    if attribution is Attribution.BY_SOURCE:
+        for part in _by_source(whole):
+            yield from _call(part, attribution, origin, isolate)
     else:
-        assert origin is not None
-        yield from _origin_column(whole, origin)
+        yield from _call(whole, attribution, origin, isolate)
 
 
-def _by_source(whole: _Rows) -> Steps:
+def _by_source(whole: _Rows) -> Iterator[_Rows]:
     if (whole.sources == whole.sources[0]).all():
-        yield from _one_source(whole)
+        yield whole
         return
     for _, part, positions in batches.split(whole.rows, whole.sources):
-        yield from _one_source(_Rows(part, whole.sources[positions], whole.tokens[positions]))
+        sources, tokens = whole.sources[positions], whole.tokens[positions]
+        kept = part if whole.kept is whole.rows else batches.pick(whole.kept, positions)
+        yield _Rows(part, sources, tokens, kept)
+
+
+def _call(part: _Rows, attribution: Attribution, origin: str | None, isolate: bool) -> Steps:
+    if attribution is Attribution.ONE_TO_ONE:
+        steps = _one_to_one(part)
+    elif attribution is Attribution.MASK:
+        steps = _mask(part)
+    elif attribution is Attribution.SINK:
+        steps = _sink(part)
+    elif attribution is Attribution.BY_SOURCE:
+        steps = _one_source(part)
+    elif attribution is Attribution.FLATTENED:
+        steps = _with_origins(part, part.rows, lambda output: output)
+    else:
+        assert origin is not None
+        steps = _origin_column(part, origin)
+    if not isolate or len(part.sources) == 1:
+        yield from steps
+        return
+    # Nothing leaves before it is known that the call does not raise.
+    leaving: list[Step] = []
+    reply: Any = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            step = steps.send(reply)
+            reply = None
+            if step.kind in (StepKind.CALL, StepKind.NEXT):
+                reply = yield step
+                if isinstance(reply, Raised):
+                    for half in np.array_split(np.arange(len(part.sources)), 2):
+                        yield from _call(part.at(half), attribution, origin, isolate)
+                    return
+            else:
+                leaving.append(step)
+    yield from leaving
 
 
 def _one_source(part: _Rows) -> Steps:
     def attribute(output: Any) -> Flattened:
         return Flattened(output, np.zeros(batches.num_rows(output), dtype=np.int64))
 
-    yield from _with_origins(part, part.rows, attribute)
+    yield from _with_origins(part, part.rows, attribute, exact=False)
 
 
 def _origin_column(whole: _Rows, name: str) -> Steps:
@@ -135,14 +202,26 @@ def _origin_column(whole: _Rows, name: str) -> Steps:
     yield from _with_origins(whole, numbered, attribute)
 
 
-def _with_origins(whole: _Rows, given: Any, attribute: Any) -> Steps:
+def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = True) -> Steps:
+    """Account for a call of whose output rows is known where they come from.
+
+    Unless that is ``exact``, they come from any of the call's rows, all of one source.
+    """
     call = Call(whole.sources, whole.tokens)
-    yield Step(StepKind.CALL, given)
+    failures = Failures(len(whole.sources))
+    yield Step(StepKind.CALL, given, failures)
     # The last output with rows is held back, since it takes what remains, and only the end tells
     # which one it is.
     held: tuple[Any, SourceArray] | None = None
-    while (output := (yield Step(StepKind.NEXT, None))) is not END:
+    while (output := (yield Step(StepKind.NEXT, None, failures))) is not END:
+        if isinstance(output, Raised):
+            failures.mark(output.error)
+            yield from _failed(whole, failures, call.fail_rest())
+            return
         rows, origins = attribute(output)
+        if failures and (exact or failures.mask.all()):
+            alive = np.flatnonzero(~failures.mask[origins])
+            rows, origins = batches.pick(rows, alive), origins[alive]
         sources = whole.sources[origins]
         if len(sources) == 0:
             yield Step(StepKind.EMIT, batches.attach(rows, sources, _NO_TOKENS))
@@ -150,6 +229,8 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any) -> Steps:
         if held is not None:
             yield Step(StepKind.EMIT, batches.attach(*held, call.emit(held[1])))
         held = rows, sources
+    if failures:
+        yield from _failed_rows(whole, failures, call)
     tokens, deltas = call.finish(_NO_SOURCES if held is None else held[1])
     if deltas:
         yield Step(StepKind.DRAIN, _drains(deltas))
@@ -158,9 +239,17 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any) -> Steps:
 
 
 def _mask(whole: _Rows) -> Steps:
-    yield Step(StepKind.CALL, whole.rows)
-    kept = yield Step(StepKind.NEXT, None)
-    tokens, deltas = Call(whole.sources, whole.tokens).keep(whole.sources, whole.tokens, kept)
+    call = Call(whole.sources, whole.tokens)
+    failures = Failures(len(whole.sources))
+    yield Step(StepKind.CALL, whole.rows, failures)
+    kept = yield Step(StepKind.NEXT, None, failures)
+    if isinstance(kept, Raised):
+        failures.mark(kept.error)
+        kept = ~failures.mask
+    if failures:
+        kept = kept & ~failures.mask
+        yield from _failed_rows(whole, failures, call)
+    tokens, deltas = call.keep(whole.sources, whole.tokens, kept)
     if deltas:
         yield Step(StepKind.DRAIN, _drains(deltas))
     rows = whole.rows if kept.all() else batches.pick(whole.rows, kept)
@@ -168,13 +257,20 @@ def _mask(whole: _Rows) -> Steps:
 
 
 def _sink(whole: _Rows) -> Steps:
-    yield Step(StepKind.CALL, whole.rows)
-    while (yield Step(StepKind.NEXT, None)) is not END:
-        pass
-    _, deltas = Call(whole.sources, whole.tokens).finish(_NO_SOURCES)
-    rows = Counter(whole.sources.tolist())
+    call = Call(whole.sources, whole.tokens)
+    failures = Failures(len(whole.sources))
+    yield Step(StepKind.CALL, whole.rows, failures)
+    while (output := (yield Step(StepKind.NEXT, None, failures))) is not END:
+        if isinstance(output, Raised):
+            failures.mark(output.error)
+            break
+    if failures:
+        yield from _failed_rows(whole, failures, call)
+    _, deltas = call.finish(_NO_SOURCES)
+    rows = Counter(whole.sources[~failures.mask].tolist())
     drains = tuple(Drain(source, delta, rows[source]) for source, delta in deltas.items())
-    yield Step(StepKind.DRAIN, drains)
+    if drains:
+        yield Step(StepKind.DRAIN, drains)
 
 
 def _drains(deltas: dict[int, int]) -> tuple[Drain, ...]:
@@ -183,22 +279,75 @@ def _drains(deltas: dict[int, int]) -> tuple[Drain, ...]:
 
 def _one_to_one(whole: _Rows) -> Steps:
     n = len(whole.sources)
-    yield Step(StepKind.CALL, whole.rows)
+    call = Call(whole.sources, whole.tokens)
+    failures = Failures(n)
+    yield Step(StepKind.CALL, whole.rows, failures)
     start = 0
-    while (output := (yield Step(StepKind.NEXT, None))) is not END:
+    # From the first failed row on, only the number of all that follow tells which they are.
+    waiting: list[Any] = []
+    while (output := (yield Step(StepKind.NEXT, None, failures))) is not END:
+        if isinstance(output, Raised):
+            waiting = []
+            failures.mark(output.error, np.arange(start, n))
+            break
+        if failures:
+            waiting.append(output)
+            continue
         stop = start + batches.num_rows(output)
         if stop > n:
-            break
+            raise _wrong_number(stop, n)
         here = slice(start, stop)
         yield Step(StepKind.EMIT, batches.attach(output, whole.sources[here], whole.tokens[here]))
         start = stop
-    else:
-        stop = start
-    if stop != n:
+    if failures.mask[:start].any():
         raise ValueError(
-            f"A UDF with @resumable(one_to_one=True) returned {stop} rows for {n} rows. If it "
-            "drops or adds rows, decorate it without one_to_one."
+            "A UDF with @resumable(one_to_one=True) marked rows as failed that it had returned "
+            "before. Mark them first."
         )
+    alive = start + np.flatnonzero(~failures.mask[start:])
+    count = sum(map(batches.num_rows, waiting))
+    if count == n - start:
+        left = np.arange(start, n)
+    elif count == len(alive):
+        left = alive
+    else:
+        raise _wrong_number(start + count, n)
+    for output in waiting:
+        positions, left = np.split(left, [batches.num_rows(output)])
+        fine = ~failures.mask[positions]
+        rows = output if fine.all() else batches.pick(output, np.flatnonzero(fine))
+        positions = positions[fine]
+        yield Step(
+            StepKind.EMIT, batches.attach(rows, whole.sources[positions], whole.tokens[positions])
+        )
+    if failures:
+        yield from _failed_rows(whole, failures, call)
+
+
+def _wrong_number(returned: int, given: int) -> ValueError:
+    return ValueError(
+        f"A UDF with @resumable(one_to_one=True) returned {returned} rows for {given} rows. If it "
+        "drops or adds rows, decorate it without one_to_one."
+    )
+
+
+def _failed_rows(whole: _Rows, failures: Failures, call: Call) -> Steps:
+    failed = failures.mask
+    yield from _failed(whole, failures, call.fail(whole.sources[failed], whole.tokens[failed]))
+
+
+def _failed(whole: _Rows, failures: Failures, missing: Mapping[int, int]) -> Steps:
+    """Report the failed rows of each source, and what is ``missing`` of it."""
+    failed = np.flatnonzero(failures.mask)
+    sources = whole.sources[failed]
+    yield Step(
+        StepKind.FAIL,
+        [
+            FailedRows(source, total, batches.pick(whole.kept, here), failures.texts(here))
+            for source, total in missing.items()
+            for here in [failed[sources == source]]
+        ],
+    )
 
 
 _NO_SOURCES: SourceArray = np.empty(0, dtype=np.int32)

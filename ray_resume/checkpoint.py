@@ -14,6 +14,7 @@ from typing import Any
 from ray_resume.directory import CheckpointDirectory, new_run_id
 from ray_resume.errors import CheckpointError
 from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.letters import FOLDER
 from ray_resume.record import Record, State
 from ray_resume.store import Union, WriterFile
 
@@ -37,6 +38,8 @@ class SourceRecord:
         failed_runs: in how many runs it failed.
         run_id: the run that said so.
         completed_at: when it was committed, in seconds since 1970 UTC, else None.
+        failed_at: when it was noted as failed, likewise.
+        dead_letters: paths of the Parquet files with its rows that a stage could not do with.
     """
 
     source_id: str
@@ -47,6 +50,8 @@ class SourceRecord:
     failed_runs: int
     run_id: str
     completed_at: float | None
+    failed_at: float | None = None
+    dead_letters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +144,11 @@ class Checkpoint:
 
     def _sources(self, state: str | None) -> Iterator[SourceRecord]:
         names = {value: name for name, value in _STATES.items()}
-        sink = self._directory.sink()
+        sink, letters = self._directory.sink(), f"{self.path}/{FOLDER}"
         for record in self._directory.everything().union:
             name = names.get(record.state)
             if name is not None and state in (None, name):
-                yield _public(record, name, sink)
+                yield _public(record, name, sink, letters)
 
     def files(self) -> list[str]:
         """Return the paths of the output files, sorted.
@@ -154,6 +159,17 @@ class Checkpoint:
         """
         sink, union = self._directory.sink(), self._directory.everything().union
         return sorted({f"{sink}/{file}" for record in union for file in record.files})
+
+    def dead_letters(self) -> list[str]:
+        """Return the paths of the dead letters, sorted: Parquet files.
+
+        A row stands there as it came into the stage that failed, with three more columns of type
+        string: ``ray_resume_source``, ``ray_resume_stage`` and ``ray_resume_error``.
+        """
+        union = self._directory.everything().union
+        return sorted(
+            f"{self.path}/{FOLDER}/{name}" for record in union for name in record.dead_letters
+        )
 
     def reset(self, source_ids: Iterable[str] | None = None, *, state: str | None = None) -> int:
         """Forget sources, so that the next run processes them anew; return how many.
@@ -221,12 +237,13 @@ def _resets(records: Iterable[Record], run_id: str, highest_sequence: int) -> li
             run_id=run_id,
             # Until a completed record replaces them, they stay.
             files=record.files,
+            dead_letters=record.dead_letters,
         )
         for sequence, record in enumerate(records, highest_sequence + 1)
     ]
 
 
-def _public(record: Record, state: str, sink: str | None) -> SourceRecord:
+def _public(record: Record, state: str, sink: str | None, letters: str) -> SourceRecord:
     return SourceRecord(
         source_id=record.source_id,
         state=state,
@@ -236,4 +253,6 @@ def _public(record: Record, state: str, sink: str | None) -> SourceRecord:
         failed_runs=record.failed_runs,
         run_id=record.run_id,
         completed_at=record.completed_at,
+        failed_at=record.failed_at,
+        dead_letters=tuple(f"{letters}/{name}" for name in record.dead_letters),
     )

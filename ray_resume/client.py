@@ -7,6 +7,7 @@ message that did arrive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray.exceptions import RayActorError
 
 from ray_resume.errors import ResumeError
 from ray_resume.ledger import Event, Message
+from ray_resume.letters import Letter
 
 __all__ = ["LedgerClient"]
 
@@ -44,6 +46,27 @@ class LedgerClient:
             await self._submit(events)
         except RayActorError as error:
             raise self._gone(error) from None
+
+    def bury(self, letters: Sequence[Letter]) -> None:
+        """Have the ledger write dead letters and drain their rows, and wait until that is done.
+
+        Raises:
+            ResumeError: as :meth:`send`.
+        """
+        try:
+            ray.get(self._submit_letters(letters))
+        except RayActorError as error:
+            raise self._gone(error) from None
+
+    async def bury_async(self, letters: Sequence[Letter]) -> None:
+        """As :meth:`bury`, on an event loop that must not be blocked."""
+        try:
+            await self._submit_letters(letters)
+        except RayActorError as error:
+            raise self._gone(error) from None
+
+    def _submit_letters(self, letters: Sequence[Letter]) -> Any:
+        return self.handle.bury.remote(self.run_id, self.pass_number, letters)
 
     def _submit(self, events: tuple[Event, ...]) -> Any:
         return self.handle.apply.remote(Message(self.run_id, self.pass_number, events))

@@ -75,6 +75,7 @@ __all__ = [
     "Completion",
     "Drain",
     "Event",
+    "Failure",
     "Ledger",
     "LedgerError",
     "Message",
@@ -82,6 +83,9 @@ __all__ = [
     "Pack",
     "Seal",
 ]
+
+# Of so many failures of a source it is known whether they are repeats.
+_MOST_FAILURES = 10_000
 
 
 class LedgerError(ResumeError):
@@ -105,7 +109,8 @@ class Drain:
     """``delta`` modulo 2**64 of ``source`` has left the pipeline.
 
     From a sink, after ``rows`` rows are durable in ``files``, or are what ``results`` will publish;
-    from a stage, without any of them.
+    from a stage, without any of them. A stage that could not do with ``dead_rows`` rows has them in
+    ``dead_letters``.
     """
 
     source: int
@@ -113,6 +118,8 @@ class Drain:
     rows: int = 0
     files: tuple[str, ...] = ()
     results: tuple[bytes, ...] = ()
+    dead_rows: int = 0
+    dead_letters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,20 @@ class Pack:
     files: tuple[str, ...]
 
 
-Event: TypeAlias = Seal | Drain | Pack
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """``rows`` rows of ``source`` have failed, with ``total`` for the sum of their tokens.
+
+    It explains why the source will not become complete, and changes no counter.
+    """
+
+    source: int
+    total: int
+    rows: int
+    error: str
+
+
+Event: TypeAlias = Seal | Drain | Pack | Failure
 """What may change a counter."""
 
 
@@ -157,6 +177,8 @@ class Completion:
     rows_written: int
     files: tuple[str, ...]
     results: tuple[bytes, ...] = ()
+    dead_rows: int = 0
+    dead_letters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +206,15 @@ class _Counter:
     drained: set[int] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
     results: list[bytes] = field(default_factory=list)
+    dead_rows: int = 0
+    dead_letters: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Failed:
+    error: str
+    rows: int = 0
+    seen: set[int] = field(default_factory=set)
 
 
 class Ledger:
@@ -204,6 +235,7 @@ class Ledger:
         self._pass_number = 0
         self._counters: dict[int, _Counter] = {}
         self._groups: dict[int, _Group] = {}
+        self._failed: dict[int, _Failed] = {}
 
     def begin_pass(self, pass_number: int, together: Iterable[Collection[int]] = ()) -> None:
         """Start the next armed execution with empty counters; what is complete stays complete.
@@ -236,6 +268,13 @@ class Ledger:
     def waiting(self) -> list[int]:
         """Return the pending sources that only others of their group keep from completion."""
         return sorted(source for source, counter in self._counters.items() if counter.balanced)
+
+    def failed(self) -> dict[int, str]:
+        """Return why the pending sources have failed of which rows have, in any pass of the run."""
+        return {
+            source: f"{failed.rows} rows failed, the first in {failed.error}"
+            for source, failed in self._failed.items()
+        }
 
     def explain(self, source: int) -> str:
         """Say in one clause why ``source`` is not complete in the current pass."""
@@ -272,7 +311,7 @@ class Ledger:
             for part in _parts(event):
                 if not 0 <= part.source < len(self._complete):
                     raise LedgerError(f"source number {part.source} is not in this run's table")
-                value = part.total if isinstance(part, Seal) else part.delta
+                value = part.delta if isinstance(part, Drain) else part.total
                 if not 0 <= value < MODULUS:
                     raise LedgerError(f"{value} is not a 64-bit sum")
 
@@ -281,12 +320,24 @@ class Ledger:
             outcome = self._apply_pack(event)
         elif self._complete[event.source]:
             return Outcome.ALREADY_COMPLETE
+        elif isinstance(event, Failure):
+            return self._note(event)
         else:
             counter = self._counter(event.source)
             outcome = _seal(counter, event) if isinstance(event, Seal) else _drain(counter, event)
         for part in _parts(event):
             self._settle(part.source, completions)
         return outcome
+
+    def _note(self, failure: Failure) -> Outcome:
+        noted = self._failed.setdefault(failure.source, _Failed(failure.error))
+        if failure.total in noted.seen:
+            return Outcome.REPEATED
+        # Only a repeat is counted twice by forgetting it, and memory stays bounded.
+        if len(noted.seen) < _MOST_FAILURES:
+            noted.seen.add(failure.total)
+        noted.rows += failure.rows
+        return Outcome.APPLIED
 
     def _apply_pack(self, pack: Pack) -> Outcome:
         """Apply all drains of a pack, or none of them."""
@@ -357,6 +408,7 @@ class Ledger:
         for member in [source] if group is None else group.members:
             self._complete[member] = 1
             self._groups.pop(member, None)
+            self._failed.pop(member, None)
             whole = self._counters.pop(member)
             completions.append(
                 Completion(
@@ -365,11 +417,13 @@ class Ledger:
                     whole.rows_written,
                     tuple(whole.files),
                     tuple(whole.results),
+                    whole.dead_rows,
+                    tuple(whole.dead_letters),
                 )
             )
 
 
-def _parts(event: Event) -> tuple[Seal | Drain, ...]:
+def _parts(event: Event) -> tuple[Seal | Drain | Failure, ...]:
     return event.drains if isinstance(event, Pack) else (event,)
 
 
@@ -397,4 +451,6 @@ def _drain(counter: _Counter, drain: Drain) -> Outcome:
     counter.rows_written += drain.rows
     counter.files.extend(drain.files)
     counter.results.extend(drain.results)
+    counter.dead_rows += drain.dead_rows
+    counter.dead_letters.extend(drain.dead_letters)
     return Outcome.APPLIED

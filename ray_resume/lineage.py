@@ -123,7 +123,8 @@ class Call:
         values: ``uint64``, shape ``(n,)``: token of each input row.
 
     Each output batch is announced once, in the order in which it leaves: with :meth:`emit`, the
-    last one with :meth:`finish`. :meth:`keep` is for a call whose output rows are input rows.
+    last one with :meth:`finish`. :meth:`keep` is for a call whose output rows are input rows. Rows
+    that failed are announced before that.
     """
 
     __slots__ = ("_remaining",)
@@ -177,8 +178,25 @@ class Call:
             out[row] = (int(out[row]) + self._remaining.pop(source)) % MODULUS
         return out, self._drain()
 
+    def fail(self, sources: SourceArray, values: TokenArray) -> dict[int, int]:
+        """Take failed input rows out of the accounts; return what they carried, by source.
+
+        Args:
+            sources, values: of these rows, as on construction.
+        """
+        sums = sums_by_source(sources, values)
+        for source, total in sums.items():
+            self._remaining[source] = (self._remaining[source] - total) % MODULUS
+        return sums
+
+    def fail_rest(self) -> dict[int, int]:
+        """Take all that has not left out of the accounts; return it, by source."""
+        rest, self._remaining = self._remaining, {}
+        return rest
+
     def _drain(self) -> dict[int, int]:
-        deltas = {source: -total % MODULUS for source, total in self._remaining.items()}
+        # What all rows of a source carried may have failed: then there is nothing to report.
+        deltas = {source: -total % MODULUS for source, total in self._remaining.items() if total}
         self._remaining = {}
         return deltas
 

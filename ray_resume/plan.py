@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray.data
-from ray.data import DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.block import BlockAccessor
 from ray.data.datasource import Datasource
 from ray.exceptions import UserCodeException
@@ -72,6 +72,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "CRASHES_PER_TASK",
     "WRITE_UUID_KWARG_NAME",
     "Chain",
     "arm",
@@ -87,6 +88,9 @@ __all__ = [
     "row_group_name",
     "rows_of",
 ]
+
+CRASHES_PER_TASK = 3
+"""How often a task is executed again whose worker died, before the pass goes on without it."""
 
 _WAY_OUT = (
     "Write the rows that go into it with resumable_write, then start a second pipeline "
@@ -193,12 +197,13 @@ def arm(
         datasource_or_legacy_reader=datasource,
         num_outputs=None,
         detected_parallelism=None,
+        ray_remote_args={"max_retries": CRASHES_PER_TASK, **(chain.read.ray_remote_args or {})},
         # With a number of its own choice, Ray would split the output of each read task into many
         # blocks, and could no longer fuse the read with what follows.
         parallelism=read_tasks,
     )
     for above in operators:
-        operator = _armed(above, operator, arm_udf, arm_predicate)
+        operator = _with_few_retries(_armed(above, operator, arm_udf, arm_predicate))
     return Dataset._from_parent(dataset, LogicalPlan(operator, context))
 
 
@@ -496,6 +501,16 @@ def _armed(
         changes["exprs"] = [*operator.exprs, col(SOURCE_COLUMN), col(TOKEN_COLUMN)]
     armed: LogicalOperator = dataclasses.replace(operator, **changes)
     return armed
+
+
+def _with_few_retries(operator: Any) -> Any:
+    """Ray Data itself executes a task again for ever that kills its worker each time."""
+    given = getattr(operator, "ray_remote_args", None)
+    if given is None:
+        return operator
+    in_actors = isinstance(getattr(operator, "compute", None), ActorPoolStrategy)
+    name = "max_task_retries" if in_actors else "max_retries"
+    return dataclasses.replace(operator, ray_remote_args={name: CRASHES_PER_TASK, **given})
 
 
 class _PlainWriteRefusedError(NonResumableError, UserCodeException):

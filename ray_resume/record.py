@@ -38,8 +38,8 @@ class Fingerprint:
 class Record:
     """One source as one run left it.
 
-    ``files`` are relative to the sink's folder. ``completed_at`` is in seconds since 1970, UTC.
-    ``sequence`` orders the records of one source: the highest counts.
+    ``files`` are relative to the sink's folder, ``dead_letters`` to the checkpoint's. Times are
+    in seconds since 1970, UTC. ``sequence`` orders the records of one source: the highest counts.
     """
 
     source_id: str
@@ -53,6 +53,9 @@ class Record:
     completed_at: float | None = None
     fingerprint: Fingerprint = Fingerprint()
     signature: str = ""
+    failed_at: float | None = None
+    dead_rows: int = 0
+    dead_letters: tuple[str, ...] = ()
 
 
 def digest(source_id: str) -> bytes:
@@ -78,6 +81,9 @@ def encode(record: Record) -> bytes:
         record.fingerprint.size,
         record.fingerprint.mtime_ns,
         record.signature,
+        record.failed_at,
+        record.dead_rows,
+        list(record.dead_letters),
     ]
     # Not as \u escapes: two lone surrogates side by side would come back as one character.
     text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
@@ -92,24 +98,39 @@ def decode(value: bytes) -> Record:
     """
     try:
         state, sequence = _HEAD.unpack_from(value)
-        source_id, run_id, rows, files, error, failed, at, size, mtime_ns, signature = json.loads(
-            value[_HEAD.size :]
-        )
+        (
+            source_id,
+            run_id,
+            rows,
+            files,
+            error,
+            failed,
+            completed_at,
+            size,
+            mtime_ns,
+            signature,
+            failed_at,
+            dead_rows,
+            dead_letters,
+        ) = json.loads(value[_HEAD.size :])
         return Record(
             source_id=_typed(source_id, str),
             state=State(state),
             sequence=sequence,
             run_id=_typed(run_id, str),
             rows=_typed(rows, int),
-            files=tuple(_typed(file, str) for file in _typed(files, list)),
+            files=_strings(files),
             error=None if error is None else _typed(error, str),
             failed_runs=_typed(failed, int),
-            completed_at=None if at is None else float(at),
+            completed_at=_time(completed_at),
             fingerprint=Fingerprint(
                 None if size is None else _typed(size, int),
                 None if mtime_ns is None else _typed(mtime_ns, int),
             ),
             signature=_typed(signature, str),
+            failed_at=_time(failed_at),
+            dead_rows=_typed(dead_rows, int),
+            dead_letters=_strings(dead_letters),
         )
     except (struct.error, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"a record cannot be read ({error})") from error
@@ -126,6 +147,14 @@ def precedence(value: bytes) -> int:
     except struct.error as error:
         raise CheckpointError(f"a record cannot be read ({error})") from error
     return sequence
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    return tuple(_typed(item, str) for item in _typed(value, list))
+
+
+def _time(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _typed(value: Any, kind: type) -> Any:

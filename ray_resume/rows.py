@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ray_resume import plan
 from ray_resume.calls import Attribution, Flattened
+from ray_resume.failures import Failures, Scope, current_scope
 
 __all__ = ["ATTRIBUTION", "block_udf", "block_udf_async", "predicate_udf"]
 
@@ -31,30 +32,54 @@ ATTRIBUTION = {
 _CONCURRENT_ROWS = 16
 
 
-def block_udf(kind: str, udf: Callable[[Row], Any]) -> Callable[[Any], Any]:
-    """Make a UDF for whole blocks of one for rows; ``kind`` is a key of :data:`ATTRIBUTION`."""
+def block_udf(kind: str, udf: Callable[[Row], Any], *, tolerant: bool) -> Callable[[Any], Any]:
+    """Make a UDF for whole blocks of one for rows; ``kind`` is a key of :data:`ATTRIBUTION`.
+
+    If it is ``tolerant``, a row that it raises for is marked as failed.
+    """
 
     def run(block: Any) -> Any:
-        return _combine(kind, (_settled(kind, udf(row)) for row in plan.rows_of(block)))
+        scope = current_scope()
+        results = []
+        for scope.row, row in enumerate(plan.rows_of(block)):
+            try:
+                results.append(_settled(kind, udf(row)))
+            except Exception as error:
+                if not tolerant:
+                    raise
+                scope.failures.mark(error, scope.row)
+                results.append(None)
+        scope.row = None
+        return _combine(kind, results, scope.failures)
 
     return run
 
 
-def block_udf_async(kind: str, udf: Callable[[Row], Any]) -> Callable[[Any], Awaitable[Any]]:
+def block_udf_async(
+    kind: str, udf: Callable[[Row], Any], *, tolerant: bool
+) -> Callable[[Any], Awaitable[Any]]:
     """As :func:`block_udf`, for a coroutine function or an async generator function."""
 
     async def run(block: Any) -> Any:
+        failures = current_scope().failures
         places = asyncio.Semaphore(_CONCURRENT_ROWS)
 
-        async def one(row: Row) -> Any:
+        async def one(number: int, row: Row) -> Any:
             async with places:
-                result = udf(row)
-                if inspect.isasyncgen(result):
-                    return [output async for output in result]
-                return _settled(kind, await result)
+                with Scope(failures, number):
+                    try:
+                        result = udf(row)
+                        if inspect.isasyncgen(result):
+                            return [output async for output in result]
+                        return _settled(kind, await result)
+                    except Exception as error:
+                        if not tolerant:
+                            raise
+                        failures.mark(error, number)
 
-        results = await asyncio.gather(*(one(row) for row in plan.rows_of(block)))
-        return _combine(kind, results)
+        rows = enumerate(plan.rows_of(block))
+        results = await asyncio.gather(*(one(number, row) for number, row in rows))
+        return _combine(kind, results, failures)
 
     return run
 
@@ -69,16 +94,17 @@ def _settled(kind: str, result: Any) -> Any:
     return list(result or ()) if kind == "flat_map" else result
 
 
-def _combine(kind: str, results: Iterable[Any]) -> Any:
+def _combine(kind: str, results: Sequence[Any], failures: Failures) -> Any:
     if kind == "filter":
         return np.fromiter((bool(result) for result in results), dtype=bool)
+    fine = np.flatnonzero(~failures.mask).tolist()
     if kind == "map":
-        return plan.block_of(map(_checked, results))
+        return plan.block_of(_checked(results[number]) for number in fine)
     origins: list[int] = []
     outputs: list[Row] = []
-    for origin, rows in enumerate(results):
-        outputs.extend(map(_checked, rows))
-        origins.extend([origin] * len(rows))
+    for number in fine:
+        outputs.extend(map(_checked, results[number]))
+        origins.extend([number] * len(results[number]))
     return Flattened(plan.block_of(outputs), np.array(origins, dtype=np.int64))
 
 

@@ -15,30 +15,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 
 from ray_resume import actor
-from ray_resume.actor import Progress, RunSpec
+from ray_resume.actor import Failed, Progress, RunSpec
 from ray_resume.client import LedgerClient
 from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.failures import text_of
 from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.letters import LetterFolder
 from ray_resume.output import Output
 from ray_resume.record import State, digest
+from ray_resume.schedule import PassPlan, Schedule
 from ray_resume.sink import DIGEST_BYTES
 from ray_resume.source import Source
 from ray_resume.summary import RunSummary
 from ray_resume.todo import Todo, todo_of
 
-__all__ = ["LEASE_WAIT_S", "MAX_PASSES", "Pass", "Run", "RunPlan"]
+__all__ = ["LEASE_WAIT_S", "Pass", "Run", "RunPlan"]
 
 logger = logging.getLogger("ray_resume")
 
 LEASE_WAIT_S = 30.0
 """How long a run waits for another on the same sources: a killed driver's actor lives seconds."""
 
-MAX_PASSES = 4
-"""How often sources that got lost on the way are executed again before they count as failed."""
+# What tells that a process or a node died, not that the user's code raised.
+_CRASHES = (
+    WorkerCrashedError,
+    OutOfMemoryError,
+    NodeDiedError,
+    RayActorError,
+    ObjectLostError,
+)
 
 _ACTOR_EXIT_S = 10.0
 
@@ -59,18 +74,16 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Pass:
-    """One armed execution: the sources to read, their numbers, whom to tell, how to name files.
+    """One armed execution: the sources to read, how, whom to tell, how to name files.
 
-    ``digests`` is what `FileSink` names the files of each source number with. In an ``isolated``
-    pass each source has a read task of its own, so that one that fails takes no other with it.
+    ``digests`` is what `FileSink` names the files of each source number with.
     """
 
     sources: Sequence[Source]
-    numbers: Sequence[int]
+    plan: PassPlan
     client: LedgerClient
     file_prefix: str
     digests: bytes
-    isolated: bool
 
 
 class Run:
@@ -153,15 +166,10 @@ class Run:
     ) -> RunSummary:
         handle = actor.start(self._spec(todo, contents))
         try:
-            ended = self._run_passes(handle, todo, run_pass)
-            errors = {
-                source: f"rows unaccounted for: {why}"
-                for source, why in ended.pending.items()
-                if source not in ended.waiting
-            }
-            quarantined: int = ray.get(handle.fail.remote(errors)) if errors else 0
+            failed = self._run_passes(handle, todo, run_pass)
+            quarantined: int = ray.get(handle.fail.remote(failed)) if failed else 0
             progress: Progress = ray.get(handle.close.remote())
-            return self._summary(todo, progress, len(errors) - quarantined, quarantined)
+            return self._summary(todo, progress, len(failed) - quarantined, quarantined)
         except BaseException as error:
             # What is complete is committed, whatever went wrong; the first error is the user's.
             try:
@@ -178,38 +186,56 @@ class Run:
         finally:
             ray.kill(handle)
 
-    def _run_passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> Progress:
+    def _run_passes(
+        self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]
+    ) -> dict[int, Failed]:
+        """Execute passes until nothing more can be done; return which sources have failed."""
         prefix = f"{self._checkpoint_id}-{self._run_id}"
         digests = b"".join(digest(source.source_id)[:DIGEST_BYTES] for source in todo.pending)
-        numbers: Sequence[int] = range(len(todo.pending))
-        completed_before = 0
-        for pass_number in range(1, MAX_PASSES + 1):
+        schedule = Schedule(len(todo.pending))
+        pass_number = 0
+        while (passing := schedule.next()) is not None:
+            pass_number += 1
             ray.get(handle.begin_pass.remote(pass_number))
             client = LedgerClient(handle, self._run_id, pass_number)
-            sources = [todo.pending[number] for number in numbers]
+            sources = [todo.pending[number] for number in passing.sources]
+            crash: str | None = None
             try:
-                run_pass(Pass(sources, numbers, client, prefix, digests, pass_number > 1))
-            except Exception:
+                run_pass(Pass(sources, passing, client, prefix, digests))
+            except Exception as error:
                 # What is complete stays so, also if a row of another source was bad.
                 with contextlib.suppress(Exception):
                     self._publish(handle)
-                raise
-            self._publish(handle)
+                if not isinstance(error, _CRASHES):
+                    raise
+                crash = text_of(error)
+            else:
+                self._publish(handle)
             progress: Progress = ray.get(handle.flush.remote())
-            stuck = pass_number > 1 and progress.completed == completed_before
-            if not progress.pending or stuck:
-                break
-            numbers = sorted(progress.pending)
-            completed_before = progress.completed
-            logger.warning(
-                "Pass %d of run %s left %d sources incomplete, %s for one: %s.",
-                pass_number,
-                self._run_id,
-                len(numbers),
-                todo.pending[numbers[0]].source_id,
-                progress.pending[numbers[0]],
+            schedule.ended(
+                progress.pending, failed=progress.failed, waiting=progress.waiting, crash=crash
             )
-        return progress
+            if schedule.next() is not None:
+                self._tell_lost(pass_number, todo, progress, crash)
+        return {
+            source: _failed(source, why, progress, schedule)
+            for source, why in progress.pending.items()
+            if source not in progress.waiting
+        }
+
+    def _tell_lost(
+        self, pass_number: int, todo: Todo, progress: Progress, crash: str | None
+    ) -> None:
+        number, why = next(iter(progress.pending.items()))
+        logger.warning(
+            "Pass %d of run %s left %d sources incomplete, %s for one: %s.%s",
+            pass_number,
+            self._run_id,
+            len(progress.pending),
+            todo.pending[number].source_id,
+            progress.failed.get(number, why),
+            "" if crash is None else f" It ended with a crash: {crash}",
+        )
 
     def _publish(self, handle: Any) -> None:
         if self._plan.publish is None:
@@ -225,14 +251,7 @@ class Run:
             directory=str(self._plan.directory.path),
             lease=str(self._lease.path),
             sources=[(source.source_id, source.fingerprint) for source in todo.pending],
-            failed_runs={
-                number: record.failed_runs
-                for number, record in todo.records.items()
-                if record.failed_runs
-            },
-            superseded_files={
-                number: record.files for number, record in todo.records.items() if record.files
-            },
+            records=todo.records,
             first_sequence=contents.union.highest_sequence(),
             max_failed_runs=self._plan.max_failed_runs,
             signature=self._plan.signature,
@@ -257,6 +276,8 @@ class Run:
         """Remove the files of this run and of dead runs that no record lists."""
         runs = contents.dead_runs | {self._run_id}
         self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents)
+        listed = {name for record in contents.union for name in record.dead_letters}
+        LetterFolder(self._plan.directory.path).remove_leftovers(runs, listed)
 
     def _summary(
         self, todo: Todo, progress: Progress, failed: int = 0, quarantined: int = 0
@@ -275,10 +296,19 @@ class Run:
             sources_quarantined=todo.quarantined + quarantined,
             rows_read=progress.rows_read,
             rows_written=progress.rows_written,
-            rows_dead_lettered=0,
+            rows_dead_lettered=progress.dead_rows,
             files=progress.files,
             duration_s=time.monotonic() - self._started_at,
         )
+
+
+def _failed(source: int, why: str, progress: Progress, schedule: Schedule) -> Failed:
+    if source in progress.failed:
+        return Failed(progress.failed[source], counts=True)
+    if source in schedule.lost:
+        crash = schedule.lost[source]
+        return Failed(f"rows unaccounted for: {why}" if crash is None else crash, counts=True)
+    return Failed(f"rows unaccounted for: {why}", counts=False)
 
 
 _NOTHING = Progress(0, 0, 0, 0, 0, {})

@@ -11,19 +11,24 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import GeneratorType
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from ray_resume import batches, rows
-from ray_resume.calls import END, Attribution, StepKind, Steps, account
+from ray_resume.calls import END, Attribution, FailedRows, Step, StepKind, Steps, account
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
+from ray_resume.failures import Raised, Scope
+from ray_resume.ledger import Failure
+from ray_resume.letters import Letter
 
-__all__ = ["StageOptions", "armed", "armed_predicate", "mark_failed", "options_of", "resumable"]
+__all__ = ["StageOptions", "armed", "armed_predicate", "options_of", "resumable"]
 
 _MARK = "__ray_resume_stage__"
+
+_ON_ERROR = ("raise", "mark_failed", "dead_letter")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +40,8 @@ class StageOptions:
     one_to_one: bool = False
     origin: str | None = None
     sink: bool = False
+    on_error: str = "raise"
+    isolate: bool = False
 
 
 @overload
@@ -45,6 +52,7 @@ def resumable(
     origin: str | None = ...,
     sink: bool = ...,
     on_error: str = ...,
+    isolate: bool = ...,
 ) -> F: ...
 @overload
 def resumable(
@@ -53,6 +61,7 @@ def resumable(
     origin: str | None = ...,
     sink: bool = ...,
     on_error: str = ...,
+    isolate: bool = ...,
 ) -> Callable[[F], F]: ...
 def resumable(
     udf: F | None = None,
@@ -61,6 +70,7 @@ def resumable(
     origin: str | None = None,
     sink: bool = False,
     on_error: str = "raise",
+    isolate: bool = False,
 ) -> F | Callable[[F], F]:
     """Declare that a UDF for ``map_batches`` may be part of a resumable pipeline.
 
@@ -83,8 +93,17 @@ def resumable(
         sink: the UDF itself makes its input durable before it returns, in a system of its own;
             what it returns is discarded. It is the last operator, and ``resumable_write(ds)`` has
             no other sink. At least once: rows of a source that did not complete come again.
-        on_error: ``"raise"``: the job fails as plain Ray Data would, and what was complete stays
-            complete. Other values are refused by this version.
+        on_error: what becomes of the input rows of a call that raised an ``Exception``.
+            ``"raise"``: the job fails as plain Ray Data would, and what was complete stays
+            complete. ``"mark_failed"``: they are failed (see :func:`mark_failed`), and the job goes
+            on. ``"dead_letter"``: they are written, with the error, to the checkpoint's dead
+            letters, and their sources can complete; so are rows given to ``mark_failed``. Of a
+            generator that raised, what it had yielded before stays; in a row-wise UDF a call is a
+            row.
+        isolate: with ``on_error="mark_failed"`` or ``"dead_letter"``: when a call of many rows
+            raises, call the UDF again with either half of them, and so on, until the rows are
+            found that it raises for: one bad image of 256 costs 16 more calls, and fails alone.
+            Only for UDFs that may be called twice with the same rows.
 
     Raises:
         NonResumableError: the object cannot be a UDF, or carries other options already.
@@ -104,24 +123,12 @@ def resumable(
         raise ValueError(f"origin must be the name of a column, not {origin!r}")
     if sink and (one_to_one or origin is not None):
         raise ValueError("sink=True excludes one_to_one and origin: a sink has no output rows")
-    if on_error != "raise":
-        raise NonResumableError(
-            f"on_error={on_error!r}: this version of ray_resume has on_error='raise' alone."
-        )
-    options = StageOptions(one_to_one, origin, sink)
+    if on_error not in _ON_ERROR:
+        raise ValueError(f"on_error must be one of {', '.join(_ON_ERROR)}, not {on_error!r}")
+    if isolate and on_error == "raise":
+        raise ValueError('isolate=True needs on_error="mark_failed" or on_error="dead_letter"')
+    options = StageOptions(one_to_one, origin, sink, on_error, isolate)
     return functools.partial(_decorate, options) if udf is None else _decorate(options, udf)
-
-
-def mark_failed(error: object, rows: object = None) -> NoReturn:
-    """Reserved for marking rows as failed from inside a UDF; this version cannot do it yet.
-
-    Raises:
-        NonResumableError: always. Raise the error itself; the job fails as plain Ray Data does.
-    """
-    raise NonResumableError(
-        f"mark_failed({error!r}, {rows!r}): this version of ray_resume cannot go on without rows. "
-        "Raise the error, or drop the rows."
-    )
 
 
 def options_of(udf: Any) -> StageOptions | None:
@@ -142,13 +149,13 @@ def armed(udf: Any, client: LedgerClient, kind: str = "map_batches") -> Any:
     options = options_of(udf)
     if options is None:
         raise NonResumableError(f"{udf!r} is not decorated with @resumable.")
-    stage = _Stage(kind, *_attribution(kind, options), client)
+    stage = _Stage(kind, *_attribution(kind, options), client, f"{kind}({_name(udf)})", options)
     return _armed_class(udf, stage) if inspect.isclass(udf) else _armed_function(udf, stage)
 
 
 def armed_predicate(expression: Any, client: LedgerClient) -> Any:
     """Return what runs, as a UDF for ``map_batches``, in the place of ``filter(expr=...)``."""
-    stage = _Stage("map_batches", Attribution.MASK, None, client)
+    stage = _Stage("map_batches", Attribution.MASK, None, client, "filter", StageOptions())
     predicate = rows.predicate_udf(expression)
 
     def filter_rows(batch: Any) -> Any:
@@ -260,6 +267,8 @@ class _Stage:
     attribution: Attribution
     origin: str | None
     client: LedgerClient
+    name: str
+    options: StageOptions
 
     def run(self, batch: Any, udf: Callable[[Any], Any]) -> Any:
         """Run an armed UDF on one batch: return a batch, or a generator of batches.
@@ -268,8 +277,8 @@ class _Stage:
         the methods of a callable class run in one thread, but not what they return.
         """
         if self.kind in rows.ATTRIBUTION:
-            udf = rows.block_udf(self.kind, udf)
-        steps = account(batch, self.attribution, self.origin)
+            udf = rows.block_udf(self.kind, udf, tolerant=self._tolerant)
+        steps = self._account(batch)
         emitted: deque[Any] = deque()
         outputs: Iterator[Any] = iter(())
         reply: Any = None
@@ -280,16 +289,15 @@ class _Stage:
                 return emitted[0] if len(emitted) == 1 else _given_out(emitted)
             reply = None
             if step.kind is StepKind.CALL:
-                result = udf(step.value)
-                if isinstance(result, GeneratorType):
-                    return self._run_lazily(steps, emitted, udf, result)
-                outputs = iter(() if result is None else (result,))
+                outputs = self._outputs(udf, step)
+                if isinstance(outputs, GeneratorType):
+                    return self._run_lazily(steps, emitted, udf, outputs)
             elif step.kind is StepKind.NEXT:
                 reply = next(outputs, END)
-            elif step.kind is StepKind.DRAIN:
-                self.client.send(*step.value)
-            else:
+            elif step.kind is StepKind.EMIT:
                 emitted.append(step.value)
+            else:
+                self._report(step)
 
     def _run_lazily(
         self,
@@ -307,25 +315,20 @@ class _Stage:
                 return
             reply = None
             if step.kind is StepKind.CALL:
-                result = udf(step.value)
-                if isinstance(result, GeneratorType):
-                    outputs = result
-                else:
-                    outputs = iter(() if result is None else (result,))
+                outputs = self._outputs(udf, step)
             elif step.kind is StepKind.NEXT:
-                output = next((output for output in outputs if output is not None), END)
-                reply = output if output is END else batches.settled(output)
-            elif step.kind is StepKind.DRAIN:
-                self.client.send(*step.value)
-            else:
+                reply = self._next(outputs, step)
+            elif step.kind is StepKind.EMIT:
                 yield step.value
+            else:
+                self._report(step)
 
     async def run_async(self, batch: Any, udf: Callable[[Any], Any]) -> AsyncGenerator[Any, None]:
         """Run an armed coroutine function or async generator function on one batch."""
         if self.kind in rows.ATTRIBUTION:
-            udf = rows.block_udf_async(self.kind, udf)
-        steps = account(batch, self.attribution, self.origin)
-        result: Any = None
+            udf = rows.block_udf_async(self.kind, udf, tolerant=self._tolerant)
+        steps = self._account(batch)
+        outputs: Any = None
         reply: Any = None
         while True:
             try:
@@ -334,19 +337,100 @@ class _Stage:
                 return
             reply = None
             if step.kind is StepKind.CALL:
-                result = udf(step.value)
-                if not inspect.isasyncgen(result):
-                    result = _only(await result)
+                outputs = await self._outputs_async(udf, step)
             elif step.kind is StepKind.NEXT:
-                reply = END
-                async for output in result:
-                    if output is not None:
-                        reply = batches.settled(output)
-                        break
+                reply = await self._next_async(outputs, step)
+            elif step.kind is StepKind.EMIT:
+                yield step.value
             elif step.kind is StepKind.DRAIN:
                 await self.client.send_async(*step.value)
+            elif self.options.on_error == "dead_letter":
+                await self.client.bury_async(self._letters(step.value))
             else:
-                yield step.value
+                await self.client.send_async(*self._failures(step.value))
+
+    @property
+    def _tolerant(self) -> bool:
+        return self.options.on_error != "raise"
+
+    def _account(self, batch: Any) -> Steps:
+        return account(
+            batch,
+            self.attribution,
+            self.origin,
+            keep_input=self.options.on_error == "dead_letter",
+            isolate=self.options.isolate,
+        )
+
+    def _outputs(self, udf: Callable[[Any], Any], step: Step) -> Iterator[Any]:
+        """Call the UDF; return its generator, or an iterator over what else there is to give."""
+        with _scope(step):
+            try:
+                result = udf(step.value)
+            except Exception as error:
+                if not self._tolerant:
+                    raise
+                result = Raised(error)
+        if isinstance(result, GeneratorType):
+            return result
+        return iter(() if result is None else (result,))
+
+    def _next(self, outputs: Iterator[Any], step: Step) -> Any:
+        with _scope(step):
+            try:
+                output = next((output for output in outputs if output is not None), END)
+            except Exception as error:
+                if not self._tolerant:
+                    raise
+                return Raised(error)
+        return output if output is END or isinstance(output, Raised) else batches.settled(output)
+
+    async def _outputs_async(self, udf: Callable[[Any], Any], step: Step) -> Any:
+        with _scope(step):
+            try:
+                result = udf(step.value)
+                return result if inspect.isasyncgen(result) else _only(await result)
+            except Exception as error:
+                if not self._tolerant:
+                    raise
+                return _only(Raised(error))
+
+    async def _next_async(self, outputs: Any, step: Step) -> Any:
+        with _scope(step):
+            try:
+                async for output in outputs:
+                    if output is not None:
+                        return output if isinstance(output, Raised) else batches.settled(output)
+            except Exception as error:
+                if not self._tolerant:
+                    raise
+                return Raised(error)
+        return END
+
+    def _report(self, step: Step) -> None:
+        if step.kind is StepKind.DRAIN:
+            self.client.send(*step.value)
+        elif self.options.on_error == "dead_letter":
+            self.client.bury(self._letters(step.value))
+        else:
+            self.client.send(*self._failures(step.value))
+
+    def _failures(self, failed: Sequence[FailedRows]) -> list[Failure]:
+        return [
+            Failure(its.source, its.total, len(its.errors), f"{self.name}: {its.errors[0]}")
+            for its in failed
+        ]
+
+    def _letters(self, failed: Sequence[FailedRows]) -> list[Letter]:
+        return [
+            Letter.of(its.source, its.total, self.name, batches.table_of(its.rows), its.errors)
+            for its in failed
+        ]
+
+
+def _scope(step: Step) -> Scope:
+    assert step.failures is not None
+    return Scope(step.failures)
 
 
 def _given_out(emitted: deque[Any]) -> Generator[Any, None, None]:

@@ -109,12 +109,12 @@ def resumable_write(
     )
 
     def run_pass(this: Pass) -> None:
-        source = ArmedDatasource(datasource, this.sources, this.numbers, this.client)
+        source = ArmedDatasource(datasource, this.sources, this.plan.sources, this.client)
         target_bytes = ds.context.target_max_block_size or _TARGET_BLOCK_BYTES
         read_tasks = source.preferred_read_tasks(target_bytes)
         if chain.read_tasks is not None:
             read_tasks = chain.read_tasks
-        if this.isolated and len(this.sources) <= _MOST_ISOLATED:
+        if this.plan.isolated and len(this.sources) <= _MOST_ISOLATED:
             read_tasks = len(this.sources)
         armed = plan.arm(
             chain,
@@ -123,9 +123,11 @@ def resumable_write(
             lambda method, udf: stage.armed(udf, this.client, method),
             lambda expression: stage.armed_predicate(expression, this.client),
         )
+        if this.plan.tolerant:
+            armed.context.max_errored_blocks = -1
         armed.write_datasink(
             target.datasink(this),
-            ray_remote_args=dict(ray_remote_args or {}),
+            ray_remote_args={"max_retries": plan.CRASHES_PER_TASK, **(ray_remote_args or {})},
             concurrency=concurrency,
         )
 
@@ -193,7 +195,7 @@ def _target(
     def file_sink(this: Pass) -> FileSink:
         packing = None
         # What is executed again was held up by a neighbour, perhaps: now each is on its own.
-        if target_file_bytes is not None and not this.isolated:
+        if target_file_bytes is not None and not this.plan.isolated:
             packing = _packing(chain.datasource, this.sources, target_file_bytes)
         return FileSink(folder, layout, this.file_prefix, this.digests, this.client, packing)
 

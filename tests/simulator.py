@@ -30,6 +30,7 @@ from ray_resume.ledger import (
     Applied,
     Completion,
     Drain,
+    Event,
     Ledger,
     LedgerError,
     Message,
@@ -116,7 +117,7 @@ class Unpacked(Shipped):
 
 class _UnpackedLedger(Ledger):
     def apply(self, message: Message) -> Applied:
-        events: list[Seal | Drain | Pack] = []
+        events: list[Event] = []
         for event in message.events:
             if isinstance(event, Pack):
                 events += [replace(drain, files=event.files) for drain in event.drains]
@@ -437,11 +438,13 @@ class Sent:
 
 
 def _parts(message: Message) -> list[Seal | Drain]:
-    return [
-        part
-        for event in message.events
-        for part in (event.drains if isinstance(event, Pack) else (event,))
-    ]
+    parts: list[Seal | Drain] = []
+    for event in message.events:
+        if isinstance(event, Pack):
+            parts += event.drains
+        elif isinstance(event, (Seal, Drain)):
+            parts.append(event)
+    return parts
 
 
 class PassRun:

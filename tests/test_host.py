@@ -9,13 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_resume.actor import LedgerHost, RunSpec
+from ray_resume.actor import Failed, LedgerHost, RunSpec
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.lease import Claim, Lease, Owner
@@ -60,9 +60,8 @@ class Run:
             "directory": str(path),
             "lease": str(self.lease.path),
             "sources": [(f"s{i}", Fingerprint(i, 10 * i)) for i in range(sources)],
-            "failed_runs": {},
+            "records": {},
             "max_failed_runs": 3,
-            "superseded_files": {},
             "first_sequence": 0,
             "signature": "read>f",
             "header": {"sources_total": sources},
@@ -143,7 +142,7 @@ def test_sequences_go_on_where_the_union_ended(tmp_path: Path) -> None:
     run.apply(Seal(0, 0))
     run.host.flush()
     run.apply(Seal(1, 0))
-    run.host.fail({2: "boom"})
+    run.host.fail({2: Failed("boom", counts=True)})
     run.end()
     sequences = {record.source_id: record.sequence for record in records_in(run.file).values()}
     assert sorted(sequences.values()) == [42, 43, 44]
@@ -153,7 +152,10 @@ def test_sequences_go_on_where_the_union_ended(tmp_path: Path) -> None:
 def test_close_commits_and_refuses_what_comes_later(run: Run) -> None:
     run.apply(Seal(0, 0))
     assert run.host.close().committed == 1
-    for late in (lambda: run.apply(Seal(1, 0)), lambda: run.host.fail({1: "late"})):
+    for late in (
+        lambda: run.apply(Seal(1, 0)),
+        lambda: run.host.fail({1: Failed("late", counts=True)}),
+    ):
         with pytest.raises(ResumeError):
             late()
     assert set(records_in(run.file)) == {"s0"}
@@ -205,7 +207,11 @@ def test_nothing_is_committed_once_the_lease_is_lost(tmp_path: Path) -> None:
         return False
 
     wait_until(refused)
-    for use in (run.host.flush, lambda: run.host.fail({3: "boom"}), run.host.close):
+    for use in (
+        run.host.flush,
+        lambda: run.host.fail({3: Failed("boom", counts=True)}),
+        run.host.close,
+    ):
         with pytest.raises(CheckpointError, match="lost"):
             use()
     with pytest.raises(ResumeError):
@@ -255,15 +261,8 @@ def test_a_source_fails_until_it_is_quarantined_and_keeps_its_old_files(tmp_path
     assert newest().files == ("old",)
     for turn in (1, 2, 3):
         before = newest()
-        failed_runs: Mapping[int, int] = {0: before.failed_runs} if before.failed_runs else {}
-        run = Run(
-            tmp_path,
-            f"run{turn}",
-            failed_runs=failed_runs,
-            superseded_files={0: before.files},
-            first_sequence=before.sequence,
-        )
-        run.host.fail({0: f"boom {turn}"})
+        run = Run(tmp_path, f"run{turn}", records={0: before}, first_sequence=before.sequence)
+        run.host.fail({0: Failed(f"boom {turn}", counts=True)})
         run.end()
         record = newest()
         assert record.state is (State.FAILED if turn < 3 else State.QUARANTINED)
@@ -275,7 +274,7 @@ def test_a_source_fails_until_it_is_quarantined_and_keeps_its_old_files(tmp_path
 def test_several_that_fail_at_once_are_not_quarantined(tmp_path: Path) -> None:
     """They went through the same tasks: nobody knows which of them was bad."""
     run = Run(tmp_path, max_failed_runs=1)
-    assert run.host.fail({1: "boom", 2: "boom"}) == 0
+    assert run.host.fail({1: Failed("boom", counts=False), 2: Failed("boom", counts=False)}) == 0
     run.end()
     states = {name: record.state for name, record in records_in(run.file).items()}
     assert states == {"s1": State.FAILED, "s2": State.FAILED}
@@ -283,7 +282,7 @@ def test_several_that_fail_at_once_are_not_quarantined(tmp_path: Path) -> None:
 
 def test_one_failed_run_may_be_one_too_many(tmp_path: Path) -> None:
     run = Run(tmp_path, max_failed_runs=1)
-    run.host.fail({2: "boom"})
+    run.host.fail({2: Failed("boom", counts=True)})
     run.end()
     assert records_in(run.file)["s2"].state is State.QUARANTINED
 
@@ -377,7 +376,7 @@ from ray_resume.record import Fingerprint
 
 sources = [(f"s{i}", Fingerprint()) for i in range(3)]
 lease = str(Path(sys.argv[1]) / "old.lease")
-spec = RunSpec("old", sys.argv[1], lease, sources, {}, 3, {}, 0, "", {"sources_total": 3})
+spec = RunSpec("old", sys.argv[1], lease, sources, {}, 3, 0, "", {"sources_total": 3})
 host = LedgerHost(spec, commit_interval_s=0.3)
 host.begin_pass(1)
 host.apply(Message("old", 1, (Seal(0, 0),)))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
-from ray_resume import NonResumableError, batches, mark_failed, resumable
+from ray_resume import NonResumableError, batches, resumable
 from ray_resume.ledger import Drain, Ledger, Message, Seal
 from ray_resume.lineage import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN, token_sum, tokens
 from ray_resume.stage import armed, options_of
@@ -108,10 +108,10 @@ class TestDecoration:
         for wrong in (NoCall, 3, coroutine):
             with pytest.raises(NonResumableError):
                 resumable(wrong)
-        with pytest.raises(NonResumableError, match="on_error='dead_letter'"):
-            resumable(on_error="dead_letter")
-        with pytest.raises(NonResumableError, match="too long"):
-            mark_failed("too long")
+        with pytest.raises(ValueError, match="on_error must be one of"):
+            resumable(on_error="ignore")
+        with pytest.raises(ValueError, match="isolate=True needs"):
+            resumable(isolate=True)
         with pytest.raises(ValueError, match="exclude"):
             resumable(one_to_one=True, origin="o")
         with pytest.raises(ValueError, match="origin"):
