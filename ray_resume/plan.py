@@ -72,7 +72,6 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "CRASHES_PER_TASK",
     "WRITE_UUID_KWARG_NAME",
     "Chain",
     "arm",
@@ -88,9 +87,6 @@ __all__ = [
     "row_group_name",
     "rows_of",
 ]
-
-CRASHES_PER_TASK = 3
-"""How often a task is executed again whose worker died, before the pass goes on without it."""
 
 _WAY_OUT = (
     "Write the rows that go into it with resumable_write, then start a second pipeline "
@@ -167,6 +163,7 @@ def arm(
     chain: Chain,
     datasource: ReadsFiltered,
     read_tasks: int,
+    retries: int,
     arm_udf: Callable[[str, Any], Any],
     arm_predicate: Callable[[Any], Any],
 ) -> Dataset:
@@ -176,6 +173,8 @@ def arm(
         datasource: takes the place of the chain's own; its blocks have the two columns. It gets
             the filters that plain Ray Data would push into the read.
         read_tasks: how many read tasks it is asked for.
+        retries: how often a task is executed again whose worker died. (Ray Data's own default is
+            for ever, also if it kills its worker each time.)
         arm_udf: maps the method that a decorated UDF was given to (``map_batches``, ``map``,
             ``filter``, ``flat_map``), and the UDF, to a UDF for ``map_batches``.
         arm_predicate: maps the expression of a filter to a UDF for ``map_batches``.
@@ -197,13 +196,13 @@ def arm(
         datasource_or_legacy_reader=datasource,
         num_outputs=None,
         detected_parallelism=None,
-        ray_remote_args={"max_retries": CRASHES_PER_TASK, **(chain.read.ray_remote_args or {})},
+        ray_remote_args={"max_retries": retries, **(chain.read.ray_remote_args or {})},
         # With a number of its own choice, Ray would split the output of each read task into many
         # blocks, and could no longer fuse the read with what follows.
         parallelism=read_tasks,
     )
     for above in operators:
-        operator = _with_few_retries(_armed(above, operator, arm_udf, arm_predicate))
+        operator = _retried(_armed(above, operator, arm_udf, arm_predicate), retries)
     return Dataset._from_parent(dataset, LogicalPlan(operator, context))
 
 
@@ -503,14 +502,13 @@ def _armed(
     return armed
 
 
-def _with_few_retries(operator: Any) -> Any:
-    """Ray Data itself executes a task again for ever that kills its worker each time."""
+def _retried(operator: Any, retries: int) -> Any:
     given = getattr(operator, "ray_remote_args", None)
     if given is None:
         return operator
     in_actors = isinstance(getattr(operator, "compute", None), ActorPoolStrategy)
     name = "max_task_retries" if in_actors else "max_retries"
-    return dataclasses.replace(operator, ray_remote_args={name: CRASHES_PER_TASK, **given})
+    return dataclasses.replace(operator, ray_remote_args={name: retries, **given})
 
 
 class _PlainWriteRefusedError(NonResumableError, UserCodeException):

@@ -28,7 +28,6 @@ from ray_resume.actor import Failed, Progress, RunSpec
 from ray_resume.client import LedgerClient
 from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.failures import text_of
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.letters import LetterFolder
 from ray_resume.output import Output
@@ -208,7 +207,7 @@ class Run:
                     self._publish(handle)
                 if not isinstance(error, _CRASHES):
                     raise
-                crash = text_of(error)
+                crash = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             else:
                 self._publish(handle)
             progress: Progress = ray.get(handle.flush.remote())
@@ -307,7 +306,9 @@ def _failed(source: int, why: str, progress: Progress, schedule: Schedule) -> Fa
         return Failed(progress.failed[source], counts=True)
     if source in schedule.lost:
         crash = schedule.lost[source]
-        return Failed(f"rows unaccounted for: {why}" if crash is None else crash, counts=True)
+        if crash is not None:
+            why = f"a worker died whenever it was executed ({crash})"
+        return Failed(f"rows unaccounted for: {why}", counts=True)
     return Failed(f"rows unaccounted for: {why}", counts=False)
 
 

@@ -77,7 +77,8 @@ class Schedule:
             progress = len(pending) < self._pending
             self._pending = len(pending)
             if unexplained and self._passes < MAX_PASSES and (progress or self._passes == 1):
-                self._next = PassPlan(unexplained, isolated=True, tolerant=crash is not None)
+                tolerant = crash is not None and len(unexplained) > 1
+                self._next = PassPlan(unexplained, isolated=True, tolerant=tolerant)
                 return
             suspects = [source for source in lost if source not in self.lost]
             self._suspects = suspects if len(suspects) <= MAX_SUSPECTS else []

@@ -39,6 +39,11 @@ _TARGET_BLOCK_BYTES = 128 << 20
 # Beyond so many, a read task for each source would cost more than it tells.
 _MOST_ISOLATED = 1000
 
+# How often a task is executed again whose worker died: nodes come and go, but a row that kills its
+# worker kills the next one too.
+_RETRIES = 3
+_RETRIES_ALONE = 1
+
 # How many sources may share files, where nobody knows how large they are.
 _GROUP_OF_UNKNOWN_SIZE = 500
 
@@ -116,10 +121,12 @@ def resumable_write(
             read_tasks = chain.read_tasks
         if this.plan.isolated and len(this.sources) <= _MOST_ISOLATED:
             read_tasks = len(this.sources)
+        retries = _RETRIES_ALONE if this.plan.isolated else _RETRIES
         armed = plan.arm(
             chain,
             source,
             read_tasks,
+            retries,
             lambda method, udf: stage.armed(udf, this.client, method),
             lambda expression: stage.armed_predicate(expression, this.client),
         )
@@ -127,7 +134,7 @@ def resumable_write(
             armed.context.max_errored_blocks = -1
         armed.write_datasink(
             target.datasink(this),
-            ray_remote_args={"max_retries": plan.CRASHES_PER_TASK, **(ray_remote_args or {})},
+            ray_remote_args={"max_retries": retries, **(ray_remote_args or {})},
             concurrency=concurrency,
         )
 

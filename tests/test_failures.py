@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -480,3 +483,45 @@ def test_dead_letters_are_there_once_for_each_completed_source(tmp_path: Path) -
     run(tmp_path, lambda ds: ds)
     check([])
     assert ids_in(tmp_path / "out") == list(range(FILES * ROWS))
+
+
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize("pool", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_row_that_kills_its_worker_fails_alone(tmp_path: Path, pool: bool) -> None:
+    @resumable(one_to_one=True)
+    class Deadly:
+        def __call__(self, batch: Any) -> Any:
+            if 55 in batch["id"]:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            return batch
+
+    def chain(ds: Dataset) -> Dataset:
+        if pool:
+            return ds.map_batches(Deadly, compute=ActorPoolStrategy(size=1), num_cpus=0.5)
+        return ds.map_batches(resumable(Deadly().__call__, one_to_one=True))
+
+    summary = run(tmp_path, chain, max_failed_runs=1)
+    assert (summary.sources_completed, summary.sources_quarantined) == (FILES - 1, 1)
+    assert "1 sources are quarantined" in str(summary)
+    (record,) = Checkpoint(tmp_path / "ckpt").sources("quarantined")
+    assert record.source_id.endswith("00002.parquet")
+    assert "a worker died whenever it was executed" in str(record.error)
+    assert ids_in(tmp_path / "out") == [i for i in range(FILES * ROWS) if i // ROWS != 2]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("source")
+def test_after_a_crash_an_error_of_the_user_is_raised_all_the_same(tmp_path: Path) -> None:
+    @resumable
+    def deadly(batch: Any) -> Any:
+        if 15 in batch["id"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if 115 in batch["id"]:
+            # Not before the crash has ended the first pass.
+            time.sleep(20)
+            raise ValueError("bad row 115")
+        return batch
+
+    with pytest.raises(Exception, match="bad row 115"):
+        run(tmp_path, lambda ds: ds.map_batches(deadly, num_cpus=2))
+    assert Checkpoint(tmp_path / "ckpt").status().completed == FILES - 2

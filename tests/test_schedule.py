@@ -65,6 +65,15 @@ def test_after_a_crash_the_others_go_on_and_the_culprit_is_found() -> None:
     assert schedule.lost == {50: "worker died"}
 
 
+def test_a_single_source_is_not_executed_more_often_than_needed() -> None:
+    schedule = Schedule(1)
+    schedule.ended([0], crash="worker died")
+    assert schedule.next() == PassPlan([0], isolated=True)
+    schedule.ended([0], crash="worker died")
+    assert schedule.next() is None
+    assert schedule.lost == {0: "worker died"}
+
+
 def test_many_that_got_lost_are_not_tried_one_by_one() -> None:
     schedule = Schedule(MAX_SUSPECTS + 1)
     everything = range(MAX_SUSPECTS + 1)
