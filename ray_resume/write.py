@@ -186,9 +186,10 @@ def _check_stage_sinks(chain: plan.Chain, sink: Any) -> None:
             "@resumable(sink=True). Give a folder or a Datasink."
         )
     if sinks and (sink is not None or sinks[0] is not chain.operators[-1]):
-        raise NonResumableError(
-            f"{sinks[0].name} is decorated with @resumable(sink=True), so nothing comes after it. "
-            "Make it the last operator, and call resumable_write(ds) without a sink."
+        raise chain.refusal(
+            sinks[0],
+            f"{sinks[0].name} is decorated with @resumable(sink=True), so nothing comes after it.",
+            "Make it the last operator, and call resumable_write(ds) without a sink.",
         )
 
 
