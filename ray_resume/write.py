@@ -19,6 +19,7 @@ from ray_resume.datasinks import (
     check_datasink,
     combined,
     publishes_at_the_end,
+    title_of,
 )
 from ray_resume.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.directory import CheckpointDirectory
@@ -161,7 +162,7 @@ def _target(
                 sink.on_write_complete(combined(results, rows))
 
         return _Target(
-            RemoteOutput(f"datasink {sink.get_name()}"),
+            RemoteOutput(title_of(sink)),
             lambda this: WrappedDatasink(sink, this.client),
             publish,
         )
