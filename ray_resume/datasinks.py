@@ -94,17 +94,19 @@ def title_of(datasink: Datasink[Any]) -> str:
 
     Of a datasink that is not Ray's own, two with one name count as the same.
     """
-    places = []
-    for kind in type(datasink).__mro__:
-        for attribute in _PLACES.get(kind.__name__, ()):
-            place = str(getattr(datasink, attribute, ""))
-            if kind.__name__ == "SQLDatasink":
-                table = re.search(r"\binto\s+([^\s(]+)", place, re.IGNORECASE)
-                place = table[1] if table else ""
-            elif attribute in ("uri", "_path") and "://" not in place:
-                place = os.path.abspath(place)
-            places.append(place)
+    known = (_PLACES[kind.__name__] for kind in type(datasink).__mro__ if kind.__name__ in _PLACES)
+    places = (_place(attribute, datasink) for attribute in next(known, ()))
     return " ".join(["datasink", datasink.get_name(), ".".join(places)]).strip()
+
+
+def _place(attribute: str, datasink: Datasink[Any]) -> str:
+    place = str(getattr(datasink, attribute, ""))
+    if attribute == "sql":
+        table = re.search(r"\binto\s+([^\s(]+)", place, re.IGNORECASE)
+        return table[1] if table else ""
+    if attribute in ("uri", "_path") and "://" not in place:
+        return os.path.abspath(place)
+    return place
 
 
 def publishes_at_the_end(datasink: Datasink[Any]) -> bool:

@@ -248,6 +248,7 @@ def test_datasinks_that_are_refused(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_names_of_datasinks_tell_tables_apart_and_no_secrets(tmp_path: Path) -> None:
+    from ray.data._internal.datasource.delta_datasink import DeltaDatasink
     from ray.data._internal.datasource.mongo_datasink import MongoDatasink
 
     insert = "insert\n into shop.rows(id) values (?)"
@@ -257,6 +258,10 @@ def test_the_names_of_datasinks_tell_tables_apart_and_no_secrets(tmp_path: Path)
     mongo.uri, mongo.database, mongo.collection = "mongodb://me:secret@host", "shop", "rows"
     assert title_of(mongo) == "datasink Mongo shop.rows"
     assert title_of(Table(tmp_path)) == "datasink Table"
+    delta = type("DeltaDatasink", (DeltaDatasink,), {})
+    assert title_of(delta("/tables/rows/")) == "datasink Delta /tables/rows"
+    assert title_of(DeltaDatasink("rows")) == f"datasink Delta {Path.cwd()}/rows"
+    assert title_of(DeltaDatasink("s3://bucket/rows")) == "datasink Delta s3://bucket/rows"
 
 
 def test_a_udf_as_sink(source: Path, tmp_path: Path) -> None:
