@@ -14,7 +14,9 @@ Importable on workers. Two kinds, told apart by whether ``on_write_complete`` is
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,9 +32,30 @@ from ray_resume.ledger import Drain
 from ray_resume.lineage import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.sink import gathered
 
-__all__ = ["NothingSink", "WrappedDatasink", "check_datasink", "combined", "publishes_at_the_end"]
+__all__ = [
+    "NothingSink",
+    "WrappedDatasink",
+    "check_datasink",
+    "combined",
+    "publishes_at_the_end",
+    "title_of",
+]
 
-_WIPING_MODES = {"overwrite", "create", "error", "errorifexists"}
+_WIPING_MODES = {"overwrite", "create", "error", "errorifexists", "ignore"}
+
+# What says where Ray's own datasinks write to. No addresses with credentials in them, since a
+# checkpoint keeps it.
+_PLACES: dict[str, tuple[str, ...]] = {
+    "_BaseLanceDatasink": ("uri",),
+    "BigQueryDatasink": ("project_id", "dataset"),
+    "ClickHouseDatasink": ("_table",),
+    "DeltaDatasink": ("_path",),
+    "IcebergDatasink": ("table_identifier",),
+    "KafkaDatasink": ("topic",),
+    "MongoDatasink": ("database", "collection"),
+    "SQLDatasink": ("sql",),
+    "TurbopufferDatasink": ("namespace",),
+}
 
 
 def check_datasink(datasink: Datasink[Any]) -> None:
@@ -48,15 +71,42 @@ def check_datasink(datasink: Datasink[Any]) -> None:
             f"{name} writes files whose names a second attempt would write again. Give the folder "
             "itself: resumable_write(ds, folder, format=...)."
         )
+    if getattr(datasink, "overwrite_table", False):
+        raise NonResumableError(
+            f"{name} has overwrite_table=True, which would delete on each resume what earlier runs "
+            "have written. Use overwrite_table=False, and empty the table once, before the first "
+            "run."
+        )
     for attribute in ("mode", "_mode"):
         mode = getattr(datasink, attribute, None)
-        spelt = str(getattr(mode, "value", mode)).lower()
-        if spelt in _WIPING_MODES:
-            raise NonResumableError(
-                f"{name} is in mode {spelt!r}, which runs again on each resume and would wipe or "
-                "refuse what earlier runs have written. Use its append mode, and create or empty "
-                "the table once, before the first run."
-            )
+        # Of some enums the value says it, of others, such as ClickHouse's, the name.
+        for spelt in (getattr(mode, "value", mode), getattr(mode, "name", mode)):
+            if str(spelt).lower() in _WIPING_MODES:
+                raise NonResumableError(
+                    f"{name} is in mode {str(spelt).lower()!r}, which runs again on each resume "
+                    "and would wipe or refuse what earlier runs have written. Use its append mode, "
+                    "and create or empty the table once, before the first run."
+                )
+
+
+def title_of(datasink: Datasink[Any]) -> str:
+    """Name ``datasink`` for people and for the checkpoint, with its place where that is known.
+
+    Of a datasink that is not Ray's own, two with one name count as the same.
+    """
+    known = (_PLACES[kind.__name__] for kind in type(datasink).__mro__ if kind.__name__ in _PLACES)
+    places = (_place(attribute, datasink) for attribute in next(known, ()))
+    return " ".join(["datasink", datasink.get_name(), ".".join(places)]).strip()
+
+
+def _place(attribute: str, datasink: Datasink[Any]) -> str:
+    place = str(getattr(datasink, attribute, ""))
+    if attribute == "sql":
+        table = re.search(r"\binto\s+([^\s(]+)", place, re.IGNORECASE)
+        return table[1] if table else ""
+    if attribute in ("uri", "_path") and "://" not in place:
+        return os.path.abspath(place)
+    return place
 
 
 def publishes_at_the_end(datasink: Datasink[Any]) -> bool:

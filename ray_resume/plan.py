@@ -93,6 +93,33 @@ _WAY_OUT = (
     "from the written files."
 )
 
+_MIXES = "it brings rows of all sources together"
+_JOINS = "its rows come from several datasets, and may come twice"
+_LEAVES_OUT = "which rows it leaves out differs from run to run"
+
+# What is refused, as Ray calls it: the call that makes it, and why. Only what is in `_check_kind`
+# passes; what is not here, such as an operator of a newer Ray, is refused in general terms.
+_REFUSED: dict[str, tuple[str, str]] = {
+    "Aggregate": ("groupby or an aggregation", _MIXES),
+    "Download": (
+        "an expression",
+        "ray_resume cannot follow rows through it. A @resumable UDF that downloads is fine",
+    ),
+    "Join": ("join", _JOINS),
+    "Limit": ("limit", _LEAVES_OUT),
+    "Mix": ("mix", _JOINS),
+    "RandomShuffle": ("random_shuffle", _MIXES),
+    "RandomizeBlocks": ("randomize_block_order", _MIXES),
+    "Repartition": ("repartition, or groupby for map_groups", _MIXES),
+    "Sort": ("sort, or groupby for map_groups", _MIXES),
+    "Union": ("union", _JOINS),
+    "Zip": ("zip", _JOINS),
+}
+
+# So many operators on either side of a refused one are spelt in a message.
+_NEIGHBOURS = 3
+_LONGEST_NAME = 60
+
 _UDF_OPERATORS: dict[Any, str] = {
     MapBatches: "map_batches",
     MapRows: "map",
@@ -128,6 +155,12 @@ class Chain:
         """Spell the pipeline for people and for comparison: operators and UDF names."""
         return " -> ".join(operator.name for operator in (self.read, *self.operators))
 
+    def refusal(self, operator: Any, problem: str, way_out: str) -> NonResumableError:
+        """Make the error for ``operator``: what is wrong with it, where it is, and what to do."""
+        operators = (self.read, *self.operators)
+        where = _position([*map(_title, operators), "resumable_write"], operators.index(operator))
+        return NonResumableError(f"{problem} It is in brackets here: {where}. {way_out}")
+
 
 def chain_of(
     dataset: Dataset, *, resumable_datasource: type, is_decorated: Callable[[Any], bool]
@@ -137,26 +170,28 @@ def chain_of(
     Raises:
         NonResumableError: it is anything else. Nothing was started.
     """
+    if not isinstance(dataset, Dataset):
+        raise NonResumableError(
+            f"resumable_write got a value of type {type(dataset).__name__}, not a "
+            "ray.data.Dataset: what split, streaming_split, iterator, unique and aggregations "
+            "return is no pipeline any more. "
+            f"{_READ_WAY_OUT}"
+        )
     if dataset.context.checkpoint_config is not None:
         raise NonResumableError(
             "DataContext.checkpoint_config is set: Ray Data's own checkpointing would skip rows "
             "that ray_resume waits for. Set it to None, or do without resumable_write."
         )
-    operators: list[Any] = []
-    operator = dataset._logical_plan.dag
-    while not isinstance(operator, Read):
-        _check_kind(operator)
-        operators.append(operator)
-        operator = operator.input_dependencies[0]
-    if not isinstance(operator.datasource, resumable_datasource):
-        raise NonResumableError(
-            f"The pipeline starts with {operator.name}, which is not resumable. {_READ_WAY_OUT}"
-        )
-    _check_limit(operator)
-    # After all kinds, since there is no use in decorating what a shuffle below it rules out.
-    for above in operators:
-        _check_udf(above, is_decorated)
-    return Chain(dataset, operator, tuple(reversed(operators)))
+    start, *above = _operators_below(dataset._logical_plan.dag)
+    chain = Chain(dataset, start, tuple(above))
+    # All kinds first, since there is no use in mending the read of a union, or in decorating what
+    # a shuffle rules out.
+    for operator in chain.operators:
+        _check_kind(chain, operator)
+    _check_start(chain, resumable_datasource)
+    for operator in chain.operators:
+        _check_udf(chain, operator, is_decorated)
+    return chain
 
 
 def arm(
@@ -360,49 +395,95 @@ def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
 
 _READ_WAY_OUT = (
     "Read with resumable_read(ray.data.read_..., ..., checkpoint=...), and give resumable_write "
-    "the dataset itself, not one that was materialized."
+    "the dataset itself, not one that was materialized or split."
 )
 
 
-def _check_kind(operator: Any) -> None:
-    if isinstance(operator, (InputData, ReadFiles)):
-        raise NonResumableError(
-            f"The pipeline starts with {operator.name}, which is not resumable. {_READ_WAY_OUT}"
-        )
-    if not isinstance(operator, (*_UDF_TYPES, Project, StreamingRepartition)):
-        raise NonResumableError(
-            f"{_full_name(operator)} cannot stand between resumable_read and resumable_write: it "
-            "mixes the rows of all sources, or drops or repeats rows without saying which. "
-            f"{_WAY_OUT}"
-        )
-    _check_limit(operator)
+def _operators_below(operator: Any) -> list[Any]:
+    """Return ``operator`` and what is below it in the order of the data, along first inputs."""
+    operators = [operator]
+    # What lists files below a plain read is that read's own affair.
+    while operators[-1].input_dependencies and not isinstance(operators[-1], ReadFiles):
+        operators.append(operators[-1].input_dependencies[0])
+    return operators[::-1]
 
 
-def _full_name(operator: Any) -> str:
+def _position(names: Sequence[str], index: int) -> str:
+    """Spell a pipeline with brackets around one operator, and without what is far from it."""
+    spelt: list[str] = []
+    for i, name in enumerate(names):
+        if i in (0, len(names) - 1) or abs(i - index) <= _NEIGHBOURS:
+            spelt.append(f"[{name}]" if i == index else name)
+        elif spelt[-1] != "...":
+            spelt.append("...")
+    return " -> ".join(spelt)
+
+
+def _title(operator: Any) -> str:
+    """Spell an operator for people: as Ray names it, after what it is."""
     kind, name = type(operator).__name__, str(operator.name)
-    return name if name.startswith(kind) else f"{kind} ({name})"
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}..."
+    # Of a map, the name alone says what it is.
+    telling = isinstance(operator, _UDF_TYPES) or name.startswith(kind)
+    title = name if telling else f"{kind}({name})"
+    inputs = len(operator.input_dependencies)
+    return title if inputs < 2 else f"{title} of {inputs} datasets"
 
 
-def _check_udf(operator: Any, is_decorated: Callable[[Any], bool]) -> None:
+def _check_kind(chain: Chain, operator: Any) -> None:
+    if not isinstance(operator, (*_UDF_TYPES, Project, StreamingRepartition)):
+        call, why = _REFUSED.get(
+            type(operator).__name__, ("", "ray_resume cannot follow rows through it")
+        )
+        raise chain.refusal(
+            operator,
+            f"{_title(operator)}{call and f' (from {call})'} cannot stand between resumable_read "
+            f"and resumable_write: {why}.",
+            _WAY_OUT,
+        )
+    _check_limit(chain, operator)
+
+
+def _check_start(chain: Chain, resumable_datasource: type) -> None:
+    start = chain.read
+    if isinstance(start, InputData):
+        problem = (
+            "The pipeline starts with a dataset that was materialized, by materialize, split, "
+            "split_at_indices or train_test_split: which source a row came from is lost."
+        )
+    elif not isinstance(start, Read) or not isinstance(start.datasource, resumable_datasource):
+        problem = f"The pipeline starts with {_title(start)}, which is not resumable."
+    else:
+        _check_limit(chain, start)
+        return
+    raise chain.refusal(start, problem, _READ_WAY_OUT)
+
+
+def _check_udf(chain: Chain, operator: Any, is_decorated: Callable[[Any], bool]) -> None:
     if isinstance(operator, Filter) and operator.is_expression_based():
-        _check_expression(operator, operator.predicate_expr)
+        _check_expression(chain, operator, operator.predicate_expr)
     elif _is_drop_columns(operator):
         return
     elif isinstance(operator, _UDF_TYPES) and _is_rays_own(operator.fn):
-        raise NonResumableError(
-            f"{operator.name} runs a UDF of Ray Data's own, which cannot be decorated. Say it by "
-            "with_column, select_columns or rename_columns, or with a @resumable UDF."
+        raise chain.refusal(
+            operator,
+            f"{_title(operator)} runs a UDF of Ray Data's own, which cannot be decorated.",
+            "Say it by with_column, select_columns or rename_columns, or with a @resumable UDF. "
+            "(A sample, or a split into training and test rows: by a hash of something in the "
+            "row, so that it is the same in every run.)",
         )
     elif isinstance(operator, _UDF_TYPES) and not is_decorated(operator.fn):
-        raise NonResumableError(
-            f"{operator.name} runs a UDF that is not decorated. Put @resumable on it, if each "
-            "call's output comes from that call's rows alone. A UDF that buffers, deduplicates or "
-            "aggregates over calls cannot be resumed: write with resumable_write before it, then "
-            "start a second pipeline from the written files."
+        raise chain.refusal(
+            operator,
+            f"{_title(operator)} runs a UDF that is not decorated.",
+            "Put @resumable on it, if each call's output comes from that call's rows alone. A UDF "
+            "that buffers, deduplicates or aggregates over calls cannot be resumed: write with "
+            "resumable_write before it, then start a second pipeline from the written files.",
         )
     elif isinstance(operator, Project):
         for expression in operator.get_all_exprs():
-            _check_expression(operator, expression)
+            _check_expression(chain, operator, expression)
 
 
 def _is_drop_columns(operator: Any) -> bool:
@@ -418,25 +499,30 @@ def _is_rays_own(udf: Any) -> bool:
     return getattr(udf, "__module__", None) == Dataset.__module__
 
 
-def _check_limit(operator: Any) -> None:
+def _check_limit(chain: Chain, operator: Any) -> None:
     if operator.per_block_limit is not None:
-        raise NonResumableError(
-            f"A limit was pushed into {operator.name}: rows that it leaves out are lost without "
-            f"a trace. {_WAY_OUT}"
+        raise chain.refusal(
+            operator,
+            f"A limit was pushed into {_title(operator)}: rows that it leaves out are lost "
+            "without a trace.",
+            _WAY_OUT,
         )
 
 
-def _check_expression(operator: Any, expression: Any) -> None:
+def _check_expression(chain: Chain, operator: Any, expression: Any) -> None:
     if expression.name in (SOURCE_COLUMN, TOKEN_COLUMN):
-        raise NonResumableError(
-            f"{operator.name} makes a column called {expression.name}, a name that ray_resume "
-            "uses itself. Give it another name."
+        raise chain.refusal(
+            operator,
+            f"{_title(operator)} makes a column called {expression.name}, a name that ray_resume "
+            "uses itself.",
+            "Give it another name.",
         )
     for part in _parts(expression):
         if isinstance(part, UDFExpr) and not isinstance(part, PyArrowComputeUDFExpr):
-            raise NonResumableError(
-                f"{operator.name} runs a UDF inside an expression, which cannot be decorated. "
-                "Say the same with map_batches and a @resumable UDF."
+            raise chain.refusal(
+                operator,
+                f"{_title(operator)} runs a UDF inside an expression, which cannot be decorated.",
+                "Say the same with map_batches and a @resumable UDF.",
             )
 
 
@@ -521,8 +607,10 @@ class _PlainWriteGuard(ExecutionCallback):
         for operator in operators:
             for logical in operator._logical_operators:
                 if isinstance(logical, Write):
+                    names = [_title(below) for below in _operators_below(logical)]
                     raise _PlainWriteRefusedError(
                         "A plain write_* of a dataset from resumable_read would not be resumable: "
-                        "nothing would be skipped, and a crash would leave duplicates. Use "
+                        "nothing would be skipped, and a crash would leave duplicates. It is in "
+                        f"brackets here: {_position(names, len(names) - 1)}. Use "
                         "resumable_write(ds, folder)."
                     )

@@ -32,7 +32,13 @@ __all__ = ["ReadOptions", "resumable_read"]
 
 # Bytes in memory for a byte on disk. Parquet: what plain Ray Data assumes of it before it has
 # sampled any file. The others: guesses of the same kind, used only to choose a parallelism.
-_INFLATION = {"read_parquet": 5.0, "read_orc": 5.0, "read_avro": 3.0, "read_images": 10.0}
+_INFLATION = {
+    "read_parquet": 5.0,
+    "read_orc": 5.0,
+    "read_avro": 3.0,
+    "read_images": 10.0,
+    "read_videos": 100.0,
+}
 
 # How many tasks a user's own datasource is asked for, in every run, whatever the cluster.
 _CUSTOM_READ_TASKS = 200

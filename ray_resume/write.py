@@ -19,6 +19,7 @@ from ray_resume.datasinks import (
     check_datasink,
     combined,
     publishes_at_the_end,
+    title_of,
 )
 from ray_resume.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.directory import CheckpointDirectory
@@ -189,7 +190,7 @@ def _target(
                 sink.on_write_complete(combined(results, rows))
 
         return _Target(
-            RemoteOutput(f"datasink {sink.get_name()}"),
+            RemoteOutput(title_of(sink)),
             lambda this: WrappedDatasink(sink, this.client),
             publish,
         )
@@ -228,9 +229,10 @@ def _check_stage_sinks(chain: plan.Chain, sink: Any) -> None:
             "@resumable(sink=True). Give a folder or a Datasink."
         )
     if sinks and (sink is not None or sinks[0] is not chain.operators[-1]):
-        raise NonResumableError(
-            f"{sinks[0].name} is decorated with @resumable(sink=True), so nothing comes after it. "
-            "Make it the last operator, and call resumable_write(ds) without a sink."
+        raise chain.refusal(
+            sinks[0],
+            f"{sinks[0].name} is decorated with @resumable(sink=True), so nothing comes after it.",
+            "Make it the last operator, and call resumable_write(ds) without a sink.",
         )
 
 

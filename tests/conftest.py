@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 RUNTIME_ENV_MARK = "RAY_RESUME_TEST_MARK"
+
+# A driver in a process of its own does not have the token of a cluster that another one started.
+WITHOUT_TOKENS = {**os.environ, "RAY_AUTH_MODE": "disabled"}
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +40,28 @@ def cluster() -> Iterator[str]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield context.address_info["address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def another_cluster() -> Iterator[str]:
+    """A cluster whose drivers are killed; its address.
+
+    Ray gives the workers that it was just starting for them up to a minute to register, and what
+    comes next on that cluster waits.
+    """
+    script = (
+        "import ray, time\n"
+        "context = ray.init(num_cpus=4, include_dashboard=False, logging_level='error')\n"
+        "print(context.address_info['address'], flush=True)\n"
+        "time.sleep(3600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=WITHOUT_TOKENS
+    )
+    assert process.stdout is not None
+    yield process.stdout.readline().strip()
+    kill_with_descendants(process.pid)
+    process.communicate()
 
 
 @pytest.fixture
@@ -88,3 +117,18 @@ def holders(path: Path) -> Iterator[psutil.Process]:
                 yield process
         except psutil.Error:
             continue
+
+
+def kill_with_descendants(pid: int) -> None:
+    """Kill a process and all that it has started."""
+    root = psutil.Process(pid)
+    victims = [root, *root.children(recursive=True)]
+    for process in victims:
+        kill(process)
+    psutil.wait_procs(victims, timeout=30)
+
+
+def kill(process: psutil.Process) -> None:
+    """Kill a process that may be gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()

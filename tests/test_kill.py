@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -13,11 +12,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import holders, ids_in, write_source
+from conftest import (
+    WITHOUT_TOKENS,
+    holders,
+    ids_in,
+    kill,
+    kill_with_descendants,
+    write_source,
+)
 from driver import rows_of
 
 from ray_resume import Checkpoint, CheckpointError, resumable, resumable_read, resumable_write
@@ -25,9 +30,6 @@ from ray_resume.store import read_writer
 
 DRIVER = Path(__file__).with_name("driver.py")
 FILES, ROWS = 24, 200
-
-# A driver in a process of its own does not have the token of a cluster that another one started.
-WITHOUT_TOKENS = {**os.environ, "RAY_AUTH_MODE": "disabled"}
 
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any
@@ -118,44 +120,11 @@ def job(tmp_path: Path) -> Iterator[Job]:
     job.kill(with_descendants=True)
 
 
-@pytest.fixture(scope="module")
-def another_cluster() -> Iterator[str]:
-    """A cluster whose drivers are killed: Ray gives the workers that it was just starting for
-    them up to a minute to register, and what comes next on that cluster waits.
-    """
-    script = (
-        "import ray, time\n"
-        "context = ray.init(num_cpus=4, include_dashboard=False, logging_level='error')\n"
-        "print(context.address_info['address'], flush=True)\n"
-        "time.sleep(3600)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=WITHOUT_TOKENS
-    )
-    assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    kill_with_descendants(process.pid)
-    process.communicate()
-
-
 @pytest.fixture
 def job_on_cluster(job: Job, another_cluster: str) -> Job:
     """A job on a cluster that outlives it."""
     job.address = another_cluster
     return job
-
-
-def kill_with_descendants(pid: int) -> None:
-    root = psutil.Process(pid)
-    victims = [root, *root.children(recursive=True)]
-    for process in victims:
-        kill(process)
-    psutil.wait_procs(victims, timeout=30)
-
-
-def kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
 
 
 def test_a_job_killed_with_everything_it_started_resumes(job: Job) -> None:

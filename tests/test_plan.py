@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,8 +11,9 @@ import pytest
 import ray
 from conftest import snapshot
 from ray.data import DataContext, Dataset
+from ray.data.aggregate import Count, Sum
 from ray.data.datatype import DataType
-from ray.data.expressions import col, udf
+from ray.data.expressions import col, download, udf
 
 from ray_resume import (
     CheckpointError,
@@ -56,49 +58,249 @@ def plus_one_of(column: str) -> Any:
     return plus_one(col(column))
 
 
-REFUSED: dict[str, tuple[Callable[[Dataset, Dataset], Dataset], str]] = {
-    "random_shuffle": (lambda ds, _: ds.random_shuffle(), "RandomShuffle"),
-    "randomize_block_order": (lambda ds, _: ds.randomize_block_order(), "RandomizeBlock"),
-    "sort": (lambda ds, _: ds.sort("id"), "Sort"),
-    "repartition": (lambda ds, _: ds.repartition(3), "Repartition"),
-    "groupby": (lambda ds, _: ds.groupby("name").count(), "Aggregate"),
-    "map_groups": (lambda ds, _: ds.groupby("name").map_groups(undecorated), "Repartition"),
-    "unique": (lambda ds, _: ds.groupby("id").sum("weight"), "Aggregate"),
-    "limit": (lambda ds, _: ds.limit(10), "Limit"),
-    "limit before a stage": (lambda ds, _: ds.limit(10).map_batches(keep), "Limit"),
-    "union": (lambda ds, other: ds.union(other), "Union"),
-    "union of its own branches": (
-        lambda ds, _: ds.map_batches(keep).union(ds.map_batches(keep)),
-        "Union",
+@resumable(sink=True)
+def send(batch: Batch) -> Batch:
+    return batch
+
+
+PIPELINE = "second pipeline from the written files"
+DECORATE = "Put @resumable on it"
+SAY_IT = "with a @resumable UDF"
+READ = "Read with resumable_read("
+
+# How it is built; what the message calls it; where it is; what to do.
+REFUSED: dict[str, tuple[Callable[[Dataset, Dataset], Dataset], str, str, str]] = {
+    "random_shuffle": (
+        lambda ds, _: ds.map_batches(keep).random_shuffle().map_batches(keep),
+        "RandomShuffle (from random_shuffle)",
+        "ReadParquet -> MapBatches(keep) -> [RandomShuffle] -> MapBatches(keep) -> resumable_write",
+        PIPELINE,
     ),
-    "zip": (lambda ds, other: ds.zip(other), "Zip"),
+    "randomize_block_order": (
+        lambda ds, _: ds.randomize_block_order(),
+        "from randomize_block_order",
+        "ReadParquet -> [RandomizeBlocks(RandomizeBlockOrder)] -> resumable_write",
+        PIPELINE,
+    ),
+    "sort": (
+        lambda ds, _: ds.sort("id"),
+        "Sort (from sort",
+        "ReadParquet -> [Sort] -> resumable_write",
+        PIPELINE,
+    ),
+    "the first of two": (
+        lambda ds, _: ds.sort("id").random_shuffle(),
+        "Sort (from sort",
+        "ReadParquet -> [Sort] -> RandomShuffle -> resumable_write",
+        PIPELINE,
+    ),
+    "repartition": (
+        lambda ds, _: ds.repartition(3),
+        "Repartition (from repartition",
+        "ReadParquet -> [Repartition] -> resumable_write",
+        PIPELINE,
+    ),
+    "groupby": (
+        lambda ds, _: ds.groupby("name").count(),
+        "Aggregate (from groupby or an aggregation)",
+        "ReadParquet -> [Aggregate] -> resumable_write",
+        PIPELINE,
+    ),
+    "aggregate": (
+        lambda ds, _: ds.groupby("id").aggregate(Count(), Sum("weight")),
+        "Aggregate (from groupby or an aggregation)",
+        "ReadParquet -> [Aggregate] -> resumable_write",
+        PIPELINE,
+    ),
+    "map_groups": (
+        lambda ds, _: ds.groupby("name").map_groups(keep),
+        "groupby for map_groups",
+        "ReadParquet -> [Repartition] -> MapBatches(keep) -> resumable_write",
+        PIPELINE,
+    ),
+    "limit": (
+        lambda ds, _: ds.limit(10),
+        "Limit(limit=10)",
+        "ReadParquet -> [Limit(limit=10)] -> resumable_write",
+        PIPELINE,
+    ),
+    "limit before a stage": (
+        lambda ds, _: ds.limit(10).map_batches(keep),
+        "Limit(limit=10)",
+        "ReadParquet -> [Limit(limit=10)] -> MapBatches(keep) -> resumable_write",
+        PIPELINE,
+    ),
+    "union": (
+        lambda ds, other: ds.map_batches(keep).union(other),
+        "Union of 2 datasets",
+        "ReadParquet -> MapBatches(keep) -> [Union of 2 datasets] -> resumable_write",
+        PIPELINE,
+    ),
+    "union below a plain read": (
+        lambda ds, other: other.union(ds),
+        "Union of 2 datasets",
+        " -> [Union of 2 datasets] -> resumable_write",
+        PIPELINE,
+    ),
+    "union of its own branches": (
+        lambda ds, _: ds.map_batches(keep).union(ds.map_batches(keep)).map(keep),
+        "Union of 2 datasets",
+        "ReadParquet -> MapBatches(keep) -> [Union of 2 datasets] -> Map(keep) -> resumable_write",
+        PIPELINE,
+    ),
+    "zip": (
+        lambda ds, other: ds.zip(other),
+        "Zip of 2 datasets",
+        "ReadParquet -> [Zip of 2 datasets] -> resumable_write",
+        PIPELINE,
+    ),
+    "mix": (
+        lambda ds, other: ds.mix(other),
+        "Mix of 2 datasets",
+        "ReadParquet -> [Mix of 2 datasets] -> resumable_write",
+        PIPELINE,
+    ),
     "join": (
         lambda ds, other: ds.join(other, join_type="inner", num_partitions=2, on=("id",)),
-        "Join",
+        "Join of 2 datasets",
+        "ReadParquet -> [Join of 2 datasets] -> resumable_write",
+        PIPELINE,
     ),
-    "random_sample": (lambda ds, _: ds.random_sample(0.5), "random_sample"),
-    "undecorated function": (lambda ds, _: ds.map_batches(undecorated), "undecorated"),
-    "undecorated lambda": (lambda ds, _: ds.map_batches(lambda batch: batch), "<lambda>"),
-    "undecorated class": (lambda ds, _: ds.map_batches(Undecorated), "Undecorated"),
-    "class derived from a decorated one": (lambda ds, _: ds.map_batches(Derived), "Derived"),
+    "a download": (
+        lambda ds, _: ds.with_column("bytes", download("name")),
+        "Download (from an expression)",
+        "ReadParquet -> [Download] -> resumable_write",
+        "A @resumable UDF that downloads is fine",
+    ),
+    "random_sample": (
+        lambda ds, _: ds.random_sample(0.5),
+        "MapBatches(random_sample) runs a UDF of Ray Data's own",
+        "ReadParquet -> [MapBatches(random_sample)] -> resumable_write",
+        SAY_IT,
+    ),
+    "streaming_train_test_split": (
+        lambda ds, _: ds.streaming_train_test_split(0.5, split_type="random")[0],
+        "MapBatches(random_split) runs a UDF of Ray Data's own",
+        "ReadParquet -> [MapBatches(random_split)] -> Filter(",
+        SAY_IT,
+    ),
+    "add_column": (
+        lambda ds, _: ds.add_column("x", lambda batch: batch["id"]),
+        "MapBatches(add_column) runs a UDF of Ray Data's own",
+        "ReadParquet -> [MapBatches(add_column)] -> resumable_write",
+        "with_column",
+    ),
+    "undecorated function": (
+        lambda ds, _: ds.map_batches(undecorated),
+        "MapBatches(undecorated) runs",
+        "ReadParquet -> [MapBatches(undecorated)] -> resumable_write",
+        DECORATE,
+    ),
+    "undecorated lambda": (
+        lambda ds, _: ds.select_columns(["id"]).map_batches(lambda batch: batch),
+        "MapBatches(<lambda>) runs",
+        "ReadParquet -> Project -> [MapBatches(<lambda>)] -> resumable_write",
+        DECORATE,
+    ),
+    "undecorated class": (
+        lambda ds, _: ds.map_batches(Undecorated),
+        "MapBatches(Undecorated) runs",
+        "ReadParquet -> [MapBatches(Undecorated)] -> resumable_write",
+        DECORATE,
+    ),
+    "class derived from a decorated one": (
+        lambda ds, _: ds.map_batches(Derived),
+        "MapBatches(Derived) runs",
+        "ReadParquet -> [MapBatches(Derived)] -> resumable_write",
+        DECORATE,
+    ),
     "undecorated before a decorated one": (
         lambda ds, _: ds.map_batches(undecorated).map_batches(keep),
-        "undecorated",
+        "MapBatches(undecorated) runs",
+        "ReadParquet -> [MapBatches(undecorated)] -> MapBatches(keep) -> resumable_write",
+        DECORATE,
     ),
-    "undecorated map": (lambda ds, _: ds.map(lambda row: row), "Map(<lambda>)"),
-    "undecorated flat_map": (lambda ds, _: ds.flat_map(lambda row: [row]), "FlatMap(<lambda>)"),
-    "undecorated filter": (lambda ds, _: ds.filter(lambda row: True), "Filter(<lambda>)"),
-    "UDF in an expression": (lambda ds, _: ds.with_column("x", plus_one_of("id")), "expression"),
-    "our column": (lambda ds, _: ds.with_column("__ray_resume_token", col("id")), "token"),
-    "materialized": (lambda ds, _: ds.map_batches(keep).materialize(), "materialized"),
-    "plain read": (lambda _, other: other.map_batches(keep), "resumable_read"),
+    "undecorated map": (
+        lambda ds, _: ds.map(lambda row: row),
+        "Map(<lambda>) runs",
+        "ReadParquet -> [Map(<lambda>)] -> resumable_write",
+        DECORATE,
+    ),
+    "undecorated flat_map": (
+        lambda ds, _: ds.flat_map(lambda row: [row]),
+        "FlatMap(<lambda>) runs",
+        "ReadParquet -> [FlatMap(<lambda>)] -> resumable_write",
+        DECORATE,
+    ),
+    "undecorated filter": (
+        lambda ds, _: ds.filter(lambda row: True),
+        "Filter(<lambda>) runs",
+        "ReadParquet -> [Filter(<lambda>)] -> resumable_write",
+        DECORATE,
+    ),
+    "UDF in an expression": (
+        lambda ds, _: ds.with_column("x", plus_one_of("id")),
+        "Project runs a UDF inside an expression",
+        "ReadParquet -> [Project] -> resumable_write",
+        SAY_IT.removeprefix("with "),
+    ),
+    "UDF in the expression of a filter": (
+        lambda ds, _: ds.map_batches(keep).filter(expr=plus_one_of("id") > 3),
+        "runs a UDF inside an expression",
+        "ReadParquet -> MapBatches(keep) -> [Filter(",
+        SAY_IT.removeprefix("with "),
+    ),
+    "our column": (
+        lambda ds, _: ds.with_column("__ray_resume_token", col("id")),
+        "Project makes a column called __ray_resume_token",
+        "ReadParquet -> [Project] -> resumable_write",
+        "Give it another name",
+    ),
+    "materialized": (
+        lambda ds, _: ds.map_batches(keep).materialize().map_batches(keep),
+        "a dataset that was materialized",
+        "[InputData] -> MapBatches(keep) -> resumable_write",
+        READ,
+    ),
+    "split": (
+        lambda ds, _: ds.split(2)[0],
+        "materialized, by materialize, split,",
+        "[InputData] -> resumable_write",
+        "not one that was materialized or split",
+    ),
+    "train_test_split": (
+        lambda ds, _: ds.train_test_split(0.5)[1].map_batches(keep),
+        "train_test_split",
+        "[InputData] -> MapBatches(keep) -> resumable_write",
+        READ,
+    ),
+    "plain read": (
+        lambda _, other: other.map_batches(keep),
+        "The pipeline starts with ReadFilesParquet",
+        "] -> MapBatches(keep) -> resumable_write",
+        READ,
+    ),
+    "rows from memory": (
+        lambda *_: ray.data.from_items([{"id": 1}]).map_batches(keep),
+        "The pipeline starts with FromItems",
+        "[FromItems] -> MapBatches(keep) -> resumable_write",
+        READ,
+    ),
+    "a sink that is not the last": (
+        lambda ds, _: ds.map_batches(send).map_batches(keep),
+        "MapBatches(send) is decorated with @resumable(sink=True)",
+        "ReadParquet -> [MapBatches(send)] -> MapBatches(keep) -> resumable_write",
+        "Make it the last operator",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.usefixtures("cluster")
-def test_refused_by_name_before_anything_starts(case: str, source: Path, tmp_path: Path) -> None:
-    build, named = REFUSED[case]
+def test_refused_by_name_and_place_before_anything_starts(
+    case: str, source: Path, tmp_path: Path
+) -> None:
+    build, named, where, way_out = REFUSED[case]
     ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
     other = ray.data.read_parquet(str(source))
     pipeline = build(ds, other)
@@ -107,26 +309,58 @@ def test_refused_by_name_before_anything_starts(case: str, source: Path, tmp_pat
         resumable_write(pipeline, tmp_path / "out")
     message = str(caught.value)
     assert named in message
-    # Each message ends with what to do.
-    assert any(
-        way in message
-        for way in (
-            "second pipeline",
-            "@resumable",
-            "resumable_read(",
-            "another name",
-            "resumable_write",
-        )
-    ), message
+    assert where in message
+    assert way_out in message
+    assert "internal" not in message.lower()
+    assert caught.value.__cause__ is None
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_is_no_dataset_any_more_is_refused(source: Path, tmp_path: Path) -> None:
+    ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
+    before = snapshot(tmp_path)
+    for value in (
+        ds.split(2),
+        ds.streaming_split(2),
+        ds.iterator(),
+        ds.unique("id"),
+        ds.aggregate(Count()),
+        ds.sum("id"),
+        ds.groupby("id"),
+        None,
+    ):
+        with pytest.raises(NonResumableError, match=type(value).__name__) as caught:
+            resumable_write(value, tmp_path / "out")  # type: ignore[arg-type]
+        assert READ in str(caught.value)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.usefixtures("cluster")
+def test_of_a_long_pipeline_only_the_surroundings_are_told(source: Path, tmp_path: Path) -> None:
+    ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
+    for number in range(12):
+        ds = ds.sort("id") if number == 6 else ds.filter(expr=col("name") != str(number) * 100)
+    with pytest.raises(NonResumableError) as caught:
+        resumable_write(ds, tmp_path / "out")
+    (where,) = re.findall(r"here: (.*)\. Write", str(caught.value))
+    names = where.split(" -> ")
+    assert [names[0], names[1], names[5], names[9], names[10]] == [
+        *("ReadParquet", "...", "[Sort]", "...", "resumable_write")
+    ]
+    filters = [names[i] for i in (2, 3, 4, 6, 7, 8)]
+    assert all(name.startswith("Filter(col('name')") and len(name) < 80 for name in filters)
+    assert len(names) == 11
 
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("write", ["write_parquet", "write_json", "write_csv"])
 def test_a_plain_write_is_refused(write: str, source: Path, tmp_path: Path) -> None:
     ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
-    with pytest.raises(NonResumableError, match=r"resumable_write\(ds, folder\)"):
+    with pytest.raises(NonResumableError, match=r"resumable_write\(ds, folder\)") as caught:
         getattr(ds.map_batches(keep), write)(str(tmp_path / "out"))
+    assert "ReadParquet -> MapBatches(keep) -> [Write" in str(caught.value)
+    assert "internal" not in str(caught.value).lower()
     assert not list((tmp_path / "out").glob("*"))
 
 

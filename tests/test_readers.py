@@ -104,6 +104,29 @@ def write_audio(path: Path, number: int) -> None:
         file.writeframes(np.full(100, number, dtype=np.int16).tobytes())
 
 
+def write_video(path: Path, number: int) -> None:
+    """Grey frames as uncompressed YUV4MPEG2, which decord reads whatever the file is called."""
+    pytest.importorskip("decord")
+    frames = b"".join(
+        b"FRAME\n" + bytes([16 + 20 * number + i]) * 256 + bytes([128]) * 128 for i in range(4)
+    )
+    path.write_bytes(b"YUV4MPEG2 W16 H16 F5:1 Ip A1:1 C420jpeg\n" + frames)
+
+
+def write_tfrecords(path: Path, number: int) -> None:
+    tensorflow: Any = pytest.importorskip("tensorflow")
+    train = tensorflow.train
+    with tensorflow.io.TFRecordWriter(str(path)) as writer:
+        for i in range(4):
+            features = {
+                "id": train.Feature(int64_list=train.Int64List(value=[number * 10 + i])),
+                "name": train.Feature(bytes_list=train.BytesList(value=["ü".encode()])),
+                "scores": train.Feature(float_list=train.FloatList(value=[0.5, i])),
+            }
+            example = train.Example(features=train.Features(feature=features))
+            writer.write(example.SerializeToString())
+
+
 def write_parquet(path: Path, number: int) -> None:
     pq.write_table(table(number), path)
 
@@ -121,7 +144,12 @@ READERS: dict[str, tuple[str, Callable[[Path, int], None], dict[str, Any]]] = {
     "read_avro .avro": ("read_avro", write_avro, {}),
     "read_webdataset .tar": ("read_webdataset", write_webdataset, {}),
     "read_audio .wav": ("read_audio", write_audio, {}),
+    "read_videos .avi": ("read_videos", write_video, {"include_timestamps": True}),
+    "read_tfrecords .tfrecords": ("read_tfrecords", write_tfrecords, {}),
 }
+
+# A gigabyte for one reader: `pip install tensorflow-cpu`, then `pytest -m slow -k tfrecords`.
+SLOW = {"read_tfrecords .tfrecords"}
 
 
 @resumable
@@ -131,7 +159,9 @@ def digest_of(row: dict[str, Any]) -> dict[str, Any]:
     return {"digest": hashlib.sha256(spelt.encode()).hexdigest()}
 
 
-@pytest.mark.parametrize("case", READERS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in READERS]
+)
 def test_readers_for_files(case: str, tmp_path: Path) -> None:
     name, write, options = READERS[case]
     suffix = case.split()[1]

@@ -29,6 +29,7 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
+from ray_resume.datasinks import title_of
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -146,8 +147,11 @@ def test_the_sql_datasink_into_sqlite(source: Path, tmp_path: Path) -> None:
         rows = connection.execute("select id, name from rows order by id").fetchall()
     assert rows == [(i, f"row {i}") for i in range(600)]
     ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
-    with pytest.raises(CheckpointError, match="belongs to the output datasink SQL"):
+    with pytest.raises(CheckpointError, match="belongs to the output datasink SQL rows,"):
         resumable_write(ds, tmp_path / "out")
+    others = SQLDatasink("INSERT INTO others (id) VALUES (?)", lambda: None)
+    with pytest.raises(CheckpointError, match="write to datasink SQL others"):
+        resumable_write(ds, others)
 
 
 class Table(Datasink[Any]):
@@ -213,7 +217,10 @@ def test_a_datasink_that_publishes_at_the_end(fail: str, source: Path, tmp_path:
 
 
 def test_datasinks_that_are_refused(source: Path, tmp_path: Path) -> None:
+    from ray.data._internal.datasource.bigquery_datasink import BigQueryDatasink
+    from ray.data._internal.datasource.clickhouse_datasink import ClickHouseDatasink, SinkMode
     from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
+    from ray.data._internal.savemode import SaveMode
 
     ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
     before = snapshot(tmp_path)
@@ -222,11 +229,39 @@ def test_datasinks_that_are_refused(source: Path, tmp_path: Path) -> None:
     for mode in ("overwrite", "create"):
         with pytest.raises(NonResumableError, match=mode):
             resumable_write(ds, Table(tmp_path / "table", mode=mode))
+    for rays in (SaveMode.OVERWRITE, SaveMode.CREATE, SaveMode.IGNORE, SaveMode.ERROR):
+        with pytest.raises(NonResumableError, match=rays.value):
+            resumable_write(ds, Table(tmp_path / "table", mode=rays))
+    for theirs in (SinkMode.OVERWRITE, SinkMode.CREATE):
+        with pytest.raises(NonResumableError, match=theirs.name.lower()):
+            resumable_write(ds, ClickHouseDatasink("rows", "clickhouse://nobody@nowhere", theirs))
+    # Made without its client library; this is what Ray's default is.
+    bigquery = object.__new__(BigQueryDatasink)
+    bigquery.overwrite_table = True
+    with pytest.raises(NonResumableError, match="overwrite_table=False"):
+        resumable_write(ds, bigquery)
     with pytest.raises(TypeError, match="folders alone"):
         resumable_write(ds, Table(tmp_path / "table"), compression="zstd")
     with pytest.raises(NonResumableError, match="got no sink"):
         resumable_write(ds)
     assert snapshot(tmp_path) == before
+
+
+def test_the_names_of_datasinks_tell_tables_apart_and_no_secrets(tmp_path: Path) -> None:
+    from ray.data._internal.datasource.delta_datasink import DeltaDatasink
+    from ray.data._internal.datasource.mongo_datasink import MongoDatasink
+
+    insert = "insert\n into shop.rows(id) values (?)"
+    assert title_of(SQLDatasink(insert, lambda: None)) == "datasink SQL shop.rows"
+    assert title_of(SQLDatasink("call put(?)", lambda: None)) == "datasink SQL"
+    mongo = object.__new__(MongoDatasink)
+    mongo.uri, mongo.database, mongo.collection = "mongodb://me:secret@host", "shop", "rows"
+    assert title_of(mongo) == "datasink Mongo shop.rows"
+    assert title_of(Table(tmp_path)) == "datasink Table"
+    delta = type("DeltaDatasink", (DeltaDatasink,), {})
+    assert title_of(delta("/tables/rows/")) == "datasink Delta /tables/rows"
+    assert title_of(DeltaDatasink("rows")) == f"datasink Delta {Path.cwd()}/rows"
+    assert title_of(DeltaDatasink("s3://bucket/rows")) == "datasink Delta s3://bucket/rows"
 
 
 def test_a_udf_as_sink(source: Path, tmp_path: Path) -> None:
