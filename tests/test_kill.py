@@ -158,6 +158,7 @@ def kill(process: psutil.Process) -> None:
         process.kill()
 
 
+@pytest.mark.long
 def test_a_job_killed_with_everything_it_started_resumes(job: Job) -> None:
     moments: list[Callable[[], bool]] = [
         lambda: job.files() >= 1,
@@ -175,6 +176,7 @@ def test_a_job_killed_with_everything_it_started_resumes(job: Job) -> None:
     job.check()
 
 
+@pytest.mark.long
 def test_the_ledger_of_a_killed_driver_commits_nothing_after_its_successor_started(
     job_on_cluster: Job,
 ) -> None:
@@ -196,6 +198,7 @@ def test_the_ledger_of_a_killed_driver_commits_nothing_after_its_successor_start
     job.check()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_stopped_ledger_keeps_its_successor_out(job_on_cluster: Job) -> None:
     job = job_on_cluster
