@@ -1,6 +1,7 @@
 """Which operators a pipeline may have, and how it is armed. The one place that knows Ray's insides.
 
-Checked against the Ray versions that ``pyproject.toml`` admits. Each internal that is used:
+On a Ray outside of ``TESTED_RAY``, or where something that is used has moved, the import of this
+module fails and says so. Each internal that is used:
 
 * ``Dataset._logical_plan.dag`` and the operator classes: Ray has no public view of a plan, and the
   plan is what has to be judged and rewritten before anything runs.
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import dis
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +39,24 @@ from ray_resume.errors import NonResumableError
 from ray_resume.lineage import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.source import Selection
 
+# From the first to before the second. `pyproject.toml` says the same to pip, but an image of a
+# cluster often has its own Ray, or gets another one later, and then pip only warns. Here it is an
+# error, not a warning: that no row is lost rests on what Ray does (which read tasks it runs, what
+# its optimizer moves), and a Ray that does it otherwise need not have renamed anything.
+TESTED_RAY = ((2, 56), (2, 61))
+
+
+def _unknown_ray(reason: object) -> ImportError:
+    first, beyond = (".".join(map(str, version)) for version in TESTED_RAY)
+    return ImportError(
+        f"ray_resume does not know the insides of Ray {ray.__version__}: {reason}. "
+        f"Install one that it was tested with: pip install 'ray[data]>={first},<{beyond}'"
+    )
+
+
+if not TESTED_RAY[0] <= tuple(map(int, ray.__version__.split(".")[:2])) < TESTED_RAY[1]:
+    raise _unknown_ray("it was never tested with it")
+
 try:
     from ray.data._internal.arrow_ops.transform_pyarrow import concat
     from ray.data._internal.datasource.parquet_datasource import (
@@ -44,6 +65,8 @@ try:
     )
     from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
     from ray.data._internal.execution.execution_callback import ExecutionCallback
+    from ray.data._internal.execution.interfaces import PhysicalOperator
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
     from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan
     from ray.data._internal.logical.operators import (
         Filter,
@@ -66,10 +89,7 @@ try:
     from ray.data.datasource.file_datasink import _FileDatasink
     from ray.data.expressions import Expr, PyArrowComputeUDFExpr, StarExpr, UDFExpr, col
 except ImportError as error:
-    raise ImportError(
-        f"ray_resume does not know the insides of Ray {ray.__version__}: {error}. "
-        "Install a Ray version that its package metadata admits (pip install ray-resume does)."
-    ) from error
+    raise _unknown_ray(error) from error
 
 __all__ = [
     "WRITE_UUID_KWARG_NAME",
@@ -128,6 +148,27 @@ _UDF_OPERATORS: dict[Any, str] = {
 }
 
 _UDF_TYPES: Any = tuple(_UDF_OPERATORS)
+
+# What is used of Ray's classes without being imported by name.
+_USED: dict[Any, str] = {
+    Dataset: "_logical_plan _from_parent copy context",
+    DataContext: "use_datasource_v2 custom_execution_callback_classes checkpoint_config",
+    LogicalPlan: "dag",
+    LogicalOperator: "input_dependencies name",
+    Read: "datasource datasource_or_legacy_reader num_outputs detected_parallelism parallelism "
+    "per_block_limit",
+    **dict.fromkeys(
+        _UDF_TYPES,
+        "fn fn_args fn_kwargs fn_constructor_args fn_constructor_kwargs compute "
+        "ray_remote_args_fn ray_remote_args per_block_limit input_dependencies",
+    ),
+    Project: "exprs per_block_limit input_dependencies",
+    StreamingRepartition: "per_block_limit input_dependencies",
+    ParquetDatasource: "_pq_paths _pq_fragments",
+    _ParquetFragment: "_fragment _file_size file_size original",
+    StreamingExecutor: "_topology",
+    PhysicalOperator: "_logical_operators",
+}
 
 _reading = threading.Lock()
 
@@ -482,7 +523,7 @@ def _check_udf(chain: Chain, operator: Any, is_decorated: Callable[[Any], bool])
             "resumable_write before it, then start a second pipeline from the written files.",
         )
     elif isinstance(operator, Project):
-        for expression in operator.get_all_exprs():
+        for expression in _expressions(operator):
             _check_expression(chain, operator, expression)
 
 
@@ -524,6 +565,13 @@ def _check_expression(chain: Chain, operator: Any, expression: Any) -> None:
                 f"{_title(operator)} runs a UDF inside an expression, which cannot be decorated.",
                 "Say the same with map_batches and a @resumable UDF.",
             )
+
+
+def _expressions(project: Project) -> list[Any]:
+    # All that it holds: beside what comes out, newer versions keep shared parts in a second field.
+    held = (getattr(project, field.name) for field in dataclasses.fields(project))
+    lists = (values for values in held if isinstance(values, list))
+    return [value for values in lists for value in values if isinstance(value, Expr)]
 
 
 def _parts(expression: Any) -> Iterator[Expr]:
@@ -614,3 +662,26 @@ class _PlainWriteGuard(ExecutionCallback):
                         f"brackets here: {_position(names, len(names) - 1)}. Use "
                         "resumable_write(ds, folder)."
                     )
+
+
+def _check_used() -> None:
+    """Find at once what has moved, not in the middle of somebody's run."""
+    for owner, names in _USED.items():
+        known = set(dir(owner))
+        if dataclasses.is_dataclass(owner):
+            known |= {field.name for field in dataclasses.fields(owner)}
+        # What only exists in instances is found where a method sets it.
+        methods = (value for base in owner.__mro__ for value in vars(base).values())
+        steps = (
+            step
+            for method in methods
+            if inspect.isfunction(method)
+            for step in dis.get_instructions(inspect.unwrap(method))
+        )
+        known |= {step.argval for step in steps if step.opname == "STORE_ATTR"}
+        missing = [name for name in names.split() if name not in known]
+        if missing:
+            raise _unknown_ray(f"{owner.__name__} has no {', '.join(missing)}")
+
+
+_check_used()

@@ -127,6 +127,7 @@ def job_on_cluster(job: Job, another_cluster: str) -> Job:
     return job
 
 
+@pytest.mark.long
 def test_a_job_killed_with_everything_it_started_resumes(job: Job) -> None:
     moments: list[Callable[[], bool]] = [
         lambda: job.files() >= 1,
@@ -144,6 +145,7 @@ def test_a_job_killed_with_everything_it_started_resumes(job: Job) -> None:
     job.check()
 
 
+@pytest.mark.long
 def test_the_ledger_of_a_killed_driver_commits_nothing_after_its_successor_started(
     job_on_cluster: Job,
 ) -> None:
@@ -165,6 +167,7 @@ def test_the_ledger_of_a_killed_driver_commits_nothing_after_its_successor_start
     job.check()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_stopped_ledger_keeps_its_successor_out(job_on_cluster: Job) -> None:
     job = job_on_cluster

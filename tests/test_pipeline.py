@@ -312,6 +312,7 @@ def test_looking_before_the_write_and_a_second_try_do_no_harm(source: Path, tmp_
     assert ids_in(tmp_path / "out") == list(range(0, 600, 2))
 
 
+@pytest.mark.long
 def test_a_udf_that_fails_at_random_converges(source: Path, tmp_path: Path) -> None:
     @resumable(one_to_one=True)
     def flaky(batch: Batch) -> Batch:

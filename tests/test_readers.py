@@ -165,6 +165,8 @@ def digest_of(row: dict[str, Any]) -> dict[str, Any]:
 def test_readers_for_files(case: str, tmp_path: Path) -> None:
     name, write, options = READERS[case]
     suffix = case.split()[1]
+    if name == "read_orc" and not hasattr(ray.data, name):
+        pytest.skip("came with Ray 2.59")
     reader = getattr(ray.data, name)
     source = tmp_path / "in"
     (source / "nested" / "deeper").mkdir(parents=True)
