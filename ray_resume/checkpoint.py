@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ray_resume.checkup import CheckReport, check
 from ray_resume.compaction import compact
 from ray_resume.directory import CheckpointDirectory, new_run_id
 from ray_resume.errors import CheckpointError
@@ -18,7 +19,7 @@ from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.record import Record, State
 from ray_resume.store import Union, WriterFile
 
-__all__ = ["Checkpoint", "CheckpointStatus", "SourceRecord"]
+__all__ = ["CheckReport", "Checkpoint", "CheckpointStatus", "SourceRecord"]
 
 _STATES = {"completed": State.COMPLETED, "failed": State.FAILED, "quarantined": State.QUARANTINED}
 # Long enough for the ledger of a driver that was just killed to follow it.
@@ -209,6 +210,18 @@ class Checkpoint:
             CheckpointError: a run is at work, or a file cannot be read. Nothing was changed.
         """
         return compact(self._directory, lease_wait_s=_LEASE_WAIT_S)
+
+    def check(self) -> CheckReport:
+        """Prove the checkpoint sound, or say what is wrong with it; change nothing.
+
+        Every record of every file is read (in a process of its own, which a damaged file may take
+        down), and the listed output files are looked for where they are in a local folder. Good
+        to call after a crash, and while runs are at work.
+
+        Raises:
+            CheckpointError: there is no checkpoint. Damage is not raised, but reported.
+        """
+        return check(self._directory)
 
     def _on_record(self, union: Union, source_ids: list[str]) -> Iterator[Record]:
         known = {source_id: union.get(source_id) for source_id in source_ids}

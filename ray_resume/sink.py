@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,32 +30,10 @@ from ray_resume.formats import Format
 from ray_resume.ledger import Drain
 from ray_resume.lineage import MODULUS, token_sum
 
-__all__ = ["FileSink", "Folder", "Layout", "OutputName", "gathered"]
+__all__ = ["FileSink", "Folder", "Layout", "gathered"]
 
 DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
-
-
-_NAME = re.compile(r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16}-[0-9a-f]{16})\.[a-z]+")
-
-
-@dataclass(frozen=True)
-class OutputName:
-    """The name of an output file, and whose it is."""
-
-    checkpoint: str
-    run_id: str
-    rest: str
-
-    @classmethod
-    def parse(cls, name: str) -> OutputName | None:
-        """Read a name in the folder, hidden or not; None if it is not one of ours."""
-        *folders, bare = name.split("/")
-        match = _NAME.fullmatch(bare)
-        # A copy that somebody made in a folder of his own, or under another ending, is his.
-        if match is None or not all("=" in folder for folder in folders):
-            return None
-        return cls(*match.groups())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume import Checkpoint, CheckpointError, compaction
+from ray_resume import Checkpoint, CheckpointError, store
 from ray_resume import checkpoint as checkpoint_module
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.lease import Claim, Lease, Owner
@@ -142,7 +142,7 @@ def test_it_is_refused_while_a_run_is_at_work(path: Path) -> None:
 
 def test_no_run_starts_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    really_write = compaction.write_whole
+    really_write = store.write_whole
 
     def start_a_run(*args: Any) -> Path:
         with pytest.raises(CheckpointError, match="in use"):
@@ -150,7 +150,7 @@ def test_no_run_starts_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         tried.append(True)
         return really_write(*args)
 
-    monkeypatch.setattr(compaction, "write_whole", start_a_run)
+    monkeypatch.setattr("ray_resume.compaction.write_whole", start_a_run)
     assert Checkpoint(path).compact() == 7
     assert tried == [True]
 
