@@ -59,11 +59,11 @@ class CheckReport:
 
     def __str__(self) -> str:
         looked_at = (
-            f"{self.writers} writers' files, {self.records} records of {self.sources} sources, "
-            f"{self.files} output files"
+            f"writers' files: {self.writers}, records: {self.records}, sources: {self.sources}, "
+            f"output files: {self.files}"
         )
         if self.ok:
-            lines = [f"The checkpoint {self.checkpoint} is sound: {looked_at}."]
+            lines = [f"The checkpoint {self.checkpoint} is sound ({looked_at})."]
         else:
             lines = [f"The checkpoint {self.checkpoint} is damaged ({looked_at}):"]
         lines += [f"- {problem}" for problem in self.problems]

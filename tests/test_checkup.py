@@ -92,8 +92,8 @@ def test_a_sound_checkpoint(job: Job) -> None:
     assert (report.problems, report.notes) == ((), ())
     assert (report.writers, report.records, report.sources, report.files) == (2, 12, 8, 8)
     assert str(report) == (
-        f"The checkpoint {job.path} is sound: 2 writers' files, 12 records of 8 sources, "
-        "8 output files."
+        f"The checkpoint {job.path} is sound (writers' files: 2, records: 12, sources: 8, "
+        "output files: 8)."
     )
     with pytest.raises(FrozenInstanceError):
         report.writers = 1  # type: ignore[misc]
