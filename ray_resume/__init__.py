@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckReport",
     "Checkpoint",
     "CheckpointError",
     "CheckpointStatus",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ray_resume.checkpoint import Checkpoint, CheckpointStatus, SourceRecord
+    from ray_resume.checkpoint import Checkpoint, CheckpointStatus, CheckReport, SourceRecord
     from ray_resume.errors import (
         CheckpointError,
         NonResumableError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from ray_resume.write import resumable_write
 
 _HOMES = {
+    "CheckReport": "checkpoint",
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
     "CheckpointStatus": "checkpoint",

@@ -8,17 +8,19 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ray_resume.checkup import CheckReport, check
+from ray_resume.compaction import compact
 from ray_resume.directory import CheckpointDirectory, new_run_id
 from ray_resume.errors import CheckpointError
-from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.lease import Claim, Lease, Owner, killed_runs
 from ray_resume.letters import FOLDER
 from ray_resume.record import Record, State
 from ray_resume.store import Union, WriterFile
 
-__all__ = ["Checkpoint", "CheckpointStatus", "SourceRecord"]
+__all__ = ["CheckReport", "Checkpoint", "CheckpointStatus", "SourceRecord", "last_line"]
 
 _STATES = {"completed": State.COMPLETED, "failed": State.FAILED, "quarantined": State.QUARANTINED}
 # Long enough for the ledger of a driver that was just killed to follow it.
@@ -65,6 +67,14 @@ class CheckpointStatus(Mapping[str, Any]):
         writers: runs that have a file in the checkpoint.
         live: of these, how many are at work right now.
         sink: where the output goes, None before the first run.
+        rows: rows in the output of the completed sources.
+        files: output files that are listed.
+        last_completed_at: when a source was last committed as completed, in seconds since 1970
+            UTC; None if none is.
+        errors: why sources failed or were quarantined: how many sources, by the last line of the
+            error, the most common first, ten at most.
+        runs: who is at work (``alive``), and who ended without saying so: was killed, as a rule,
+            and no run has tidied up since. Dicts of ``run_id, host, pid, started_at, alive``.
     """
 
     total: int
@@ -75,6 +85,11 @@ class CheckpointStatus(Mapping[str, Any]):
     writers: int
     live: int
     sink: str | None
+    rows: int
+    files: int
+    last_completed_at: float | None
+    errors: dict[str, int]
+    runs: list[dict[str, Any]]
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.__dataclass_fields__:
@@ -117,20 +132,32 @@ class Checkpoint:
     def status(self) -> CheckpointStatus:
         """Count the sources by state. Sees what a live run has committed up to now."""
         contents = self._directory.everything()
-        states = Counter(record.state for record in contents.union)
-        known = sum(states[state] for state in _STATES.values())
+        counts = _Counts.of(contents.union)
+        known = sum(counts.states[state] for state in _STATES.values())
         listed = max((int(h.get("sources_total", 0)) for h in contents.headers.values()), default=0)
         total = max(known, listed)
         return CheckpointStatus(
             total=total,
-            completed=states[State.COMPLETED],
-            failed=states[State.FAILED],
-            quarantined=states[State.QUARANTINED],
+            completed=counts.states[State.COMPLETED],
+            failed=counts.states[State.FAILED],
+            quarantined=counts.states[State.QUARANTINED],
             pending=total - known,
-            writers=len(contents.headers),
+            writers=len(contents.files),
             live=len(contents.live),
             sink=self._directory.sink(),
+            rows=counts.rows,
+            files=len(counts.files),
+            last_completed_at=counts.last_completed_at,
+            errors=dict(counts.errors.most_common(10)),
+            runs=self._runs(contents.live),
         )
+
+    def _runs(self, live: Mapping[str, Owner]) -> list[dict[str, Any]]:
+        killed = killed_runs(self._directory.path)
+        return [
+            {**asdict(owner), "alive": run_id in live}
+            for run_id, owner in {**killed, **live}.items()
+        ]
 
     def sources(self, state: str | None = None) -> Iterator[SourceRecord]:
         """Yield the sources on record, or those in ``state``, in no particular order.
@@ -211,6 +238,32 @@ class Checkpoint:
         finally:
             lease.end(wait_s=0)
 
+    def compact(self) -> int:
+        """Merge the writers' files into one, so that looking and starting stay quick.
+
+        Nothing is forgotten, and nothing is lost if it is killed at any moment: the old files are
+        removed when the new one is whole, durable and read back. Runs wait until it is over.
+
+        Returns:
+            How many files were merged; 0 if there is but one.
+
+        Raises:
+            CheckpointError: a run is at work, or a file cannot be read. Nothing was changed.
+        """
+        return compact(self._directory, lease_wait_s=_LEASE_WAIT_S)
+
+    def check(self) -> CheckReport:
+        """Prove the checkpoint sound, or say what is wrong with it; change nothing.
+
+        Every record of every file is read (in a process of its own, which a damaged file may take
+        down), and the listed output files are looked for where they are in a local folder. Good
+        to call after a crash, and while runs are at work.
+
+        Raises:
+            CheckpointError: there is no checkpoint. Damage is not raised, but reported.
+        """
+        return check(self._directory)
+
     def _on_record(self, union: Union, source_ids: list[str]) -> Iterator[Record]:
         known = {source_id: union.get(source_id) for source_id in source_ids}
         unknown = [source_id for source_id, record in known.items() if record is None]
@@ -221,6 +274,37 @@ class Checkpoint:
                 + ". Nothing was reset. Are the ids spelt as in Checkpoint.sources()?"
             )
         return (r for r in known.values() if r is not None and r.state is not State.RESET)
+
+
+@dataclass
+class _Counts:
+    """What is counted over all records, in one go: there may be millions."""
+
+    states: Counter[State]
+    errors: Counter[str]
+    files: set[str]
+    rows: int = 0
+    last_completed_at: float | None = None
+
+    @classmethod
+    def of(cls, union: Union) -> _Counts:
+        counts = cls(Counter(), Counter(), set())
+        for record in union:
+            counts.states[record.state] += 1
+            counts.files.update(record.files)
+            if record.state is State.COMPLETED:
+                counts.rows += record.rows
+                if record.completed_at is not None:
+                    latest = counts.last_completed_at or record.completed_at
+                    counts.last_completed_at = max(latest, record.completed_at)
+            elif record.error is not None:
+                counts.errors[last_line(record.error)] += 1
+        return counts
+
+
+def last_line(error: str) -> str:
+    """Return the line of an error that says most: of a traceback, the last."""
+    return (error.strip().splitlines() or [""])[-1]
 
 
 def _in_state(union: Union, state: str) -> Iterator[Record]:

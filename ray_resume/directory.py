@@ -17,6 +17,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,13 @@ from urllib.parse import unquote, urlparse
 
 from ray_resume.errors import CheckpointError
 from ray_resume.lease import Owner, guard, live_runs
-from ray_resume.store import Union, fsync_directory, read_writer, writer_files
+from ray_resume.reader import Reading, read_writers
+from ray_resume.store import Union, fsync_directory, writer_files
 
-__all__ = ["CheckpointDirectory", "Contents", "new_run_id"]
+__all__ = ["MERGED", "CheckpointDirectory", "Contents", "merged_headers", "new_run_id"]
+
+MERGED = "merged"
+"""In the header of a file that takes the place of others: their headers, by run id."""
 
 _IDENTITY = "checkpoint.json"
 _FORMAT_VERSION = 1
@@ -39,15 +44,20 @@ def new_run_id() -> str:
 
 @dataclass(frozen=True)
 class Contents:
-    """A look at a checkpoint: the records that count, each writer's header, and who is alive."""
+    """A look at a checkpoint: the records that count, each run's header, and who is alive.
+
+    A run's file may have been merged with others (see `compaction`): its header is here all the
+    same. ``files`` are the writers' files that there are, by run id.
+    """
 
     union: Union
     headers: dict[str, dict[str, Any]]
     live: dict[str, Owner]
+    files: dict[str, Path]
 
     @property
     def dead_runs(self) -> frozenset[str]:
-        """The runs that have a file and are over: their left-overs may be removed."""
+        """The runs that are on record and over: their left-overs may be removed."""
         return frozenset(self.headers) - frozenset(self.live)
 
 
@@ -121,7 +131,7 @@ class CheckpointDirectory:
             live = live_runs(self.path)
             live.pop(own, None)
             files = {run: path for run, path in writer_files(self.path).items() if run not in live}
-        return _read(files, live)
+        return _contents(_readings(files, live), live)
 
     def everything(self) -> Contents:
         """Read what dead and live runs committed up to now: good to look at.
@@ -129,12 +139,21 @@ class CheckpointDirectory:
         Works on a directory that cannot be written to as long as nobody is at work in it.
         """
         self._read_identity()
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(CheckpointError):
-                stack.enter_context(guard(self.path))
-            live = live_runs(self.path)
-            files = writer_files(self.path)
-        return _read(files, live)
+        readings, live = self.look()
+        return _contents(readings, live)
+
+    def look(self) -> tuple[list[Reading], dict[str, Owner]]:
+        """Read every writer's file, and return what is in each of them, and who is alive."""
+        while True:
+            with contextlib.ExitStack() as stack:
+                with contextlib.suppress(CheckpointError):
+                    stack.enter_context(guard(self.path))
+                live = live_runs(self.path)
+                files = writer_files(self.path)
+            readings = list(_readings(files, live))
+            # Files that were merged in the meantime are elsewhere now.
+            if all(os.path.lexists(path) for path in files.values()):
+                return readings, live
 
     def _read_identity(self) -> dict[str, Any]:
         path = self.path / _IDENTITY
@@ -175,12 +194,40 @@ class CheckpointDirectory:
             ) from error
 
 
-def _read(files: dict[str, Path], live: dict[str, Owner]) -> Contents:
+def _readings(files: dict[str, Path], live: Container[str]) -> Iterator[Reading]:
+    return read_writers({run_id: (path, run_id in live) for run_id, path in files.items()})
+
+
+def _contents(readings: Iterable[Reading], live: dict[str, Owner]) -> Contents:
     headers: dict[str, dict[str, Any]] = {}
-    pairs = {}
-    for run_id, path in files.items():
-        headers[run_id], pairs[run_id] = read_writer(path, live=run_id in live)
-    return Contents(Union(pairs), headers, live)
+    pairs, files = {}, {}
+    for reading in readings:
+        if reading.error is not None:
+            raise reading.error
+        headers.update(merged_headers(reading.header))
+        headers[reading.run_id] = dict(reading.header)
+        pairs[reading.run_id], files[reading.run_id] = reading.pairs, reading.path
+
+    def owner(value: bytes) -> str:
+        # Only a damaged record is looked for, so that the others need not say whose they are.
+        for reading in _readings(files, live):
+            if any(value == other for _, other in reading.pairs):
+                return f"the checkpoint file {reading.path}"
+        return "a checkpoint file"
+
+    return Contents(Union(pairs, owner=owner), headers, live, files)
+
+
+def merged_headers(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the headers of the runs whose files were merged into the one with ``header``."""
+    merged = header.get(MERGED, {})
+    if not isinstance(merged, dict) or not all(isinstance(of, dict) for of in merged.values()):
+        raise CheckpointError(
+            f"The header of the checkpoint file of run {header.get('run_id')} is damaged. Restore "
+            "the file from a copy, or start over with an empty checkpoint and an empty output "
+            "folder."
+        )
+    return merged
 
 
 def _local_path(path: str | os.PathLike[str]) -> Path:

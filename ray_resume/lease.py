@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ray_resume.errors import CheckpointError
 
-__all__ = ["Claim", "Lease", "Owner", "guard", "live_runs"]
+__all__ = ["Claim", "Lease", "Owner", "guard", "killed_runs", "live_runs"]
 
 _SUFFIX = ".lease"
 _GUARD = "lock"
@@ -196,6 +196,15 @@ def live_runs(directory: Path) -> dict[str, Owner]:
         path.name.removesuffix(_SUFFIX): _read_owner(path)
         for path in sorted(directory.glob(f"*{_SUFFIX}"))
         if _is_held(path)
+    }
+
+
+def killed_runs(directory: Path) -> dict[str, Owner]:
+    """Return the runs that ended without removing their lease, as far as nobody tidied up since."""
+    return {
+        path.name.removesuffix(_SUFFIX): _read_owner(path)
+        for path in sorted(directory.glob(f"*{_SUFFIX}"))
+        if not _is_held(path)
     }
 
 

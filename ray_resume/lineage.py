@@ -127,10 +127,11 @@ class Call:
     that failed are announced before that.
     """
 
-    __slots__ = ("_remaining",)
+    __slots__ = ("_failed", "_remaining")
 
     def __init__(self, sources: SourceArray, values: TokenArray) -> None:
         self._remaining = sums_by_source(sources, values)
+        self._failed: set[int] = set()
 
     def emit(self, sources: SourceArray) -> TokenArray:
         """Return random tokens for a batch after which more may follow.
@@ -187,6 +188,7 @@ class Call:
         sums = sums_by_source(sources, values)
         for source, total in sums.items():
             self._remaining[source] = (self._remaining[source] - total) % MODULUS
+        self._failed |= sums.keys()
         return sums
 
     def fail_rest(self) -> dict[int, int]:
@@ -195,8 +197,12 @@ class Call:
         return rest
 
     def _drain(self) -> dict[int, int]:
-        # What all rows of a source carried may have failed: then there is nothing to report.
-        deltas = {source: -total % MODULUS for source, total in self._remaining.items() if total}
+        deltas = {
+            source: -total % MODULUS
+            for source, total in self._remaining.items()
+            # If all rows of a source have failed, nothing of it has left here.
+            if total or source not in self._failed
+        }
         self._remaining = {}
         return deltas
 

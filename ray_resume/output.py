@@ -11,8 +11,9 @@ from typing import Protocol
 
 from ray_resume.directory import Contents
 from ray_resume.errors import CheckpointError
+from ray_resume.naming import OutputName
 from ray_resume.record import Record
-from ray_resume.sink import Folder, OutputName
+from ray_resume.sink import Folder
 
 __all__ = ["FolderOutput", "Output", "RemoteOutput"]
 

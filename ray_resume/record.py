@@ -67,6 +67,9 @@ def digest(source_id: str) -> bytes:
 # records can be made without parsing them.
 _HEAD = struct.Struct("<BQ")
 
+_FIRST_FIELDS = 10
+_LATER: list[Any] = [None, 0, []]  # failed_at, dead_rows, dead_letters
+
 
 def encode(record: Record) -> bytes:
     """Spell ``record`` as a fixed head (state, sequence) and a JSON array."""
@@ -98,6 +101,9 @@ def decode(value: bytes) -> Record:
     """
     try:
         state, sequence = _HEAD.unpack_from(value)
+        values = json.loads(value[_HEAD.size :])
+        # Fields that came later stand at the end, and may not be there.
+        values += _LATER[len(values) - _FIRST_FIELDS :] if len(values) >= _FIRST_FIELDS else []
         (
             source_id,
             run_id,
@@ -112,7 +118,7 @@ def decode(value: bytes) -> Record:
             failed_at,
             dead_rows,
             dead_letters,
-        ) = json.loads(value[_HEAD.size :])
+        ) = values
         return Record(
             source_id=_typed(source_id, str),
             state=State(state),

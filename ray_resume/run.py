@@ -30,10 +30,10 @@ from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.letters import LetterFolder
+from ray_resume.naming import DIGEST_BYTES
 from ray_resume.output import Output
 from ray_resume.record import State, digest
 from ray_resume.schedule import PassPlan, Schedule
-from ray_resume.sink import DIGEST_BYTES
 from ray_resume.source import Source
 from ray_resume.summary import RunSummary
 from ray_resume.todo import Todo, todo_of

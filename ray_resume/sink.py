@@ -1,18 +1,15 @@
 """The file sink: each source's rows become files of its own, durable before they are drained.
 
-Importable on workers: knows neither checkpoints nor lmdb. A file is called
-``<checkpoint>-<run>-<source's digest>-<random>.<format>``; one that several sources share has
-zeros for the digest. The random part is drawn for each write, so no attempt of a task ever touches
-another's file; which of them count is the ledger's to say.
+Importable on workers: knows neither checkpoints nor lmdb. Each file gets a name that no other had
+(`naming`), so no attempt of a task ever touches another's file; which of them count is the
+ledger's to say.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, Any
@@ -30,42 +27,10 @@ from ray_resume.client import LedgerClient
 from ray_resume.formats import Format
 from ray_resume.ledger import Drain, Pack
 from ray_resume.lineage import MODULUS, token_sum
+from ray_resume.naming import DIGEST_BYTES, stem_of
 from ray_resume.packing import Packing
 
-__all__ = ["FileSink", "Folder", "Layout", "OutputName", "gathered"]
-
-DIGEST_BYTES = 8
-"""How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
-
-
-_SHARED = "0" * (2 * DIGEST_BYTES)
-
-_NAME = re.compile(r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})\.[a-z]+")
-
-
-@dataclass(frozen=True)
-class OutputName:
-    """The name of an output file, and whose it is."""
-
-    checkpoint: str
-    run_id: str
-    digest: str
-    random: str
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether it may hold rows of several sources."""
-        return self.digest == _SHARED
-
-    @classmethod
-    def parse(cls, name: str) -> OutputName | None:
-        """Read a name in the folder, hidden or not; None if it is not one of ours."""
-        *folders, bare = name.split("/")
-        match = _NAME.fullmatch(bare)
-        # A copy that somebody made in a folder of his own, or under another ending, is his.
-        if match is None or not all("=" in folder for folder in folders):
-            return None
-        return cls(*match.groups())
+__all__ = ["FileSink", "Folder", "Layout", "gathered"]
 
 
 @dataclass(frozen=True)
@@ -149,11 +114,16 @@ class Layout:
     options: Mapping[str, Any]
     partition_columns: tuple[str, ...] = ()
 
-    def write(self, folder: Folder, stem: str, table: pa.Table) -> list[str]:
-        """Write ``table`` as one file, or one for each partition; return their names."""
+    def write(
+        self, folder: Folder, prefix: str, digest: bytes | None, table: pa.Table
+    ) -> list[str]:
+        """Write ``table`` as one file, or one for each partition; return their names.
+
+        ``prefix`` and ``digest`` are what `naming.stem_of` makes them of.
+        """
         names = []
         for subfolder, part in self._parts(table):
-            name = f"{subfolder}{stem}-{secrets.token_hex(8)}.{self.format.suffix}"
+            name = f"{subfolder}{stem_of(prefix, digest)}.{self.format.suffix}"
             folder.write(name, partial(self._write_file, part))
             names.append(name)
         return names
@@ -235,7 +205,8 @@ class FileSink(Datasink[None]):
         for together in alone if self._packing is None else self._packing.packs(whole):
             table = plan.concat_tables([table for _, table in together])
             sources = [source for source, _ in together]
-            files = tuple(self._layout.write(self._folder, self._stem(sources), table))
+            digest = self._digest(sources[0]) if len(sources) == 1 else None
+            files = tuple(self._layout.write(self._folder, self._prefix, digest, table))
             drains = tuple(
                 Drain(source, -sums[source] % MODULUS, part.num_rows) for source, part in together
             )
@@ -245,11 +216,8 @@ class FileSink(Datasink[None]):
         self._folder.sync(name for event in events for name in event.files)
         self._client.send(*events)
 
-    def _stem(self, sources: Sequence[int]) -> str:
-        if len(sources) > 1:
-            return f"{self._prefix}-{_SHARED}"
-        start = sources[0] * DIGEST_BYTES
-        return f"{self._prefix}-{self._digests[start : start + DIGEST_BYTES].hex()}"
+    def _digest(self, source: int) -> bytes:
+        return self._digests[source * DIGEST_BYTES : (source + 1) * DIGEST_BYTES]
 
 
 def gathered(blocks: Iterable[Block]) -> tuple[dict[int, list[pa.Table]], dict[int, int]]:

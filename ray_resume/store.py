@@ -15,14 +15,24 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray_resume.errors import CheckpointError
 from ray_resume.record import Record, decode, digest, encode, precedence
 
-__all__ = ["FORMAT_VERSION", "SUFFIX", "Union", "WriterFile", "read_writer", "writer_files"]
+__all__ = [
+    "FORMAT_VERSION",
+    "SUFFIX",
+    "Union",
+    "WriterFile",
+    "fsync_directory",
+    "read_writer",
+    "remove_half_made",
+    "write_whole",
+    "writer_files",
+]
 
 FORMAT_VERSION = 1
 """Raised by one whenever an older ray_resume could misread what a newer one writes."""
@@ -32,6 +42,7 @@ SUFFIX = ".mdb"
 _RECORDS = b"records"
 _META = b"meta"
 _HEADER_KEY = b"header"
+_NASCENT = ".new"
 # A sparse address range, not disk space: the file grows as it is written.
 _INITIAL_MAP_BYTES = 16 << 20
 
@@ -56,26 +67,13 @@ class WriterFile:
         Raises:
             CheckpointError: the directory cannot be written to.
         """
-        path = directory / f"{run_id}{SUFFIX}"
-        nascent = directory / f".{run_id}{SUFFIX}.new"
+        path = write_whole(directory, run_id, header, ())
         try:
-            env = _open(nascent)
-            with env.begin(db=env.open_db(_META), write=True) as transaction:
-                text = json.dumps({**header, "run_id": run_id, "format": FORMAT_VERSION})
-                transaction.put(_HEADER_KEY, text.encode())
-            env.open_db(_RECORDS)
-            env.close()
-            Path(f"{nascent}-lock").unlink(missing_ok=True)
-            os.rename(nascent, path)
-            fsync_directory(directory)
             with _reading:
                 writer = _own[os.path.realpath(path)] = cls(path, _open(path))
                 return writer
         except (_lmdb().Error, OSError) as error:
-            raise CheckpointError(
-                f"The checkpoint file {path} cannot be made: {error}. "
-                "See that the directory exists, is writable and has space, and run again."
-            ) from error
+            raise _unmade(path, error) from error
 
     def commit(self, records: Sequence[Record]) -> None:
         """Add ``records`` in one durable transaction; see the module's guarantees.
@@ -84,20 +82,13 @@ class WriterFile:
             CheckpointError: the disk is full or fails. Nothing of this call was committed.
         """
         items = [(digest(record.source_id), encode(record)) for record in records]
-        while True:
-            try:
-                with self._env.begin(db=self._records, write=True) as transaction:
-                    for key, value in items:
-                        transaction.put(key, value)
-                return
-            except _lmdb().MapFullError:
-                with _reading:
-                    self._env.set_mapsize(self._env.info()["map_size"] * 2)
-            except (_lmdb().Error, OSError) as error:
-                raise CheckpointError(
-                    f"The checkpoint file {self._path} cannot be written: {error}. What was "
-                    "committed before is safe. Free space or mend the disk, and run again."
-                ) from error
+        try:
+            _put_all(self._env, self._records, items)
+        except (_lmdb().Error, OSError) as error:
+            raise CheckpointError(
+                f"The checkpoint file {self._path} cannot be written: {error}. What was "
+                "committed before is safe. Free space or mend the disk, and run again."
+            ) from error
 
     def close(self) -> None:
         """Close the file; it can be read afterwards."""
@@ -106,6 +97,49 @@ class WriterFile:
             self._env.close()
         with contextlib.suppress(OSError):
             Path(f"{self._path}-lock").unlink(missing_ok=True)
+
+
+def write_whole(
+    directory: Path,
+    run_id: str,
+    header: Mapping[str, Any],
+    pairs: Iterable[tuple[bytes, bytes]],
+) -> Path:
+    """Make ``<run_id>.mdb`` with ``header`` and ``pairs`` (digest, encoded record); close it.
+
+    Guarantees: the file has its name only when it is whole and durable; when this returns, the
+    name is durable too.
+
+    Raises:
+        CheckpointError: the directory cannot be written to.
+    """
+    path = directory / f"{run_id}{SUFFIX}"
+    nascent = directory / f".{run_id}{SUFFIX}{_NASCENT}"
+    try:
+        with _open(nascent) as env:
+            text = json.dumps({**header, "run_id": run_id, "format": FORMAT_VERSION})
+            _put_all(env, env.open_db(_META), [(_HEADER_KEY, text.encode())])
+            # In the order of their keys they fill pages from left to right.
+            _put_all(env, env.open_db(_RECORDS), sorted(pairs))
+        Path(f"{nascent}-lock").unlink(missing_ok=True)
+        os.rename(nascent, path)
+        fsync_directory(directory)
+    except (_lmdb().Error, OSError) as error:
+        for half_made in (nascent, Path(f"{nascent}-lock")):
+            with contextlib.suppress(OSError):
+                half_made.unlink(missing_ok=True)
+        raise _unmade(path, error) from error
+    return path
+
+
+def remove_half_made(directory: Path) -> None:
+    """Remove what killed processes left of files that never got their name.
+
+    Call it when no run is alive, under a lease that keeps others out.
+    """
+    for pattern in (f".*{SUFFIX}{_NASCENT}*", f"*{SUFFIX}-lock"):
+        for path in directory.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def writer_files(directory: Path) -> dict[str, Path]:
@@ -146,32 +180,68 @@ class Union:
     """The newest record of each source over several writers' files.
 
     Of two records the one with the higher sequence number counts; on a tie, the one of the lower
-    run id. Records are kept as bytes and parsed when they are asked for.
+    run id, whichever files the two are in: the union of any files, merged or not, is the same.
+    Records are kept as bytes and parsed when they are asked for.
     """
 
-    def __init__(self, writers: Mapping[str, Iterable[tuple[bytes, bytes]]]) -> None:
+    def __init__(
+        self,
+        writers: Mapping[str, Iterable[tuple[bytes, bytes]]],
+        *,
+        owner: Callable[[bytes], str] = lambda _: "a checkpoint file",
+    ) -> None:
+        """Make the union of ``{run id: pairs}``; ``owner`` says in which file a value is."""
         self._values: dict[bytes, bytes] = {}
-        # In the order of run ids, so that on a tie the first, which is the lower, stays.
+        self._owner = owner
         for run_id in sorted(writers):
             for key, value in writers[run_id]:
                 known = self._values.get(key)
-                if known is None or precedence(value) > precedence(known):
+                if known is None or self._counts(value, known):
                     self._values[key] = value
 
     def __len__(self) -> int:
         return len(self._values)
 
     def __iter__(self) -> Iterator[Record]:
-        return map(decode, self._values.values())
+        return map(self._decode, self._values.values())
+
+    def pairs(self) -> Iterable[tuple[bytes, bytes]]:
+        """Return the ``(digest, encoded record)`` pairs that count."""
+        return self._values.items()
 
     def get(self, source_id: str) -> Record | None:
         """Return the record that counts for ``source_id``, if there is one."""
         value = self._values.get(digest(source_id))
-        return None if value is None else decode(value)
+        return None if value is None else self._decode(value)
 
     def highest_sequence(self) -> int:
         """Return the highest sequence number in use, 0 if there is none."""
-        return max(map(precedence, self._values.values()), default=0)
+        return max(map(self._precedence, self._values.values()), default=0)
+
+    def _counts(self, value: bytes, known: bytes) -> bool:
+        """Say whether the encoded record ``value`` takes the place of ``known``."""
+        ours, theirs = self._precedence(value), self._precedence(known)
+        if ours != theirs or value == known:
+            return ours > theirs
+        return self._decode(value).run_id < self._decode(known).run_id
+
+    def _decode(self, value: bytes) -> Record:
+        try:
+            return decode(value)
+        except CheckpointError as error:
+            raise self._damaged(value, error) from error
+
+    def _precedence(self, value: bytes) -> int:
+        try:
+            return precedence(value)
+        except CheckpointError as error:
+            raise self._damaged(value, error) from error
+
+    def _damaged(self, value: bytes, error: CheckpointError) -> CheckpointError:
+        return CheckpointError(
+            f"In {self._owner(value)} {error}. It is damaged: restore it from a copy, or start "
+            "over with an empty checkpoint and an empty output folder."
+        )
 
 
 def fsync_directory(directory: Path) -> None:
@@ -193,6 +263,26 @@ def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> Any:
         lock=lock,
         max_dbs=2,
         map_size=0 if readonly else _INITIAL_MAP_BYTES,
+    )
+
+
+def _put_all(env: Any, database: Any, items: Sequence[tuple[bytes, bytes]]) -> None:
+    """Put ``items`` in one durable transaction; the map grows as it must."""
+    while True:
+        try:
+            with env.begin(db=database, write=True) as transaction:
+                for key, value in items:
+                    transaction.put(key, value)
+            return
+        except _lmdb().MapFullError:
+            with _reading:
+                env.set_mapsize(env.info()["map_size"] * 2)
+
+
+def _unmade(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint file {path} cannot be made: {error}. "
+        "See that the directory exists, is writable and has space, and run again."
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ray_resume.errors import CheckpointError, SourceChangedError
+from ray_resume.naming import OutputName
 from ray_resume.record import Record, State
-from ray_resume.sink import OutputName
 from ray_resume.source import Source
 from ray_resume.store import Union
 

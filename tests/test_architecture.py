@@ -13,6 +13,8 @@ PACKAGE = Path(ray_resume.__file__).parent
 
 # From the user's end to the ground; a module imports only from modules that stand below it.
 ORDER = [
+    "__main__",
+    "cli",
     "__init__",
     "write",
     "read",
@@ -35,13 +37,17 @@ ORDER = [
     "client",
     "actor",
     "checkpoint",
+    "checkup",
+    "compaction",
     "directory",
+    "reader",
     "store",
     "lease",
     "ledger",
     "letters",
     "listing",
     "source",
+    "naming",
     "record",
     "lineage",
     "summary",

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,11 @@ def test_status_counts_the_newest_records(path: Path) -> None:
         "writers": 2,
         "live": 0,
         "sink": SINK,
+        "rows": 30,
+        "files": 4,
+        "last_completed_at": 1.7e9,
+        "errors": {"boom": 2},
+        "runs": [],
     }
 
 
@@ -102,9 +108,37 @@ def test_status_is_a_mapping_with_attributes(path: Path) -> None:
     assert isinstance(status, CheckpointStatus)
     assert json.loads(json.dumps(dict(status))) == dict(status)
     assert {key: getattr(status, key) for key in status} == dict(status)
-    assert (len(status), "total" in status, "get" in status) == (8, True, False)
+    assert (len(status), "total" in status, "get" in status) == (13, True, False)
     with pytest.raises(KeyError):
         status["keys"]
+
+
+def test_status_says_who_is_at_work_and_who_was_killed(path: Path) -> None:
+    alive = Lease.acquire(path, Owner("run3", "here", 1, 5.0), Claim(frozenset()), wait_s=0)
+    killed = Lease.acquire(path, Owner("run4", "there", 2, 6.0), Claim(frozenset()), wait_s=0)
+    killed.release()
+    runs = {run["run_id"]: run for run in Checkpoint(path).status().runs}
+    assert runs == {
+        "run3": {"run_id": "run3", "host": "here", "pid": 1, "started_at": 5.0, "alive": True},
+        "run4": {"run_id": "run4", "host": "there", "pid": 2, "started_at": 6.0, "alive": False},
+    }
+    alive.end(wait_s=0)
+    assert [run["run_id"] for run in Checkpoint(path).status().runs] == ["run4"]
+
+
+def test_errors_are_counted_by_their_last_line(path: Path) -> None:
+    failed = [
+        replace(record(f"e{i}", State.FAILED, 20 + i, "run3"), error=f"Traceback\n  {i}\nOh: no\n")
+        for i in range(3)
+    ]
+    others = [
+        replace(record(f"o{i}", State.FAILED, 30 + i, "run3"), error=f"other {i}")
+        for i in range(12)
+    ]
+    write(path, "run3", 1, [*others, *failed])
+    errors = Checkpoint(path).status().errors
+    assert list(errors.items())[:2] == [("Oh: no", 3), ("boom", 2)]
+    assert len(errors) == 10
 
 
 def test_status_before_the_first_run(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from ray_resume.datasource import NumberedRead, SourceReader
 from ray_resume.formats import FORMATS
 from ray_resume.ledger import Drain, Seal
 from ray_resume.lineage import MODULUS, token_sum, tokens
-from ray_resume.sink import DIGEST_BYTES, FileSink, Folder, Layout
+from ray_resume.naming import DIGEST_BYTES
+from ray_resume.sink import FileSink, Folder, Layout
 from ray_resume.source import Selection
 
 

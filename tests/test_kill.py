@@ -109,6 +109,8 @@ class Job:
         assert Checkpoint(self.checkpoint).files() == sorted(map(str, self.out.iterdir()))
         status = Checkpoint(self.checkpoint).status()
         assert (status.completed, status.pending, status.live) == (FILES, 0, 0)
+        report = Checkpoint(self.checkpoint).check()
+        assert report.ok, report
 
 
 @pytest.fixture

@@ -68,8 +68,8 @@ def test_bytes_that_are_in_checkpoints_already_stay_readable() -> None:
         b"\x02\x02\x01\x00\x00\x00\x00\x00\x00"
         b'["na\xc3\xafve\\n\xed\xb3\xbf","run",3,["a-1.parquet","b"],"boom",2,1.5,10,20,"f>g"]'
     )
-    assert encode(FULL) == value
     assert decode(value) == FULL
+    assert encode(FULL) == value[:-1] + b",null,0,[]]"
 
 
 def _read_or_refused(value: bytes) -> None:

@@ -1,0 +1,134 @@
+"""Reads writers' files in a process of its own, which a damaged file may take down.
+
+LMDB trusts the pages that it maps: one that a power cut left full of zeros, or a failing disk full
+of noise, ends the process that reads it (an assertion, or a signal). Here that ends a child, and
+is an error like any other that names the file. One child reads any number of files; if it dies,
+another one goes on with the next file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_resume.errors import CheckpointError
+from ray_resume.store import read_writer
+
+__all__ = ["Reading", "read_writers"]
+
+# A damaged file could also make LMDB walk in circles. So long no sound file takes.
+_TIMEOUT_S = 600
+
+_SIGNS_OF_DAMAGE = {
+    signal.SIGABRT,
+    signal.SIGALRM,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+}
+
+# The child imports this very ray_resume, wherever the parent has it from.
+_CHILD = (
+    "import marshal, sys\n"
+    "path, files = marshal.load(sys.stdin.buffer)\n"
+    "sys.path[:] = path\n"
+    "from ray_resume.reader import _serve\n"
+    "_serve(files)\n"
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read from one writer's file: its header and pairs, or why it cannot be read."""
+
+    run_id: str
+    path: Path
+    header: Mapping[str, Any]
+    pairs: list[tuple[bytes, bytes]]
+    error: CheckpointError | None = None
+
+
+def read_writers(files: Mapping[str, tuple[Path, bool]]) -> Iterator[Reading]:
+    """Read ``{run id: (path, live)}`` in that order; see :func:`ray_resume.store.read_writer`.
+
+    Nothing is raised for a file that cannot be read, nor does it keep others from being read.
+    """
+    rest = [(run_id, os.fspath(path), live) for run_id, (path, live) in files.items()]
+    while rest:
+        for reading in _read_in_child(rest):
+            rest.pop(0)
+            yield reading
+
+
+def _read_in_child(files: list[tuple[str, str, bool]]) -> Iterator[Reading]:
+    """Read ``files`` up to the first that takes the child down, that one included."""
+    # In a session of its own, so that Ctrl-C is for the parent, which then ends it.
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                marshal.dump(([str(path) for path in sys.path], files), child.stdin)
+                child.stdin.close()
+            for run_id, path, _ in list(files):
+                try:
+                    header, pairs, message = marshal.load(child.stdout)
+                except EOFError:
+                    yield Reading(run_id, Path(path), {}, [], _fatal(path, child))
+                    return
+                error = None if message is None else CheckpointError(message)
+                yield Reading(run_id, Path(path), header, pairs, error)
+        finally:
+            child.kill()
+
+
+def _fatal(path: str, child: subprocess.Popen[bytes]) -> CheckpointError:
+    assert child.stderr is not None
+    last = child.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+    code = child.wait()
+    if -code in _SIGNS_OF_DAMAGE:
+        how = ", ".join([signal.Signals(-code).name, *last])
+        return CheckpointError(
+            f"The checkpoint file {path} cannot be read: reading it ended the process that tried "
+            f"({how}). It is damaged: restore it from a copy, or start over with an empty "
+            "checkpoint and an empty output folder."
+        )
+    how = ", ".join([f"exit code {code}" if code >= 0 else f"signal {-code}", *last])
+    return CheckpointError(
+        f"The checkpoint file {path} could not be read: the process that was to read it ended "
+        f"({how}). That says nothing about the file; was the machine out of memory? Try again."
+    )
+
+
+def _serve(files: list[tuple[str, str, bool]]) -> None:
+    """Be the child: send each file's header, pairs and error."""
+    out = sys.stdout.buffer
+    for _, path, live in files:
+        signal.alarm(_TIMEOUT_S)
+        message: str | None = None
+        header, pairs = dict[str, Any](), list[tuple[bytes, bytes]]()
+        try:
+            header, found = read_writer(Path(path), live=live)
+            pairs = list(found)
+        except CheckpointError as error:
+            message = str(error)
+        except Exception as error:
+            message = f"The checkpoint file {path} cannot be read: {error!r}."
+        marshal.dump((header, pairs, message), out)
+        out.flush()

@@ -1,0 +1,583 @@
+"""The `ray-resume` command, as its users type it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ray_resume
+from ray_resume import Checkpoint, cli
+from ray_resume import checkpoint as checkpoint_module
+from ray_resume.directory import CheckpointDirectory
+from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.record import Record, State
+from ray_resume.store import WriterFile
+
+COMMANDS = ("status", "sources", "files", "reset", "compact", "check")
+NEEDED = {"reset": ["--source", "a"]}
+DEADLINE_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "_LEASE_WAIT_S", 0.1)
+
+
+def write(directory: Path, run_id: str, total: int, records: list[Record]) -> None:
+    writer = WriterFile.create(directory, run_id, {"sources_total": total})
+    writer.commit(records)
+    writer.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """What two runs left: a and b done, two failed, one given up, one of six not read."""
+    out = tmp_path / "out"
+    out.mkdir()
+    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory.ensure()
+    directory.bind(str(out), "")
+    now = time.time()
+    done = [
+        Record(name, State.COMPLETED, n, "run1", 10, (f"{name}.parquet",), completed_at=now - 7200)
+        for n, name in enumerate("ab", 1)
+    ]
+    for record in done:
+        (out / record.files[0]).write_bytes(b"rows")
+    failed = [
+        Record(name, State.FAILED, n, "run2", error=f"Trace\n {n}\nValueError: bad", failed_runs=1)
+        for n, name in enumerate(["f\n1", "f2"], 3)
+    ]
+    given_up = Record("q", State.QUARANTINED, 5, "run2", error="\x1b[31mboom", failed_runs=3)
+    write(directory.path, "run1", 6, done)
+    write(directory.path, "run2", 6, [*failed, given_up])
+    return directory.path
+
+
+def run(*arguments: object, answer: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "ray_resume", *map(str, arguments)],
+        input=answer or "",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ray_resume", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def states(path: Path) -> dict[str, str]:
+    return {source.source_id: source.state for source in Checkpoint(path).sources()}
+
+
+class Terminal:
+    """The command with a terminal for all three of its streams."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._fd, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ray_resume", *map(str, arguments)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while text not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            self.shown += os.read(self._fd, 4096).decode()
+
+    def type(self, text: str) -> int:
+        os.write(self._fd, text.encode())
+        code = self.process.wait(DEADLINE_S)
+        self.shown += os.read(self._fd, 65536).decode()
+        os.close(self._fd)
+        return code
+
+
+# The start.
+
+
+def test_the_console_script_is_declared() -> None:
+    text = (Path(ray_resume.__file__).parents[1] / "pyproject.toml").read_text()
+    assert '[project.scripts]\nray-resume = "ray_resume.cli:main"\n' in text
+
+
+LOADED = """
+import sys
+from ray_resume.cli import main
+
+try:
+    code = main(sys.argv[1:])
+except SystemExit as over:
+    code = over.code
+heavy = ("ray", "pyarrow", "numpy", "pandas", "lmdb", "click")
+print(code, [name for name in heavy if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["status", "--json"], ["sources"], ["files"], ["check"]]
+)
+def test_nothing_heavy_is_loaded(path: Path, arguments: list[str]) -> None:
+    name, *options = arguments
+    command = [sys.executable, "-c", LOADED, name, str(path), *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr == "0 []\n"
+
+
+def test_changing_something_loads_no_ray(path: Path) -> None:
+    for arguments in (["reset", str(path), "--source", "a"], ["compact", str(path)]):
+        command = [sys.executable, "-c", LOADED, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert result.stderr == "0 ['lmdb']\n"
+
+
+def test_it_starts_in_well_under_a_second(path: Path) -> None:
+    took = []
+    for _ in range(3):
+        started = time.monotonic()
+        assert run("status", path).returncode == 0
+        took.append(time.monotonic() - started)
+    assert min(took) < 1.0
+
+
+# Status.
+
+
+def test_status_tells_a_dead_jobs_story(path: Path) -> None:
+    lease = Lease.acquire(
+        path, Owner("run2", "node-7", 4711, time.time() - 90), Claim(None), wait_s=0
+    )
+    lease.release()
+    result = run("status", path)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0] == "2 of 6 sources completed (33.3 %), 1 pending, 2 failed, 1 quarantined"
+    assert lines[1] == f"Output: 20 rows in 2 files, {path.parent / 'out'}"
+    assert lines[2].startswith("Last commit: 2.0 h ago, 20")
+    assert lines[3].startswith("Killed: run run2 (host node-7, pid 4711), started 1.5 min ago")
+    assert lines[4:9] == [
+        "No run is at work.",
+        "Most common errors:",
+        "  2 x ValueError: bad",
+        "  1 x \\x1b[31mboom",
+        "Next:",
+    ]
+    commands = [line.split("#")[0].strip() for line in lines[9:]]
+    assert commands == [
+        "your script once more",
+        f"ray-resume sources {path} --state failed",
+        f"ray-resume reset {path} --state quarantined",
+        f"ray-resume check {path}",
+    ]
+    assert "it goes on with 3 sources" in lines[9]
+
+
+def test_status_of_a_finished_job(path: Path) -> None:
+    write(
+        path, "run3", 5, [Record(s, State.COMPLETED, 9, "run3") for s in ("f\n1", "f2", "q", "x")]
+    )
+    lines = run("status", path).stdout.splitlines()
+    assert lines[0] == "6 of 6 sources completed (100.0 %)"
+    assert lines[-1].split("#")[0].strip() == f"ray-resume files {path}"
+
+
+def test_status_before_the_first_run(tmp_path: Path) -> None:
+    CheckpointDirectory(tmp_path).ensure()
+    result = run("status", tmp_path)
+    assert result.returncode == 0
+    assert result.stdout.startswith("0 of 0 sources completed\n")
+    assert "nothing was run yet" in result.stdout
+
+
+def test_status_of_a_live_run(path: Path) -> None:
+    lease = Lease.acquire(path, Owner.here("run3"), Claim(None), wait_s=0)
+    lines = run("status", path).stdout.splitlines()
+    assert any(line.startswith("At work: run run3 (host ") for line in lines)
+    assert "No run is at work." not in lines
+    assert f"  ray-resume status {path} --watch" in [
+        line.split("  #")[0].rstrip() for line in lines
+    ]
+    assert not any("your script" in line or "reset" in line for line in lines)
+    lease.end(wait_s=0)
+
+
+def test_status_as_json_has_every_documented_field(path: Path) -> None:
+    result = run("status", path, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    status = json.loads(result.stdout)
+    assert status == dict(Checkpoint(path).status())
+    assert {"total", "completed", "failed", "quarantined", "pending", "writers"} <= set(status)
+    readme = (Path(ray_resume.__file__).parents[1] / "README.md").read_text()
+    assert [name for name in status if f"`{name}`" not in readme] == []
+
+
+def test_paths_can_be_typed_as_they_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a dir;with"
+    CheckpointDirectory(path).ensure()
+    write(path, "run1", 1, [Record("f", State.FAILED, 1, "run1", error="e")])
+    assert f"ray-resume sources '{path}' --state failed" in run("status", path).stdout
+
+
+# Watching.
+
+
+def test_watch_ends_with_the_last_live_run(path: Path) -> None:
+    lease = Lease.acquire(path, Owner.here("run3"), Claim(None), wait_s=0)
+    process = start("status", path, "--watch", "--json", "--interval", 0.05)
+    assert process.stdout is not None
+    looks = [json.loads(process.stdout.readline()) for _ in range(3)]
+    assert [look["runs"][0]["alive"] for look in looks] == [True] * 3
+    lease.end(wait_s=0)
+    rest, errors = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, errors) == (0, "")
+    assert json.loads(rest.splitlines()[-1])["live"] == 0
+
+
+def test_watch_without_a_live_run_is_one_look(path: Path) -> None:
+    result = run("status", path, "--watch", "--json")
+    assert (result.returncode, len(result.stdout.splitlines())) == (0, 1)
+
+
+def test_watch_is_left_quietly(path: Path) -> None:
+    lease = Lease.acquire(path, Owner.here("run3"), Claim(None), wait_s=0)
+    process = start("status", path, "--watch", "--interval", 30)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, errors) == (130, "")
+    lease.end(wait_s=0)
+
+
+def test_watch_on_a_terminal_refreshes_the_screen(path: Path) -> None:
+    lease = Lease.acquire(path, Owner.here("run3"), Claim(None), wait_s=0)
+    terminal = Terminal("status", path, "--watch", "--interval", "0.05")
+    terminal.wait_for("Ctrl-C to leave")
+    assert terminal.shown.startswith("\x1b[H\x1b[2J2 of 6 sources")
+    terminal.shown = ""
+    terminal.wait_for("\x1b[H\x1b[2J")
+    lease.end(wait_s=0)
+    terminal.wait_for("No run is at work.")
+    assert terminal.process.wait(DEADLINE_S) == 0
+
+
+def test_an_interrupt_at_any_moment_is_quiet(path: Path) -> None:
+    lease = Lease.acquire(path, Owner.here("run3"), Claim(None), wait_s=0)
+    moments = random.Random(4)
+    for _ in range(10):
+        process = start("status", path, "--watch", "--json", "--interval", 0.001)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.2))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+        assert (process.returncode, errors) == (130, "")
+    lease.end(wait_s=0)
+
+
+# Lists.
+
+
+def test_sources_one_a_line(path: Path) -> None:
+    result = run("sources", path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "completed\ta\t10 rows in 1 file",
+        "completed\tb\t10 rows in 1 file",
+        "failed\tf\\n1\tfailed in 1 run\tValueError: bad",
+        "failed\tf2\tfailed in 1 run\tValueError: bad",
+        "quarantined\tq\tfailed in 3 runs\t\\x1b[31mboom",
+    ]
+
+
+@pytest.mark.parametrize("state", ["completed", "failed", "quarantined"])
+def test_sources_by_state_as_json(path: Path, state: str) -> None:
+    result = run("sources", path, "--state", state, "--json")
+    sources = json.loads(result.stdout)
+    expected = sorted(Checkpoint(path).sources(state), key=lambda source: source.source_id)
+    assert [
+        ray_resume.SourceRecord(
+            **{**s, "files": tuple(s["files"]), "dead_letters": tuple(s["dead_letters"])}
+        )
+        for s in sources
+    ] == expected
+    assert len(result.stdout.splitlines()) == len(sources)
+
+
+def test_no_sources_are_an_empty_array(tmp_path: Path) -> None:
+    CheckpointDirectory(tmp_path).ensure()
+    assert json.loads(run("sources", tmp_path, "--json").stdout) == []
+    assert run("sources", tmp_path).stdout == ""
+    assert json.loads(run("files", tmp_path, "--json").stdout) == []
+
+
+def test_files_one_a_line(path: Path) -> None:
+    out = path.parent / "out"
+    expected = [f"{out}/a.parquet", f"{out}/b.parquet"]
+    assert run("files", path).stdout == "".join(f"{file}\n" for file in expected)
+    assert run("files", path, "-0").stdout == "".join(f"{file}\0" for file in expected)
+    assert json.loads(run("files", path, "--json").stdout) == expected
+
+
+def test_a_path_of_two_lines_is_refused_but_not_lost(tmp_path: Path) -> None:
+    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory.ensure()
+    directory.bind("/data/o\nut", "")
+    write(directory.path, "run1", 1, [Record("a", State.COMPLETED, 1, "run1", files=("f",))])
+    result = run("files", directory.path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "--null or --json" in result.stderr
+    assert run("files", directory.path, "--null").stdout == "/data/o\nut/f\0"
+    assert json.loads(run("files", directory.path, "--json").stdout) == ["/data/o\nut/f"]
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory.ensure()
+    directory.bind(f"/data/{name}", "")
+    write(directory.path, "run1", 1, [Record(name, State.COMPLETED, 1, "run1", files=("f",))])
+    command = [sys.executable, "-m", "ray_resume", "files", str(directory.path)]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"/data/caf\xe9/f\n"
+    (source,) = json.loads(run("sources", directory.path, "--json").stdout)
+    assert source["source_id"] == name
+    assert "caf\\udce9" in run("sources", directory.path).stdout
+    assert run("status", directory.path).returncode == 0
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory.ensure()
+    directory.bind("/data/out", "")
+    records = [
+        Record(f"s{i}", State.COMPLETED, i + 1, "run1", files=(f"{i:0100d}",)) for i in range(5000)
+    ]
+    write(directory.path, "run1", 5000, records)
+    for command in ("files", "sources"):
+        line = f"{sys.executable} -m ray_resume {command} {directory.path} | head -1"
+        result = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (result.returncode, result.stderr) == (141, "")
+        assert len(result.stdout.splitlines()) == 1
+
+
+# Reset.
+
+
+def test_reset_of_named_sources_needs_no_answer(path: Path) -> None:
+    result = run("reset", path, "--source", "a", "--source", "f\n1")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("2 sources forgotten.")
+    assert set(states(path)) == {"b", "f2", "q"}
+
+
+def test_reset_by_state_with_yes(path: Path) -> None:
+    assert run("reset", path, "--state", "failed", "--yes").returncode == 0
+    assert set(states(path)) == {"a", "b", "q"}
+    assert run("reset", path, "--state", "all", "--yes").stdout.startswith("3 sources")
+    assert states(path) == {}
+
+
+def test_reset_by_state_with_nobody_to_ask_is_refused(path: Path) -> None:
+    before = states(path)
+    result = run("reset", path, "--state", "all", answer="y\n")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "ray-resume: This would forget 5 sources. Say so with --yes.\n"
+    assert states(path) == before
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "left"), [("y\n", 0, "bq"), ("yes\n", 0, "bq"), ("\n", 1, ""), ("n\n", 1, "")]
+)
+def test_reset_asks_on_a_terminal(path: Path, typed: str, code: int, left: str) -> None:
+    Checkpoint(path).reset(["a"])
+    terminal = Terminal("reset", path, "--state", "failed")
+    terminal.wait_for("[y/N] ")
+    assert f"Forget 2 failed sources of {path}" in terminal.shown
+    assert terminal.type(typed) == code
+    assert set(states(path)) == (set(left) if left else {"b", "q", "f\n1", "f2"})
+    if code:
+        assert "Nothing was reset." in terminal.shown
+
+
+def test_reset_of_named_sources_asks_on_a_terminal(path: Path) -> None:
+    terminal = Terminal("reset", path, "--source", "a")
+    terminal.wait_for("Forget 1 source of ")
+    assert terminal.type("n\n") == 1
+    assert "a" in states(path)
+
+
+def test_reset_of_an_unknown_source(path: Path) -> None:
+    result = run("reset", path, "--source", "zzz")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "no record of 'zzz'" in one_line(result.stderr)
+
+
+@pytest.mark.parametrize("arguments", [["reset", "--source", "a"], ["compact"]])
+def test_what_changes_something_waits_for_no_live_run(
+    path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lease = Lease.acquire(path, Owner.here("run3"), Claim(frozenset()), wait_s=0)
+    before = set(os.listdir(path))
+    assert cli.main([arguments[0], str(path), *arguments[1:]]) == 1
+    assert f"pid {os.getpid()}" in one_line(capsys.readouterr().err)
+    assert set(os.listdir(path)) == before
+    lease.end(wait_s=0)
+    assert cli.main([arguments[0], str(path), *arguments[1:]]) == 0
+
+
+# Compact and check.
+
+
+def test_compact(path: Path) -> None:
+    before = states(path)
+    assert run("compact", path).stdout == "2 writers' files merged into one.\n"
+    assert run("compact", path).stdout == "There is nothing to merge.\n"
+    assert states(path) == before
+
+
+def test_check(path: Path) -> None:
+    result = run("check", path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"The checkpoint {path} is sound (writers' files: 2,")
+    (path.parent / "out" / "a.parquet").unlink()
+    result = run("check", path)
+    assert (result.returncode, result.stderr) == (1, "")
+    assert "a.parquet" in result.stdout
+    result = run("check", path, "--json")
+    report = json.loads(result.stdout)
+    assert (result.returncode, report["ok"], len(report["problems"])) == (1, False, 1)
+    assert set(report) == {
+        "ok",
+        "checkpoint",
+        "problems",
+        "notes",
+        "writers",
+        "records",
+        "sources",
+        "files",
+    }
+
+
+# Errors.
+
+
+def one_line(text: str) -> str:
+    assert text.endswith("\n")
+    assert text.count("\n") == 1, text
+    assert text.startswith("ray-resume: ")
+    return text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_checkpoint(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [command, str(tmp_path / "no\nne"), *NEEDED.get(command, [])]
+    assert cli.main(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "There is no checkpoint at" in one_line(said.err)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "check"])
+def test_a_damaged_checkpoint(path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = (path / "run2.mdb").read_bytes()
+    (path / "run2.mdb").write_bytes(data[:4096])
+    assert cli.main([command, str(path), *NEEDED.get(command, [])]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "run2.mdb" in one_line(said.err)
+
+
+def test_a_checkpoint_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "ftp://host/ckpt"]) == 1
+    one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["frobnicate", "x"],
+        ["status"],
+        ["status", "x", "--jsn"],
+        ["status", "x", "--js"],
+        ["status", "x", "--interval", "soon"],
+        ["status", "x", "--interval", "0"],
+        ["sources", "x", "--state", "pending"],
+        ["files", "x", "--json", "-0"],
+        ["reset", "x"],
+        ["reset", "x", "--yes"],
+        ["reset", "x", "--state", "failed", "--source", "a"],
+    ],
+)
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as over:
+        cli.main(arguments)
+    assert over.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "--help" in one_line(said.err)
+
+
+def test_help_and_version() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for command in COMMANDS:
+        assert command in result.stdout
+        assert run(command, "--help").returncode == 0
+    assert run("--version").stdout == f"ray-resume {ray_resume.__version__}\n"
+
+
+# The lazy names.
+
+
+def test_the_package_is_as_it_was_with_names_loaded_late() -> None:
+    script = (
+        "import pickle, sys\n"
+        "from ray_resume import *\n"
+        "import ray_resume\n"
+        "assert set(dir(ray_resume)) >= set(ray_resume.__all__)\n"
+        "error = pickle.loads(pickle.dumps(ray_resume.CheckpointError('x')))\n"
+        "assert type(error) is CheckpointError and resumable is ray_resume.resumable\n"
+        "record = SourceRecord('a', 'failed', 0, (), None, 1, 'r', None)\n"
+        "assert pickle.loads(pickle.dumps(record)) == record\n"
+        "assert hasattr(ray_resume, 'nonsense') is False\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    before: Any = signal.getsignal(signal.SIGPIPE)
+    yield
+    assert signal.getsignal(signal.SIGPIPE) == before
