@@ -276,7 +276,7 @@ REFUSED: dict[str, tuple[Callable[[Dataset, Dataset], Dataset], str, str, str]] 
     ),
     "plain read": (
         lambda _, other: other.map_batches(keep),
-        "The pipeline starts with ReadFilesParquet",
+        "The pipeline starts with Read",
         "] -> MapBatches(keep) -> resumable_write",
         READ,
     ),
