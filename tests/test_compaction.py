@@ -54,7 +54,7 @@ def truth(path: Path) -> dict[str, Any]:
     """All that a run or a person can learn from a checkpoint, but how many files it takes."""
     contents = CheckpointDirectory(path).settled("other")
     status = dict(Checkpoint(path).status())
-    del status["writers"]
+    del status["writers"], status["runs"]
     return {
         "records": {record.source_id: record for record in contents.union},
         "sequence": contents.union.highest_sequence(),
