@@ -118,6 +118,8 @@ def test_again_after_more_runs_and_resets(path: Path) -> None:
     before = truth(path)
     assert Checkpoint(path).compact() == 3
     assert truth(path) == before
+    headers = CheckpointDirectory(path).settled("x").headers.values()
+    assert [header.get("purpose") for header in headers].count("compact") == 1
     assert before["status"]["total"] == 1006
     assert {f"run{run:02d}" for run in range(7)} | {"run99"} <= before["dead"]
     assert Checkpoint(path).reset(state="all") > 100
