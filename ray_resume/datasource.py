@@ -62,6 +62,12 @@ class _SourceDatasource(Datasource):
     def supports_projection_pushdown(self) -> bool:
         return True
 
+    @property
+    def selected_columns(self) -> tuple[str, ...] | None:
+        """The columns that Ray Data has told it to read; None: all."""
+        selected = self._projection_map
+        return None if selected is None else tuple(n for n in selected if n not in _OURS)
+
     def _placeholders(self, parallelism: int) -> list[ReadTask]:
         # Ray asks for tasks several times to count them, before the call whose tasks run.
         # Opening sources only to be counted would cost as much as reading their footers.
@@ -80,11 +86,8 @@ class _SourceDatasource(Datasource):
         self, parallelism: int, data_context: DataContext
     ) -> Iterator[tuple[Sequence[Source], list[ReadTask | None], Selection]]:
         """Open the sources, and cut them into at most ``parallelism`` groups."""
-        selected = self._projection_map
-        columns = None if selected is None else tuple(n for n in selected if n not in _OURS)
-        tasks, left = self.reading.open(
-            self.sources, Selection(self._predicates, columns), data_context
-        )
+        selection = Selection(self._predicates, self.selected_columns)
+        tasks, left = self.reading.open(self.sources, selection, data_context)
         for group in _grouped(self.sources, parallelism):
             yield group, [tasks.get(source.source_id) for source in group], left
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ray_resume.errors import CheckpointError
 
-__all__ = ["Claim", "Lease", "Owner", "guard", "killed_runs", "live_runs"]
+__all__ = ["Claim", "Lease", "Owner", "guard", "known_runs", "live_runs"]
 
 _SUFFIX = ".lease"
 _GUARD = "lock"
@@ -192,20 +192,23 @@ class Lease:
 
 def live_runs(directory: Path) -> dict[str, Owner]:
     """Return the runs whose lease is held right now. Call it under :func:`guard` to rely on it."""
-    return {
-        path.name.removesuffix(_SUFFIX): _read_owner(path)
-        for path in sorted(directory.glob(f"*{_SUFFIX}"))
-        if _is_held(path)
-    }
+    return known_runs(directory)[0]
 
 
-def killed_runs(directory: Path) -> dict[str, Owner]:
-    """Return the runs that ended without removing their lease, as far as nobody tidied up since."""
-    return {
-        path.name.removesuffix(_SUFFIX): _read_owner(path)
-        for path in sorted(directory.glob(f"*{_SUFFIX}"))
-        if not _is_held(path)
-    }
+def known_runs(directory: Path) -> tuple[dict[str, Owner], dict[str, Owner]]:
+    """Return the live runs, and those that ended without removing their lease, as it seems killed.
+
+    Call it under :func:`guard`: to look at a lease that nobody holds is to hold it for a moment,
+    and whoever looks at it then takes its run for a live one.
+    """
+    live: dict[str, Owner] = {}
+    killed: dict[str, Owner] = {}
+    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+        held = _is_held(path)
+        # One that is gone by now has ended as it should.
+        if held or path.exists():
+            (live if held else killed)[path.name.removesuffix(_SUFFIX)] = _read_owner(path)
+    return live, killed
 
 
 @contextlib.contextmanager
@@ -217,7 +220,11 @@ def guard(directory: Path) -> Iterator[None]:
     """
     path = directory / _GUARD
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except PermissionError:
+            # Somebody who may only look can still keep out of the others' way.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint {directory} cannot be locked: {error}. It must be a directory that "

@@ -96,8 +96,12 @@ def resumable_read(
             ``source_id(read_task, index) -> str``, the same for the same rows in every run.
         source_root: makes ids of files relative to this directory, so that the checkpoint stays
             good when the data moves.
-        on_pipeline_change: reserved; this version does not compare pipelines yet, so that
-            ``"error"`` and ``"continue"`` are the same, and ``"restart"`` is refused.
+        on_pipeline_change: what to do if completed sources went through a pipeline with other
+            operators, other names of UDFs, or another format: ``"error"``
+            (:class:`PipelineChangedError`, which shows both; raised by ``resumable_write`` before
+            anything runs), ``"continue"`` (they stay as they are), ``"restart"`` (they are
+            processed anew, and so is what was quarantined; the new output replaces the old). What
+            a UDF does is not looked at, only what it is called.
         shard: reserved; refused by this version.
 
     Raises:
@@ -111,11 +115,6 @@ def resumable_read(
         raise NonResumableError("This version of ray_resume does not have shard= yet.")
     if granularity not in ("file", "row_group"):
         raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
-    if on_pipeline_change == "restart":
-        raise NonResumableError(
-            'on_pipeline_change="restart": this version of ray_resume does not compare pipelines '
-            "yet. To process everything anew, call Checkpoint(...).reset(state='all')."
-        )
     directory = CheckpointDirectory(checkpoint)
     files = keys is None and not isinstance(reader, Datasource)
     if not files and (granularity != "file" or source_root is not None):

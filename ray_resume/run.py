@@ -69,6 +69,7 @@ class RunPlan:
     signature: str
     max_failed_runs: int
     on_source_change: str
+    on_pipeline_change: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Run:
                 self._plan.sources,
                 contents.union,
                 on_source_change=self._plan.on_source_change,
+                signature=self._plan.signature,
+                on_pipeline_change=self._plan.on_pipeline_change,
             )
             if todo.held:
                 logger.warning(

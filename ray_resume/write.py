@@ -145,7 +145,8 @@ def resumable_write(
             sources=datasource.sources,
             output=target.output,
             publish=target.publish,
-            signature=chain.signature(),
+            signature=chain.signature() + target.spelt,
+            on_pipeline_change=datasource.options.on_pipeline_change,
             max_failed_runs=datasource.options.max_failed_runs,
             on_source_change=datasource.options.on_source_change,
         )
@@ -155,8 +156,12 @@ def resumable_write(
 
 @dataclass(frozen=True)
 class _Target:
-    """Where the rows go: the run's side of it, and the datasink of each pass."""
+    """Where the rows go: the run's side of it, and the datasink of each pass.
 
+    ``spelt`` stands for it at the end of the pipeline's signature.
+    """
+
+    spelt: str
     output: Output
     datasink: Callable[[Pass], Datasink[Any]]
     publish: Callable[[Sequence[bytes], int], None] | None = None
@@ -175,7 +180,7 @@ def _target(
     _check_stage_sinks(chain, sink)
     if sink is None:
         return _Target(
-            RemoteOutput(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
+            "", RemoteOutput(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
         )
     if isinstance(sink, Datasink):
         if options or partition_columns or format != "parquet" or target_file_bytes is not None:
@@ -190,6 +195,7 @@ def _target(
                 sink.on_write_complete(combined(results, rows))
 
         return _Target(
+            f" -> {type(sink).__name__}",
             RemoteOutput(title_of(sink)),
             lambda this: WrappedDatasink(sink, this.client),
             publish,
@@ -207,7 +213,7 @@ def _target(
             packing = _packing(chain.datasource, this.sources, target_file_bytes)
         return FileSink(folder, layout, this.file_prefix, this.digests, this.client, packing)
 
-    return _Target(FolderOutput(folder, append), file_sink)
+    return _Target(f" -> write_{format}", FolderOutput(folder, append), file_sink)
 
 
 def _packing(datasource: Any, sources: Sequence[Source], target_bytes: int) -> Packing:

@@ -88,7 +88,9 @@ def record(source_id: str, state: State, *files: int) -> Record:
 def sorted_out(ids: str, *records: Record, changed: str = "", policy: str = "reprocess") -> Todo:
     union = Union({"run": [(digest(r.source_id), encode(r)) for r in records]})
     sources = [Source(i, i, Fingerprint(1, 1) if i in changed else Fingerprint()) for i in ids]
-    return todo_of(sources, union, on_source_change=policy)
+    return todo_of(
+        sources, union, on_source_change=policy, signature="", on_pipeline_change="error"
+    )
 
 
 def pending(todo: Todo) -> str:
