@@ -148,7 +148,10 @@ def tiny(tmp_path: Path) -> None:
 
 def run(folder: Path, *udfs: Any, **options: Any) -> RunSummary:
     ds: Dataset = resumable_read(
-        ray.data.read_parquet, str(folder / "in"), checkpoint=folder / "ckpt"
+        ray.data.read_parquet,
+        str(folder / "in"),
+        checkpoint=folder / "ckpt",
+        on_pipeline_change="continue",
     )
     for udf in udfs:
         ds = ds.map_batches(resumable(udf))
