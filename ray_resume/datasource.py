@@ -20,7 +20,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
-from ray_resume.ledger import Seal
+from ray_resume.ledger import Failure, Seal
 from ray_resume.lineage import (
     MODULUS,
     SOURCE_COLUMN,
@@ -30,7 +30,7 @@ from ray_resume.lineage import (
     token_sum,
     tokens,
 )
-from ray_resume.source import Reading, Selection, Source
+from ray_resume.source import Reading, Selection, Source, Watch
 
 __all__ = ["ArmedDatasource", "ResumableDatasource", "SourceReader"]
 
@@ -41,6 +41,8 @@ _SPREAD_OVER_TASKS = 200
 
 # Seals of small sources travel together, but none waits for more than a block after this.
 _SEAL_INTERVAL_S = 0.1
+
+_CHANGED = "the read: the source changed after it was listed. The next run reads it as it is then"
 
 
 class _SourceDatasource(Datasource):
@@ -168,11 +170,12 @@ class ArmedDatasource(_SourceDatasource):
             ReadTask(
                 SourceReader(
                     tuple(
-                        NumberedRead(self._numbers[source.source_id], source.source_id, task)
+                        NumberedRead(self._numbers[source.source_id], source, task)
                         for source, task in zip(group, tasks, strict=True)
                     ),
                     left,
                     self.reading.repeatable,
+                    self.reading.watch(),
                     self._client,
                 ),
                 self._metadata(group),
@@ -186,7 +189,7 @@ class NumberedRead:
     """A source by its number in the run's table; without a task, it has no rows to read."""
 
     number: int
-    source_id: str
+    source: Source
     task: ReadTask | None
 
 
@@ -209,20 +212,21 @@ class SourceReader:
     Rows that ``left`` leaves out are no rows of their source.
 
     Guarantees: a source is sealed only after its reader is exhausted and each of its rows was
-    taken by whoever iterates. A reader that raises, or an iteration that ends early, seals
-    nothing, and the source stays pending.
+    taken by whoever iterates, and it is still what it was when it was listed. A reader that
+    raises, or an iteration that ends early, seals nothing, and the source stays pending.
     """
 
     reads: tuple[NumberedRead, ...]
     left: Selection
     repeatable: bool
+    has_changed: Watch
     client: LedgerClient
 
     def __call__(self) -> Iterator[Any]:
-        seals: list[Seal] = []
+        seals: list[Seal | Failure] = []
         sent_at = time.monotonic()
         for read in self.reads:
-            nonce = self._nonce(read.source_id)
+            nonce = self._nonce(read.source.source_id)
             total = start = 0
             for block in _selected(read.task(), self.left) if read.task is not None else ():
                 count = batches.num_rows(block)
@@ -233,7 +237,11 @@ class SourceReader:
                     self.client.send(*seals)
                     seals, sent_at = [], time.monotonic()
                 yield batches.attach(block, np.full(count, read.number, dtype=np.int32), values)
-            seals.append(Seal(read.number, total, start))
+            # Only now, since what comes after this was not read any more.
+            if self.has_changed(read.source):
+                seals.append(Failure(read.number, total, start, _CHANGED))
+            else:
+                seals.append(Seal(read.number, total, start))
         if seals:
             self.client.send(*seals)
 

@@ -186,7 +186,8 @@ def _file_reading(
             raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
         sources, kind = list_row_groups(filesystem, sources), RowGroupReading
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
-    return kind(title, sources, reader, arguments, _INFLATION.get(name, 1.5), tuple(roots))
+    inflation = _INFLATION.get(name, 1.5)
+    return kind(title, sources, reader, arguments, inflation, filesystem, tuple(roots))
 
 
 def _list(

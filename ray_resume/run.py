@@ -109,6 +109,7 @@ class Run:
         """
         with self._leased(lease_wait_s):
             contents = self._plan.directory.settled(self._run_id)
+            self._check_bound(contents)
             todo = todo_of(
                 self._plan.sources,
                 contents.union,
@@ -123,7 +124,8 @@ class Run:
                     len(todo.held),
                     todo.held[0],
                 )
-            self._check_output(contents, todo)
+            checkpoint = str(self._plan.directory.path)
+            self._plan.output.check(self._checkpoint_id, checkpoint, contents, todo.skipped)
             if not todo.pending:
                 self._remove_leftovers(contents)
                 return self._summary(todo, _NOTHING)
@@ -144,9 +146,8 @@ class Run:
         finally:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
-    def _check_output(self, contents: Contents, todo: Todo) -> None:
-        output = self._plan.output
-        bound = self._plan.directory.sink()
+    def _check_bound(self, contents: Contents) -> None:
+        output, bound = self._plan.output, self._plan.directory.sink()
         committed = any(
             record.files or (record.rows and record.state is State.COMPLETED)
             for record in contents.union
@@ -157,8 +158,6 @@ class Run:
                 f"this run would write to {output.uri}. Write to {bound}, or give this pipeline "
                 "a checkpoint of its own."
             )
-        checkpoint = str(self._plan.directory.path)
-        output.check(self._checkpoint_id, checkpoint, contents, todo.skipped)
 
     def _bind_sink(self) -> None:
         self._plan.directory.bind(self._plan.output.uri, self._run_id)

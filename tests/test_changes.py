@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,24 @@ def test_policies(source: Path, tmp_path: Path) -> None:
     assert ids_in(tmp_path / "out") == list(range(20))
     assert Checkpoint(tmp_path / "ckpt").files() == sorted(map(str, (tmp_path / "out").iterdir()))
     assert run(other).sources_skipped == 4
+
+
+# Changed sources ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("granularity", ["file", "row_group"])
+def test_a_source_that_is_rewritten_after_it_was_listed_is_not_complete(
+    source: Path, tmp_path: Path, granularity: str
+) -> None:
+    ds = read(source, granularity=granularity)
+    write_source(tmp_path / "new", files=2, rows=7)
+    os.replace(tmp_path / "new" / "00001.parquet", source / "00001.parquet")
+    summary = resumable_write(ds.map_batches(clean), tmp_path / "out")
+    assert (summary.sources_completed, summary.sources_failed) == (2, 1)
+    (failed,) = Checkpoint(tmp_path / "ckpt").sources("failed")
+    assert "the source changed after it was listed" in str(failed.error)
+    assert ids_in(tmp_path / "out") == [*range(5), *range(10, 15)]
+    ds = read(source, granularity=granularity)
+    assert resumable_write(ds.map_batches(clean), tmp_path / "out").sources_completed == 1
+    assert ids_in(tmp_path / "out") == sorted([*range(5), *range(10, 15), *range(7, 14)])

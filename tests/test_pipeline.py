@@ -47,6 +47,7 @@ def keep(batch: Batch) -> Batch:
 
 
 def read(source: Path, checkpoint: Path, **options: Any) -> Dataset:
+    options = {"on_pipeline_change": "continue", **options}
     return resumable_read(ray.data.read_parquet, str(source), checkpoint=checkpoint, **options)
 
 

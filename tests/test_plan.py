@@ -409,8 +409,6 @@ def test_bad_arguments_of_the_read(source: Path, tmp_path: Path) -> None:
     for options in ({"shard": (0, 2)}, {"shard": "slurm"}):
         with pytest.raises(ResumeError, match=next(iter(options))):
             read(**options)
-    with pytest.raises(NonResumableError, match="restart"):
-        read(on_pipeline_change="restart")
     with pytest.raises(TypeError, match="source_id is for a Datasource"):
         read(source_id=lambda task, index: "x")
     for_files: list[dict[str, Any]] = [{"granularity": "row_group"}, {"source_root": "/"}]

@@ -69,7 +69,12 @@ def test_each_row_is_in_the_table_once(kind: str, source: Path, tmp_path: Path) 
     assert ids_in_table(kind, tmp_path) == list(range(650))
     with pytest.raises(CheckpointError, match="belongs to the output datasink"):
         resumable_write(
-            resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt"),
+            resumable_read(
+                ray.data.read_parquet,
+                str(source),
+                checkpoint=tmp_path / "ckpt",
+                on_pipeline_change="continue",
+            ),
             SQLDatasink("insert into others values (?)", lambda: None),
         )
 
