@@ -34,6 +34,7 @@ from ray_resume.naming import DIGEST_BYTES
 from ray_resume.output import Output
 from ray_resume.record import State, digest
 from ray_resume.schedule import PassPlan, Schedule
+from ray_resume.signals import terminable
 from ray_resume.source import Source
 from ray_resume.summary import RunSummary
 from ray_resume.todo import Todo, todo_of
@@ -132,9 +133,13 @@ class Run:
             self._bind_sink()
             self._plan.output.prepare()
             try:
-                return self._passes(todo, contents, run_pass)
+                # Started before the signals are ours: Ray sets handlers of its own when it starts.
+                handle = actor.start(self._spec(todo, contents))
+                with terminable():
+                    return self._passes(handle, todo, run_pass)
             finally:
-                self._clean_up()
+                with terminable():
+                    self._clean_up()
 
     @contextlib.contextmanager
     def _leased(self, wait_s: float) -> Iterator[None]:
@@ -162,10 +167,7 @@ class Run:
     def _bind_sink(self) -> None:
         self._plan.directory.bind(self._plan.output.uri, self._run_id)
 
-    def _passes(
-        self, todo: Todo, contents: Contents, run_pass: Callable[[Pass], None]
-    ) -> RunSummary:
-        handle = actor.start(self._spec(todo, contents))
+    def _passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> RunSummary:
         try:
             failed = self._run_passes(handle, todo, run_pass)
             quarantined: int = ray.get(handle.fail.remote(failed)) if failed else 0
@@ -174,18 +176,34 @@ class Run:
         except BaseException as error:
             # What is complete is committed, whatever went wrong; the first error is the user's.
             try:
-                ray.get(handle.close.remote())
+                self._tell_ended_early(todo, ray.get(handle.close.remote()), error)
             except RayActorError as gone:
-                raise ResumeError(
+                died = ResumeError(
                     f"The ledger of run {self._run_id} died ({gone}). What it had committed is "
                     "safe. Run the same script again to go on from there."
-                ) from error
+                )
+                if isinstance(error, Exception):
+                    raise died from error
+                # Whoever interrupts a job may well end all of its processes at once.
+                logger.warning("%s", died)
             except ResumeError as fault:
                 # Why the ledger gave up says more than the tasks that it refused.
-                raise fault from error
+                if isinstance(error, Exception):
+                    raise fault from error
+                logger.warning("%s", fault)
             raise
         finally:
             ray.kill(handle)
+
+    def _tell_ended_early(self, todo: Todo, progress: Progress, error: BaseException) -> None:
+        logger.warning(
+            "Run %s %s: %d of %d sources are completed and safe. Run the same script again to go "
+            "on from there.",
+            self._run_id,
+            "ended with an error" if isinstance(error, Exception) else "was interrupted",
+            len(todo.skipped) + progress.committed,
+            len(self._plan.sources),
+        )
 
     def _run_passes(
         self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]

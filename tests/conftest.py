@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +14,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from job import FILES, ROWS, WITHOUT_TOKENS, Job, kill_with_descendants
 
 RUNTIME_ENV_MARK = "RAY_RESUME_TEST_MARK"
-
-# A driver in a process of its own does not have the token of a cluster that another one started.
-WITHOUT_TOKENS = {**os.environ, "RAY_AUTH_MODE": "disabled"}
 
 
 @pytest.fixture(scope="session")
@@ -119,16 +115,10 @@ def holders(path: Path) -> Iterator[psutil.Process]:
             continue
 
 
-def kill_with_descendants(pid: int) -> None:
-    """Kill a process and all that it has started."""
-    root = psutil.Process(pid)
-    victims = [root, *root.children(recursive=True)]
-    for process in victims:
-        kill(process)
-    psutil.wait_procs(victims, timeout=30)
-
-
-def kill(process: psutil.Process) -> None:
-    """Kill a process that may be gone."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    """A job with its own cluster; what is left of it is killed."""
+    write_source(tmp_path / "in", files=FILES, rows=ROWS)
+    job = Job(tmp_path)
+    yield job
+    job.kill(with_descendants=True)

@@ -20,6 +20,7 @@ ORDER = [
     "read",
     "run",
     "schedule",
+    "signals",
     "todo",
     "output",
     "datasinks",

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import WITHOUT_TOKENS, write_file
+from conftest import write_file
+from job import WITHOUT_TOKENS
 from ray.data._internal.datasource.sql_datasink import SQLDatasink
 from table_driver import KINDS, datasink, ids_in_table
 
