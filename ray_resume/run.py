@@ -118,6 +118,7 @@ class Run:
                 signature=self._plan.signature,
                 on_pipeline_change=self._plan.on_pipeline_change,
             )
+            self._tell_gone(contents)
             if todo.held:
                 logger.warning(
                     "%d sources wait, %s for one: they share output files with quarantined "
@@ -144,8 +145,8 @@ class Run:
     @contextlib.contextmanager
     def _leased(self, wait_s: float) -> Iterator[None]:
         path = self._plan.directory.path
-        claim = Claim(frozenset(digest(source.source_id) for source in self._plan.sources))
-        self._lease = Lease.acquire(path, Owner.here(self._run_id), claim, wait_s=wait_s)
+        self._claim = Claim(frozenset(digest(source.source_id) for source in self._plan.sources))
+        self._lease = Lease.acquire(path, Owner.here(self._run_id), self._claim, wait_s=wait_s)
         try:
             yield
         finally:
@@ -162,6 +163,16 @@ class Run:
                 f"The checkpoint {self._plan.directory.path} belongs to the output {bound}, and "
                 f"this run would write to {output.uri}. Write to {bound}, or give this pipeline "
                 "a checkpoint of its own."
+            )
+
+    def _tell_gone(self, contents: Contents) -> None:
+        count, example = contents.union.completed_outside(self._claim.digests or ())
+        if example is not None:
+            logger.warning(
+                "%d completed sources are not in the input any more, %s for one. Their output "
+                "stays. (Is it another input? Then give it a checkpoint of its own.)",
+                count,
+                example.source_id,
             )
 
     def _bind_sink(self) -> None:
@@ -222,14 +233,13 @@ class Run:
             try:
                 run_pass(Pass(sources, passing, client, prefix, digests))
             except Exception as error:
-                # What is complete stays so, also if a row of another source was bad.
-                with contextlib.suppress(Exception):
-                    self._publish(handle)
                 if not isinstance(error, _CRASHES):
+                    # What is complete stays so, also if a row of another source was bad.
+                    with contextlib.suppress(Exception):
+                        self._publish(handle)
                     raise
                 crash = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            else:
-                self._publish(handle)
+            self._publish(handle)
             progress: Progress = ray.get(handle.flush.remote())
             schedule.ended(
                 progress.pending, failed=progress.failed, waiting=progress.waiting, crash=crash

@@ -15,12 +15,12 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray_resume.errors import CheckpointError
-from ray_resume.record import Record, decode, digest, encode, precedence
+from ray_resume.record import Record, decode, digest, encode, is_completed, precedence
 
 __all__ = [
     "FORMAT_VERSION",
@@ -213,6 +213,15 @@ class Union:
         """Return the record that counts for ``source_id``, if there is one."""
         value = self._values.get(digest(source_id))
         return None if value is None else self._decode(value)
+
+    def completed_outside(self, digests: Collection[bytes]) -> tuple[int, Record | None]:
+        """Count the completed sources that are not among ``digests``; return one of them, too."""
+        values = [
+            value
+            for key, value in self._values.items()
+            if key not in digests and is_completed(value)
+        ]
+        return len(values), self._decode(values[0]) if values else None
 
     def highest_sequence(self) -> int:
         """Return the highest sequence number in use, 0 if there is none."""

@@ -174,3 +174,16 @@ def test_a_source_that_is_rewritten_after_it_was_listed_is_not_complete(
     ds = read(source, granularity=granularity)
     assert resumable_write(ds.map_batches(clean), tmp_path / "out").sources_completed == 1
     assert ids_in(tmp_path / "out") == sorted([*range(5), *range(10, 15), *range(7, 14)])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_is_gone_from_the_input_is_told_and_its_output_stays(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resumable_write(read(source), tmp_path / "out")
+    assert "not in the input any more" not in caplog.text
+    (source / "00001.parquet").unlink()
+    assert resumable_write(read(source), tmp_path / "out").sources_total == 2
+    assert "1 completed sources are not in the input any more" in caplog.text
+    assert "00001.parquet for one" in caplog.text
+    assert ids_in(tmp_path / "out") == list(range(15))
