@@ -26,6 +26,7 @@ from ray.exceptions import (
 from ray_resume import actor
 from ray_resume.actor import Failed, Progress, RunSpec
 from ray_resume.client import LedgerClient
+from ray_resume.compaction import compact
 from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.lease import Claim, Lease, Owner
@@ -36,15 +37,19 @@ from ray_resume.record import State, digest
 from ray_resume.schedule import PassPlan, Schedule
 from ray_resume.signals import terminable
 from ray_resume.source import Source
+from ray_resume.store import writer_files
 from ray_resume.summary import RunSummary
 from ray_resume.todo import Todo, todo_of
 
-__all__ = ["LEASE_WAIT_S", "Pass", "Run", "RunPlan"]
+__all__ = ["LEASE_WAIT_S", "MOST_WRITER_FILES", "Pass", "Run", "RunPlan"]
 
 logger = logging.getLogger("ray_resume")
 
 LEASE_WAIT_S = 30.0
 """How long a run waits for another on the same sources: a killed driver's actor lives seconds."""
+
+MOST_WRITER_FILES = 64
+"""Every run reads what all earlier ones have written; of more files than this it makes one."""
 
 # What tells that a process or a node died, not that the user's code raised.
 _CRASHES = (
@@ -108,6 +113,7 @@ class Run:
             CheckpointError: the checkpoint or the output folder cannot be used.
             Exception: whatever ``run_pass`` raised; what was complete is committed.
         """
+        self._keep_few_files()
         with self._leased(lease_wait_s):
             contents = self._plan.directory.settled(self._run_id)
             self._check_bound(contents)
@@ -141,6 +147,13 @@ class Run:
             finally:
                 with terminable():
                     self._clean_up()
+
+    def _keep_few_files(self) -> None:
+        """Merge the files of earlier runs, if there are many and no run is at work."""
+        if len(writer_files(self._plan.directory.path)) > MOST_WRITER_FILES:
+            # If it cannot be done now, a later run will; what is damaged is told soon enough.
+            with contextlib.suppress(CheckpointError):
+                compact(self._plan.directory, lease_wait_s=0)
 
     @contextlib.contextmanager
     def _leased(self, wait_s: float) -> Iterator[None]:

@@ -25,6 +25,7 @@ def cluster() -> Iterator[str]:
     import ray
 
     context: Any = ray.init(
+        "local",
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
@@ -47,7 +48,7 @@ def another_cluster() -> Iterator[str]:
     """
     script = (
         "import ray, time\n"
-        "context = ray.init(num_cpus=4, include_dashboard=False, logging_level='error')\n"
+        "context = ray.init('local', num_cpus=4, include_dashboard=False, logging_level='error')\n"
         "print(context.address_info['address'], flush=True)\n"
         "time.sleep(3600)\n"
     )

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -33,10 +33,10 @@ class Job:
         self.source, self.checkpoint, self.out = folder / "in", folder / "ckpt", folder / "out"
         self.address = address
 
-    def start(self) -> None:
+    def start(self, command: Sequence[str] = (sys.executable, str(DRIVER))) -> None:
         arguments = [self.source, self.checkpoint, self.out, *filter(None, [self.address])]
         self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER), *map(str, arguments)],
+            [*command, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
