@@ -33,7 +33,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.block import BlockAccessor
-from ray.data.datasource import Datasource
+from ray.data.datasource import Datasink, Datasource
 from ray.exceptions import UserCodeException
 
 from ray_resume.errors import NonResumableError
@@ -93,6 +93,7 @@ except ImportError as error:
     raise _unknown_ray(error) from error
 
 __all__ = [
+    "GATHERS_BY_SIZE",
     "WRITE_UUID_KWARG_NAME",
     "Chain",
     "arm",
@@ -108,6 +109,9 @@ __all__ = [
     "row_group_name",
     "rows_of",
 ]
+
+GATHERS_BY_SIZE = hasattr(Datasink, "min_bytes_per_write")
+"""Whether Ray Data gives a write task as many blocks as its datasink asks for by their size."""
 
 _WAY_OUT = (
     "Write the rows that go into it with resumable_write, then start a second pipeline "

@@ -190,6 +190,11 @@ class FileSink(Datasink[None]):
         # So that Ray Data gathers enough blocks for a file; it then cannot fuse the write.
         return None if self._packing is None else self._packing.target_bytes
 
+    @property
+    def groups(self) -> int | None:
+        """How many groups of sources share files; None if none does."""
+        return None if self._packing is None else int(self._packing.groups[-1]) + 1
+
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write the rows of one task, each source's to a file, then drain them all.
 

@@ -118,8 +118,12 @@ def resumable_write(
         source = ArmedDatasource(datasource, this.sources, this.plan.sources, this.client)
         target_bytes = ds.context.target_max_block_size or _TARGET_BLOCK_BYTES
         read_tasks = source.preferred_read_tasks(target_bytes)
+        sink_of_pass = target.datasink(this)
         if chain.read_tasks is not None:
             read_tasks = chain.read_tasks
+        elif isinstance(sink_of_pass, FileSink) and not plan.GATHERS_BY_SIZE:
+            # What shares a file must come from one task then.
+            read_tasks = min(read_tasks, sink_of_pass.groups or read_tasks)
         if this.plan.isolated and len(this.sources) <= _MOST_ISOLATED:
             read_tasks = len(this.sources)
         retries = _RETRIES_ALONE if this.plan.isolated else _RETRIES
@@ -134,7 +138,7 @@ def resumable_write(
         if this.plan.tolerant:
             armed.context.max_errored_blocks = -1
         armed.write_datasink(
-            target.datasink(this),
+            sink_of_pass,
             ray_remote_args={"max_retries": retries, **(ray_remote_args or {})},
             concurrency=concurrency,
         )
