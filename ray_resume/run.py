@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from ray_resume.naming import DIGEST_BYTES
 from ray_resume.output import Output
 from ray_resume.record import State, digest
 from ray_resume.schedule import PassPlan, Schedule
+from ray_resume.shard import Shard
 from ray_resume.source import Source
 from ray_resume.summary import RunSummary
 from ray_resume.todo import Todo, todo_of
@@ -62,7 +63,10 @@ class RunPlan:
     """What a run is to do, all of it checked."""
 
     directory: CheckpointDirectory
+    # Those of this run, in ``shard`` if it has one, and all that were listed.
     sources: Sequence[Source]
+    listed: Sequence[Source]
+    shard: Shard | None
     output: Output
     # How results are made visible, for a sink that does so at the end of a pass; else None.
     publish: Callable[[Sequence[bytes], int], None] | None
@@ -107,11 +111,15 @@ class Run:
             Exception: whatever ``run_pass`` raised; what was complete is committed.
         """
         with self._leased(lease_wait_s):
+            # Before the checkpoint is read, so that it knows each run whose files are seen here:
+            # neighbours may start at any moment.
+            names = self._plan.output.names()
             contents = self._plan.directory.settled(self._run_id)
             todo = todo_of(
                 self._plan.sources,
                 contents.union,
                 on_source_change=self._plan.on_source_change,
+                listed=self._plan.listed,
             )
             if todo.held:
                 logger.warning(
@@ -120,7 +128,15 @@ class Run:
                     len(todo.held),
                     todo.held[0],
                 )
-            self._check_output(contents, todo)
+            if todo.apart:
+                logger.warning(
+                    "%d sources of %s wait, %s for one: they share output files with sources of "
+                    "other shards. Run once without shard= to process them.",
+                    len(todo.apart),
+                    self._plan.shard,
+                    todo.apart[0],
+                )
+            self._check_output(names, contents, todo)
             if not todo.pending:
                 self._remove_leftovers(contents)
                 return self._summary(todo, _NOTHING)
@@ -135,13 +151,14 @@ class Run:
     def _leased(self, wait_s: float) -> Iterator[None]:
         path = self._plan.directory.path
         claim = Claim(frozenset(digest(source.source_id) for source in self._plan.sources))
-        self._lease = Lease.acquire(path, Owner.here(self._run_id), claim, wait_s=wait_s)
+        shard = None if self._plan.shard is None else str(self._plan.shard)
+        self._lease = Lease.acquire(path, Owner.here(self._run_id, shard), claim, wait_s=wait_s)
         try:
             yield
         finally:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
-    def _check_output(self, contents: Contents, todo: Todo) -> None:
+    def _check_output(self, names: Collection[str], contents: Contents, todo: Todo) -> None:
         output = self._plan.output
         bound = self._plan.directory.sink()
         committed = any(
@@ -155,7 +172,7 @@ class Run:
                 "a checkpoint of its own."
             )
         checkpoint = str(self._plan.directory.path)
-        output.check(self._checkpoint_id, checkpoint, contents, todo.skipped)
+        output.check(self._checkpoint_id, checkpoint, names, contents, todo.skipped)
 
     def _bind_sink(self) -> None:
         self._plan.directory.bind(self._plan.output.uri, self._run_id)
@@ -256,7 +273,11 @@ class Run:
             signature=self._plan.signature,
             commit_at_the_end=self._plan.publish is not None,
             together=todo.together,
-            header={"sources_total": len(self._plan.sources), "signature": self._plan.signature},
+            header={
+                "sources_total": len(self._plan.listed),
+                "signature": self._plan.signature,
+                "shard": None if self._plan.shard is None else str(self._plan.shard),
+            },
         )
 
     def _clean_up(self) -> None:
@@ -289,6 +310,7 @@ class Run:
             sources_failed=failed,
             sources_pending=len(todo.pending)
             + len(todo.held)
+            + len(todo.apart)
             - progress.committed
             - failed
             - quarantined,

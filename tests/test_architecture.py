@@ -42,6 +42,7 @@ ORDER = [
     "directory",
     "reader",
     "store",
+    "shard",
     "lease",
     "ledger",
     "letters",
