@@ -61,7 +61,8 @@ class CheckpointStatus(Mapping[str, Any]):
     """Counts of sources; a mapping as well, so that it prints and serialises as one.
 
     Attributes:
-        total: sources that the largest run so far listed, or more if more are on record.
+        total: sources that the largest run so far listed, those of other shards with them, or
+            more if more are on record.
         completed, failed, quarantined: sources on record in that state.
         pending: the others, which the next run will read, failed ones not among them.
         writers: runs that have a file in the checkpoint.
@@ -74,7 +75,8 @@ class CheckpointStatus(Mapping[str, Any]):
         errors: why sources failed or were quarantined: how many sources, by the last line of the
             error, the most common first, ten at most.
         runs: who is at work (``alive``), and who ended without saying so: was killed, as a rule,
-            and no run has tidied up since. Dicts of ``run_id, host, pid, started_at, alive``.
+            and no run has tidied up since. Dicts of ``run_id, host, pid, started_at,
+            shard, alive``; ``shard`` is None where a run does everything.
     """
 
     total: int

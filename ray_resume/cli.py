@@ -166,7 +166,8 @@ def _told(status: CheckpointStatus, path: str) -> list[str]:
 
 
 def _told_run(run: dict[str, Any]) -> str:
-    where = f"(host {run['host']}, pid {run['pid']}), started {_moment(run['started_at'])}"
+    shard = f"{run['shard']}, " if run["shard"] else ""
+    where = f"({shard}host {run['host']}, pid {run['pid']}), started {_moment(run['started_at'])}"
     if run["alive"]:
         return f"At work: run {run['run_id']} {where}"
     return f"Killed: run {run['run_id']} {where}"

@@ -95,13 +95,16 @@ class _SourceDatasource(Datasource):
 
 
 class ResumableDatasource(_SourceDatasource):
-    """All sources of a resumable read. Not armed, it reads what plain Ray Data would.
+    """The sources of a resumable read. Not armed, it reads what plain Ray Data would of them.
 
-    ``checkpoint`` and ``options`` are what `resumable_write` needs to know of the read.
+    ``sources`` are those of the read's shard, or all that were listed. ``checkpoint`` and
+    ``options`` are what `resumable_write` needs to know of the read.
     """
 
-    def __init__(self, reading: Reading, checkpoint: str, options: Any) -> None:
-        super().__init__(reading, reading.sources)
+    def __init__(
+        self, reading: Reading, sources: Sequence[Source], checkpoint: str, options: Any
+    ) -> None:
+        super().__init__(reading, sources)
         self.checkpoint = checkpoint
         self.options = options
 

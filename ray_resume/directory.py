@@ -3,6 +3,7 @@
 ::
 
     checkpoint.json     identity, format version, the sink that it is bound to
+    arrays.json         which rank each task of an array has drawn (see `shard`), if any has
     <run id>.mdb        what that run committed (see `store`)
     <run id>.lease      while that run is alive (see `lease`)
     lock                held for moments, to look at all leases at once
@@ -26,6 +27,7 @@ from urllib.parse import unquote, urlparse
 from ray_resume.errors import CheckpointError
 from ray_resume.lease import Owner, guard, known_runs, live_runs
 from ray_resume.reader import Reading, read_writers
+from ray_resume.shard import ArrayTask
 from ray_resume.store import Union, fsync_directory, writer_files
 
 __all__ = [
@@ -42,6 +44,7 @@ MERGED = "merged"
 """In the header of a file that takes the place of others: their headers, by run id."""
 
 _IDENTITY = "checkpoint.json"
+_ARRAYS = "arrays.json"
 _FORMAT_VERSION = 1
 
 
@@ -111,7 +114,7 @@ class CheckpointDirectory:
         if not (self.path / _IDENTITY).exists():
             with guard(self.path):
                 if not (self.path / _IDENTITY).exists():
-                    self._write_identity({"id": secrets.token_hex(4), "sink": None})
+                    self._write_json(_IDENTITY, {"id": secrets.token_hex(4), "sink": None})
         return self.identity()
 
     def identity(self) -> str:
@@ -142,7 +145,53 @@ class CheckpointDirectory:
                     f"The checkpoint {self.path} is being used for {identity['sink']} by another "
                     f"run, and this one would write to {sink}. Give it a checkpoint of its own."
                 )
-            self._write_identity({**identity, "sink": sink})
+            self._write_json(_IDENTITY, {**identity, "sink": sink})
+
+    def rank_of(self, task: ArrayTask) -> int:
+        """Return the rank of ``task`` among those of its array, drawn when it first asks.
+
+        Guarantees: tasks with different indexes get different ranks, from 0 to ``count - 1``; one
+        with the same index gets the same rank again. It was durable before this returns.
+
+        Raises:
+            CheckpointError: more tasks than ``task.count`` ask, or the notes cannot be read or
+                written.
+        """
+        with guard(self.path):
+            arrays = self._read_arrays()
+            drawn = arrays.setdefault(task.array, [])
+            if task.index not in drawn:
+                if len(drawn) >= task.count:
+                    raise CheckpointError(
+                        f"The array ({task.array}) has drawn all its ranks, for the tasks "
+                        f"{', '.join(map(str, drawn))}, and task {task.index} is one more. Is the "
+                        "count right? If the array is another one with the same id, pass "
+                        "shard=(index, count) instead."
+                    )
+                drawn.append(task.index)
+                self._write_json(_ARRAYS, {"arrays": arrays})
+            return drawn.index(task.index)
+
+    def _read_arrays(self) -> dict[str, list[int]]:
+        path = self.path / _ARRAYS
+        try:
+            content = json.loads(path.read_bytes())
+            version, arrays = content["format"], content["arrays"]
+            if version == _FORMAT_VERSION and not all(
+                type(index) is int for drawn in arrays.values() for index in drawn
+            ):
+                raise TypeError("a task's index is no number")
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"The checkpoint file {path} cannot be read: {error}. It only says which share "
+                "each task of an array with gaps has. Remove it when no such array is at work or "
+                "in the queue; what is done stays done."
+            ) from error
+        if version != _FORMAT_VERSION:
+            raise self._of_another_format(version)
+        return {str(array): list(drawn) for array, drawn in arrays.items()}
 
     def settled(self, own: str) -> Contents:
         """Read what all dead runs committed, and run ``own``, whose ledger is closed or not open.
@@ -201,18 +250,22 @@ class CheckpointDirectory:
                 "start over with an empty checkpoint and an empty output folder."
             ) from error
         if version != _FORMAT_VERSION:
-            raise CheckpointError(
-                f"The checkpoint {self.path} has format {version}, and this ray_resume reads "
-                f"format {_FORMAT_VERSION}. Upgrade ray_resume, and run again."
-            )
+            raise self._of_another_format(version)
         return dict(identity)
 
-    def _write_identity(self, identity: dict[str, Any]) -> None:
-        path = self.path / _IDENTITY
-        nascent = self.path / f".{_IDENTITY}.new"
+    def _of_another_format(self, version: Any) -> CheckpointError:
+        return CheckpointError(
+            f"The checkpoint {self.path} has format {version}, and this ray_resume reads "
+            f"format {_FORMAT_VERSION}. Upgrade ray_resume, and run again."
+        )
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a file of ours, or replace it; whole and durable. Call it under the guard."""
+        path = self.path / name
+        nascent = self.path / f".{name}.new"
         try:
             with nascent.open("w") as file:
-                json.dump({**identity, "format": _FORMAT_VERSION}, file)
+                json.dump({**content, "format": _FORMAT_VERSION}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(nascent, path)

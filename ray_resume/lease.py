@@ -33,21 +33,23 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lease: for messages to people, never for decisions."""
+    """Who holds a lease, and of which shard: for messages to people, never for decisions."""
 
     run_id: str
     host: str
     pid: int
     started_at: float
+    shard: str | None = None
 
     @classmethod
-    def here(cls, run_id: str) -> Owner:
+    def here(cls, run_id: str, shard: str | None = None) -> Owner:
         """Describe this process."""
-        return cls(run_id, socket.gethostname(), os.getpid(), time.time())
+        return cls(run_id, socket.gethostname(), os.getpid(), time.time(), shard)
 
     def __str__(self) -> str:
         age_s = max(0, round(time.time() - self.started_at))
-        return f"run {self.run_id} (host {self.host}, pid {self.pid}, started {age_s} s ago)"
+        shard = "" if self.shard is None else f"{self.shard}, "
+        return f"run {self.run_id} ({shard}host {self.host}, pid {self.pid}, started {age_s} s ago)"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Lease:
                     f"sources, and still was after {wait_s:g} s. Wait until it ends, or end it"
                     + (f" (on host {rival.host}: kill {rival.pid})" if rival.pid else "")
                     + ", and run again."
+                    + _about_shards(owner, rival)
                 )
             time.sleep(_POLL_INTERVAL_S)
 
@@ -248,6 +251,21 @@ def _first_rival(directory: Path, claim: Claim) -> Owner | None:
             if claim.meets(_read_claim(path)):
                 return _read_owner(path)
     return None
+
+
+def _about_shards(owner: Owner, rival: Owner) -> str:
+    if owner.shard is None and rival.shard is None:
+        return ""
+    ours, theirs = owner.shard or "everything", rival.shard or "everything"
+    if ours == theirs:
+        return (
+            f" Both are to do {ours}: was the array submitted twice, or a task started again while "
+            "it was still at work?"
+        )
+    return (
+        f" This run is to do {ours}, and that one does {theirs}: only different shards of one "
+        "count have no source in common."
+    )
 
 
 def _is_held(path: Path) -> bool:

@@ -25,10 +25,21 @@ class Output(Protocol):
     def uri(self) -> str:
         """What names it in the checkpoint and in messages."""
 
+    def names(self) -> Collection[str]:
+        """List the files in it, by their path in it; none if nobody can."""
+
     def check(
-        self, checkpoint_id: str, checkpoint: str, contents: Contents, skipped: Iterable[Record]
+        self,
+        checkpoint_id: str,
+        checkpoint: str,
+        names: Collection[str],
+        contents: Contents,
+        skipped: Iterable[Record],
     ) -> None:
         """Make sure that it can be written to, and that ``skipped`` sources' rows are there.
+
+        Args:
+            names: the files in it, listed under the run's lease and before ``contents`` was read.
 
         Raises:
             CheckpointError: it is not so; nothing was changed.
@@ -54,11 +65,19 @@ class FolderOutput:
     def uri(self) -> str:
         return self.folder.uri
 
+    def names(self) -> Collection[str]:
+        return self.folder.names()
+
     def check(
-        self, checkpoint_id: str, checkpoint: str, contents: Contents, skipped: Iterable[Record]
+        self,
+        checkpoint_id: str,
+        checkpoint: str,
+        names: Collection[str],
+        contents: Contents,
+        skipped: Iterable[Record],
     ) -> None:
         inside = checkpoint.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
-        names = [name for name in self.folder.names() if not name.startswith(inside)]
+        names = [name for name in names if not name.startswith(inside)]
         known = contents.headers.keys() | contents.live.keys()
         unknown = [
             name
@@ -124,8 +143,16 @@ class RemoteOutput:
 
     uri: str
 
+    def names(self) -> Collection[str]:
+        return ()
+
     def check(
-        self, checkpoint_id: str, checkpoint: str, contents: Contents, skipped: Iterable[Record]
+        self,
+        checkpoint_id: str,
+        checkpoint: str,
+        names: Collection[str],
+        contents: Contents,
+        skipped: Iterable[Record],
     ) -> None:
         return
 

@@ -26,6 +26,7 @@ from ray_resume.readings import (
     RowGroupReading,
     key_sources,
 )
+from ray_resume.shard import ArrayTask, Shard, shard_of
 from ray_resume.source import Reading, Source
 
 __all__ = ["ReadOptions", "resumable_read"]
@@ -51,6 +52,7 @@ class ReadOptions:
     max_failed_runs: int
     on_source_change: str
     on_pipeline_change: str
+    shard: Shard | None
 
 
 def resumable_read(
@@ -59,7 +61,7 @@ def resumable_read(
     checkpoint: str | os.PathLike[str] | Checkpoint,
     keys: Sequence[Any] | None = None,
     granularity: str = "file",
-    shard: tuple[int, int] | str | None = None,
+    shard: tuple[int | str, int] | str | None = None,
     max_failed_runs: int = 3,
     on_source_change: str = "reprocess",
     on_pipeline_change: str = "error",
@@ -102,17 +104,22 @@ def resumable_read(
             anything runs), ``"continue"`` (they stay as they are), ``"restart"`` (they are
             processed anew, and so is what was quarantined; the new output replaces the old). What
             a UDF does is not looked at, only what it is called.
-        shard: reserved; refused by this version.
+        shard: read one share of the sources only, by a stable hash of the id; the dataset has no
+            others. ``(index, count)`` with ``0 <= index < count``, or ``"slurm"``: this array
+            task's share (array indexes may start anywhere and have gaps). PBS and LSF do not say
+            how many tasks an array has: ``("pbs", count)``, ``("lsf", count)``. ``"torchrun"``
+            takes RANK and WORLD_SIZE. Runs of different shards of one count may work at once on
+            one checkpoint and one output. What is done stays done with any other count, or none.
 
     Raises:
         FileNotFoundError: there is nothing to read.
         CheckpointError: the checkpoint cannot be used.
         NonResumableError: the reader cannot be made resumable.
-        ResumeError: two sources have the same id.
+        ResumeError: two sources have the same id; ``shard`` names a scheduler, and the
+            environment is not that of one of its array tasks.
     """
-    options = _checked_options(max_failed_runs, on_source_change, on_pipeline_change)
-    if shard is not None:
-        raise NonResumableError("This version of ray_resume does not have shard= yet.")
+    _check_options(max_failed_runs, on_source_change, on_pipeline_change)
+    share = None if shard is None else shard_of(shard, os.environ)
     if granularity not in ("file", "row_group"):
         raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
     directory = CheckpointDirectory(checkpoint)
@@ -133,7 +140,13 @@ def resumable_read(
     else:
         reading = _file_reading(reader, args, kwargs, granularity, source_root)
     directory.ensure()
-    datasource = ResumableDatasource(reading, str(directory.path), options)
+    if isinstance(share, ArrayTask):
+        share = Shard(directory.rank_of(share), share.count)
+    sources = reading.sources
+    if share is not None:
+        sources = [source for source in sources if share.holds(source.source_id)]
+    options = ReadOptions(max_failed_runs, on_source_change, on_pipeline_change, share)
+    datasource = ResumableDatasource(reading, sources, str(directory.path), options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     plan.refuse_plain_writes(dataset)
     return dataset
@@ -230,9 +243,7 @@ def _refuse_arguments(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         )
 
 
-def _checked_options(
-    max_failed_runs: int, on_source_change: str, on_pipeline_change: str
-) -> ReadOptions:
+def _check_options(max_failed_runs: int, on_source_change: str, on_pipeline_change: str) -> None:
     if max_failed_runs < 1:
         raise ValueError(f"max_failed_runs must be at least 1, not {max_failed_runs}")
     for name, value, known in (
@@ -241,4 +252,3 @@ def _checked_options(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-    return ReadOptions(max_failed_runs, on_source_change, on_pipeline_change)

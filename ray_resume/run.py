@@ -35,6 +35,7 @@ from ray_resume.naming import DIGEST_BYTES
 from ray_resume.output import Output
 from ray_resume.record import State, digest
 from ray_resume.schedule import PassPlan, Schedule
+from ray_resume.shard import Shard
 from ray_resume.signals import terminable
 from ray_resume.source import Source
 from ray_resume.store import writer_files
@@ -68,7 +69,10 @@ class RunPlan:
     """What a run is to do, all of it checked."""
 
     directory: CheckpointDirectory
+    # Those of this run, in ``shard`` if it has one, and all that were listed.
     sources: Sequence[Source]
+    listed: Sequence[Source]
+    shard: Shard | None
     output: Output
     # How results are made visible, for a sink that does so at the end of a pass; else None.
     publish: Callable[[Sequence[bytes], int], None] | None
@@ -115,6 +119,9 @@ class Run:
         """
         self._keep_few_files()
         with self._leased(lease_wait_s):
+            # Before the checkpoint is read, so that it knows each run whose files are seen here:
+            # neighbours may start at any moment.
+            names = self._plan.output.names()
             contents = self._plan.directory.settled(self._run_id)
             self._check_bound(contents)
             todo = todo_of(
@@ -123,6 +130,7 @@ class Run:
                 on_source_change=self._plan.on_source_change,
                 signature=self._plan.signature,
                 on_pipeline_change=self._plan.on_pipeline_change,
+                listed=self._plan.listed,
             )
             self._tell_gone(contents)
             if todo.held:
@@ -132,8 +140,16 @@ class Run:
                     len(todo.held),
                     todo.held[0],
                 )
+            if todo.apart:
+                logger.warning(
+                    "%d sources of %s wait, %s for one: they share output files with sources of "
+                    "other shards. Run once without shard= to process them.",
+                    len(todo.apart),
+                    self._plan.shard,
+                    todo.apart[0],
+                )
             checkpoint = str(self._plan.directory.path)
-            self._plan.output.check(self._checkpoint_id, checkpoint, contents, todo.skipped)
+            self._plan.output.check(self._checkpoint_id, checkpoint, names, contents, todo.skipped)
             if not todo.pending:
                 self._remove_leftovers(contents)
                 return self._summary(todo, _NOTHING)
@@ -158,8 +174,9 @@ class Run:
     @contextlib.contextmanager
     def _leased(self, wait_s: float) -> Iterator[None]:
         path = self._plan.directory.path
-        self._claim = Claim(frozenset(digest(source.source_id) for source in self._plan.sources))
-        self._lease = Lease.acquire(path, Owner.here(self._run_id), self._claim, wait_s=wait_s)
+        claim = Claim(frozenset(digest(source.source_id) for source in self._plan.sources))
+        shard = None if self._plan.shard is None else str(self._plan.shard)
+        self._lease = Lease.acquire(path, Owner.here(self._run_id, shard), claim, wait_s=wait_s)
         try:
             yield
         finally:
@@ -179,7 +196,8 @@ class Run:
             )
 
     def _tell_gone(self, contents: Contents) -> None:
-        count, example = contents.union.completed_outside(self._claim.digests or ())
+        digests = {digest(source.source_id) for source in self._plan.listed}
+        count, example = contents.union.completed_outside(digests)
         if example is not None:
             logger.warning(
                 "%d completed sources are not in the input any more, %s for one. Their output "
@@ -299,7 +317,11 @@ class Run:
             signature=self._plan.signature,
             commit_at_the_end=self._plan.publish is not None,
             together=todo.together,
-            header={"sources_total": len(self._plan.sources), "signature": self._plan.signature},
+            header={
+                "sources_total": len(self._plan.listed),
+                "signature": self._plan.signature,
+                "shard": None if self._plan.shard is None else str(self._plan.shard),
+            },
         )
 
     def _clean_up(self) -> None:
@@ -332,6 +354,7 @@ class Run:
             sources_failed=failed,
             sources_pending=len(todo.pending)
             + len(todo.held)
+            + len(todo.apart)
             - progress.committed
             - failed
             - quarantined,

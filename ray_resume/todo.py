@@ -22,7 +22,8 @@ class Todo:
     ``pending`` are to be read. ``records`` holds what is on record of them, by position in
     ``pending``. ``together`` are groups of such positions: their earlier output is in the same
     files, so it can only be replaced in one step. ``held`` sources would have to be read too, but
-    share files with ``quarantined`` ones.
+    share files with ``quarantined`` ones; ``apart`` likewise, but they share them with sources
+    that were listed and are another shard's.
     """
 
     pending: Sequence[Source]
@@ -30,6 +31,7 @@ class Todo:
     skipped: Sequence[Record]
     quarantined: int
     held: Sequence[str] = ()
+    apart: Sequence[str] = ()
     together: Sequence[Sequence[int]] = ()
 
 
@@ -40,18 +42,20 @@ def todo_of(
     on_source_change: str,
     signature: str,
     on_pipeline_change: str,
+    listed: Sequence[Source] = (),
 ) -> Todo:
     """Sort ``sources`` by what is on record of them.
 
     Args:
         signature: of the pipeline that they are to go through now.
+        listed: all that were listed, if ``sources`` are a share of them.
 
     Raises:
         SourceChangedError: completed sources have changed, and ``on_source_change`` is "error".
         PipelineChangedError: they went through another pipeline, and ``on_pipeline_change`` is
             "error".
         CheckpointError: earlier output can not be replaced without that of sources that are not
-            among ``sources``.
+            among ``sources``, nor listed.
     """
     records: dict[str, Record] = {}
     skipped: dict[str, Record] = {}
@@ -85,18 +89,21 @@ def todo_of(
     known = {source.source_id for source in sources}
     groups = []
     held: set[str] = set()
+    apart: set[str] = set()
     for group in _sharing_files(records, union):
-        outside = sorted(group - known)
-        if outside:
-            raise CheckpointError(_out_of_reach(min(group & records.keys()), outside))
+        if outside := group - known:
+            unlisted = outside.difference(source.source_id for source in listed)
+            if unlisted:
+                raise CheckpointError(_out_of_reach(min(group & records.keys()), sorted(unlisted)))
+            apart |= group & records.keys()
+            continue
         if group & quarantined:
             held |= group & records.keys()
             continue
         groups.append(group)
         records |= {mate: skipped.pop(mate) for mate in group & skipped.keys()}
-    pending = [
-        source for source in sources if source.source_id not in skipped.keys() | quarantined | held
-    ]
+    passed_over = skipped.keys() | quarantined | held | apart
+    pending = [source for source in sources if source.source_id not in passed_over]
     positions = {source.source_id: position for position, source in enumerate(pending)}
     return Todo(
         pending,
@@ -104,6 +111,7 @@ def todo_of(
         list(skipped.values()),
         len(quarantined),
         sorted(held),
+        sorted(apart),
         [sorted(positions[source_id] for source_id in group) for group in groups],
     )
 

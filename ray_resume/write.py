@@ -147,6 +147,8 @@ def resumable_write(
         RunPlan(
             directory=CheckpointDirectory(datasource.checkpoint),
             sources=datasource.sources,
+            listed=datasource.reading.sources,
+            shard=datasource.options.shard,
             output=target.output,
             publish=target.publish,
             signature=chain.signature() + target.spelt,

@@ -43,6 +43,7 @@ ORDER = [
     "directory",
     "reader",
     "store",
+    "shard",
     "lease",
     "ledger",
     "letters",

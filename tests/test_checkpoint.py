@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -114,13 +114,14 @@ def test_status_is_a_mapping_with_attributes(path: Path) -> None:
 
 
 def test_status_says_who_is_at_work_and_who_was_killed(path: Path) -> None:
-    alive = Lease.acquire(path, Owner("run3", "here", 1, 5.0), Claim(frozenset()), wait_s=0)
-    killed = Lease.acquire(path, Owner("run4", "there", 2, 6.0), Claim(frozenset()), wait_s=0)
+    at_work, gone = Owner("run3", "here", 1, 5.0, "shard 0 of 2"), Owner("run4", "there", 2, 6.0)
+    alive = Lease.acquire(path, at_work, Claim(frozenset()), wait_s=0)
+    killed = Lease.acquire(path, gone, Claim(frozenset()), wait_s=0)
     killed.release()
     runs = {run["run_id"]: run for run in Checkpoint(path).status().runs}
     assert runs == {
-        "run3": {"run_id": "run3", "host": "here", "pid": 1, "started_at": 5.0, "alive": True},
-        "run4": {"run_id": "run4", "host": "there", "pid": 2, "started_at": 6.0, "alive": False},
+        "run3": {**asdict(at_work), "alive": True},
+        "run4": {**asdict(gone), "alive": False},
     }
     alive.end(wait_s=0)
     assert [run["run_id"] for run in Checkpoint(path).status().runs] == ["run4"]

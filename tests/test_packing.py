@@ -85,11 +85,19 @@ def record(source_id: str, state: State, *files: int) -> Record:
     return Record(source_id, state, 1, "run", files=tuple(PACKED.format(file) for file in files))
 
 
-def sorted_out(ids: str, *records: Record, changed: str = "", policy: str = "reprocess") -> Todo:
+def sorted_out(
+    ids: str, *records: Record, changed: str = "", policy: str = "reprocess", listed: str = ""
+) -> Todo:
     union = Union({"run": [(digest(r.source_id), encode(r)) for r in records]})
     sources = [Source(i, i, Fingerprint(1, 1) if i in changed else Fingerprint()) for i in ids]
+    others = [Source(i, i) for i in listed]
     return todo_of(
-        sources, union, on_source_change=policy, signature="", on_pipeline_change="error"
+        sources,
+        union,
+        on_source_change=policy,
+        signature="",
+        on_pipeline_change="error",
+        listed=others,
     )
 
 
@@ -126,6 +134,17 @@ def test_a_neighbour_that_is_not_in_the_input_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"c is to be processed again.*2 sources.*a for one"):
         sorted_out("cd", *DONE, changed="c")
     assert pending(sorted_out("cd", *DONE, changed="d")) == "d"
+
+
+def test_neighbours_in_other_shards_hold_nobody_but_those_who_share_files_with_them() -> None:
+    """Shard "cde" of a listing of all five, after a run without shards: the others go on."""
+    todo = sorted_out("cde", *DONE, changed="cd", listed="abcde")
+    assert (pending(todo), todo.apart, todo.held) == ("de", ["c"], [])
+    assert todo.skipped == []
+    with pytest.raises(CheckpointError, match="1 sources that are not among this run's, b for one"):
+        sorted_out("cde", *DONE, changed="cd", listed="acde")
+    # Once all of them are this run's, they are done.
+    assert pending(sorted_out("abcde", *DONE, changed="cd", listed="abcde")) == "abcde"
 
 
 def test_a_quarantined_neighbour_holds_the_others() -> None:

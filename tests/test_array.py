@@ -1,0 +1,310 @@
+"""Array tasks: processes with one checkpoint and one output, killed, requeued, submitted again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from conftest import ids_in, snapshot, write_source
+from job import WITHOUT_TOKENS, kill_with_descendants
+from pyarrow.fs import LocalFileSystem
+
+from ray_resume import Checkpoint, CheckpointError, resumable_read, resumable_write
+from ray_resume.directory import CheckpointDirectory, Contents
+from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.output import FolderOutput
+from ray_resume.record import Record, State, digest
+from ray_resume.run import Run, RunPlan
+from ray_resume.shard import Shard
+from ray_resume.sink import Folder
+from ray_resume.source import Source
+from ray_resume.store import WriterFile
+
+DRIVER = Path(__file__).with_name("array_driver.py")
+ROWS = 20
+
+
+class Array:
+    """An array job on a cluster of its own, its tasks by their indexes."""
+
+    def __init__(self, folder: Path, address: str, indexes: Sequence[int], files: int) -> None:
+        self.source, self.checkpoint, self.out = folder / "in", folder / "ckpt", folder / "out"
+        self.address, self.indexes, self.files = address, indexes, files
+        self.job = 4711
+        self.running: dict[int, subprocess.Popen[str]] = {}
+        write_source(self.source, files=files, rows=ROWS)
+
+    def submit(self, indexes: Sequence[int]) -> None:
+        """Submit another array for the same input."""
+        self.job, self.indexes = self.job + 100, indexes
+        self.start(indexes)
+
+    def start(self, indexes: Sequence[int]) -> None:
+        for index in indexes:
+            variables = {
+                "JOB_ID": self.job,
+                "TASK_ID": index,
+                "TASK_COUNT": len(self.indexes),
+                "TASK_MIN": min(self.indexes),
+                "TASK_MAX": max(self.indexes),
+                "TASK_STEP": 1,
+            }
+            slurm = {f"SLURM_ARRAY_{name}": str(value) for name, value in variables.items()}
+            paths = map(str, (self.source, self.checkpoint, self.out))
+            self.running[index] = subprocess.Popen(
+                [sys.executable, str(DRIVER), *paths, self.address],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**WITHOUT_TOKENS, **slurm},
+            )
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 180
+        while not condition():
+            for process in self.running.values():
+                assert process.poll() in (None, 0), process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def committed(self) -> int:
+        try:
+            return Checkpoint(self.checkpoint).status().completed
+        except CheckpointError:
+            return 0
+
+    def live(self) -> int:
+        return Checkpoint(self.checkpoint).status().live
+
+    def kill(self, indexes: Sequence[int]) -> None:
+        """Kill drivers, at a moment when all of them are at work."""
+        for index in indexes:
+            assert self.running[index].poll() is None, "it has ended: too late to prove anything"
+            self.running[index].kill()
+        for index in indexes:
+            self.running.pop(index).communicate()
+
+    def finish(self) -> str:
+        """Wait for all tasks; return what they said."""
+        said = ""
+        for index in list(self.running):
+            output, _ = self.running[index].communicate(timeout=240)
+            assert self.running.pop(index).returncode == 0, output
+            said += output
+        return said
+
+    def end(self) -> None:
+        for process in self.running.values():
+            if process.poll() is None:
+                kill_with_descendants(process.pid)
+            process.communicate()
+
+    def check(self) -> None:
+        """Every row is there once, and the folder holds what the checkpoint lists, no more."""
+        rows: list[tuple[int, int]] = []
+        for path in self.out.iterdir():
+            table = pq.ParquetFile(path).read()
+            rows += zip(*(table.column(name).to_pylist() for name in ("id", "score")), strict=True)
+        assert sorted(rows) == [(i, i * 3) for i in range(self.files * ROWS)]
+        checkpoint = Checkpoint(self.checkpoint)
+        assert checkpoint.files() == sorted(map(str, self.out.iterdir()))
+        status = checkpoint.status()
+        assert (status.total, status.completed, status.pending) == (self.files, self.files, 0)
+        assert status.live == 0
+        report = checkpoint.check()
+        assert report.ok, report
+
+
+@pytest.fixture
+def array(request: pytest.FixtureRequest, tmp_path: Path, another_cluster: str) -> Iterator[Array]:
+    indexes, files = request.param
+    array = Array(tmp_path, another_cluster, indexes, files)
+    yield array
+    array.end()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("array", [([2, 3, 7], 30)], indirect=True)
+def test_three_tasks_with_gaps_one_killed_and_requeued(array: Array) -> None:
+    array.start(array.indexes)
+    array.wait_for(lambda: array.committed() >= 3 and array.live() == 3)
+    status = Checkpoint(array.checkpoint).status()
+    assert (status.total, status.completed + status.pending) == (30, 30)
+    assert {run["shard"] for run in status.runs} == {f"shard {i} of 3" for i in range(3)}
+    array.kill([3])
+    assert array.committed() < array.files
+    array.start([3])
+    array.finish()
+    array.check()
+    # Only those that failed, as an array of their own: there is nothing left, of any share.
+    before = snapshot(array.out)
+    array.submit([3, 7])
+    assert array.finish().count(": 0 of ") == 2
+    assert snapshot(array.out) == before
+    array.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "array", [(range(4, 12), 96), ([1, 2, 4, 8, 9, 11, 30, 31], 96)], indirect=True
+)
+def test_eight_tasks_half_of_them_killed_and_requeued(array: Array) -> None:
+    array.start(array.indexes)
+    array.wait_for(lambda: array.committed() >= 10 and array.live() == 8)
+    killed = array.indexes[::2]
+    array.kill(killed)
+    assert array.committed() < array.files
+    array.start(killed)
+    array.finish()
+    array.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("array", [(range(4), 48)], indirect=True)
+def test_another_count_goes_on_from_there(array: Array) -> None:
+    array.start(array.indexes)
+    array.wait_for(lambda: array.committed() >= 8 and array.live() == 4)
+    array.kill(array.indexes)
+    done = array.committed()
+    assert done < array.files
+    array.submit([5, 7, 9])
+    said = array.finish()
+    completed = [int(line.split(" of ")[0].split(": ")[1]) for line in said.splitlines() if line]
+    assert sum(completed) <= array.files - done
+    array.check()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_shards_of_one_process_after_another(tmp_path: Path) -> None:
+    write_source(tmp_path / "in", files=6, rows=10)
+    reader, paths = ray.data.read_parquet, str(tmp_path / "in")
+
+    def run(shard: tuple[int, int] | None) -> tuple[int, int, int]:
+        ds = resumable_read(reader, paths, checkpoint=tmp_path / "ckpt", shard=shard)
+        summary = resumable_write(ds, tmp_path / "out")
+        return summary.sources_total, summary.sources_completed, summary.sources_skipped
+
+    shares = [
+        sum(Shard(i, 3).holds(str(path)) for path in (tmp_path / "in").iterdir()) for i in range(3)
+    ]
+    assert sum(shares) == 6
+    ds = resumable_read(reader, paths, checkpoint=tmp_path / "ckpt", shard=(1, 3))
+    assert ds.count() == shares[1] * 10
+    for index in (2, 1):
+        assert run((index, 3)) == (shares[index], shares[index], 0)
+    status = Checkpoint(tmp_path / "ckpt").status()
+    assert (status.total, status.pending) == (6, shares[0])
+    # Of many shares some are empty: that is nothing to do, not an error.
+    outcomes = [run((index, 40)) for index in range(40)]
+    assert sum(total for total, _, _ in outcomes) == 6
+    assert min(outcomes) == (0, 0, 0)
+    assert sum(completed for _, completed, _ in outcomes) == shares[0]
+    assert run(None) == (6, 0, 6)
+    assert ids_in(tmp_path / "out") == list(range(60))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_sources_packed_with_those_of_other_shards_wait_for_a_run_of_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_source(tmp_path / "in", files=6, rows=10)
+
+    def run(shard: tuple[int, int] | None) -> tuple[int, int]:
+        ds = resumable_read(
+            ray.data.read_parquet, str(tmp_path / "in"), checkpoint=tmp_path / "ckpt", shard=shard
+        )
+        summary = resumable_write(ds, tmp_path / "out", target_file_bytes=1 << 20)
+        return summary.sources_completed, summary.sources_pending
+
+    assert run(None) == (6, 0)
+    checkpoint = Checkpoint(tmp_path / "ckpt")
+    before = checkpoint.files()
+    checkpoint.reset(state="completed")
+    shares = [run((index, 2)) for index in range(2)]
+    assert [completed for completed, _ in shares] == [0, 0]
+    assert sum(pending for _, pending in shares) == 6
+    assert "Run once without shard= to process them." in caplog.text
+    assert (checkpoint.files(), ids_in(tmp_path / "out")) == (before, list(range(60)))
+    assert run(None) == (6, 0)
+    assert ids_in(tmp_path / "out") == list(range(60))
+
+
+# Neighbours.
+
+
+def plan_of(directory: CheckpointDirectory, out: Path, shard: Shard | None = None) -> RunPlan:
+    sources = [Source("a", "a")]
+    return RunPlan(
+        directory=directory,
+        sources=sources,
+        listed=sources,
+        shard=shard,
+        output=FolderOutput(Folder(LocalFileSystem(), str(out), str(out)), append=False),
+        publish=None,
+        signature="",
+        max_failed_runs=3,
+        on_source_change="reprocess",
+        on_pipeline_change="error",
+    )
+
+
+class BusyDirectory(CheckpointDirectory):
+    """While it is being read, a neighbour begins, writes a file, and is at work from then on."""
+
+    def begin_neighbour(self, out: Path) -> None:
+        self.out = out
+
+    def settled(self, own: str) -> Contents:
+        contents = super().settled(own)
+        self.neighbour = Lease.acquire(
+            self.path, Owner.here("b" * 12), Claim(frozenset([digest("b")])), wait_s=0
+        )
+        WriterFile.create(self.path, "b" * 12, {}).close()
+        self.out.mkdir()
+        name = f"{self.identity()}-{'b' * 12}-{'0' * 15}1-{'0' * 16}.parquet"
+        (self.out / name).write_bytes(b"rows")
+        return contents
+
+
+def test_a_neighbour_that_begins_meanwhile_is_no_stranger(tmp_path: Path) -> None:
+    """Its file must neither be taken for one of an unknown run, nor for a left-over."""
+    directory = BusyDirectory(tmp_path / "ckpt")
+    directory.ensure()
+    directory.begin_neighbour(tmp_path / "out")
+    writer = WriterFile.create(directory.path, "a" * 12, {})
+    writer.commit([Record("a", State.COMPLETED, 1, "a" * 12)])
+    writer.close()
+    summary = Run(plan_of(directory, tmp_path / "out")).execute(lambda _: None, lease_wait_s=0)
+    assert summary.sources_skipped == 1
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    directory.neighbour.end(wait_s=0)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "told"),
+    [
+        (
+            Shard(0, 2),
+            r"shard 0 of 2, host .*This run is to do shard 1 of 3, and that one does "
+            r"shard 0 of 2: only different shards of one count",
+        ),
+        (Shard(1, 3), r"Both are to do shard 1 of 3: was the array submitted twice"),
+        (None, r"This run is to do shard 1 of 3, and that one does everything"),
+    ],
+)
+def test_shards_that_overlap_are_refused(tmp_path: Path, theirs: Shard | None, told: str) -> None:
+    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory.ensure()
+    claim = Claim(frozenset([digest("a"), digest("b")]))
+    shard = None if theirs is None else str(theirs)
+    lease = Lease.acquire(directory.path, Owner.here("b" * 12, shard), claim, wait_s=0)
+    run = Run(plan_of(directory, tmp_path / "out", Shard(1, 3)))
+    with pytest.raises(CheckpointError, match=told):
+        run.execute(lambda _: None, lease_wait_s=0)
+    lease.end(wait_s=0)
