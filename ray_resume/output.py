@@ -35,7 +35,11 @@ class Output(Protocol):
         """
 
     def prepare(self) -> None:
-        """Make it ready for the first row."""
+        """Make it ready for the first row.
+
+        Raises:
+            CheckpointError: it cannot be made.
+        """
 
     def remove_leftovers(
         self, checkpoint_id: str, runs: Collection[str], contents: Contents
@@ -58,7 +62,10 @@ class FolderOutput:
         self, checkpoint_id: str, checkpoint: str, contents: Contents, skipped: Iterable[Record]
     ) -> None:
         inside = checkpoint.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
-        names = [name for name in self.folder.names() if not name.startswith(inside)]
+        try:
+            names = [name for name in self.folder.names() if not name.startswith(inside)]
+        except OSError as error:
+            raise self._unusable(error) from error
         known = contents.headers.keys() | contents.live.keys()
         unknown = [
             name
@@ -101,7 +108,16 @@ class FolderOutput:
             )
 
     def prepare(self) -> None:
-        self.folder.create()
+        try:
+            self.folder.create()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"The output folder {self.uri} cannot be used: {error}. Give a path where this process "
+            "may make a folder, or mend the disk, and run again."
+        )
 
     def remove_leftovers(
         self, checkpoint_id: str, runs: Collection[str], contents: Contents

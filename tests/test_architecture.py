@@ -48,6 +48,7 @@ ORDER = [
     "listing",
     "source",
     "naming",
+    "mounts",
     "record",
     "lineage",
     "summary",
