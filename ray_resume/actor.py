@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_resume.errors import ResumeError
+from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.lease import Lease
 from ray_resume.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
 from ray_resume.letters import Letter, LetterFolder
@@ -148,17 +148,24 @@ class LedgerHost:
         for letter in letters:
             if not 0 <= letter.source < len(self._spec.sources):
                 raise LedgerError(f"source number {letter.source} is not in this run's table")
-        drains = tuple(
-            Drain(
-                letter.source,
-                -letter.total % MODULUS,
-                dead_rows=len(letter.errors),
-                dead_letters=(
-                    self._letters.write(run_id, self._spec.sources[letter.source][0], letter),
-                ),
+        try:
+            drains = tuple(
+                Drain(
+                    letter.source,
+                    -letter.total % MODULUS,
+                    dead_rows=len(letter.errors),
+                    dead_letters=(
+                        self._letters.write(run_id, self._spec.sources[letter.source][0], letter),
+                    ),
+                )
+                for letter in letters
             )
-            for letter in letters
-        )
+        except CheckpointError as error:
+            # The run ends by this error, and not by what Ray makes of it on its way through a UDF.
+            self._commit()
+            with self._state:
+                self._fault = self._fault or error
+            raise
         return self.apply(Message(run_id, pass_number, drains))
 
     def flush(self) -> Progress:

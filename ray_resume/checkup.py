@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ray_resume.directory import CheckpointDirectory, merged_headers
 from ray_resume.errors import CheckpointError
+from ray_resume.letters import FOLDER
 from ray_resume.naming import OutputName
 from ray_resume.reader import Reading
 from ray_resume.record import Record, State, decode, digest, precedence
@@ -114,6 +115,7 @@ class _Look:
         union = Union(sound)
         self._check_contradictions(union, sound)
         files = self._check_output(union)
+        self._check_letters(union)
         self._say_who_is_about()
         return CheckReport(
             checkpoint=str(self._directory.path),
@@ -229,6 +231,17 @@ class _Look:
             self._notes.append(
                 f"{len(gone) - len(lost)} earlier output files of sources that failed or were "
                 f"reset are gone from {self._sink}. New ones take their place."
+            )
+
+    def _check_letters(self, union: Union) -> None:
+        folder = self._directory.path / FOLDER
+        listed = sorted(name for record in union for name in record.dead_letters)
+        gone = [name for name in listed if not (folder / name).exists()]
+        if gone:
+            # Whoever has dealt with them may have moved them; nobody else knows their rows.
+            self._notes.append(
+                f"{len(gone)} of {len(listed)} dead letters are gone from {folder}: {_some(gone)}. "
+                "If nobody has dealt with their rows, put them back, or reset their sources."
             )
 
     def _check_unlisted(self, listed: dict[str, Record], sizes: dict[str, int]) -> None:

@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlparse
 
 from ray_resume.errors import CheckpointError
 from ray_resume.lease import Owner, guard, known_runs, live_runs
+from ray_resume.mounts import remote_fstype
 from ray_resume.reader import Reading, read_writers
 from ray_resume.shard import ArrayTask
 from ray_resume.store import Union, fsync_directory, writer_files
@@ -100,8 +101,10 @@ class CheckpointDirectory:
         """Create the checkpoint if it is missing, and return its id: 8 hexadecimal digits.
 
         Raises:
-            CheckpointError: the path is a file, cannot be written to, or is of a newer format.
+            CheckpointError: the path is a file, cannot be written to, is on a network file system,
+                or is of a newer format.
         """
+        self._refuse_remote()  # Before anything is made there.
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -110,7 +113,10 @@ class CheckpointDirectory:
                 "Give another path, or remove the file."
             ) from None
         except OSError as error:
-            raise CheckpointError(f"The checkpoint {self.path} cannot be made: {error}.") from error
+            raise CheckpointError(
+                f"The checkpoint {self.path} cannot be made: {error}. Give a path below a "
+                "directory that this process may write to, on a disk with space."
+            ) from error
         if not (self.path / _IDENTITY).exists():
             with guard(self.path):
                 if not (self.path / _IDENTITY).exists():
@@ -202,6 +208,7 @@ class CheckpointDirectory:
         Raises:
             CheckpointError: a file cannot be read; nothing is ever skipped over silently.
         """
+        self._refuse_remote()
         with guard(self.path):
             live = live_runs(self.path)
             live.pop(own, None)
@@ -219,6 +226,7 @@ class CheckpointDirectory:
 
     def look(self) -> Look:
         """Read every writer's file, damaged or not, and say who is about."""
+        self._refuse_remote()
         while True:
             note = self.note()
             readings = list(_readings(note.files, note.live))
@@ -233,7 +241,18 @@ class CheckpointDirectory:
                 stack.enter_context(guard(self.path))
             return Note(*known_runs(self.path), writer_files(self.path))
 
+    def _refuse_remote(self) -> None:
+        fstype = remote_fstype(self.path)
+        if fstype is not None:
+            raise CheckpointError(
+                f"The checkpoint {self.path} is on a network file system ({fstype}), where LMDB's "
+                "memory map and the locks that keep runs apart cannot be trusted. Give a directory "
+                "on a local disk of the driver's host (df -T shows the kinds); input and output "
+                "may be anywhere."
+            )
+
     def _read_identity(self) -> dict[str, Any]:
+        self._refuse_remote()
         path = self.path / _IDENTITY
         try:
             identity = json.loads(path.read_bytes())
@@ -271,8 +290,11 @@ class CheckpointDirectory:
             os.replace(nascent, path)
             fsync_directory(self.path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                nascent.unlink(missing_ok=True)
             raise CheckpointError(
-                f"The checkpoint file {path} cannot be written: {error}."
+                f"The checkpoint file {path} cannot be written: {error}. See that the directory "
+                "is writable and has space, and run again."
             ) from error
 
 

@@ -46,7 +46,11 @@ class Output(Protocol):
         """
 
     def prepare(self) -> None:
-        """Make it ready for the first row."""
+        """Make it ready for the first row.
+
+        Raises:
+            CheckpointError: it cannot be made.
+        """
 
     def remove_leftovers(
         self, checkpoint_id: str, runs: Collection[str], contents: Contents
@@ -66,7 +70,10 @@ class FolderOutput:
         return self.folder.uri
 
     def names(self) -> Collection[str]:
-        return self.folder.names()
+        try:
+            return self.folder.names()
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def check(
         self,
@@ -120,7 +127,16 @@ class FolderOutput:
             )
 
     def prepare(self) -> None:
-        self.folder.create()
+        try:
+            self.folder.create()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"The output folder {self.uri} cannot be used: {error}. Give a path where this process "
+            "may make a folder, or mend the disk, and run again."
+        )
 
     def remove_leftovers(
         self, checkpoint_id: str, runs: Collection[str], contents: Contents

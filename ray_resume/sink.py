@@ -24,6 +24,7 @@ from ray.data.datasource import Datasink
 
 from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
+from ray_resume.errors import ResumeError
 from ray_resume.formats import Format
 from ray_resume.ledger import Drain, Pack
 from ray_resume.lineage import MODULUS, token_sum
@@ -124,7 +125,10 @@ class Layout:
         names = []
         for subfolder, part in self._parts(table):
             name = f"{subfolder}{stem_of(prefix, digest)}.{self.format.suffix}"
-            folder.write(name, partial(self._write_file, part))
+            try:
+                folder.write(name, partial(self._write_file, part))
+            except OSError as error:
+                raise _unwritten(f"file {folder.uri}/{name}", error) from error
             names.append(name)
         return names
 
@@ -200,6 +204,9 @@ class FileSink(Datasink[None]):
 
         Guarantees: when this returns, the files are durable and the ledger has counted them; if
         it does not, they are left-overs, and the rows count for nobody.
+
+        Raises:
+            ResumeError: a file cannot be written; the message names it.
         """
         parts, sums = gathered(blocks)
         if not parts:
@@ -218,11 +225,21 @@ class FileSink(Datasink[None]):
             events.append(
                 Pack(drains, files) if len(drains) > 1 else replace(drains[0], files=files)
             )
-        self._folder.sync(name for event in events for name in event.files)
+        try:
+            self._folder.sync(name for event in events for name in event.files)
+        except OSError as error:
+            raise _unwritten(f"folder {self._folder.uri}", error) from error
         self._client.send(*events)
 
     def _digest(self, source: int) -> bytes:
         return self._digests[source * DIGEST_BYTES : (source + 1) * DIGEST_BYTES]
+
+
+def _unwritten(what: str, error: OSError) -> ResumeError:
+    return ResumeError(
+        f"The output {what} cannot be written: {error}. Its rows count for nobody, and what was "
+        "committed is safe. Free space or mend the disk, and run again."
+    )
 
 
 def gathered(blocks: Iterable[Block]) -> tuple[dict[int, list[pa.Table]], dict[int, int]]:

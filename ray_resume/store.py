@@ -12,6 +12,7 @@ process dies inside it, either all of the call's records are there or none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -45,6 +46,9 @@ _HEADER_KEY = b"header"
 _NASCENT = ".new"
 # A sparse address range, not disk space: the file grows as it is written.
 _INITIAL_MAP_BYTES = 16 << 20
+_LITTLE_SPACE_BYTES = 1 << 20
+# What LMDB makes it for the 126 readers that py-lmdb asks for.
+_LOCK_FILE_BYTES = 8192
 
 # py-lmdb refuses to open one file twice in a process, so whoever reads holds this lock for as long
 # as the file is open; so does a writer that opens, moves or closes its map under such a reader.
@@ -86,8 +90,8 @@ class WriterFile:
             _put_all(self._env, self._records, items)
         except (_lmdb().Error, OSError) as error:
             raise CheckpointError(
-                f"The checkpoint file {self._path} cannot be written: {error}. What was "
-                "committed before is safe. Free space or mend the disk, and run again."
+                f"The checkpoint file {self._path} cannot be written: {_why(self._path, error)}. "
+                "What was committed before is safe. Free space or mend the disk, and run again."
             ) from error
 
     def close(self) -> None:
@@ -263,6 +267,8 @@ def fsync_directory(directory: Path) -> None:
 
 
 def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> Any:
+    if lock:
+        _reserve(Path(f"{path}-lock"))
     # No flag here weakens durability: LMDB syncs data and meta page in every commit by default.
     return _lmdb().open(
         str(path),
@@ -273,6 +279,25 @@ def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> Any:
         max_dbs=2,
         map_size=0 if readonly else _INITIAL_MAP_BYTES,
     )
+
+
+def _reserve(lock_file: Path) -> None:
+    """Have the disk keep room for LMDB's lock file.
+
+    LMDB makes it with a hole in it and maps that: on a full disk, touching it is a SIGBUS.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return  # Somebody who only looks; LMDB knows how to do without.
+        raise
+    try:
+        os.posix_fallocate(descriptor, 0, _LOCK_FILE_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def _put_all(env: Any, database: Any, items: Sequence[tuple[bytes, bytes]]) -> None:
@@ -290,9 +315,19 @@ def _put_all(env: Any, database: Any, items: Sequence[tuple[bytes, bytes]]) -> N
 
 def _unmade(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"The checkpoint file {path} cannot be made: {error}. "
+        f"The checkpoint file {path} cannot be made: {_why(path, error)}. "
         "See that the directory exists, is writable and has space, and run again."
     )
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Spell ``error``. LMDB calls it an input/output error if half of a write found room."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(path.parent)
+        free = disk.f_bavail * disk.f_frsize
+        if free < _LITTLE_SPACE_BYTES:
+            return f"{error} (the disk is full: {free} bytes are free)"
+    return str(error)
 
 
 def _lmdb() -> Any:

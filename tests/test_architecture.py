@@ -50,6 +50,7 @@ ORDER = [
     "listing",
     "source",
     "naming",
+    "mounts",
     "record",
     "lineage",
     "summary",
