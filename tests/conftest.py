@@ -14,7 +14,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 from job import FILES, ROWS, WITHOUT_TOKENS, Job, kill_with_descendants
+
+# How long an example takes says nothing on a machine that others use, too.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 RUNTIME_ENV_MARK = "RAY_RESUME_TEST_MARK"
 
