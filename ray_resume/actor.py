@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_resume.errors import ResumeError
+from ray_resume.faults import Fault, reached
 from ray_resume.lease import Lease
 from ray_resume.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
 from ray_resume.letters import Letter, LetterFolder
@@ -48,6 +49,8 @@ class RunSpec:
     commit_at_the_end: bool = False
     # Groups of sources that may only be committed in one transaction.
     together: Sequence[Sequence[int]] = ()
+    # What a test has armed: it arms the process that this arrives at.
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ class LedgerHost:
         Raises:
             ResumeError: the message is illegal, the host is closed, or a commit failed.
         """
+        reached("ledger.before_apply")
         with self._state:
             self._check_open()
             applied = self._ledger.apply(message)
@@ -139,6 +143,7 @@ class LedgerHost:
                 # The completions of one file are all in one answer.
                 self._files += len({f for done in applied.completions for f in done.files})
                 self._state.notify_all()
+            reached("ledger.applied")
             return applied
 
     def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> Applied:
@@ -220,6 +225,7 @@ class LedgerHost:
                 if source in pending
             ]
             self._lease.check()
+            reached("ledger.failing")
             self._writer.commit(records)
             return sum(record.state is State.QUARANTINED for record in records)
 
@@ -232,8 +238,10 @@ class LedgerHost:
                 if self._open:
                     self._open = False
                     self._state.notify_all()
+                    reached("ledger.closing")
                     self._writer.close()
                     self._lease.release()
+                    reached("ledger.closed")
 
     def _check_open(self) -> None:
         if self._fault is not None:
@@ -276,7 +284,9 @@ class LedgerHost:
                     for completion in group
                 ]
                 self._lease.check()
+                reached("ledger.before_commit")
                 self._writer.commit(records)
+                reached("ledger.committed")
             except Exception as error:
                 # Whatever it is, nothing may be called complete after a group got lost.
                 fault = ResumeError(

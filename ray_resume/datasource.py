@@ -20,6 +20,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
+from ray_resume.faults import reached
 from ray_resume.ledger import Seal
 from ray_resume.lineage import (
     MODULUS,
@@ -227,12 +228,18 @@ class SourceReader:
                 total = (total + token_sum(values)) % MODULUS
                 start += count
                 if seals and time.monotonic() - sent_at >= _SEAL_INTERVAL_S:
-                    self.client.send(*seals)
+                    self._seal(seals)
                     seals, sent_at = [], time.monotonic()
                 yield batches.attach(block, np.full(count, read.number, dtype=np.int32), values)
+                reached("read.between_blocks")
             seals.append(Seal(read.number, total, start))
         if seals:
-            self.client.send(*seals)
+            self._seal(seals)
+
+    def _seal(self, seals: list[Seal]) -> None:
+        reached("read.before_seal")
+        self.client.send(*seals)
+        reached("read.after_seal")
 
     def _nonce(self, source_id: str) -> int:
         if not self.repeatable:

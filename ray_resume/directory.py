@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
 from ray_resume.lease import Owner, guard, live_runs
 from ray_resume.reader import Reading, read_writers
 from ray_resume.store import Union, fsync_directory, writer_files
@@ -186,6 +187,7 @@ class CheckpointDirectory:
                 json.dump({**identity, "format": _FORMAT_VERSION}, file)
                 file.flush()
                 os.fsync(file.fileno())
+            reached("checkpoint.writing")
             os.replace(nascent, path)
             fsync_directory(self.path)
         except OSError as error:

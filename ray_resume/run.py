@@ -28,6 +28,7 @@ from ray_resume.actor import Failed, Progress, RunSpec
 from ray_resume.client import LedgerClient
 from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.faults import armed, reached
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.letters import LetterFolder
 from ray_resume.naming import DIGEST_BYTES
@@ -107,6 +108,7 @@ class Run:
             Exception: whatever ``run_pass`` raised; what was complete is committed.
         """
         with self._leased(lease_wait_s):
+            reached("run.leased")
             contents = self._plan.directory.settled(self._run_id)
             todo = todo_of(
                 self._plan.sources,
@@ -125,6 +127,7 @@ class Run:
                 self._remove_leftovers(contents)
                 return self._summary(todo, _NOTHING)
             self._bind_sink()
+            reached("run.bound")
             self._plan.output.prepare()
             try:
                 return self._passes(todo, contents, run_pass)
@@ -167,7 +170,9 @@ class Run:
         try:
             failed = self._run_passes(handle, todo, run_pass)
             quarantined: int = ray.get(handle.fail.remote(failed)) if failed else 0
+            reached("run.before_close")
             progress: Progress = ray.get(handle.close.remote())
+            reached("run.closed")
             return self._summary(todo, progress, len(failed) - quarantined, quarantined)
         except BaseException as error:
             # What is complete is committed, whatever went wrong; the first error is the user's.
@@ -196,9 +201,10 @@ class Run:
         while (passing := schedule.next()) is not None:
             pass_number += 1
             ray.get(handle.begin_pass.remote(pass_number))
-            client = LedgerClient(handle, self._run_id, pass_number)
+            client = LedgerClient(handle, self._run_id, pass_number, armed())
             sources = [todo.pending[number] for number in passing.sources]
             crash: str | None = None
+            reached("run.before_pass")
             try:
                 run_pass(Pass(sources, passing, client, prefix, digests))
             except Exception as error:
@@ -209,6 +215,7 @@ class Run:
                     raise
                 crash = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             else:
+                reached("run.after_pass")
                 self._publish(handle)
             progress: Progress = ray.get(handle.flush.remote())
             schedule.ended(
@@ -240,8 +247,10 @@ class Run:
         if self._plan.publish is None:
             return
         results, rows = ray.get(handle.unpublished.remote())
+        reached("run.before_publish")
         if results:
             self._plan.publish(results, rows)
+        reached("run.published")
         ray.get(handle.published.remote())
 
     def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
@@ -256,6 +265,7 @@ class Run:
             signature=self._plan.signature,
             commit_at_the_end=self._plan.publish is not None,
             together=todo.together,
+            faults=armed(),
             header={"sources_total": len(self._plan.sources), "signature": self._plan.signature},
         )
 
@@ -273,6 +283,7 @@ class Run:
 
     def _remove_leftovers(self, contents: Contents) -> None:
         """Remove the files of this run and of dead runs that no record lists."""
+        reached("cleanup.before")
         runs = contents.dead_runs | {self._run_id}
         self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents)
         listed = {name for record in contents.union for name in record.dead_letters}

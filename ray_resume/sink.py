@@ -24,6 +24,7 @@ from ray.data.datasource import Datasink
 
 from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
+from ray_resume.faults import reached
 from ray_resume.formats import Format
 from ray_resume.ledger import Drain, Pack
 from ray_resume.lineage import MODULUS, token_sum
@@ -81,6 +82,7 @@ class Folder:
             with open(hidden, "xb") as file:
                 write(file)
                 file.flush()
+                reached("sink.writing")
                 os.fsync(file.fileno())
             os.rename(hidden, f"{folder}/{bare}")
         except BaseException:
@@ -125,6 +127,7 @@ class Layout:
         for subfolder, part in self._parts(table):
             name = f"{subfolder}{stem_of(prefix, digest)}.{self.format.suffix}"
             folder.write(name, partial(self._write_file, part))
+            reached("sink.written")
             names.append(name)
         return names
 
@@ -199,6 +202,7 @@ class FileSink(Datasink[None]):
         parts, sums = gathered(blocks)
         if not parts:
             return
+        reached("sink.before_write")
         whole = ((source, plan.concat_tables(tables)) for source, tables in parts.items())
         events: list[Drain | Pack] = []
         alone = ([part] for part in whole)
@@ -214,7 +218,9 @@ class FileSink(Datasink[None]):
                 Pack(drains, files) if len(drains) > 1 else replace(drains[0], files=files)
             )
         self._folder.sync(name for event in events for name in event.files)
+        reached("sink.before_drain")
         self._client.send(*events)
+        reached("sink.after_drain")
 
     def _digest(self, source: int) -> bytes:
         return self._digests[source * DIGEST_BYTES : (source + 1) * DIGEST_BYTES]
