@@ -334,8 +334,10 @@ def start(spec: RunSpec) -> Any:
 
     Raises:
         CheckpointError: what its construction raised.
+        ResumeError: its process died.
     """
     import ray
+    from ray.exceptions import RayActorError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -350,6 +352,11 @@ def start(spec: RunSpec) -> Any:
         cause = getattr(error, "cause", None)
         if isinstance(cause, ResumeError):
             raise cause from None
+        if isinstance(error, RayActorError):
+            raise ResumeError(
+                f"The ledger of run {spec.run_id} died as it started ({error}). Nothing was done, "
+                "and what earlier runs had committed is safe. Run the same script again."
+            ) from None
         raise
     return handle
 

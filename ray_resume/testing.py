@@ -94,7 +94,7 @@ def rows_of(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for path in Checkpoint(checkpoint).files():
         table = pyarrow.dataset.dataset(path, format=path.rpartition(".")[2]).to_table()
         folders = os.path.relpath(path, sink).split("/")[:-1]
-        partition = dict(map(unquote, folder.split("=", 1)) for folder in folders)
+        partition = dict(_pair(folder) for folder in folders)
         rows += ({**row, **partition} for row in table.to_pylist())
     return rows
 
@@ -129,6 +129,11 @@ def check_exactly_once(
     left = sorted(_ours(str(status.sink)) - set(Checkpoint(checkpoint).files()))
     if left:
         raise AssertionError(f"{len(left)} files are left over, {left[0]} among them.")
+
+
+def _pair(folder: str) -> tuple[str, str]:
+    name, _, value = folder.partition("=")
+    return unquote(name), unquote(value)
 
 
 def _counted(rows: Iterable[Mapping[str, Any]]) -> Counter[tuple[tuple[str, Any], ...]]:

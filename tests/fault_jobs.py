@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -86,8 +86,8 @@ class Job:
         check_exactly_once(
             self.checkpoint, ({"id": i} for i in range(FILES * ROWS) for _ in range(copies(i)))
         )
-        letters = [pq.read_table(path)["id"].to_pylist() for path in self.letters()]
-        assert sorted(sum(letters, [])) == [i for i in range(FILES * ROWS) if is_refused(i)]
+        dead = [i for path in self.letters() for i in pq.read_table(path)["id"].to_pylist()]
+        assert sorted(dead) == [i for i in range(FILES * ROWS) if is_refused(i)]
         assert not set(self.folder.glob("ckpt/dead-letters/*")) - set(self.letters())
 
     def letters(self) -> list[Path]:
@@ -121,7 +121,7 @@ class Files(Job):
     """Reads, fans out, drops, sends dead letters, writes files."""
 
     last: Any = staticmethod(refuse)
-    options: dict[str, Any] = {}
+    options: ClassVar[dict[str, Any]] = {}
 
     def run(self) -> RunSummary:
         ds = self._read().map_batches(resumable(fan_out), batch_size=None, num_cpus=0.5)
@@ -135,7 +135,7 @@ class AsyncFiles(Files):
     """The same with coroutines, in a pool of actors."""
 
     last = RefuseAsync
-    options = {"concurrency": 1}
+    options: ClassVar[dict[str, Any]] = {"concurrency": 1}
 
 
 class Failing(Job):
@@ -179,7 +179,8 @@ class Table(Datasink[str]):
             file.write(json.dumps(write_result.write_returns) + "\n")
 
     def rows(self) -> list[int]:
-        paths = [p for line in open(self.folder / "published") for p in json.loads(line)]
+        lines = (self.folder / "published").read_text().splitlines()
+        paths = [path for line in lines for path in json.loads(line)]
         return sorted(row for path in paths for row in pq.read_table(path)["id"].to_pylist())
 
 

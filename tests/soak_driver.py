@@ -100,7 +100,7 @@ class Scored(Pipeline):
         return resumable_write(ds, self.out)
 
     def expected(self) -> Iterator[dict[str, Any]]:
-        return ({"id": id, "score": score} for id, score in rows_of(IDS))
+        return ({"id": row, "score": score} for row, score in rows_of(IDS))
 
 
 class Pair(Scored):

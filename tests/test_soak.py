@@ -64,7 +64,7 @@ class Driver:
     def __init__(self, job: Job, part: int, cluster: Cluster | None) -> None:
         self.job, self.cluster = job, cluster
         address = [cluster.address] if cluster else []
-        arguments = [job.name, job.pipeline.folder, str(part), *address]
+        arguments = [job.name, str(job.pipeline.folder), str(part), *address]
         self.log = job.pipeline.folder / f"driver-{job.runs}-{part}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -90,10 +90,9 @@ class Driver:
     def lease(self) -> Path | None:
         """The lease that this driver holds, if it does."""
         for path in self.job.pipeline.checkpoint.glob("*.lease"):
-            with contextlib.suppress(OSError, ValueError):
-                with path.open("rb") as file:
-                    if json.loads(file.readline())["pid"] == self.process.pid:
-                        return path
+            with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
+                if json.loads(file.readline())["pid"] == self.process.pid:
+                    return path
         return None
 
     def ledger(self) -> psutil.Process | None:
@@ -245,7 +244,7 @@ class Soak:
 
     def _settle(self, job: Job) -> None:
         """Wait for drivers that live on, and see that the checkpoint is sound."""
-        while not all([driver.is_over() for driver in self.drivers]):
+        while not all(driver.is_over() for driver in self.drivers):
             time.sleep(0.1)
         job.check_sound()
         if job.is_done() and not any(driver.may_fail for driver in self.drivers):
