@@ -192,6 +192,9 @@ class NumberedRead:
 class PlainReader:
     """Reads sources one after another, as plain Ray Data does."""
 
+    # Ray names a read function by this where it warns of a task that is large.
+    __name__ = "ray_resume read"
+
     tasks: tuple[ReadTask, ...]
     left: Selection
 
@@ -210,6 +213,8 @@ class SourceReader:
     taken by whoever iterates. A reader that raises, or an iteration that ends early, seals
     nothing, and the source stays pending.
     """
+
+    __name__ = "ray_resume read"
 
     reads: tuple[NumberedRead, ...]
     left: Selection
