@@ -15,6 +15,7 @@ from ray_resume.checkup import CheckReport, check
 from ray_resume.compaction import compact
 from ray_resume.directory import CheckpointDirectory, new_run_id
 from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.letters import FOLDER
 from ray_resume.record import Record, State
@@ -232,6 +233,7 @@ class Checkpoint:
                     writer.commit(_resets(records, run_id, union.highest_sequence()))
                 finally:
                     writer.close()
+                reached("reset.committed")
             return len(records)
         finally:
             lease.end(wait_s=0)

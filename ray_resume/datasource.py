@@ -20,6 +20,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
+from ray_resume.faults import reached
 from ray_resume.ledger import Failure, Seal
 from ray_resume.lineage import (
     MODULUS,
@@ -200,6 +201,9 @@ class NumberedRead:
 class PlainReader:
     """Reads sources one after another, as plain Ray Data does."""
 
+    # Ray names a read function by this where it warns of a task that is large.
+    __name__ = "ray_resume read"
+
     tasks: tuple[ReadTask, ...]
     left: Selection
 
@@ -219,6 +223,8 @@ class SourceReader:
     raises, or an iteration that ends early, seals nothing, and the source stays pending.
     """
 
+    __name__ = "ray_resume read"
+
     reads: tuple[NumberedRead, ...]
     left: Selection
     repeatable: bool
@@ -237,16 +243,22 @@ class SourceReader:
                 total = (total + token_sum(values)) % MODULUS
                 start += count
                 if seals and time.monotonic() - sent_at >= _SEAL_INTERVAL_S:
-                    self.client.send(*seals)
+                    self._seal(seals)
                     seals, sent_at = [], time.monotonic()
                 yield batches.attach(block, np.full(count, read.number, dtype=np.int32), values)
+                reached("read.between_blocks")
             # Only now, since what comes after this was not read any more.
             if self.has_changed(read.source):
                 seals.append(Failure(read.number, total, start, _CHANGED))
             else:
                 seals.append(Seal(read.number, total, start))
         if seals:
-            self.client.send(*seals)
+            self._seal(seals)
+
+    def _seal(self, seals: list[Seal | Failure]) -> None:
+        reached("read.before_seal")
+        self.client.send(*seals)
+        reached("read.after_seal")
 
     def _nonce(self, source_id: str) -> int:
         if not self.repeatable:

@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
 from ray_resume.lease import Owner, guard, known_runs, live_runs
 from ray_resume.mounts import remote_fstype
 from ray_resume.reader import Reading, read_writers
@@ -287,6 +288,7 @@ class CheckpointDirectory:
                 json.dump({**content, "format": _FORMAT_VERSION}, file)
                 file.flush()
                 os.fsync(file.fileno())
+            reached("checkpoint.writing")
             os.replace(nascent, path)
             fsync_directory(self.path)
         except OSError as error:

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
 
 __all__ = ["Claim", "Lease", "Owner", "guard", "known_runs", "live_runs"]
 
@@ -104,6 +105,7 @@ class Lease:
             raise CheckpointError(f"The lease {path} cannot be written: {error}.") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
+            reached("lease.created")
             with os.fdopen(os.dup(descriptor), "wb") as file:
                 file.write(json.dumps(asdict(owner)).encode() + b"\n")
                 if claim.digests is not None:
@@ -189,6 +191,7 @@ class Lease:
             if self.alone(wait_s=wait_s):
                 with contextlib.suppress(CheckpointError):
                     self.check()
+                    reached("lease.ending")
                     self.path.unlink()
         self.release()
 

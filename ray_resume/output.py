@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ray_resume.directory import Contents
 from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
 from ray_resume.naming import OutputName
 from ray_resume.record import Record
 from ray_resume.sink import Folder
@@ -150,7 +151,9 @@ class FolderOutput:
                 and parsed.run_id in runs
                 and name not in listed
             ):
+                reached("cleanup.removing")
                 self.folder.remove(name)
+                reached("cleanup.removed")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from ray_resume.client import LedgerClient
 from ray_resume.compaction import compact
 from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.faults import armed, reached
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.letters import LetterFolder
 from ray_resume.naming import DIGEST_BYTES
@@ -119,6 +120,7 @@ class Run:
         """
         self._keep_few_files()
         with self._leased(lease_wait_s):
+            reached("run.leased")
             # Before the checkpoint is read, so that it knows each run whose files are seen here:
             # neighbours may start at any moment.
             names = self._plan.output.names()
@@ -154,6 +156,7 @@ class Run:
                 self._remove_leftovers(contents)
                 return self._summary(todo, _NOTHING)
             self._bind_sink()
+            reached("run.bound")
             self._plan.output.prepare()
             try:
                 # Started before the signals are ours: Ray sets handlers of its own when it starts.
@@ -213,7 +216,9 @@ class Run:
         try:
             failed = self._run_passes(handle, todo, run_pass)
             quarantined: int = ray.get(handle.fail.remote(failed)) if failed else 0
+            reached("run.before_close")
             progress: Progress = ray.get(handle.close.remote())
+            reached("run.closed")
             return self._summary(todo, progress, len(failed) - quarantined, quarantined)
         except BaseException as error:
             # What is complete is committed, whatever went wrong; the first error is the user's.
@@ -258,9 +263,10 @@ class Run:
         while (passing := schedule.next()) is not None:
             pass_number += 1
             ray.get(handle.begin_pass.remote(pass_number))
-            client = LedgerClient(handle, self._run_id, pass_number)
+            client = LedgerClient(handle, self._run_id, pass_number, armed())
             sources = [todo.pending[number] for number in passing.sources]
             crash: str | None = None
+            reached("run.before_pass")
             try:
                 run_pass(Pass(sources, passing, client, prefix, digests))
             except Exception as error:
@@ -270,6 +276,7 @@ class Run:
                         self._publish(handle)
                     raise
                 crash = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            reached("run.after_pass")
             self._publish(handle)
             progress: Progress = ray.get(handle.flush.remote())
             schedule.ended(
@@ -301,8 +308,10 @@ class Run:
         if self._plan.publish is None:
             return
         results, rows = ray.get(handle.unpublished.remote())
+        reached("run.before_publish")
         if results:
             self._plan.publish(results, rows)
+        reached("run.published")
         ray.get(handle.published.remote())
 
     def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
@@ -317,6 +326,7 @@ class Run:
             signature=self._plan.signature,
             commit_at_the_end=self._plan.publish is not None,
             together=todo.together,
+            faults=armed(),
             header={
                 "sources_total": len(self._plan.listed),
                 "signature": self._plan.signature,
@@ -338,6 +348,7 @@ class Run:
 
     def _remove_leftovers(self, contents: Contents) -> None:
         """Remove the files of this run and of dead runs that no record lists."""
+        reached("cleanup.before")
         runs = contents.dead_runs | {self._run_id}
         self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents)
         listed = {name for record in contents.union for name in record.dead_letters}

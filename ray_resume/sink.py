@@ -25,6 +25,7 @@ from ray.data.datasource import Datasink
 from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
 from ray_resume.errors import ResumeError
+from ray_resume.faults import reached
 from ray_resume.formats import Format
 from ray_resume.ledger import Drain, Pack
 from ray_resume.lineage import MODULUS, token_sum
@@ -82,6 +83,7 @@ class Folder:
             with open(hidden, "xb") as file:
                 write(file)
                 file.flush()
+                reached("sink.writing")
                 os.fsync(file.fileno())
             os.rename(hidden, f"{folder}/{bare}")
         except BaseException:
@@ -129,6 +131,7 @@ class Layout:
                 folder.write(name, partial(self._write_file, part))
             except OSError as error:
                 raise _unwritten(f"file {folder.uri}/{name}", error) from error
+            reached("sink.written")
             names.append(name)
         return names
 
@@ -211,6 +214,7 @@ class FileSink(Datasink[None]):
         parts, sums = gathered(blocks)
         if not parts:
             return
+        reached("sink.before_write")
         whole = ((source, plan.concat_tables(tables)) for source, tables in parts.items())
         events: list[Drain | Pack] = []
         alone = ([part] for part in whole)
@@ -229,7 +233,9 @@ class FileSink(Datasink[None]):
             self._folder.sync(name for event in events for name in event.files)
         except OSError as error:
             raise _unwritten(f"folder {self._folder.uri}", error) from error
+        reached("sink.before_drain")
         self._client.send(*events)
+        reached("sink.after_drain")
 
     def _digest(self, source: int) -> bytes:
         return self._digests[source * DIGEST_BYTES : (source + 1) * DIGEST_BYTES]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
 from ray_resume.record import Record, decode, digest, encode, is_completed, precedence
 
 __all__ = [
@@ -87,7 +88,7 @@ class WriterFile:
         """
         items = [(digest(record.source_id), encode(record)) for record in records]
         try:
-            _put_all(self._env, self._records, items)
+            _put_all(self._env, self._records, items, named=True)
         except (_lmdb().Error, OSError) as error:
             raise CheckpointError(
                 f"The checkpoint file {self._path} cannot be written: {_why(self._path, error)}. "
@@ -126,7 +127,9 @@ def write_whole(
             # In the order of their keys they fill pages from left to right.
             _put_all(env, env.open_db(_RECORDS), sorted(pairs))
         Path(f"{nascent}-lock").unlink(missing_ok=True)
+        reached("store.making")
         os.rename(nascent, path)
+        reached("store.made")
         fsync_directory(directory)
     except (_lmdb().Error, OSError) as error:
         for half_made in (nascent, Path(f"{nascent}-lock")):
@@ -300,17 +303,27 @@ def _reserve(lock_file: Path) -> None:
         os.close(descriptor)
 
 
-def _put_all(env: Any, database: Any, items: Sequence[tuple[bytes, bytes]]) -> None:
-    """Put ``items`` in one durable transaction; the map grows as it must."""
+def _put_all(
+    env: Any, database: Any, items: Sequence[tuple[bytes, bytes]], *, named: bool = False
+) -> None:
+    """Put ``items`` in one durable transaction; the map grows as it must.
+
+    Args:
+        named: whether the file has its name already, so that it counts what is put there.
+    """
     while True:
         try:
             with env.begin(db=database, write=True) as transaction:
                 for key, value in items:
                     transaction.put(key, value)
+                if named:
+                    reached("store.in_commit")
             return
         except _lmdb().MapFullError:
+            reached("store.before_growth")
             with _reading:
                 env.set_mapsize(env.info()["map_size"] * 2)
+            reached("store.after_growth")
 
 
 def _unmade(path: Path, error: Exception) -> CheckpointError:

@@ -15,6 +15,7 @@ PACKAGE = Path(ray_resume.__file__).parent
 ORDER = [
     "__main__",
     "cli",
+    "testing",
     "__init__",
     "write",
     "read",
@@ -55,6 +56,7 @@ ORDER = [
     "lineage",
     "summary",
     "errors",
+    "faults",
 ]
 
 # Who may import what is not ours: the rest must not know that it exists.

@@ -371,6 +371,20 @@ class Pages(Datasource):
         ]
 
 
+@pytest.mark.filterwarnings("ignore:The serialized size of your read function")
+def test_a_read_task_of_more_than_a_mebibyte(tmp_path: Path) -> None:
+    """Ray warns of those by the name of their function: they need one, armed or not."""
+    keys = [letter * (3 << 18) for letter in "ab"]
+
+    def load(key: str) -> dict[str, Any]:
+        return {"first": np.array([key[0]])}
+
+    ds = resumable_read(load, keys=keys, checkpoint=tmp_path / "ckpt", override_num_blocks=1)
+    assert sorted(row["first"] for row in ds.take_all()) == ["a", "b"]
+    assert resumable_write(ds, tmp_path / "out").sources_completed == 2
+    assert ids_in(tmp_path / "out", "first") == ["a", "b"]
+
+
 def test_a_datasource_of_the_users_own(tmp_path: Path) -> None:
     def job(source: Pages, **options: Any) -> Any:
         ds = resumable_read(source, checkpoint=tmp_path / "ckpt", **options)
