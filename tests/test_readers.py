@@ -335,7 +335,7 @@ def test_keys(tmp_path: Path) -> None:
     expected = sorted(2 * [str(key) for key in [*keys, "another"] if key != "none"])
     assert ids_in(tmp_path / "out", "key") == expected
     ids = {source.source_id for source in Checkpoint(tmp_path / "ckpt").sources()}
-    assert ids == {"pandas", "arrow", "none", "7", '"2024-02-29"', '["a",1]'} | {"another"} or ids
+    assert ids == {"pandas", "arrow", "none", "7", '"2024-02-29"', '["a", 1]', "another"}
     for wrong in (["a", "b", "a"], [7, "7"]):
         with pytest.raises(ResumeError, match="more than once"):
             job(wrong)
