@@ -35,6 +35,10 @@ HANG_S = 300.0
 # From the moment that a run holds its lease; beyond it, most have ended.
 LATEST_S = 9.0
 MOST_WORKERS_A_RUN = 2
+WORKERS_WITHIN_S = 5.0
+
+# What may die where there are others to go on; and what does where a cluster is the driver's own.
+KINDS = ("driver", "ledger", "stopped", "worker", "worker")
 
 _CLUSTER = (
     "import ray, time\n"
@@ -167,9 +171,7 @@ class Soak:
         self._start(job, None if alone else self.cluster)
         driver = self.random.choice(self.drivers)
         for _ in range(MOST_WORKERS_A_RUN + 1):
-            kind = self.random.choice(
-                ["job"] if alone else ["driver", "ledger", "stopped", "worker"]
-            )
+            kind = "job" if alone else self.random.choice(KINDS)
             if not self._wait(driver) or self._strike(kind, driver):
                 break
         self._settle(job)
@@ -205,10 +207,19 @@ class Soak:
         elif kind == "driver":
             driver.process.kill()
         elif kind == "worker":
+<<<<<<< HEAD
             workers = driver.workers()
             if not workers:
                 return False
             signal_each([self.random.choice(workers)], signal.SIGKILL)
+=======
+            deadline = time.monotonic() + WORKERS_WITHIN_S
+            while not (workers := driver.workers()):
+                if driver.is_over() or time.monotonic() > deadline:
+                    return False
+                time.sleep(0.01)
+            kill(self.random.choice(workers))
+>>>>>>> d/work_d
             self.kills[kind] += 1
             return False
         else:
