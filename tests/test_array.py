@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -176,8 +180,8 @@ def test_another_count_goes_on_from_there(array: Array) -> None:
     array.kill(array.indexes)
     array.submit([5, 7, 9])
     said = array.finish()
-    completed = [int(line.split(" of ")[0].split(": ")[1]) for line in said.splitlines() if line]
-    assert sum(completed) == array.files * 2 // 3
+    completed = re.findall(r"Run \w+: (\d+) of", said)
+    assert sum(map(int, completed)) == array.files * 2 // 3
     array.check()
 
 
@@ -234,6 +238,101 @@ def test_sources_packed_with_those_of_other_shards_wait_for_a_run_of_all(
     assert (checkpoint.files(), ids_in(tmp_path / "out")) == (before, list(range(60)))
     assert run(None) == (6, 0)
     assert ids_in(tmp_path / "out") == list(range(60))
+
+
+# The example.
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCONTROL = """#!/bin/sh
+echo "$@" >>"$REQUEUED"
+"""
+
+
+class Batch:
+    """The batch script as SLURM's shell runs it; what it asks of SLURM is written down."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "bin").mkdir()
+        (folder / "bin" / "scontrol").write_text(SCONTROL)
+        (folder / "bin" / "scontrol").chmod(0o755)
+        self.requeued, self.ready = folder / "requeued", folder / "ready"
+        self.environment = {
+            **WITHOUT_TOKENS,
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "REQUEUED": str(self.requeued),
+            "SLURM_JOB_ID": "4713",
+        }
+
+    def start(self, *command: object, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(EXAMPLES / "slurm_array.sbatch"), *map(str, command)],
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def time_is_up(self, **environment: str) -> str:
+        """Start a command that would take for ever, tell that time is up, return what was said."""
+        endless = f"import pathlib, time; pathlib.Path({str(self.ready)!r}).touch(); time.sleep(99)"
+        process = self.start(sys.executable, "-c", endless, **environment)
+        while not self.ready.exists():
+            time.sleep(0.01)
+        # The shell sets its trap right after it has started the command.
+        time.sleep(0.2)
+        process.send_signal(signal.SIGUSR1)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 128 + signal.SIGTERM
+        return said
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Batch:
+    return Batch(tmp_path)
+
+
+def test_the_batch_script_has_itself_requeued_when_time_is_up(batch: Batch) -> None:
+    assert "Time is up: requeued." in batch.time_is_up()
+    assert batch.requeued.read_text() == "requeue 4713\n"
+
+
+def test_the_batch_script_gives_up_in_the_end(batch: Batch) -> None:
+    assert "after 50 requeues" in batch.time_is_up(SLURM_RESTART_COUNT="50")
+    assert not batch.requeued.exists()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_batch_script_ends_as_its_command_does(batch: Batch, code: int) -> None:
+    process = batch.start(sys.executable, "-c", f"raise SystemExit({code})")
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    assert not batch.requeued.exists()
+
+
+@pytest.mark.long
+def test_the_example(batch: Batch, tmp_path: Path, another_cluster: str) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        text = [f" text \n {number} ", " \t", "", None]
+        pq.write_table(pa.table({"text": text}), tmp_path / "in" / f"{number}.parquet")
+    paths = [tmp_path / name for name in ("in", "ckpt", "out")]
+    variables = {"JOB_ID": "7", "TASK_COUNT": "2", "TASK_MIN": "3", "TASK_MAX": "9"}
+    slurm = {f"SLURM_ARRAY_{name}": value for name, value in variables.items()}
+    tasks = [
+        batch.start(
+            sys.executable,
+            EXAMPLES / "slurm_array.py",
+            *paths,
+            **slurm,
+            SLURM_ARRAY_TASK_ID=index,
+            RAY_ADDRESS=another_cluster,
+        )
+        for index in ("3", "9")
+    ]
+    for task in tasks:
+        said, _ = task.communicate(timeout=240)
+        assert task.returncode == 0, said
+    assert ids_in(tmp_path / "out", "text") == [f"text {number}" for number in range(6)]
 
 
 # Neighbours.
