@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -37,6 +41,8 @@ class Array:
         self.source, self.checkpoint, self.out = folder / "in", folder / "ckpt", folder / "out"
         self.address, self.indexes, self.files = address, indexes, files
         self.job = 4711
+        self.hold = folder / "in.hold"
+        self.hold.touch()
         self.running: dict[int, subprocess.Popen[str]] = {}
         write_source(self.source, files=files, rows=ROWS)
 
@@ -58,7 +64,7 @@ class Array:
             slurm = {f"SLURM_ARRAY_{name}": str(value) for name, value in variables.items()}
             paths = map(str, (self.source, self.checkpoint, self.out))
             self.running[index] = subprocess.Popen(
-                [sys.executable, str(DRIVER), *paths, self.address],
+                [sys.executable, str(DRIVER), *paths, self.address, str(self.files * ROWS // 3)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -73,22 +79,24 @@ class Array:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def committed(self) -> int:
-        try:
-            return Checkpoint(self.checkpoint).status().completed
-        except CheckpointError:
-            return 0
+    def wait_for_the_middle(self) -> None:
+        """Wait until every task is at work, and all is committed that is not held back."""
+        self.wait_for(lambda: self.middle() == (self.files // 3, len(self.indexes)))
 
-    def live(self) -> int:
-        return Checkpoint(self.checkpoint).status().live
+    def middle(self) -> tuple[int, int]:
+        if not (self.checkpoint / "checkpoint.json").exists():
+            return 0, 0
+        status = Checkpoint(self.checkpoint).status()
+        return status.completed, status.live
 
     def kill(self, indexes: Sequence[int]) -> None:
-        """Kill drivers, at a moment when all of them are at work."""
+        """Kill drivers that are at work, and let the others go on."""
         for index in indexes:
             assert self.running[index].poll() is None, "it has ended: too late to prove anything"
             self.running[index].kill()
         for index in indexes:
             self.running.pop(index).communicate()
+        self.hold.unlink()
 
     def finish(self) -> str:
         """Wait for all tasks; return what they said."""
@@ -130,15 +138,14 @@ def array(request: pytest.FixtureRequest, tmp_path: Path, another_cluster: str) 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("array", [([2, 3, 7], 30)], indirect=True)
+@pytest.mark.parametrize("array", [([2, 3, 7], 12)], indirect=True)
 def test_three_tasks_with_gaps_one_killed_and_requeued(array: Array) -> None:
     array.start(array.indexes)
-    array.wait_for(lambda: array.committed() >= 3 and array.live() == 3)
+    array.wait_for_the_middle()
     status = Checkpoint(array.checkpoint).status()
-    assert (status.total, status.completed + status.pending) == (30, 30)
+    assert (status.total, status.completed, status.pending) == (12, 4, 8)
     assert {run["shard"] for run in status.runs} == {f"shard {i} of 3" for i in range(3)}
     array.kill([3])
-    assert array.committed() < array.files
     array.start([3])
     array.finish()
     array.check()
@@ -152,14 +159,15 @@ def test_three_tasks_with_gaps_one_killed_and_requeued(array: Array) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "array", [(range(4, 12), 96), ([1, 2, 4, 8, 9, 11, 30, 31], 96)], indirect=True
+    "array",
+    [(range(4, 12), 96), ([1, 2, 4, 8, 9, 11, 30, 31], 96)],
+    indirect=True,
 )
 def test_eight_tasks_half_of_them_killed_and_requeued(array: Array) -> None:
     array.start(array.indexes)
-    array.wait_for(lambda: array.committed() >= 10 and array.live() == 8)
+    array.wait_for_the_middle()
     killed = array.indexes[::2]
     array.kill(killed)
-    assert array.committed() < array.files
     array.start(killed)
     array.finish()
     array.check()
@@ -169,14 +177,12 @@ def test_eight_tasks_half_of_them_killed_and_requeued(array: Array) -> None:
 @pytest.mark.parametrize("array", [(range(4), 48)], indirect=True)
 def test_another_count_goes_on_from_there(array: Array) -> None:
     array.start(array.indexes)
-    array.wait_for(lambda: array.committed() >= 8 and array.live() == 4)
+    array.wait_for_the_middle()
     array.kill(array.indexes)
-    done = array.committed()
-    assert done < array.files
     array.submit([5, 7, 9])
     said = array.finish()
-    completed = [int(line.split(" of ")[0].split(": ")[1]) for line in said.splitlines() if line]
-    assert sum(completed) <= array.files - done
+    completed = re.findall(r"Run \w+: (\d+) of", said)
+    assert sum(map(int, completed)) == array.files * 2 // 3
     array.check()
 
 
@@ -201,7 +207,7 @@ def test_shards_of_one_process_after_another(tmp_path: Path) -> None:
     status = Checkpoint(tmp_path / "ckpt").status()
     assert (status.total, status.pending) == (6, shares[0])
     # Of many shares some are empty: that is nothing to do, not an error.
-    outcomes = [run((index, 40)) for index in range(40)]
+    outcomes = [run((index, 12)) for index in range(12)]
     assert sum(total for total, _, _ in outcomes) == 6
     assert min(outcomes) == (0, 0, 0)
     assert sum(completed for _, completed, _ in outcomes) == shares[0]
@@ -233,6 +239,101 @@ def test_sources_packed_with_those_of_other_shards_wait_for_a_run_of_all(
     assert (checkpoint.files(), ids_in(tmp_path / "out")) == (before, list(range(60)))
     assert run(None) == (6, 0)
     assert ids_in(tmp_path / "out") == list(range(60))
+
+
+# The example.
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCONTROL = """#!/bin/sh
+echo "$@" >>"$REQUEUED"
+"""
+
+
+class Batch:
+    """The batch script as SLURM's shell runs it; what it asks of SLURM is written down."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "bin").mkdir()
+        (folder / "bin" / "scontrol").write_text(SCONTROL)
+        (folder / "bin" / "scontrol").chmod(0o755)
+        self.requeued, self.ready = folder / "requeued", folder / "ready"
+        self.environment = {
+            **WITHOUT_TOKENS,
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "REQUEUED": str(self.requeued),
+            "SLURM_JOB_ID": "4713",
+        }
+
+    def start(self, *command: object, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(EXAMPLES / "slurm_array.sbatch"), *map(str, command)],
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def time_is_up(self, **environment: str) -> str:
+        """Start a command that would take for ever, tell that time is up, return what was said."""
+        endless = f"import pathlib, time; pathlib.Path({str(self.ready)!r}).touch(); time.sleep(99)"
+        process = self.start(sys.executable, "-c", endless, **environment)
+        while not self.ready.exists():
+            time.sleep(0.01)
+        # The shell sets its trap right after it has started the command.
+        time.sleep(0.2)
+        process.send_signal(signal.SIGUSR1)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 128 + signal.SIGTERM
+        return said
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Batch:
+    return Batch(tmp_path)
+
+
+def test_the_batch_script_has_itself_requeued_when_time_is_up(batch: Batch) -> None:
+    assert "Time is up: requeued." in batch.time_is_up()
+    assert batch.requeued.read_text() == "requeue 4713\n"
+
+
+def test_the_batch_script_gives_up_in_the_end(batch: Batch) -> None:
+    assert "after 50 requeues" in batch.time_is_up(SLURM_RESTART_COUNT="50")
+    assert not batch.requeued.exists()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_batch_script_ends_as_its_command_does(batch: Batch, code: int) -> None:
+    process = batch.start(sys.executable, "-c", f"raise SystemExit({code})")
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    assert not batch.requeued.exists()
+
+
+@pytest.mark.long
+def test_the_example(batch: Batch, tmp_path: Path, another_cluster: str) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        text = [f" text \n {number} ", " \t", "", None]
+        pq.write_table(pa.table({"text": text}), tmp_path / "in" / f"{number}.parquet")
+    paths = [tmp_path / name for name in ("in", "ckpt", "out")]
+    variables = {"JOB_ID": "7", "TASK_COUNT": "2", "TASK_MIN": "3", "TASK_MAX": "9"}
+    slurm = {f"SLURM_ARRAY_{name}": value for name, value in variables.items()}
+    tasks = [
+        batch.start(
+            sys.executable,
+            EXAMPLES / "slurm_array.py",
+            *paths,
+            **slurm,
+            SLURM_ARRAY_TASK_ID=index,
+            RAY_ADDRESS=another_cluster,
+        )
+        for index in ("3", "9")
+    ]
+    for task in tasks:
+        said, _ = task.communicate(timeout=240)
+        assert task.returncode == 0, said
+    assert ids_in(tmp_path / "out", "text") == [f"text {number}" for number in range(6)]
 
 
 # Neighbours.

@@ -207,19 +207,12 @@ class Soak:
         elif kind == "driver":
             driver.process.kill()
         elif kind == "worker":
-<<<<<<< HEAD
-            workers = driver.workers()
-            if not workers:
-                return False
-            signal_each([self.random.choice(workers)], signal.SIGKILL)
-=======
             deadline = time.monotonic() + WORKERS_WITHIN_S
             while not (workers := driver.workers()):
                 if driver.is_over() or time.monotonic() > deadline:
                     return False
                 time.sleep(0.01)
-            kill(self.random.choice(workers))
->>>>>>> d/work_d
+            signal_each([self.random.choice(workers)], signal.SIGKILL)
             self.kills[kind] += 1
             return False
         else:
