@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ray_resume.actor import Failed, Progress, RunSpec
 from ray_resume.client import LedgerClient
 from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.interrupts import Interrupts
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.letters import LetterFolder
 from ray_resume.naming import DIGEST_BYTES
@@ -55,6 +57,9 @@ _CRASHES = (
 )
 
 _ACTOR_EXIT_S = 10.0
+
+# SLURM and Kubernetes send SIGKILL half a minute after SIGTERM.
+_CLOSE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,9 @@ class Run:
         Raises:
             CheckpointError: the checkpoint or the output folder cannot be used.
             Exception: whatever ``run_pass`` raised; what was complete is committed.
+            KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM (exit code 143); likewise.
         """
-        with self._leased(lease_wait_s):
+        with Interrupts.caught() as self._interrupts, self._leased(lease_wait_s):
             contents = self._plan.directory.settled(self._run_id)
             todo = todo_of(
                 self._plan.sources,
@@ -127,9 +133,12 @@ class Run:
             self._bind_sink()
             self._plan.output.prepare()
             try:
-                return self._passes(todo, contents, run_pass)
-            finally:
-                self._clean_up()
+                summary = self._passes(todo, contents, run_pass)
+            except BaseException as error:
+                self._clean_up(todo, interrupted=not isinstance(error, Exception))
+                raise
+            self._clean_up(todo)
+            return summary
 
     @contextlib.contextmanager
     def _leased(self, wait_s: float) -> Iterator[None]:
@@ -139,7 +148,8 @@ class Run:
         try:
             yield
         finally:
-            self._lease.end(wait_s=_ACTOR_EXIT_S)
+            with self._interrupts.held():
+                self._lease.end(wait_s=self._patience_s())
 
     def _check_output(self, contents: Contents, todo: Todo) -> None:
         output = self._plan.output
@@ -166,13 +176,15 @@ class Run:
         handle = actor.start(self._spec(todo, contents))
         try:
             failed = self._run_passes(handle, todo, run_pass)
-            quarantined: int = ray.get(handle.fail.remote(failed)) if failed else 0
-            progress: Progress = ray.get(handle.close.remote())
+            with self._interrupts.held():
+                quarantined: int = ray.get(handle.fail.remote(failed)) if failed else 0
+                progress: Progress = ray.get(handle.close.remote())
             return self._summary(todo, progress, len(failed) - quarantined, quarantined)
-        except BaseException as error:
+        except Exception as error:
             # What is complete is committed, whatever went wrong; the first error is the user's.
             try:
-                ray.get(handle.close.remote())
+                with self._interrupts.held():
+                    ray.get(handle.close.remote())
             except RayActorError as gone:
                 raise ResumeError(
                     f"The ledger of run {self._run_id} died ({gone}). What it had committed is "
@@ -181,6 +193,12 @@ class Run:
             except ResumeError as fault:
                 # Why the ledger gave up says more than the tasks that it refused.
                 raise fault from error
+            raise
+        except BaseException:
+            # Interrupted. The ledger may be so too, and what started this waits for nobody.
+            with self._interrupts.held(), contextlib.suppress(Exception):
+                if not self._interrupts.at_once:
+                    ray.get(handle.close.remote(), timeout=_CLOSE_S)
             raise
         finally:
             ray.kill(handle)
@@ -201,7 +219,7 @@ class Run:
             crash: str | None = None
             try:
                 run_pass(Pass(sources, passing, client, prefix, digests))
-            except Exception as error:
+            except BaseException as error:
                 # What is complete stays so, also if a row of another source was bad.
                 with contextlib.suppress(Exception):
                     self._publish(handle)
@@ -239,10 +257,12 @@ class Run:
     def _publish(self, handle: Any) -> None:
         if self._plan.publish is None:
             return
-        results, rows = ray.get(handle.unpublished.remote())
-        if results:
-            self._plan.publish(results, rows)
-        ray.get(handle.published.remote())
+        # Between the two, what is published would be published again.
+        with self._interrupts.held():
+            results, rows = ray.get(handle.unpublished.remote())
+            if results:
+                self._plan.publish(results, rows)
+            ray.get(handle.published.remote())
 
     def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
         return RunSpec(
@@ -259,17 +279,52 @@ class Run:
             header={"sources_total": len(self._plan.sources), "signature": self._plan.signature},
         )
 
-    def _clean_up(self) -> None:
-        # If the ledger's process lives on although it was closed or killed, it may yet commit
-        # files: then they are left to the clean-up of a later run.
-        try:
-            if not self._lease.alone(wait_s=_ACTOR_EXIT_S):
-                logger.warning("The ledger of run %s lives on; left-overs stay.", self._run_id)
-                return
-            self._lease.check()
-            self._remove_leftovers(self._plan.directory.settled(self._run_id))
-        except (ResumeError, OSError) as error:
-            logger.warning("Left-overs in %s were not removed: %s", self._plan.output.uri, error)
+    def _patience_s(self) -> float:
+        return 0 if self._interrupts.at_once else _ACTOR_EXIT_S
+
+    def _clean_up(self, todo: Todo, *, interrupted: bool = False) -> None:
+        contents = None
+        with self._interrupts.held():
+            # If the ledger's process lives on although it was closed or killed, it may yet commit
+            # files: then they are left to the clean-up of a later run.
+            try:
+                if self._lease.alone(wait_s=self._patience_s()):
+                    self._lease.check()
+                    contents = self._plan.directory.settled(self._run_id)
+                    self._remove_leftovers(contents)
+                else:
+                    logger.warning("The ledger of run %s lives on; left-overs stay.", self._run_id)
+            except (ResumeError, OSError) as error:
+                logger.warning("Left-overs in %s stay: %s", self._plan.output.uri, error)
+            finally:
+                if interrupted or self._interrupts.first is not None:
+                    self._tell_interrupted(todo, contents)
+
+    def _tell_interrupted(self, todo: Todo, contents: Contents | None) -> None:
+        """Say how far the run came, by what is on disk."""
+        by = self._interrupts.first
+        how = f" by {by.name}" if by is not None else ""
+        path = shlex.quote(str(self._plan.directory.path))
+        if contents is None:
+            done = f"What it had committed is safe (ray-resume status {path} says how much)"
+        else:
+            records = (contents.union.get(source.source_id) for source in todo.pending)
+            new = sum(
+                record is not None
+                and record.state is State.COMPLETED
+                and record.run_id == self._run_id
+                for record in records
+            )
+            done = (
+                f"{len(todo.skipped) + new} of {len(self._plan.sources)} sources are completed, "
+                f"{new} of them by this run"
+            )
+        logger.warning(
+            "Run %s was interrupted%s. %s. Run the same script again to go on from there.",
+            self._run_id,
+            how,
+            done,
+        )
 
     def _remove_leftovers(self, contents: Contents) -> None:
         """Remove the files of this run and of dead runs that no record lists."""

@@ -48,6 +48,7 @@ ORDER = [
     "listing",
     "source",
     "naming",
+    "interrupts",
     "mounts",
     "record",
     "lineage",
