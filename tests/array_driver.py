@@ -3,7 +3,8 @@
     python array_driver.py SOURCE CHECKPOINT OUT ADDRESS HELD_BACK
 
 The share is the environment's, as SLURM gives it. While SOURCE.hold is there, rows from id
-HELD_BACK on stay in their UDF: so there is a middle that all tasks are in at once.
+HELD_BACK on stay in their UDF: so there is a middle that all tasks are in at once. Ids of sources
+are relative to SOURCE: which share a file is in does not depend on where the test runs.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> None:
         source,
         checkpoint=checkpoint,
         shard="slurm",
+        source_root=source,
         num_cpus=little,
         concurrency=1,
     )

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,6 +46,9 @@ class Array:
         self.hold.touch()
         self.running: dict[int, subprocess.Popen[str]] = {}
         write_source(self.source, files=files, rows=ROWS)
+        held_back = [path.name for path in sorted(self.source.iterdir())[files // 3 :]]
+        for shard in (Shard(rank, len(indexes)) for rank in range(len(indexes))):
+            assert any(map(shard.holds, held_back)), f"{shard} would not be at work in the middle"
 
     def submit(self, indexes: Sequence[int]) -> None:
         """Submit another array for the same input."""
@@ -75,7 +79,7 @@ class Array:
         deadline = time.monotonic() + 180
         while not condition():
             for process in self.running.values():
-                assert process.poll() in (None, 0), process.communicate()[0]
+                assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -191,16 +195,18 @@ def test_shards_of_one_process_after_another(tmp_path: Path) -> None:
     write_source(tmp_path / "in", files=6, rows=10)
     reader, paths = ray.data.read_parquet, str(tmp_path / "in")
 
+    options: Any = {"checkpoint": tmp_path / "ckpt", "source_root": paths}
+
     def run(shard: tuple[int, int] | None) -> tuple[int, int, int]:
-        ds = resumable_read(reader, paths, checkpoint=tmp_path / "ckpt", shard=shard)
+        ds = resumable_read(reader, paths, shard=shard, **options)
         summary = resumable_write(ds, tmp_path / "out")
         return summary.sources_total, summary.sources_completed, summary.sources_skipped
 
     shares = [
-        sum(Shard(i, 3).holds(str(path)) for path in (tmp_path / "in").iterdir()) for i in range(3)
+        sum(Shard(i, 3).holds(path.name) for path in (tmp_path / "in").iterdir()) for i in range(3)
     ]
     assert sum(shares) == 6
-    ds = resumable_read(reader, paths, checkpoint=tmp_path / "ckpt", shard=(1, 3))
+    ds = resumable_read(reader, paths, shard=(1, 3), **options)
     assert ds.count() == shares[1] * 10
     for index in (2, 1):
         assert run((index, 3)) == (shares[index], shares[index], 0)
@@ -222,8 +228,9 @@ def test_sources_packed_with_those_of_other_shards_wait_for_a_run_of_all(
     write_source(tmp_path / "in", files=6, rows=10)
 
     def run(shard: tuple[int, int] | None) -> tuple[int, int]:
+        paths, checkpoint = str(tmp_path / "in"), tmp_path / "ckpt"
         ds = resumable_read(
-            ray.data.read_parquet, str(tmp_path / "in"), checkpoint=tmp_path / "ckpt", shard=shard
+            ray.data.read_parquet, paths, checkpoint=checkpoint, source_root=paths, shard=shard
         )
         summary = resumable_write(ds, tmp_path / "out", target_file_bytes=1 << 20)
         return summary.sources_completed, summary.sources_pending
