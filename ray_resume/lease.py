@@ -290,8 +290,9 @@ def _read_owner(path: Path) -> Owner:
     try:
         with path.open("rb") as file:
             owner = Owner(**json.loads(file.readline()))
-        kinds = tuple(map(type, astuple(owner)))
-        if kinds == (str, str, int, float) and math.isfinite(owner.started_at):
+        *kinds, of_shard = map(type, astuple(owner))
+        sound = kinds == [str, str, int, float] and of_shard in (str, type(None))
+        if sound and math.isfinite(owner.started_at):
             return owner
     except (OSError, ValueError, TypeError, RecursionError):
         pass
