@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_resume.errors import ResumeError
+from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.faults import Fault, reached
 from ray_resume.lease import Lease
 from ray_resume.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
 from ray_resume.letters import Letter, LetterFolder
@@ -48,6 +49,8 @@ class RunSpec:
     commit_at_the_end: bool = False
     # Groups of sources that may only be committed in one transaction.
     together: Sequence[Sequence[int]] = ()
+    # What a test has armed: it arms the process that this arrives at.
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ class LedgerHost:
         Raises:
             ResumeError: the message is illegal, the host is closed, or a commit failed.
         """
+        reached("ledger.before_apply")
         with self._state:
             self._check_open()
             applied = self._ledger.apply(message)
@@ -139,6 +143,7 @@ class LedgerHost:
                 # The completions of one file are all in one answer.
                 self._files += len({f for done in applied.completions for f in done.files})
                 self._state.notify_all()
+            reached("ledger.applied")
             return applied
 
     def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> Applied:
@@ -148,17 +153,24 @@ class LedgerHost:
         for letter in letters:
             if not 0 <= letter.source < len(self._spec.sources):
                 raise LedgerError(f"source number {letter.source} is not in this run's table")
-        drains = tuple(
-            Drain(
-                letter.source,
-                -letter.total % MODULUS,
-                dead_rows=len(letter.errors),
-                dead_letters=(
-                    self._letters.write(run_id, self._spec.sources[letter.source][0], letter),
-                ),
+        try:
+            drains = tuple(
+                Drain(
+                    letter.source,
+                    -letter.total % MODULUS,
+                    dead_rows=len(letter.errors),
+                    dead_letters=(
+                        self._letters.write(run_id, self._spec.sources[letter.source][0], letter),
+                    ),
+                )
+                for letter in letters
             )
-            for letter in letters
-        )
+        except CheckpointError as error:
+            # The run ends by this error, and not by what Ray makes of it on its way through a UDF.
+            self._commit()
+            with self._state:
+                self._fault = self._fault or error
+            raise
         return self.apply(Message(run_id, pass_number, drains))
 
     def flush(self) -> Progress:
@@ -220,6 +232,7 @@ class LedgerHost:
                 if source in pending
             ]
             self._lease.check()
+            reached("ledger.failing")
             self._writer.commit(records)
             return sum(record.state is State.QUARANTINED for record in records)
 
@@ -232,8 +245,10 @@ class LedgerHost:
                 if self._open:
                     self._open = False
                     self._state.notify_all()
+                    reached("ledger.closing")
                     self._writer.close()
                     self._lease.release()
+                    reached("ledger.closed")
 
     def _check_open(self) -> None:
         if self._fault is not None:
@@ -276,7 +291,9 @@ class LedgerHost:
                     for completion in group
                 ]
                 self._lease.check()
+                reached("ledger.before_commit")
                 self._writer.commit(records)
+                reached("ledger.committed")
             except Exception as error:
                 # Whatever it is, nothing may be called complete after a group got lost.
                 fault = ResumeError(
@@ -324,8 +341,10 @@ def start(spec: RunSpec) -> Any:
 
     Raises:
         CheckpointError: what its construction raised.
+        ResumeError: its process died.
     """
     import ray
+    from ray.exceptions import RayActorError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -340,6 +359,11 @@ def start(spec: RunSpec) -> Any:
         cause = getattr(error, "cause", None)
         if isinstance(cause, ResumeError):
             raise cause from None
+        if isinstance(error, RayActorError):
+            raise ResumeError(
+                f"The ledger of run {spec.run_id} died as it started ({error}). Nothing was done, "
+                "and what earlier runs had committed is safe. Run the same script again."
+            ) from None
         raise
     return handle
 

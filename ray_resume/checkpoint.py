@@ -15,7 +15,8 @@ from ray_resume.checkup import CheckReport, check
 from ray_resume.compaction import compact
 from ray_resume.directory import CheckpointDirectory, new_run_id
 from ray_resume.errors import CheckpointError
-from ray_resume.lease import Claim, Lease, Owner, killed_runs
+from ray_resume.faults import reached
+from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.letters import FOLDER
 from ray_resume.record import Record, State
 from ray_resume.store import Union, WriterFile
@@ -151,15 +152,11 @@ class Checkpoint:
             files=len(counts.files),
             last_completed_at=counts.last_completed_at,
             errors=dict(counts.errors.most_common(10)),
-            runs=self._runs(contents.live),
+            runs=[
+                {**asdict(owner), "alive": run_id in contents.live}
+                for run_id, owner in {**contents.killed, **contents.live}.items()
+            ],
         )
-
-    def _runs(self, live: Mapping[str, Owner]) -> list[dict[str, Any]]:
-        killed = killed_runs(self._directory.path)
-        return [
-            {**asdict(owner), "alive": run_id in live}
-            for run_id, owner in {**killed, **live}.items()
-        ]
 
     def sources(self, state: str | None = None) -> Iterator[SourceRecord]:
         """Yield the sources on record, or those in ``state``, in no particular order.
@@ -236,6 +233,7 @@ class Checkpoint:
                     writer.commit(_resets(records, run_id, union.highest_sequence()))
                 finally:
                     writer.close()
+                reached("reset.committed")
             return len(records)
         finally:
             lease.end(wait_s=0)

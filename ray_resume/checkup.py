@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ray_resume.directory import CheckpointDirectory, merged_headers
 from ray_resume.errors import CheckpointError
-from ray_resume.lease import guard, killed_runs, live_runs
+from ray_resume.letters import FOLDER
 from ray_resume.naming import OutputName
 from ray_resume.reader import Reading
 from ray_resume.record import Record, State, decode, digest, precedence
@@ -93,20 +93,18 @@ class _Look:
         self._problems: list[str] = []
         self._notes: list[str] = []
         self._checkpoint_id, self._sink = self._identity()
-        self._readings, self.live = directory.look()
-        self._runs = set(self.live)
+        self._look = directory.look()
+        self._runs = set(self._look.live)
 
     def was_quiet(self) -> bool:
         """Say whether nobody was at work since the look began."""
-        before = {reading.run_id for reading in self._readings}
-        with guard(self._directory.path):
-            after = writer_files(self._directory.path).keys() | live_runs(self._directory.path)
-        return not self.live and before == after
+        now = self._directory.note()
+        return not self._look.live and not now.live and now.files == self._look.files
 
     def report(self) -> CheckReport:
         records = 0
         sound = {}
-        for reading in self._readings:
+        for reading in self._look.readings:
             damage = _Damage(reading.path)
             if reading.error is not None:
                 self._problems.append(str(reading.error))
@@ -117,12 +115,13 @@ class _Look:
         union = Union(sound)
         self._check_contradictions(union, sound)
         files = self._check_output(union)
+        self._check_letters(union)
         self._say_who_is_about()
         return CheckReport(
             checkpoint=str(self._directory.path),
             problems=tuple(self._problems),
             notes=tuple(self._notes),
-            writers=len(self._readings),
+            writers=len(self._look.readings),
             records=records,
             sources=len(union),
             files=files,
@@ -171,7 +170,7 @@ class _Look:
     ) -> None:
         """Two files may say the same of a source; with the same number, it must be the same."""
         counts = dict(union.pairs())
-        for reading in self._readings:
+        for reading in self._look.readings:
             damage = _Damage(reading.path)
             for key, value in writers.get(reading.run_id, ()):
                 other = counts[key]
@@ -212,7 +211,7 @@ class _Look:
             return len(listed)
         self._check_listed(listed, sizes)
         # What an unreadable file lists, and which runs it stands for, nobody knows.
-        if all(reading.error is None for reading in self._readings):
+        if all(reading.error is None for reading in self._look.readings):
             self._check_unlisted(listed, sizes)
         return len(listed)
 
@@ -234,6 +233,17 @@ class _Look:
                 f"reset are gone from {self._sink}. New ones take their place."
             )
 
+    def _check_letters(self, union: Union) -> None:
+        folder = self._directory.path / FOLDER
+        listed = sorted(name for record in union for name in record.dead_letters)
+        gone = [name for name in listed if not (folder / name).exists()]
+        if gone:
+            # Whoever has dealt with them may have moved them; nobody else knows their rows.
+            self._notes.append(
+                f"{len(gone)} of {len(listed)} dead letters are gone from {folder}: {_some(gone)}. "
+                "If nobody has dealt with their rows, put them back, or reset their sources."
+            )
+
     def _check_unlisted(self, listed: dict[str, Record], sizes: dict[str, int]) -> None:
         left_over: list[str] = []
         unknown: list[str] = []
@@ -243,7 +253,7 @@ class _Look:
                 continue
             if parsed.run_id not in self._runs:
                 unknown.append(name)
-            elif parsed.run_id not in self.live:
+            elif parsed.run_id not in self._look.live:
                 left_over.append(name)
         if unknown:
             self._problems.append(
@@ -259,11 +269,10 @@ class _Look:
             )
 
     def _say_who_is_about(self) -> None:
-        for owner in self.live.values():
+        for owner in self._look.live.values():
             self._notes.append(f"At work: {owner}. What it has committed up to now was checked.")
-        for run_id, owner in killed_runs(self._directory.path).items():
-            if run_id not in self.live:
-                self._notes.append(f"Did not end by itself: {owner}.")
+        for owner in self._look.killed.values():
+            self._notes.append(f"Did not end by itself: {owner}.")
 
     def _reset(self, records: list[Record]) -> str:
         path = self._directory.path

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from ray_resume.errors import ResumeError
+from ray_resume.faults import Fault
 from ray_resume.ledger import Event, Message
 from ray_resume.letters import Letter
 
@@ -28,6 +29,8 @@ class LedgerClient:
     handle: Any
     run_id: str
     pass_number: int
+    # What a test has armed: it arms the worker that this arrives at.
+    faults: tuple[Fault, ...] = ()
 
     def send(self, *events: Event) -> None:
         """Apply ``events`` at the ledger, in one message, and wait until they are.

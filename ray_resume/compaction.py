@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from ray_resume.directory import MERGED, CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
 from ray_resume.lease import Claim, Lease, Owner, guard
 from ray_resume.reader import read_writers
 from ray_resume.store import remove_half_made, write_whole
@@ -51,9 +52,11 @@ def compact(directory: CheckpointDirectory, *, lease_wait_s: float) -> int:
                 "files that it was made from are as they were. Is the disk failing?"
             )
         lease.check()
+        reached("compact.merged")
         # Whoever lists the files under the guard sees all of the old ones or none.
         with guard(path):
             for old in contents.files.values():
+                reached("compact.removing")
                 old.unlink(missing_ok=True)
         return len(contents.files)
     finally:

@@ -28,6 +28,7 @@ from ray.data.datasource import Datasink, WriteResult
 from ray_resume import plan
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
+from ray_resume.faults import reached
 from ray_resume.ledger import Drain
 from ray_resume.lineage import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.sink import gathered
@@ -153,6 +154,7 @@ class WrappedDatasink(Datasink[None]):
         parts, sums = gathered(blocks)
         if not parts:
             return
+        reached("datasink.before_write")
         results: dict[int, tuple[bytes, ...]] = {}
         if self._at_the_end:
             for source, tables in parts.items():
@@ -160,6 +162,7 @@ class WrappedDatasink(Datasink[None]):
                 results[source] = (cloudpickle.dumps(result),)  # type: ignore[no-untyped-call]
         else:
             self._inner.write((table for tables in parts.values() for table in tables), ctx)
+        reached("datasink.before_drain")
         self._client.send(
             *(
                 Drain(
@@ -171,6 +174,7 @@ class WrappedDatasink(Datasink[None]):
                 for source, tables in parts.items()
             )
         )
+        reached("datasink.after_drain")
 
 
 class NothingSink(Datasink[None]):

@@ -20,7 +20,8 @@ from ray.data.datasource import Datasource, ReadTask
 from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
-from ray_resume.ledger import Seal
+from ray_resume.faults import reached
+from ray_resume.ledger import Failure, Seal
 from ray_resume.lineage import (
     MODULUS,
     SOURCE_COLUMN,
@@ -30,7 +31,7 @@ from ray_resume.lineage import (
     token_sum,
     tokens,
 )
-from ray_resume.source import Reading, Selection, Source
+from ray_resume.source import Reading, Selection, Source, Watch
 
 __all__ = ["ArmedDatasource", "ResumableDatasource", "SourceReader"]
 
@@ -41,6 +42,8 @@ _SPREAD_OVER_TASKS = 200
 
 # Seals of small sources travel together, but none waits for more than a block after this.
 _SEAL_INTERVAL_S = 0.1
+
+_CHANGED = "the read: the source changed after it was listed. The next run reads it as it is then"
 
 
 class _SourceDatasource(Datasource):
@@ -62,6 +65,12 @@ class _SourceDatasource(Datasource):
     def supports_projection_pushdown(self) -> bool:
         return True
 
+    @property
+    def selected_columns(self) -> tuple[str, ...] | None:
+        """The columns that Ray Data has told it to read; None: all."""
+        selected = self._projection_map
+        return None if selected is None else tuple(n for n in selected if n not in _OURS)
+
     def _placeholders(self, parallelism: int) -> list[ReadTask]:
         # Ray asks for tasks several times to count them, before the call whose tasks run.
         # Opening sources only to be counted would cost as much as reading their footers.
@@ -80,11 +89,8 @@ class _SourceDatasource(Datasource):
         self, parallelism: int, data_context: DataContext
     ) -> Iterator[tuple[Sequence[Source], list[ReadTask | None], Selection]]:
         """Open the sources, and cut them into at most ``parallelism`` groups."""
-        selected = self._projection_map
-        columns = None if selected is None else tuple(n for n in selected if n not in _OURS)
-        tasks, left = self.reading.open(
-            self.sources, Selection(self._predicates, columns), data_context
-        )
+        selection = Selection(self._predicates, self.selected_columns)
+        tasks, left = self.reading.open(self.sources, selection, data_context)
         for group in _grouped(self.sources, parallelism):
             yield group, [tasks.get(source.source_id) for source in group], left
 
@@ -168,11 +174,12 @@ class ArmedDatasource(_SourceDatasource):
             ReadTask(
                 SourceReader(
                     tuple(
-                        NumberedRead(self._numbers[source.source_id], source.source_id, task)
+                        NumberedRead(self._numbers[source.source_id], source, task)
                         for source, task in zip(group, tasks, strict=True)
                     ),
                     left,
                     self.reading.repeatable,
+                    self.reading.watch(),
                     self._client,
                 ),
                 self._metadata(group),
@@ -186,13 +193,16 @@ class NumberedRead:
     """A source by its number in the run's table; without a task, it has no rows to read."""
 
     number: int
-    source_id: str
+    source: Source
     task: ReadTask | None
 
 
 @dataclass(frozen=True)
 class PlainReader:
     """Reads sources one after another, as plain Ray Data does."""
+
+    # Ray names a read function by this where it warns of a task that is large.
+    __name__ = "ray_resume read"
 
     tasks: tuple[ReadTask, ...]
     left: Selection
@@ -209,20 +219,23 @@ class SourceReader:
     Rows that ``left`` leaves out are no rows of their source.
 
     Guarantees: a source is sealed only after its reader is exhausted and each of its rows was
-    taken by whoever iterates. A reader that raises, or an iteration that ends early, seals
-    nothing, and the source stays pending.
+    taken by whoever iterates, and it is still what it was when it was listed. A reader that
+    raises, or an iteration that ends early, seals nothing, and the source stays pending.
     """
+
+    __name__ = "ray_resume read"
 
     reads: tuple[NumberedRead, ...]
     left: Selection
     repeatable: bool
+    has_changed: Watch
     client: LedgerClient
 
     def __call__(self) -> Iterator[Any]:
-        seals: list[Seal] = []
+        seals: list[Seal | Failure] = []
         sent_at = time.monotonic()
         for read in self.reads:
-            nonce = self._nonce(read.source_id)
+            nonce = self._nonce(read.source.source_id)
             total = start = 0
             for block in _selected(read.task(), self.left) if read.task is not None else ():
                 count = batches.num_rows(block)
@@ -230,12 +243,22 @@ class SourceReader:
                 total = (total + token_sum(values)) % MODULUS
                 start += count
                 if seals and time.monotonic() - sent_at >= _SEAL_INTERVAL_S:
-                    self.client.send(*seals)
+                    self._seal(seals)
                     seals, sent_at = [], time.monotonic()
                 yield batches.attach(block, np.full(count, read.number, dtype=np.int32), values)
-            seals.append(Seal(read.number, total, start))
+                reached("read.between_blocks")
+            # Only now, since what comes after this was not read any more.
+            if self.has_changed(read.source):
+                seals.append(Failure(read.number, total, start, _CHANGED))
+            else:
+                seals.append(Seal(read.number, total, start))
         if seals:
-            self.client.send(*seals)
+            self._seal(seals)
+
+    def _seal(self, seals: list[Seal | Failure]) -> None:
+        reached("read.before_seal")
+        self.client.send(*seals)
+        reached("read.after_seal")
 
     def _nonce(self, source_id: str) -> int:
         if not self.repeatable:

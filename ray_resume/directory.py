@@ -25,12 +25,22 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from ray_resume.errors import CheckpointError
-from ray_resume.lease import Owner, guard, live_runs
+from ray_resume.faults import reached
+from ray_resume.lease import Owner, guard, known_runs, live_runs
+from ray_resume.mounts import remote_fstype
 from ray_resume.reader import Reading, read_writers
 from ray_resume.shard import ArrayTask
 from ray_resume.store import Union, fsync_directory, writer_files
 
-__all__ = ["MERGED", "CheckpointDirectory", "Contents", "merged_headers", "new_run_id"]
+__all__ = [
+    "MERGED",
+    "CheckpointDirectory",
+    "Contents",
+    "Look",
+    "Note",
+    "merged_headers",
+    "new_run_id",
+]
 
 MERGED = "merged"
 """In the header of a file that takes the place of others: their headers, by run id."""
@@ -46,17 +56,35 @@ def new_run_id() -> str:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A checkpoint at one moment: who is at work, who was killed, and the writers' files."""
+
+    live: dict[str, Owner]
+    killed: dict[str, Owner]
+    files: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Look(Note):
+    """What the files that were noted held."""
+
+    readings: list[Reading]
+
+
+@dataclass(frozen=True)
 class Contents:
     """A look at a checkpoint: the records that count, each run's header, and who is alive.
 
     A run's file may have been merged with others (see `compaction`): its header is here all the
-    same. ``files`` are the writers' files that there are, by run id.
+    same. ``files`` are the writers' files that there are, by run id. ``killed`` are the runs that
+    left a lease behind, for messages alone.
     """
 
     union: Union
     headers: dict[str, dict[str, Any]]
     live: dict[str, Owner]
     files: dict[str, Path]
+    killed: dict[str, Owner]
 
     @property
     def dead_runs(self) -> frozenset[str]:
@@ -74,8 +102,10 @@ class CheckpointDirectory:
         """Create the checkpoint if it is missing, and return its id: 8 hexadecimal digits.
 
         Raises:
-            CheckpointError: the path is a file, cannot be written to, or is of a newer format.
+            CheckpointError: the path is a file, cannot be written to, is on a network file system,
+                or is of a newer format.
         """
+        self._refuse_remote()  # Before anything is made there.
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -84,7 +114,10 @@ class CheckpointDirectory:
                 "Give another path, or remove the file."
             ) from None
         except OSError as error:
-            raise CheckpointError(f"The checkpoint {self.path} cannot be made: {error}.") from error
+            raise CheckpointError(
+                f"The checkpoint {self.path} cannot be made: {error}. Give a path below a "
+                "directory that this process may write to, on a disk with space."
+            ) from error
         if not (self.path / _IDENTITY).exists():
             with guard(self.path):
                 if not (self.path / _IDENTITY).exists():
@@ -176,11 +209,12 @@ class CheckpointDirectory:
         Raises:
             CheckpointError: a file cannot be read; nothing is ever skipped over silently.
         """
+        self._refuse_remote()
         with guard(self.path):
             live = live_runs(self.path)
             live.pop(own, None)
             files = {run: path for run, path in writer_files(self.path).items() if run not in live}
-        return _contents(_readings(files, live), live)
+        return _contents(_readings(files, live), live, {})
 
     def everything(self) -> Contents:
         """Read what dead and live runs committed up to now: good to look at.
@@ -188,23 +222,38 @@ class CheckpointDirectory:
         Works on a directory that cannot be written to as long as nobody is at work in it.
         """
         self._read_identity()
-        readings, live = self.look()
-        return _contents(readings, live)
+        look = self.look()
+        return _contents(look.readings, look.live, look.killed)
 
-    def look(self) -> tuple[list[Reading], dict[str, Owner]]:
-        """Read every writer's file, and return what is in each of them, and who is alive."""
+    def look(self) -> Look:
+        """Read every writer's file, damaged or not, and say who is about."""
+        self._refuse_remote()
         while True:
-            with contextlib.ExitStack() as stack:
-                with contextlib.suppress(CheckpointError):
-                    stack.enter_context(guard(self.path))
-                live = live_runs(self.path)
-                files = writer_files(self.path)
-            readings = list(_readings(files, live))
+            note = self.note()
+            readings = list(_readings(note.files, note.live))
             # Files that were merged in the meantime are elsewhere now.
-            if all(os.path.lexists(path) for path in files.values()):
-                return readings, live
+            if all(os.path.lexists(path) for path in note.files.values()):
+                return Look(note.live, note.killed, note.files, readings)
+
+    def note(self) -> Note:
+        """Note who is about and which files there are, all at one moment."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(CheckpointError):
+                stack.enter_context(guard(self.path))
+            return Note(*known_runs(self.path), writer_files(self.path))
+
+    def _refuse_remote(self) -> None:
+        fstype = remote_fstype(self.path)
+        if fstype is not None:
+            raise CheckpointError(
+                f"The checkpoint {self.path} is on a network file system ({fstype}), where LMDB's "
+                "memory map and the locks that keep runs apart cannot be trusted. Give a directory "
+                "on a local disk of the driver's host (df -T shows the kinds); input and output "
+                "may be anywhere."
+            )
 
     def _read_identity(self) -> dict[str, Any]:
+        self._refuse_remote()
         path = self.path / _IDENTITY
         try:
             identity = json.loads(path.read_bytes())
@@ -239,11 +288,15 @@ class CheckpointDirectory:
                 json.dump({**content, "format": _FORMAT_VERSION}, file)
                 file.flush()
                 os.fsync(file.fileno())
+            reached("checkpoint.writing")
             os.replace(nascent, path)
             fsync_directory(self.path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                nascent.unlink(missing_ok=True)
             raise CheckpointError(
-                f"The checkpoint file {path} cannot be written: {error}."
+                f"The checkpoint file {path} cannot be written: {error}. See that the directory "
+                "is writable and has space, and run again."
             ) from error
 
 
@@ -251,7 +304,9 @@ def _readings(files: dict[str, Path], live: Container[str]) -> Iterator[Reading]
     return read_writers({run_id: (path, run_id in live) for run_id, path in files.items()})
 
 
-def _contents(readings: Iterable[Reading], live: dict[str, Owner]) -> Contents:
+def _contents(
+    readings: Iterable[Reading], live: dict[str, Owner], killed: dict[str, Owner]
+) -> Contents:
     headers: dict[str, dict[str, Any]] = {}
     pairs, files = {}, {}
     for reading in readings:
@@ -268,7 +323,7 @@ def _contents(readings: Iterable[Reading], live: dict[str, Owner]) -> Contents:
                 return f"the checkpoint file {reading.path}"
         return "a checkpoint file"
 
-    return Contents(Union(pairs, owner=owner), headers, live, files)
+    return Contents(Union(pairs, owner=owner), headers, live, files, killed)
 
 
 def merged_headers(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
 
-__all__ = ["Claim", "Lease", "Owner", "guard", "killed_runs", "live_runs"]
+__all__ = ["Claim", "Lease", "Owner", "guard", "known_runs", "live_runs"]
 
 _SUFFIX = ".lease"
 _GUARD = "lock"
@@ -104,6 +105,7 @@ class Lease:
             raise CheckpointError(f"The lease {path} cannot be written: {error}.") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
+            reached("lease.created")
             with os.fdopen(os.dup(descriptor), "wb") as file:
                 file.write(json.dumps(asdict(owner)).encode() + b"\n")
                 if claim.digests is not None:
@@ -189,26 +191,30 @@ class Lease:
             if self.alone(wait_s=wait_s):
                 with contextlib.suppress(CheckpointError):
                     self.check()
+                    reached("lease.ending")
                     self.path.unlink()
         self.release()
 
 
 def live_runs(directory: Path) -> dict[str, Owner]:
     """Return the runs whose lease is held right now. Call it under :func:`guard` to rely on it."""
-    return {
-        path.name.removesuffix(_SUFFIX): _read_owner(path)
-        for path in sorted(directory.glob(f"*{_SUFFIX}"))
-        if _is_held(path)
-    }
+    return known_runs(directory)[0]
 
 
-def killed_runs(directory: Path) -> dict[str, Owner]:
-    """Return the runs that ended without removing their lease, as far as nobody tidied up since."""
-    return {
-        path.name.removesuffix(_SUFFIX): _read_owner(path)
-        for path in sorted(directory.glob(f"*{_SUFFIX}"))
-        if not _is_held(path)
-    }
+def known_runs(directory: Path) -> tuple[dict[str, Owner], dict[str, Owner]]:
+    """Return the live runs, and those that ended without removing their lease, as it seems killed.
+
+    Call it under :func:`guard`: to look at a lease that nobody holds is to hold it for a moment,
+    and whoever looks at it then takes its run for a live one.
+    """
+    live: dict[str, Owner] = {}
+    killed: dict[str, Owner] = {}
+    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+        held = _is_held(path)
+        # One that is gone by now has ended as it should.
+        if held or path.exists():
+            (live if held else killed)[path.name.removesuffix(_SUFFIX)] = _read_owner(path)
+    return live, killed
 
 
 @contextlib.contextmanager
@@ -220,7 +226,11 @@ def guard(directory: Path) -> Iterator[None]:
     """
     path = directory / _GUARD
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except PermissionError:
+            # Somebody who may only look can still keep out of the others' way.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint {directory} cannot be locked: {error}. It must be a directory that "

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
 from ray_resume.record import digest
 
 __all__ = ["COLUMNS", "FOLDER", "Letter", "LetterFolder"]
@@ -74,6 +75,7 @@ class LetterFolder:
             with open(hidden, "xb") as file:
                 _write(letter, source_id, file)
                 file.flush()
+                reached("letters.writing")
                 os.fsync(file.fileno())
             hidden.rename(self._path / name)
             for folder in (self._path, self._path.parent):
@@ -90,6 +92,7 @@ class LetterFolder:
                 "for nobody, and what was committed is safe. Free space or mend the disk, and run "
                 "again."
             ) from error
+        reached("letters.written")
         return name
 
     def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
@@ -98,6 +101,7 @@ class LetterFolder:
             for path in self._path.iterdir():
                 name = _NAME.fullmatch(path.name)
                 if name is not None and name[1] in runs and path.name not in listed:
+                    reached("cleanup.removing_letter")
                     path.unlink(missing_ok=True)
 
 

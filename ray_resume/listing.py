@@ -32,7 +32,7 @@ from ray_resume.errors import ResumeError
 from ray_resume.record import Fingerprint
 from ray_resume.source import Source, refuse_repeated
 
-__all__ = ["list_files", "list_row_groups", "relative_to", "resolve"]
+__all__ = ["has_changed", "list_files", "list_row_groups", "relative_to", "resolve"]
 
 Paths: TypeAlias = "str | Path | Sequence[str | Path]"
 
@@ -105,7 +105,17 @@ def list_files(
             f"The name of {unreadable[0]!r} has a tab or a line break in it, which Ray Data's path "
             "code drops, so it cannot be opened. Rename it."
         )
-    return [Source(info.path, info.path, Fingerprint(info.size, info.mtime_ns)) for info in infos]
+    return [Source(info.path, info.path, _fingerprint(info)) for info in infos]
+
+
+def has_changed(filesystem: FileSystem, path: str, fingerprint: Fingerprint) -> bool:
+    """Say whether a file is gone or has another size or modification time than when listed."""
+    info = filesystem.get_file_info(path)
+    return info.type == FileType.NotFound or _fingerprint(info) != fingerprint
+
+
+def _fingerprint(info: FileInfo) -> Fingerprint:
+    return Fingerprint(info.size, info.mtime_ns)
 
 
 def list_row_groups(filesystem: FileSystem, files: Sequence[Source]) -> list[Source]:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ray_resume.directory import Contents
 from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
 from ray_resume.naming import OutputName
 from ray_resume.record import Record
 from ray_resume.sink import Folder
@@ -46,7 +47,11 @@ class Output(Protocol):
         """
 
     def prepare(self) -> None:
-        """Make it ready for the first row."""
+        """Make it ready for the first row.
+
+        Raises:
+            CheckpointError: it cannot be made.
+        """
 
     def remove_leftovers(
         self, checkpoint_id: str, runs: Collection[str], contents: Contents
@@ -66,7 +71,10 @@ class FolderOutput:
         return self.folder.uri
 
     def names(self) -> Collection[str]:
-        return self.folder.names()
+        try:
+            return self.folder.names()
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def check(
         self,
@@ -120,7 +128,16 @@ class FolderOutput:
             )
 
     def prepare(self) -> None:
-        self.folder.create()
+        try:
+            self.folder.create()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"The output folder {self.uri} cannot be used: {error}. Give a path where this process "
+            "may make a folder, or mend the disk, and run again."
+        )
 
     def remove_leftovers(
         self, checkpoint_id: str, runs: Collection[str], contents: Contents
@@ -134,7 +151,9 @@ class FolderOutput:
                 and parsed.run_id in runs
                 and name not in listed
             ):
+                reached("cleanup.removing")
                 self.folder.remove(name)
+                reached("cleanup.removed")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import copy
 import dataclasses
 import dis
 import inspect
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.block import BlockAccessor
-from ray.data.datasource import Datasource
+from ray.data.datasource import Datasink, Datasource
 from ray.exceptions import UserCodeException
 
 from ray_resume.errors import NonResumableError
@@ -92,6 +93,7 @@ except ImportError as error:
     raise _unknown_ray(error) from error
 
 __all__ = [
+    "GATHERS_BY_SIZE",
     "WRITE_UUID_KWARG_NAME",
     "Chain",
     "arm",
@@ -107,6 +109,9 @@ __all__ = [
     "row_group_name",
     "rows_of",
 ]
+
+GATHERS_BY_SIZE = hasattr(Datasink, "min_bytes_per_write")
+"""Whether Ray Data gives a write task as many blocks as its datasink asks for by their size."""
 
 _WAY_OUT = (
     "Write the rows that go into it with resumable_write, then start a second pipeline "
@@ -193,8 +198,21 @@ class Chain:
         return None if self.read.parallelism == -1 else int(self.read.parallelism)
 
     def signature(self) -> str:
-        """Spell the pipeline for people and for comparison: operators and UDF names."""
-        return " -> ".join(operator.name for operator in (self.read, *self.operators))
+        """Spell the pipeline for people and for comparison: operators and UDF names.
+
+        It is the same before and after Ray Data has rewritten the plan, which it does in place
+        when the dataset is iterated over: a selection of columns goes into the read, and
+        neighbouring projections become one.
+        """
+        steps = [f"read_{_snake(self.read.name.removeprefix('Read'))}"]
+        columns = _Columns(getattr(self.datasource, "selected_columns", None))
+        for operator in self.operators:
+            if isinstance(operator, Project):
+                columns.project(operator)
+            elif not isinstance(operator, StreamingRepartition):
+                steps += [*columns.spelt(), _spelt(operator)]
+                columns = _Columns(None)
+        return " -> ".join([*steps, *columns.spelt()])
 
     def refusal(self, operator: Any, problem: str, way_out: str) -> NonResumableError:
         """Make the error for ``operator``: what is wrong with it, where it is, and what to do."""
@@ -458,6 +476,41 @@ def _position(names: Sequence[str], index: int) -> str:
         elif spelt[-1] != "...":
             spelt.append("...")
     return " -> ".join(spelt)
+
+
+class _Columns:
+    """What neighbouring projections make of the columns: all and some more, or just some."""
+
+    def __init__(self, selected: Sequence[str] | None) -> None:
+        self._all = selected is None
+        self._names = list(selected or ())
+
+    def project(self, operator: Project) -> None:
+        expressions: list[Any] = list(operator.exprs)
+        if not any(isinstance(expression, StarExpr) for expression in expressions):
+            self._all, self._names = False, [expression.name for expression in expressions]
+            return
+        for expression in expressions:
+            if isinstance(expression, StarExpr):
+                continue
+            renamed = expression.expr.name if getattr(expression, "_is_rename", False) else None
+            if renamed in self._names:
+                self._names[self._names.index(renamed)] = expression.name
+            elif expression.name not in self._names:
+                self._names.append(expression.name)
+
+    def spelt(self) -> list[str]:
+        names = ["*"] * self._all + self._names
+        return [] if names == ["*"] else [f"columns({', '.join(names)})"]
+
+
+def _spelt(operator: Any) -> str:
+    name = re.fullmatch(r"\w+\((.*)\)", str(operator.name), re.DOTALL)
+    return f"{_UDF_OPERATORS[type(operator)]}({name[1] if name else operator.name})"
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def _title(operator: Any) -> str:

@@ -98,8 +98,12 @@ def resumable_read(
             ``source_id(read_task, index) -> str``, the same for the same rows in every run.
         source_root: makes ids of files relative to this directory, so that the checkpoint stays
             good when the data moves.
-        on_pipeline_change: reserved; this version does not compare pipelines yet, so that
-            ``"error"`` and ``"continue"`` are the same, and ``"restart"`` is refused.
+        on_pipeline_change: what to do if completed sources went through a pipeline with other
+            operators, other names of UDFs, or another format: ``"error"``
+            (:class:`PipelineChangedError`, which shows both; raised by ``resumable_write`` before
+            anything runs), ``"continue"`` (they stay as they are), ``"restart"`` (they are
+            processed anew, and so is what was quarantined; the new output replaces the old). What
+            a UDF does is not looked at, only what it is called.
         shard: read one share of the sources only, by a stable hash of the id; the dataset has no
             others. ``(index, count)`` with ``0 <= index < count``, or ``"slurm"``: this array
             task's share (array indexes may start anywhere and have gaps). PBS and LSF do not say
@@ -118,11 +122,6 @@ def resumable_read(
     share = None if shard is None else shard_of(shard, os.environ)
     if granularity not in ("file", "row_group"):
         raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
-    if on_pipeline_change == "restart":
-        raise NonResumableError(
-            'on_pipeline_change="restart": this version of ray_resume does not compare pipelines '
-            "yet. To process everything anew, call Checkpoint(...).reset(state='all')."
-        )
     directory = CheckpointDirectory(checkpoint)
     files = keys is None and not isinstance(reader, Datasource)
     if not files and (granularity != "file" or source_root is not None):
@@ -200,7 +199,8 @@ def _file_reading(
             raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
         sources, kind = list_row_groups(filesystem, sources), RowGroupReading
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
-    return kind(title, sources, reader, arguments, _INFLATION.get(name, 1.5), tuple(roots))
+    inflation = _INFLATION.get(name, 1.5)
+    return kind(title, sources, reader, arguments, inflation, filesystem, tuple(roots))
 
 
 def _list(

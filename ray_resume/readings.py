@@ -7,16 +7,19 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from pyarrow.fs import FileSystem
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from ray_resume import plan
 from ray_resume.errors import NonResumableError, ResumeError
-from ray_resume.source import Selection, Source, refuse_repeated
+from ray_resume.listing import has_changed
+from ray_resume.source import Selection, Source, Watch, refuse_repeated
 
 __all__ = [
     "DatasourceReading",
@@ -33,7 +36,7 @@ class FileReading:
 
     ``reader(paths, **arguments)`` must plan one read whose tasks can be bound to files.
     ``inflation`` is how many bytes in memory a byte on disk is taken for, ``roots`` the files and
-    directories that were listed.
+    directories that were listed on ``filesystem``.
     """
 
     name: str
@@ -41,6 +44,7 @@ class FileReading:
     reader: Callable[..., Any]
     arguments: Mapping[str, Any]
     inflation: float
+    filesystem: FileSystem
     roots: tuple[str, ...] = ()
     repeatable: bool = True
 
@@ -54,6 +58,9 @@ class FileReading:
         datasource = plan.plain_datasource(self.reader, list(by_path), dict(self.arguments))
         datasource, left = plan.push_selection(datasource, selection)
         return self._bound(datasource, by_path, selection, data_context), left
+
+    def watch(self) -> Watch:
+        return partial(_file_has_changed, self.filesystem)
 
     def _bound(
         self,
@@ -79,6 +86,15 @@ class FileReading:
                 "source is complete."
             )
         return tasks
+
+
+def _file_has_changed(filesystem: FileSystem, source: Source) -> bool:
+    path = source.item if isinstance(source.item, str) else source.item[0]
+    return has_changed(filesystem, path, source.fingerprint)
+
+
+def _nobody_can_see(_: Source) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,9 @@ class KeyReading:
 
     def size_bytes(self, sources: Sequence[Source]) -> int | None:
         return None
+
+    def watch(self) -> Watch:
+        return _nobody_can_see
 
     def open(
         self, sources: Sequence[Source], selection: Selection, data_context: Any
@@ -222,6 +241,9 @@ class DatasourceReading:
 
     def size_bytes(self, sources: Sequence[Source]) -> int | None:
         return None
+
+    def watch(self) -> Watch:
+        return _nobody_can_see
 
     def open(
         self, sources: Sequence[Source], selection: Selection, data_context: Any

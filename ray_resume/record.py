@@ -14,7 +14,16 @@ from typing import Any
 
 from ray_resume.errors import CheckpointError
 
-__all__ = ["Fingerprint", "Record", "State", "decode", "digest", "encode", "precedence"]
+__all__ = [
+    "Fingerprint",
+    "Record",
+    "State",
+    "decode",
+    "digest",
+    "encode",
+    "is_completed",
+    "precedence",
+]
 
 
 class State(enum.Enum):
@@ -153,6 +162,11 @@ def precedence(value: bytes) -> int:
     except struct.error as error:
         raise CheckpointError(f"a record cannot be read ({error})") from error
     return sequence
+
+
+def is_completed(value: bytes) -> bool:
+    """Say whether an encoded record is of a completed source, without parsing the rest of it."""
+    return value[:1] == bytes([State.COMPLETED.value])
 
 
 def _strings(value: Any) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,10 @@ from ray.exceptions import (
 from ray_resume import actor
 from ray_resume.actor import Failed, Progress, RunSpec
 from ray_resume.client import LedgerClient
+from ray_resume.compaction import compact
 from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
 from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.faults import armed, reached
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.letters import LetterFolder
 from ray_resume.naming import DIGEST_BYTES
@@ -35,16 +37,21 @@ from ray_resume.output import Output
 from ray_resume.record import State, digest
 from ray_resume.schedule import PassPlan, Schedule
 from ray_resume.shard import Shard
+from ray_resume.signals import terminable
 from ray_resume.source import Source
+from ray_resume.store import writer_files
 from ray_resume.summary import RunSummary
 from ray_resume.todo import Todo, todo_of
 
-__all__ = ["LEASE_WAIT_S", "Pass", "Run", "RunPlan"]
+__all__ = ["LEASE_WAIT_S", "MOST_WRITER_FILES", "Pass", "Run", "RunPlan"]
 
 logger = logging.getLogger("ray_resume")
 
 LEASE_WAIT_S = 30.0
 """How long a run waits for another on the same sources: a killed driver's actor lives seconds."""
+
+MOST_WRITER_FILES = 64
+"""Every run reads what all earlier ones have written; of more files than this it makes one."""
 
 # What tells that a process or a node died, not that the user's code raised.
 _CRASHES = (
@@ -73,6 +80,7 @@ class RunPlan:
     signature: str
     max_failed_runs: int
     on_source_change: str
+    on_pipeline_change: str
 
 
 @dataclass(frozen=True)
@@ -110,17 +118,23 @@ class Run:
             CheckpointError: the checkpoint or the output folder cannot be used.
             Exception: whatever ``run_pass`` raised; what was complete is committed.
         """
+        self._keep_few_files()
         with self._leased(lease_wait_s):
+            reached("run.leased")
             # Before the checkpoint is read, so that it knows each run whose files are seen here:
             # neighbours may start at any moment.
             names = self._plan.output.names()
             contents = self._plan.directory.settled(self._run_id)
+            self._check_bound(contents)
             todo = todo_of(
                 self._plan.sources,
                 contents.union,
                 on_source_change=self._plan.on_source_change,
+                signature=self._plan.signature,
+                on_pipeline_change=self._plan.on_pipeline_change,
                 listed=self._plan.listed,
             )
+            self._tell_gone(contents)
             if todo.held:
                 logger.warning(
                     "%d sources wait, %s for one: they share output files with quarantined "
@@ -136,16 +150,29 @@ class Run:
                     self._plan.shard,
                     todo.apart[0],
                 )
-            self._check_output(names, contents, todo)
+            checkpoint = str(self._plan.directory.path)
+            self._plan.output.check(self._checkpoint_id, checkpoint, names, contents, todo.skipped)
             if not todo.pending:
                 self._remove_leftovers(contents)
                 return self._summary(todo, _NOTHING)
             self._bind_sink()
+            reached("run.bound")
             self._plan.output.prepare()
             try:
-                return self._passes(todo, contents, run_pass)
+                # Started before the signals are ours: Ray sets handlers of its own when it starts.
+                handle = actor.start(self._spec(todo, contents))
+                with terminable():
+                    return self._passes(handle, todo, run_pass)
             finally:
-                self._clean_up()
+                with terminable():
+                    self._clean_up()
+
+    def _keep_few_files(self) -> None:
+        """Merge the files of earlier runs, if there are many and no run is at work."""
+        if len(writer_files(self._plan.directory.path)) > MOST_WRITER_FILES:
+            # If it cannot be done now, a later run will; what is damaged is told soon enough.
+            with contextlib.suppress(CheckpointError):
+                compact(self._plan.directory, lease_wait_s=0)
 
     @contextlib.contextmanager
     def _leased(self, wait_s: float) -> Iterator[None]:
@@ -158,9 +185,8 @@ class Run:
         finally:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
-    def _check_output(self, names: Collection[str], contents: Contents, todo: Todo) -> None:
-        output = self._plan.output
-        bound = self._plan.directory.sink()
+    def _check_bound(self, contents: Contents) -> None:
+        output, bound = self._plan.output, self._plan.directory.sink()
         committed = any(
             record.files or (record.rows and record.state is State.COMPLETED)
             for record in contents.union
@@ -171,36 +197,60 @@ class Run:
                 f"this run would write to {output.uri}. Write to {bound}, or give this pipeline "
                 "a checkpoint of its own."
             )
-        checkpoint = str(self._plan.directory.path)
-        output.check(self._checkpoint_id, checkpoint, names, contents, todo.skipped)
+
+    def _tell_gone(self, contents: Contents) -> None:
+        digests = {digest(source.source_id) for source in self._plan.listed}
+        count, example = contents.union.completed_outside(digests)
+        if example is not None:
+            logger.warning(
+                "%d completed sources are not in the input any more, %s for one. Their output "
+                "stays. (Is it another input? Then give it a checkpoint of its own.)",
+                count,
+                example.source_id,
+            )
 
     def _bind_sink(self) -> None:
         self._plan.directory.bind(self._plan.output.uri, self._run_id)
 
-    def _passes(
-        self, todo: Todo, contents: Contents, run_pass: Callable[[Pass], None]
-    ) -> RunSummary:
-        handle = actor.start(self._spec(todo, contents))
+    def _passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> RunSummary:
         try:
             failed = self._run_passes(handle, todo, run_pass)
             quarantined: int = ray.get(handle.fail.remote(failed)) if failed else 0
+            reached("run.before_close")
             progress: Progress = ray.get(handle.close.remote())
+            reached("run.closed")
             return self._summary(todo, progress, len(failed) - quarantined, quarantined)
         except BaseException as error:
             # What is complete is committed, whatever went wrong; the first error is the user's.
             try:
-                ray.get(handle.close.remote())
+                self._tell_ended_early(todo, ray.get(handle.close.remote()), error)
             except RayActorError as gone:
-                raise ResumeError(
+                died = ResumeError(
                     f"The ledger of run {self._run_id} died ({gone}). What it had committed is "
                     "safe. Run the same script again to go on from there."
-                ) from error
+                )
+                if isinstance(error, Exception):
+                    raise died from error
+                # Whoever interrupts a job may well end all of its processes at once.
+                logger.warning("%s", died)
             except ResumeError as fault:
                 # Why the ledger gave up says more than the tasks that it refused.
-                raise fault from error
+                if isinstance(error, Exception):
+                    raise fault from error
+                logger.warning("%s", fault)
             raise
         finally:
             ray.kill(handle)
+
+    def _tell_ended_early(self, todo: Todo, progress: Progress, error: BaseException) -> None:
+        logger.warning(
+            "Run %s %s: %d of %d sources are completed and safe. Run the same script again to go "
+            "on from there.",
+            self._run_id,
+            "ended with an error" if isinstance(error, Exception) else "was interrupted",
+            len(todo.skipped) + progress.committed,
+            len(self._plan.sources),
+        )
 
     def _run_passes(
         self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]
@@ -213,20 +263,21 @@ class Run:
         while (passing := schedule.next()) is not None:
             pass_number += 1
             ray.get(handle.begin_pass.remote(pass_number))
-            client = LedgerClient(handle, self._run_id, pass_number)
+            client = LedgerClient(handle, self._run_id, pass_number, armed())
             sources = [todo.pending[number] for number in passing.sources]
             crash: str | None = None
+            reached("run.before_pass")
             try:
                 run_pass(Pass(sources, passing, client, prefix, digests))
             except Exception as error:
-                # What is complete stays so, also if a row of another source was bad.
-                with contextlib.suppress(Exception):
-                    self._publish(handle)
                 if not isinstance(error, _CRASHES):
+                    # What is complete stays so, also if a row of another source was bad.
+                    with contextlib.suppress(Exception):
+                        self._publish(handle)
                     raise
                 crash = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            else:
-                self._publish(handle)
+            reached("run.after_pass")
+            self._publish(handle)
             progress: Progress = ray.get(handle.flush.remote())
             schedule.ended(
                 progress.pending, failed=progress.failed, waiting=progress.waiting, crash=crash
@@ -257,8 +308,10 @@ class Run:
         if self._plan.publish is None:
             return
         results, rows = ray.get(handle.unpublished.remote())
+        reached("run.before_publish")
         if results:
             self._plan.publish(results, rows)
+        reached("run.published")
         ray.get(handle.published.remote())
 
     def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
@@ -273,6 +326,7 @@ class Run:
             signature=self._plan.signature,
             commit_at_the_end=self._plan.publish is not None,
             together=todo.together,
+            faults=armed(),
             header={
                 "sources_total": len(self._plan.listed),
                 "signature": self._plan.signature,
@@ -294,6 +348,7 @@ class Run:
 
     def _remove_leftovers(self, contents: Contents) -> None:
         """Remove the files of this run and of dead runs that no record lists."""
+        reached("cleanup.before")
         runs = contents.dead_runs | {self._run_id}
         self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents)
         listed = {name for record in contents.union for name in record.dead_letters}

@@ -24,6 +24,8 @@ from ray.data.datasource import Datasink
 
 from ray_resume import batches, plan
 from ray_resume.client import LedgerClient
+from ray_resume.errors import ResumeError
+from ray_resume.faults import reached
 from ray_resume.formats import Format
 from ray_resume.ledger import Drain, Pack
 from ray_resume.lineage import MODULUS, token_sum
@@ -81,6 +83,7 @@ class Folder:
             with open(hidden, "xb") as file:
                 write(file)
                 file.flush()
+                reached("sink.writing")
                 os.fsync(file.fileno())
             os.rename(hidden, f"{folder}/{bare}")
         except BaseException:
@@ -124,7 +127,11 @@ class Layout:
         names = []
         for subfolder, part in self._parts(table):
             name = f"{subfolder}{stem_of(prefix, digest)}.{self.format.suffix}"
-            folder.write(name, partial(self._write_file, part))
+            try:
+                folder.write(name, partial(self._write_file, part))
+            except OSError as error:
+                raise _unwritten(f"file {folder.uri}/{name}", error) from error
+            reached("sink.written")
             names.append(name)
         return names
 
@@ -190,15 +197,24 @@ class FileSink(Datasink[None]):
         # So that Ray Data gathers enough blocks for a file; it then cannot fuse the write.
         return None if self._packing is None else self._packing.target_bytes
 
+    @property
+    def groups(self) -> int | None:
+        """How many groups of sources share files; None if none does."""
+        return None if self._packing is None else int(self._packing.groups[-1]) + 1
+
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write the rows of one task, each source's to a file, then drain them all.
 
         Guarantees: when this returns, the files are durable and the ledger has counted them; if
         it does not, they are left-overs, and the rows count for nobody.
+
+        Raises:
+            ResumeError: a file cannot be written; the message names it.
         """
         parts, sums = gathered(blocks)
         if not parts:
             return
+        reached("sink.before_write")
         whole = ((source, plan.concat_tables(tables)) for source, tables in parts.items())
         events: list[Drain | Pack] = []
         alone = ([part] for part in whole)
@@ -213,11 +229,23 @@ class FileSink(Datasink[None]):
             events.append(
                 Pack(drains, files) if len(drains) > 1 else replace(drains[0], files=files)
             )
-        self._folder.sync(name for event in events for name in event.files)
+        try:
+            self._folder.sync(name for event in events for name in event.files)
+        except OSError as error:
+            raise _unwritten(f"folder {self._folder.uri}", error) from error
+        reached("sink.before_drain")
         self._client.send(*events)
+        reached("sink.after_drain")
 
     def _digest(self, source: int) -> bytes:
         return self._digests[source * DIGEST_BYTES : (source + 1) * DIGEST_BYTES]
+
+
+def _unwritten(what: str, error: OSError) -> ResumeError:
+    return ResumeError(
+        f"The output {what} cannot be written: {error}. Its rows count for nobody, and what was "
+        "committed is safe. Free space or mend the disk, and run again."
+    )
 
 
 def gathered(blocks: Iterable[Block]) -> tuple[dict[int, list[pa.Table]], dict[int, int]]:

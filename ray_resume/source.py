@@ -7,14 +7,14 @@ them. Nothing is opened before it is asked for tasks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from ray_resume.errors import ResumeError
 from ray_resume.record import Fingerprint
 
-__all__ = ["Reading", "Selection", "Source", "refuse_repeated"]
+__all__ = ["Reading", "Selection", "Source", "Watch", "refuse_repeated"]
 
 
 _UNKNOWN = Fingerprint()
@@ -35,6 +35,10 @@ class Selection:
 
     predicates: tuple[Any, ...] = ()
     columns: tuple[str, ...] | None = None
+
+
+Watch: TypeAlias = Callable[[Source], bool]
+"""Says whether a source has changed since it was listed, as far as one can see; picklable."""
 
 
 class Reading(Protocol):
@@ -64,6 +68,9 @@ class Reading(Protocol):
             ``({source id: task}, what is left to be selected after reading)``. A source without a
             task was found to have no row that satisfies the predicates.
         """
+
+    def watch(self) -> Watch:
+        """Return what says whether a source is still what it was when it was listed."""
 
 
 def refuse_repeated(source_ids: Iterable[str]) -> None:

@@ -21,6 +21,7 @@ from ray_resume.calls import END, Attribution, FailedRows, Step, StepKind, Steps
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
 from ray_resume.failures import Raised, Scope
+from ray_resume.faults import reached
 from ray_resume.ledger import Failure
 from ray_resume.letters import Letter
 
@@ -320,6 +321,7 @@ class _Stage:
                 reply = self._next(outputs, step)
             elif step.kind is StepKind.EMIT:
                 yield step.value
+                reached("stage.between_outputs")
             else:
                 self._report(step)
 
@@ -342,12 +344,9 @@ class _Stage:
                 reply = await self._next_async(outputs, step)
             elif step.kind is StepKind.EMIT:
                 yield step.value
-            elif step.kind is StepKind.DRAIN:
-                await self.client.send_async(*step.value)
-            elif self.options.on_error == "dead_letter":
-                await self.client.bury_async(self._letters(step.value))
+                reached("stage.between_outputs")
             else:
-                await self.client.send_async(*self._failures(step.value))
+                await self._report_async(step)
 
     @property
     def _tolerant(self) -> bool:
@@ -373,6 +372,7 @@ class _Stage:
                 result = Raised(error)
         if isinstance(result, GeneratorType):
             return result
+        reached("stage.called")
         return iter(() if result is None else (result,))
 
     def _next(self, outputs: Iterator[Any], step: Step) -> Any:
@@ -383,17 +383,20 @@ class _Stage:
                 if not self._tolerant:
                     raise
                 return Raised(error)
+        reached("stage.called")
         return output if output is END or isinstance(output, Raised) else batches.settled(output)
 
     async def _outputs_async(self, udf: Callable[[Any], Any], step: Step) -> Any:
         with _scope(step):
             try:
                 result = udf(step.value)
-                return result if inspect.isasyncgen(result) else _only(await result)
+                outputs = result if inspect.isasyncgen(result) else _only(await result)
             except Exception as error:
                 if not self._tolerant:
                     raise
                 return _only(Raised(error))
+        reached("stage.called")
+        return outputs
 
     async def _next_async(self, outputs: Any, step: Step) -> Any:
         with _scope(step):
@@ -409,11 +412,29 @@ class _Stage:
 
     def _report(self, step: Step) -> None:
         if step.kind is StepKind.DRAIN:
+            reached("stage.before_drain")
             self.client.send(*step.value)
-        elif self.options.on_error == "dead_letter":
+            reached("stage.after_drain")
+            return
+        reached("stage.before_failures")
+        if self.options.on_error == "dead_letter":
             self.client.bury(self._letters(step.value))
         else:
             self.client.send(*self._failures(step.value))
+        reached("stage.after_failures")
+
+    async def _report_async(self, step: Step) -> None:
+        if step.kind is StepKind.DRAIN:
+            reached("stage.before_drain")
+            await self.client.send_async(*step.value)
+            reached("stage.after_drain")
+            return
+        reached("stage.before_failures")
+        if self.options.on_error == "dead_letter":
+            await self.client.bury_async(self._letters(step.value))
+        else:
+            await self.client.send_async(*self._failures(step.value))
+        reached("stage.after_failures")
 
     def _failures(self, failed: Sequence[FailedRows]) -> list[Failure]:
         return [

@@ -12,15 +12,17 @@ process dies inside it, either all of the call's records are there or none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray_resume.errors import CheckpointError
-from ray_resume.record import Record, decode, digest, encode, precedence
+from ray_resume.faults import reached
+from ray_resume.record import Record, decode, digest, encode, is_completed, precedence
 
 __all__ = [
     "FORMAT_VERSION",
@@ -45,6 +47,9 @@ _HEADER_KEY = b"header"
 _NASCENT = ".new"
 # A sparse address range, not disk space: the file grows as it is written.
 _INITIAL_MAP_BYTES = 16 << 20
+_LITTLE_SPACE_BYTES = 1 << 20
+# What LMDB makes it for the 126 readers that py-lmdb asks for.
+_LOCK_FILE_BYTES = 8192
 
 # py-lmdb refuses to open one file twice in a process, so whoever reads holds this lock for as long
 # as the file is open; so does a writer that opens, moves or closes its map under such a reader.
@@ -83,11 +88,11 @@ class WriterFile:
         """
         items = [(digest(record.source_id), encode(record)) for record in records]
         try:
-            _put_all(self._env, self._records, items)
+            _put_all(self._env, self._records, items, named=True)
         except (_lmdb().Error, OSError) as error:
             raise CheckpointError(
-                f"The checkpoint file {self._path} cannot be written: {error}. What was "
-                "committed before is safe. Free space or mend the disk, and run again."
+                f"The checkpoint file {self._path} cannot be written: {_why(self._path, error)}. "
+                "What was committed before is safe. Free space or mend the disk, and run again."
             ) from error
 
     def close(self) -> None:
@@ -122,7 +127,9 @@ def write_whole(
             # In the order of their keys they fill pages from left to right.
             _put_all(env, env.open_db(_RECORDS), sorted(pairs))
         Path(f"{nascent}-lock").unlink(missing_ok=True)
+        reached("store.making")
         os.rename(nascent, path)
+        reached("store.made")
         fsync_directory(directory)
     except (_lmdb().Error, OSError) as error:
         for half_made in (nascent, Path(f"{nascent}-lock")):
@@ -214,6 +221,15 @@ class Union:
         value = self._values.get(digest(source_id))
         return None if value is None else self._decode(value)
 
+    def completed_outside(self, digests: Collection[bytes]) -> tuple[int, Record | None]:
+        """Count the completed sources that are not among ``digests``; return one of them, too."""
+        values = [
+            value
+            for key, value in self._values.items()
+            if key not in digests and is_completed(value)
+        ]
+        return len(values), self._decode(values[0]) if values else None
+
     def highest_sequence(self) -> int:
         """Return the highest sequence number in use, 0 if there is none."""
         return max(map(self._precedence, self._values.values()), default=0)
@@ -254,6 +270,8 @@ def fsync_directory(directory: Path) -> None:
 
 
 def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> Any:
+    if lock:
+        _reserve(Path(f"{path}-lock"))
     # No flag here weakens durability: LMDB syncs data and meta page in every commit by default.
     return _lmdb().open(
         str(path),
@@ -266,24 +284,63 @@ def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> Any:
     )
 
 
-def _put_all(env: Any, database: Any, items: Sequence[tuple[bytes, bytes]]) -> None:
-    """Put ``items`` in one durable transaction; the map grows as it must."""
+def _reserve(lock_file: Path) -> None:
+    """Have the disk keep room for LMDB's lock file.
+
+    LMDB makes it with a hole in it and maps that: on a full disk, touching it is a SIGBUS.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return  # Somebody who only looks; LMDB knows how to do without.
+        raise
+    try:
+        os.posix_fallocate(descriptor, 0, _LOCK_FILE_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _put_all(
+    env: Any, database: Any, items: Sequence[tuple[bytes, bytes]], *, named: bool = False
+) -> None:
+    """Put ``items`` in one durable transaction; the map grows as it must.
+
+    Args:
+        named: whether the file has its name already, so that it counts what is put there.
+    """
     while True:
         try:
             with env.begin(db=database, write=True) as transaction:
                 for key, value in items:
                     transaction.put(key, value)
+                if named:
+                    reached("store.in_commit")
             return
         except _lmdb().MapFullError:
+            reached("store.before_growth")
             with _reading:
                 env.set_mapsize(env.info()["map_size"] * 2)
+            reached("store.after_growth")
 
 
 def _unmade(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"The checkpoint file {path} cannot be made: {error}. "
+        f"The checkpoint file {path} cannot be made: {_why(path, error)}. "
         "See that the directory exists, is writable and has space, and run again."
     )
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Spell ``error``. LMDB calls it an input/output error if half of a write found room."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(path.parent)
+        free = disk.f_bavail * disk.f_frsize
+        if free < _LITTLE_SPACE_BYTES:
+            return f"{error} (the disk is full: {free} bytes are free)"
+    return str(error)
 
 
 def _lmdb() -> Any:

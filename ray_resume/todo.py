@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ray_resume.errors import CheckpointError, SourceChangedError
+from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
 from ray_resume.naming import OutputName
 from ray_resume.record import Record, State
 from ray_resume.source import Source
@@ -40,43 +40,52 @@ def todo_of(
     union: Union,
     *,
     on_source_change: str,
+    signature: str,
+    on_pipeline_change: str,
     listed: Sequence[Source] = (),
 ) -> Todo:
     """Sort ``sources`` by what is on record of them.
 
     Args:
+        signature: of the pipeline that they are to go through now.
         listed: all that were listed, if ``sources`` are a share of them.
 
     Raises:
         SourceChangedError: completed sources have changed, and ``on_source_change`` is "error".
+        PipelineChangedError: they went through another pipeline, and ``on_pipeline_change`` is
+            "error".
         CheckpointError: earlier output can not be replaced without that of sources that are not
             among ``sources``, nor listed.
     """
     records: dict[str, Record] = {}
     skipped: dict[str, Record] = {}
     quarantined: set[str] = set()
-    changed: list[str] = []
+    changed: list[Record] = []
+    otherwise: list[Record] = []
+    restart = on_pipeline_change == "restart"
     for source in sources:
         record = union.get(source.source_id)
         if record is None:
             continue
         same = record.fingerprint == source.fingerprint
-        if record.state is State.QUARANTINED and same:
+        done = record.state is State.COMPLETED and (same or on_source_change == "ignore")
+        over = record.state is State.QUARANTINED and same
+        if done and record.signature != signature:
+            otherwise.append(record)
+        if over and not (restart and record.signature != signature):
             quarantined.add(source.source_id)
-        elif record.state is State.COMPLETED and (same or on_source_change == "ignore"):
+        elif done and not (restart and record.signature != signature):
             skipped[source.source_id] = record
         else:
-            if record.state is State.COMPLETED:
-                changed.append(source.source_id)
-            # What failed was another content of the source.
-            records[source.source_id] = record if same else replace(record, failed_runs=0)
+            if record.state is State.COMPLETED and not same:
+                changed.append(record)
+            # What failed was another content of the source, or in another pipeline.
+            fresh = same and record.signature == signature
+            records[source.source_id] = record if fresh else replace(record, failed_runs=0)
+    if otherwise and on_pipeline_change == "error":
+        raise PipelineChangedError(_pipelines(otherwise, signature))
     if changed and on_source_change == "error":
-        raise SourceChangedError(
-            f"{len(changed)} sources have another size or modification time than when they "
-            f"were completed: {', '.join(changed[:10])}. To process them again, their new "
-            'output replacing the old, pass on_source_change="reprocess"; to keep what is '
-            'there, "ignore".'
-        )
+        raise SourceChangedError(_changes(changed))
     known = {source.source_id for source in sources}
     groups = []
     held: set[str] = set()
@@ -138,6 +147,28 @@ def _shared(record: Record) -> set[str]:
 def _is_shared(file: str) -> bool:
     name = OutputName.parse(file)
     return name is not None and name.is_shared
+
+
+def _pipelines(otherwise: Sequence[Record], signature: str) -> str:
+    then = otherwise[0].signature
+    alike = sum(record.signature == then for record in otherwise)
+    return (
+        f"The pipeline is not the one that {alike} of the sources in the checkpoint were completed "
+        f"with, {otherwise[0].source_id} for one.\n  then: {then}\n  now:  {signature}\n"
+        "To keep their output as it is and go on with the others, pass "
+        'on_pipeline_change="continue" to resumable_read; to process them anew, their new output '
+        'replacing the old, "restart".'
+    )
+
+
+def _changes(changed: Sequence[Record]) -> str:
+    names = ", ".join(record.source_id for record in changed[:10])
+    return (
+        f"{len(changed)} sources have another size or modification time than when they were "
+        f"completed: {names}{', ...' if len(changed) > 10 else ''}. To process them again, their "
+        'new output replacing the old, pass on_source_change="reprocess"; to keep what is there, '
+        '"ignore".'
+    )
 
 
 def _out_of_reach(source_id: str, outside: Sequence[str]) -> str:

@@ -118,8 +118,12 @@ def resumable_write(
         source = ArmedDatasource(datasource, this.sources, this.plan.sources, this.client)
         target_bytes = ds.context.target_max_block_size or _TARGET_BLOCK_BYTES
         read_tasks = source.preferred_read_tasks(target_bytes)
+        sink_of_pass = target.datasink(this)
         if chain.read_tasks is not None:
             read_tasks = chain.read_tasks
+        elif isinstance(sink_of_pass, FileSink) and not plan.GATHERS_BY_SIZE:
+            # What shares a file must come from one task then.
+            read_tasks = min(read_tasks, sink_of_pass.groups or read_tasks)
         if this.plan.isolated and len(this.sources) <= _MOST_ISOLATED:
             read_tasks = len(this.sources)
         retries = _RETRIES_ALONE if this.plan.isolated else _RETRIES
@@ -134,7 +138,7 @@ def resumable_write(
         if this.plan.tolerant:
             armed.context.max_errored_blocks = -1
         armed.write_datasink(
-            target.datasink(this),
+            sink_of_pass,
             ray_remote_args={"max_retries": retries, **(ray_remote_args or {})},
             concurrency=concurrency,
         )
@@ -147,7 +151,8 @@ def resumable_write(
             shard=datasource.options.shard,
             output=target.output,
             publish=target.publish,
-            signature=chain.signature(),
+            signature=chain.signature() + target.spelt,
+            on_pipeline_change=datasource.options.on_pipeline_change,
             max_failed_runs=datasource.options.max_failed_runs,
             on_source_change=datasource.options.on_source_change,
         )
@@ -157,8 +162,12 @@ def resumable_write(
 
 @dataclass(frozen=True)
 class _Target:
-    """Where the rows go: the run's side of it, and the datasink of each pass."""
+    """Where the rows go: the run's side of it, and the datasink of each pass.
 
+    ``spelt`` stands for it at the end of the pipeline's signature.
+    """
+
+    spelt: str
     output: Output
     datasink: Callable[[Pass], Datasink[Any]]
     publish: Callable[[Sequence[bytes], int], None] | None = None
@@ -177,7 +186,7 @@ def _target(
     _check_stage_sinks(chain, sink)
     if sink is None:
         return _Target(
-            RemoteOutput(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
+            "", RemoteOutput(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
         )
     if isinstance(sink, Datasink):
         if options or partition_columns or format != "parquet" or target_file_bytes is not None:
@@ -192,6 +201,7 @@ def _target(
                 sink.on_write_complete(combined(results, rows))
 
         return _Target(
+            f" -> {type(sink).__name__}",
             RemoteOutput(title_of(sink)),
             lambda this: WrappedDatasink(sink, this.client),
             publish,
@@ -209,7 +219,7 @@ def _target(
             packing = _packing(chain.datasource, this.sources, target_file_bytes)
         return FileSink(folder, layout, this.file_prefix, this.digests, this.client, packing)
 
-    return _Target(FolderOutput(folder, append), file_sink)
+    return _Target(f" -> write_{format}", FolderOutput(folder, append), file_sink)
 
 
 def _packing(datasource: Any, sources: Sequence[Source], target_bytes: int) -> Packing:

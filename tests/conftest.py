@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +14,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
+from job import FILES, ROWS, WITHOUT_TOKENS, Job, kill_with_descendants
+
+# How long an example takes says nothing on a machine that others use, too.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 RUNTIME_ENV_MARK = "RAY_RESUME_TEST_MARK"
-
-# A driver in a process of its own does not have the token of a cluster that another one started.
-WITHOUT_TOKENS = {**os.environ, "RAY_AUTH_MODE": "disabled"}
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,7 @@ def cluster() -> Iterator[str]:
     import ray
 
     context: Any = ray.init(
+        "local",
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
@@ -51,7 +53,7 @@ def another_cluster() -> Iterator[str]:
     """
     script = (
         "import ray, time\n"
-        "context = ray.init(num_cpus=4, include_dashboard=False, logging_level='error')\n"
+        "context = ray.init('local', num_cpus=4, include_dashboard=False, logging_level='error')\n"
         "print(context.address_info['address'], flush=True)\n"
         "time.sleep(3600)\n"
     )
@@ -119,16 +121,10 @@ def holders(path: Path) -> Iterator[psutil.Process]:
             continue
 
 
-def kill_with_descendants(pid: int) -> None:
-    """Kill a process and all that it has started."""
-    root = psutil.Process(pid)
-    victims = [root, *root.children(recursive=True)]
-    for process in victims:
-        kill(process)
-    psutil.wait_procs(victims, timeout=30)
-
-
-def kill(process: psutil.Process) -> None:
-    """Kill a process that may be gone."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    """A job with its own cluster; what is left of it is killed."""
+    write_source(tmp_path / "in", files=FILES, rows=ROWS)
+    job = Job(tmp_path)
+    yield job
+    job.kill(with_descendants=True)

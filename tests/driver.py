@@ -60,7 +60,11 @@ def main() -> None:
         ray.init(address=address[0], log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(
-            num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            "local",
+            num_cpus=3,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     ray.data.DataContext.get_current().enable_progress_bars = False
     ds = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint)

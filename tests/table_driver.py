@@ -20,20 +20,21 @@ import pyarrow as pa
 from ray.data.datasource import Datasink
 
 KINDS = {"lance": "lance", "iceberg": "pyiceberg", "upsert": "pyiceberg", "delta": "deltalake"}
-"""What is written to, and the module that it needs."""
+"""What is written to, and the module that it needs. Delta needs Ray 2.58 too."""
 
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("weight", pa.float64())])
 
 
 def datasink(kind: str, folder: Path) -> Datasink[Any]:
     """Make the datasink for the table in ``folder``, which is created if it is missing."""
-    from ray.data._internal.datasource.delta_datasink import DeltaDatasink
     from ray.data._internal.datasource.iceberg_datasink import IcebergDatasink
     from ray.data._internal.datasource.lance_datasink import LanceDatasink
     from ray.data._internal.savemode import SaveMode
 
     table = str(folder / "table")
     if kind == "delta":
+        from ray.data._internal.datasource.delta_datasink import DeltaDatasink
+
         return DeltaDatasink(table)
     if kind == "lance":
         if not os.path.exists(table):

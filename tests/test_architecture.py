@@ -15,11 +15,13 @@ PACKAGE = Path(ray_resume.__file__).parent
 ORDER = [
     "__main__",
     "cli",
+    "testing",
     "__init__",
     "write",
     "read",
     "run",
     "schedule",
+    "signals",
     "todo",
     "output",
     "datasinks",
@@ -49,10 +51,12 @@ ORDER = [
     "listing",
     "source",
     "naming",
+    "mounts",
     "record",
     "lineage",
     "summary",
     "errors",
+    "faults",
 ]
 
 # Who may import what is not ours: the rest must not know that it exists.

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import WITHOUT_TOKENS, ids_in, kill_with_descendants, snapshot, write_source
+from conftest import ids_in, snapshot, write_source
+from job import WITHOUT_TOKENS, kill_with_descendants
 from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError, resumable_read, resumable_write
@@ -285,8 +286,6 @@ class Batch:
         process = self.start(sys.executable, "-c", endless, **environment)
         while not self.ready.exists():
             time.sleep(0.01)
-        # The shell sets its trap right after it has started the command.
-        time.sleep(0.2)
         process.send_signal(signal.SIGUSR1)
         said, _ = process.communicate(timeout=30)
         assert process.returncode == 128 + signal.SIGTERM
@@ -357,6 +356,7 @@ def plan_of(directory: CheckpointDirectory, out: Path, shard: Shard | None = Non
         signature="",
         max_failed_runs=3,
         on_source_change="reprocess",
+        on_pipeline_change="error",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import lmdb
 import pytest
 
 from ray_resume import Checkpoint, CheckpointError, CheckReport
+from ray_resume import lease as lease_module
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.reader import read_writers
@@ -413,3 +415,26 @@ def test_what_a_live_run_replaces_meanwhile_is_no_damage(
     assert len(looks) == 2
     writer.close()
     lease.end(wait_s=0)
+
+
+def test_leases_are_looked_at_under_the_guard_alone(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look holds a dead run's lease for a moment. Somebody who looks then takes it for a live
+    one, and does not read what it has committed.
+    """
+    Lease.acquire(job.path, Owner.here("cccccccccccc"), Claim(None), wait_s=0).release()
+    really_held, looks = lease_module._is_held, list[Path]()
+
+    def held(path: Path) -> bool:
+        with (job.path / "lock").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        looks.append(path)
+        return really_held(path)
+
+    monkeypatch.setattr(lease_module, "_is_held", held)
+    checkpoint = Checkpoint(job.path)
+    checkpoint.status(), list(checkpoint.sources()), checkpoint.files(), checkpoint.check()
+    assert len(looks) == 4
+    checkpoint.reset(["s1"])
+    checkpoint.compact()

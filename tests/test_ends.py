@@ -15,11 +15,11 @@ from pyarrow.fs import LocalFileSystem
 from ray_resume import batches
 from ray_resume.datasource import NumberedRead, SourceReader
 from ray_resume.formats import FORMATS
-from ray_resume.ledger import Drain, Seal
+from ray_resume.ledger import Drain, Event, Failure, Seal
 from ray_resume.lineage import MODULUS, token_sum, tokens
 from ray_resume.naming import DIGEST_BYTES
 from ray_resume.sink import FileSink, Folder, Layout
-from ray_resume.source import Selection
+from ray_resume.source import Selection, Source
 
 
 class Listener:
@@ -29,11 +29,11 @@ class Listener:
     pass_number = 1
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.events: list[Seal | Drain] = []
+        self.events: list[Event] = []
         self.folder = folder
         self.seen: dict[str, int] = {}
 
-    def send(self, *events: Seal | Drain) -> None:
+    def send(self, *events: Event) -> None:
         self.events.extend(events)
         if self.folder is not None:
             self.seen = {path.name: len(pq.read_table(path)) for path in self.folder.iterdir()}
@@ -53,9 +53,17 @@ def table(*ids: int) -> pa.Table:
     return pa.table({"id": list(ids)})
 
 
-def reader(listener: Any, *reads: Any) -> SourceReader:
-    numbered = tuple(NumberedRead(i, f"source {i}", read) for i, read in enumerate(reads))
-    return SourceReader(numbered, Selection(), True, listener)
+def reader(listener: Any, *reads: Any, changed: int = -1) -> SourceReader:
+    numbered = tuple(
+        NumberedRead(i, Source(f"source {i}", None), read) for i, read in enumerate(reads)
+    )
+    return SourceReader(
+        numbered,
+        Selection(),
+        True,
+        lambda source: source.source_id == f"source {changed}",
+        listener,
+    )
 
 
 def test_a_source_is_sealed_with_the_sum_of_what_was_read() -> None:
@@ -63,6 +71,16 @@ def test_a_source_is_sealed_with_the_sum_of_what_was_read() -> None:
     blocks = list(reader(listener, read_of(table(1, 2), table(3)), read_of(), None)())
     sums = [token_sum(batches.detach(block)[2]) for block in blocks]
     assert listener.events == [Seal(0, sum(sums) % MODULUS, 3), Seal(1, 0, 0), Seal(2, 0, 0)]
+
+
+def test_a_source_that_has_changed_is_not_sealed_but_failed() -> None:
+    listener = Listener()
+    list(reader(listener, read_of(table(1)), read_of(table(2, 3)), changed=1)())
+    sealed, failed = listener.events
+    assert isinstance(sealed, Seal)
+    assert isinstance(failed, Failure)
+    assert (failed.source, failed.rows) == (1, 2)
+    assert "changed after it was listed" in failed.error
 
 
 def test_a_reader_that_raises_seals_nothing_of_its_source() -> None:

@@ -386,7 +386,11 @@ def source(tmp_path: Path) -> None:
 
 def run(folder: Path, chain: Callable[[Dataset], Dataset], **options: Any) -> RunSummary:
     ds = resumable_read(
-        ray.data.read_parquet, str(folder / "in"), checkpoint=folder / "ckpt", **options
+        ray.data.read_parquet,
+        str(folder / "in"),
+        checkpoint=folder / "ckpt",
+        on_pipeline_change="continue",
+        **options,
     )
     return resumable_write(chain(ds), folder / "out")
 

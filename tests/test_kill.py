@@ -4,122 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import (
-    WITHOUT_TOKENS,
-    holders,
-    ids_in,
-    kill,
-    kill_with_descendants,
-    write_source,
-)
-from driver import rows_of
+from conftest import holders, ids_in, write_source
+from job import FILES, Job, signal_each
 
 from ray_resume import Checkpoint, CheckpointError, resumable, resumable_read, resumable_write
-from ray_resume.store import read_writer
-
-DRIVER = Path(__file__).with_name("driver.py")
-FILES, ROWS = 24, 200
 
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any
-
-
-class Job:
-    """The driver as a process of its own."""
-
-    def __init__(self, folder: Path, address: str | None = None) -> None:
-        self.source, self.checkpoint, self.out = folder / "in", folder / "ckpt", folder / "out"
-        self.address = address
-
-    def start(self) -> None:
-        arguments = [self.source, self.checkpoint, self.out, *filter(None, [self.address])]
-        self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=WITHOUT_TOKENS,
-        )
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not condition():
-            assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-    def committed(self) -> int:
-        try:
-            return Checkpoint(self.checkpoint).status().completed
-        except CheckpointError:
-            return 0
-
-    def records_of(self, run_id: str) -> dict[bytes, bytes]:
-        """Return what a run has committed up to now."""
-        return dict(read_writer(self.checkpoint / f"{run_id}.mdb", live=True)[1])
-
-    def wait_for_run(self, known: set[str], *, commits: int) -> str:
-        """Wait for a run that is not in ``known`` to commit so much; add it, return its id."""
-        found: list[str] = []
-
-        def look() -> bool:
-            runs = {store.stem for store in self.checkpoint.glob("*.mdb")} - known
-            found.extend(run for run in runs if len(self.records_of(run)) >= commits)
-            return bool(found)
-
-        self.wait_for(look)
-        known.add(found[0])
-        return found[0]
-
-    def files(self) -> int:
-        return len(list(self.out.glob("*.parquet")))
-
-    def kill(self, *, with_descendants: bool) -> None:
-        if self.process.poll() is not None:
-            return
-        if with_descendants:
-            kill_with_descendants(self.process.pid)
-        else:
-            self.process.kill()
-        self.process.communicate()
-
-    def finish(self) -> str:
-        output, _ = self.process.communicate(timeout=180)
-        assert self.process.returncode == 0, output
-        return output
-
-    def check(self) -> None:
-        """Every row is there once, and the folder holds what the checkpoint lists, no more."""
-        rows: list[tuple[int, int]] = []
-        for path in self.out.iterdir():
-            table = pq.ParquetFile(path).read()
-            rows += zip(*(table.column(name).to_pylist() for name in ("id", "score")), strict=True)
-        assert sorted(rows) == rows_of(FILES * ROWS)
-        assert Checkpoint(self.checkpoint).files() == sorted(map(str, self.out.iterdir()))
-        status = Checkpoint(self.checkpoint).status()
-        assert (status.completed, status.pending, status.live) == (FILES, 0, 0)
-        report = Checkpoint(self.checkpoint).check()
-        assert report.ok, report
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[Job]:
-    """A job with its own cluster; what is left of it is killed."""
-    write_source(tmp_path / "in", files=FILES, rows=ROWS)
-    job = Job(tmp_path)
-    yield job
-    job.kill(with_descendants=True)
 
 
 @pytest.fixture
@@ -187,7 +86,7 @@ def test_a_stopped_ledger_keeps_its_successor_out(job_on_cluster: Job) -> None:
         with pytest.raises(CheckpointError, match=run_id):
             resumable_write(ds, job.out, lease_wait_s=0.2)
         refused += 1
-    kill(ledger)
+    signal_each([ledger], signal.SIGKILL)
     job.start()
     job.finish()
     assert job.records_of(run_id) == left

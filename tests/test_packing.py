@@ -91,7 +91,14 @@ def sorted_out(
     union = Union({"run": [(digest(r.source_id), encode(r)) for r in records]})
     sources = [Source(i, i, Fingerprint(1, 1) if i in changed else Fingerprint()) for i in ids]
     others = [Source(i, i) for i in listed]
-    return todo_of(sources, union, on_source_change=policy, listed=others)
+    return todo_of(
+        sources,
+        union,
+        on_source_change=policy,
+        signature="",
+        on_pipeline_change="error",
+        listed=others,
+    )
 
 
 def pending(todo: Todo) -> str:
@@ -160,7 +167,10 @@ def tiny(tmp_path: Path) -> None:
 
 def run(folder: Path, *udfs: Any, **options: Any) -> RunSummary:
     ds: Dataset = resumable_read(
-        ray.data.read_parquet, str(folder / "in"), checkpoint=folder / "ckpt"
+        ray.data.read_parquet,
+        str(folder / "in"),
+        checkpoint=folder / "ckpt",
+        on_pipeline_change="continue",
     )
     for udf in udfs:
         ds = ds.map_batches(resumable(udf))

@@ -28,6 +28,8 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
+from ray_resume.run import MOST_WRITER_FILES
+from ray_resume.store import WriterFile
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -47,6 +49,7 @@ def keep(batch: Batch) -> Batch:
 
 
 def read(source: Path, checkpoint: Path, **options: Any) -> Dataset:
+    options = {"on_pipeline_change": "continue", **options}
     return resumable_read(ray.data.read_parquet, str(source), checkpoint=checkpoint, **options)
 
 
@@ -421,6 +424,19 @@ def test_one_bad_row_gives_up_no_good_source(tmp_path: Path) -> None:
     ds.context.max_errored_blocks = -1
     summary = resumable_write(ds.map_batches(poisoned, batch_size=40), tmp_path / "out2")
     assert (summary.sources_completed, summary.sources_quarantined) == (7, 1)
+
+
+def test_writers_files_do_not_pile_up(source: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "ckpt")
+    resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
+    for number in range(MOST_WRITER_FILES):
+        WriterFile.create(tmp_path / "ckpt", f"{number:012x}", {"purpose": "reset"}).close()
+    before = checkpoint.status()
+    summary = resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
+    assert summary.sources_skipped == before.completed
+    assert len(list((tmp_path / "ckpt").glob("*.mdb"))) == 1
+    assert checkpoint.check().ok
+    assert ids_in(tmp_path / "out") == list(range(600))
 
 
 def test_missing_and_repeated_input_is_told_at_the_read(source: Path, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ REFUSED: dict[str, tuple[Callable[[Dataset, Dataset], Dataset], str, str, str]] 
     ),
     "plain read": (
         lambda _, other: other.map_batches(keep),
-        "The pipeline starts with ReadFilesParquet",
+        "The pipeline starts with Read",
         "] -> MapBatches(keep) -> resumable_write",
         READ,
     ),
@@ -410,8 +410,6 @@ def test_bad_arguments_of_the_read(source: Path, tmp_path: Path) -> None:
         read(shard=(2, 2))
     with pytest.raises(ResumeError, match="SLURM_ARRAY_TASK_ID"):
         read(shard="slurm")
-    with pytest.raises(NonResumableError, match="restart"):
-        read(on_pipeline_change="restart")
     with pytest.raises(TypeError, match="source_id is for a Datasource"):
         read(source_id=lambda task, index: "x")
     for_files: list[dict[str, Any]] = [{"granularity": "row_group"}, {"source_root": "/"}]

@@ -248,7 +248,6 @@ def test_datasinks_that_are_refused(source: Path, tmp_path: Path) -> None:
 
 
 def test_the_names_of_datasinks_tell_tables_apart_and_no_secrets(tmp_path: Path) -> None:
-    from ray.data._internal.datasource.delta_datasink import DeltaDatasink
     from ray.data._internal.datasource.mongo_datasink import MongoDatasink
 
     insert = "insert\n into shop.rows(id) values (?)"
@@ -258,6 +257,10 @@ def test_the_names_of_datasinks_tell_tables_apart_and_no_secrets(tmp_path: Path)
     mongo.uri, mongo.database, mongo.collection = "mongodb://me:secret@host", "shop", "rows"
     assert title_of(mongo) == "datasink Mongo shop.rows"
     assert title_of(Table(tmp_path)) == "datasink Table"
+    delta_datasink = pytest.importorskip(
+        "ray.data._internal.datasource.delta_datasink", reason="Ray 2.58"
+    )
+    DeltaDatasink = delta_datasink.DeltaDatasink  # noqa: N806
     delta = type("DeltaDatasink", (DeltaDatasink,), {})
     assert title_of(delta("/tables/rows/")) == "datasink Delta /tables/rows"
     assert title_of(DeltaDatasink("rows")) == f"datasink Delta {Path.cwd()}/rows"

@@ -1,0 +1,173 @@
+"""Named points at which a process of a run can be made to die by SIGKILL; for `testing` alone.
+
+A point is a call of :func:`reached` in the code that it is about. Unless something is armed, that
+is a look at an empty dictionary. What is armed travels to workers and to the ledger in what a run
+sends them anyway, and arms the process that it arrives in. Files tell all processes of a host
+what is still to happen: each is removed by one process alone, so that each fault fires once.
+
+Knows nothing of the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["POINTS", "Fault", "Point", "armed", "reached"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a process can be made to die.
+
+    Attributes:
+        dies: ``"worker"``, ``"ledger"`` or ``"driver"``: which process of a run gets there.
+        when: what has happened by then, and what has not.
+    """
+
+    dies: str
+    when: str
+
+
+def _points(dies: str, **when: str) -> dict[str, Point]:
+    return {name.replace("__", "."): Point(dies, text) for name, text in when.items()}
+
+
+POINTS: dict[str, Point] = {
+    **_points(
+        "worker",
+        read__between_blocks="a block of a source was taken; more, or its seal, is to come",
+        read__before_seal="a source's last row was taken, its seal was not sent",
+        read__after_seal="seals have arrived",
+        stage__called="a UDF has returned or yielded; nothing of it has left",
+        stage__between_outputs="an output of a generator has left, more are to come",
+        stage__before_drain="nothing is left of a source's rows, and the delta was not sent",
+        stage__after_drain="that delta has arrived",
+        stage__before_failures="failed rows were not told of, nor sent as dead letters",
+        stage__after_failures="failed rows were told of, or are dead letters",
+        sink__before_write="rows have come to the sink, no file was written",
+        sink__writing="a file has its bytes, but a hidden name, and was not synced",
+        sink__written="a file has its name; that was not synced",
+        sink__before_drain="all files of a write are durable, their delta was not sent",
+        sink__after_drain="that delta has arrived; perhaps it was not committed yet",
+        datasink__before_write="rows have come to somebody's datasink, and were not written",
+        datasink__before_drain="somebody's datasink has written, the delta was not sent",
+        datasink__after_drain="that delta has arrived",
+    ),
+    **_points(
+        "ledger",
+        store__making="the run's LMDB file is whole, but has a hidden name",
+        store__made="the run's LMDB file has its name; that was not synced",
+        ledger__before_apply="a message has come, and was not applied",
+        ledger__applied="a message was applied, not answered, and what it completes not committed",
+        ledger__before_commit="completed sources are about to be committed",
+        store__in_commit="records are in a transaction that was not committed",
+        store__before_growth="the map is full, and did not grow",
+        store__after_growth="the map has grown, and the transaction was not tried again",
+        ledger__committed="a transaction was committed, and nobody knows",
+        ledger__failing="failed sources are about to be committed",
+        letters__writing="a dead letter has its bytes, but a hidden name",
+        letters__written="a dead letter is durable, and its rows were not drained",
+        ledger__closing="all is committed, the file was not closed",
+        ledger__closed="the file is closed, the lease released, and nobody was told",
+    ),
+    **_points(
+        "driver",
+        checkpoint__writing="the checkpoint's identity is about to be replaced",
+        lease__created="the lease's file is there, locked and empty",
+        run__leased="the lease is held, nothing was read",
+        run__bound="the checkpoint is bound to its output, no ledger was started",
+        run__before_pass="a pass was begun, nothing was executed",
+        run__after_pass="a pass was executed, its end was not told to the ledger",
+        run__before_publish="what is complete was taken from the ledger, and not published",
+        run__published="it was published, and not committed",
+        run__before_close="all passes are over, the ledger was not closed",
+        run__closed="the ledger was closed, and lives",
+        cleanup__before="it is known who is dead and what is listed; nothing was removed",
+        cleanup__removing="a left-over is about to be removed",
+        cleanup__removed="a left-over was removed",
+        cleanup__removing_letter="a dead letter that nobody lists is about to be removed",
+        lease__ending="the lease is about to be removed",
+        reset__committed="Checkpoint.reset has committed, and holds its lease",
+        compact__merged="the merged file is there, and so are those that it stands for",
+        compact__removing="one of those is about to be removed",
+    ),
+}
+"""Every point; a test compares this with the calls of `reached`, and with what is tested."""
+
+_armed: dict[str, Fault] = {}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A death to come at ``point``, after ``skip`` processes have passed it; ``folder`` is its own.
+
+    Pickled, it arms the process that it is unpickled in.
+    """
+
+    point: str
+    folder: str
+    skip: int = 0
+
+    def arm(self) -> None:
+        """Let it happen, from now on."""
+        for turn in range(self.skip + 1):
+            self._ticket(turn).touch(exist_ok=False)
+        _armed[self.point] = self
+
+    def disarm(self) -> None:
+        """Do not let it happen any more, in whichever process."""
+        _armed.pop(self.point, None)
+        for turn in range(self.skip + 1):
+            self._ticket(turn).unlink(missing_ok=True)
+
+    @property
+    def victim(self) -> int | None:
+        """The process id of who has died of it."""
+        # Not there before, empty for a moment.
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return int(self._epitaph.read_text())
+        return None
+
+    def reach(self) -> None:
+        """Pass, or die."""
+        for turn in range(self.skip + 1):
+            # Whoever removes the file has its turn: the last one dies.
+            with contextlib.suppress(FileNotFoundError):
+                self._ticket(turn).unlink()
+                if turn < self.skip:
+                    return
+                self._epitaph.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGKILL)
+        # It has happened, or is called off.
+        _armed.pop(self.point, None)
+
+    def __reduce__(self) -> tuple[Callable[[str, str, int], Fault], tuple[str, str, int]]:
+        return _arrived, (self.point, self.folder, self.skip)
+
+    @property
+    def _epitaph(self) -> Path:
+        return Path(self.folder, f"{self.point}.victim")
+
+    def _ticket(self, turn: int) -> Path:
+        return Path(self.folder, f"{self.point}.{turn}")
+
+
+def reached(point: str) -> None:
+    """Say that this process is at ``point``: it dies here if that was asked for."""
+    if _armed and point in _armed:
+        _armed[point].reach()
+
+
+def armed() -> tuple[Fault, ...]:
+    """Return what is armed in this process, to be sent to others."""
+    return tuple(_armed.values())
+
+
+def _arrived(point: str, folder: str, skip: int) -> Fault:
+    fault = _armed[point] = Fault(point, folder, skip)
+    return fault

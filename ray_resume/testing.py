@@ -1,0 +1,151 @@
+"""Crashes to order, for tests of ray_resume and of your own pipelines.
+
+::
+
+    with kill_at("sink.before_drain"):          # a worker dies between writing and telling of it
+        resumable_write(pipeline(), "out/")
+    check_exactly_once("ckpt/", expected_rows)
+
+What dies, dies by SIGKILL, once, and whatever Ray starts in its place lives. For one host: files
+tell its processes what is still to happen. Needs no Ray itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from ray_resume.checkpoint import Checkpoint
+from ray_resume.faults import POINTS, Fault, Point
+from ray_resume.naming import OutputName
+
+__all__ = ["Fault", "Point", "check_exactly_once", "kill_at", "points", "rows_of", "victim_of"]
+
+
+def points() -> dict[str, Point]:
+    """Return every point that a process can die at, by name: which process, and when."""
+    return dict(POINTS)
+
+
+@contextlib.contextmanager
+def kill_at(
+    point: str, folder: str | os.PathLike[str] | None = None, *, skip: int = 0
+) -> Iterator[Fault]:
+    """Have a process of a run that gets to ``point`` in this block die by SIGKILL, once.
+
+    Ray executes what a dead worker did again, so the run goes on. A dead ledger makes it raise
+    ``ResumeError``. A dead driver is this very process: do that in a script, and give it a
+    ``folder`` that :func:`victim_of` can look into. Blocks for several points can be nested.
+
+    Args:
+        point: one of :func:`points`.
+        folder: an empty folder on this host where it is noted what has happened, made if it is
+            missing; by default a temporary one, which is gone after the block.
+        skip: how often the point is passed before somebody dies there, by all processes together.
+
+    Yields:
+        The fault: in the block, its ``victim`` is the process id of who has died of it, or None.
+
+    Raises:
+        ValueError: there is no such point.
+        AssertionError: the block ended well, and nobody got there.
+    """
+    if point not in POINTS:
+        raise ValueError(f"there is no point {point!r}; there are {', '.join(POINTS)}")
+    if skip < 0:
+        raise ValueError(f"skip must be at least 0, not {skip}")
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        fault = Fault(point, os.path.abspath(folder), skip)
+        fault.arm()
+        try:
+            yield fault
+        finally:
+            fault.disarm()
+        if fault.victim is None:
+            raise AssertionError(
+                f"Nobody died at {point}: no {POINTS[point].dies} got there"
+                + (f" more than {skip} times." if skip else ".")
+            )
+
+
+def victim_of(point: str, folder: str | os.PathLike[str]) -> int | None:
+    """Return the process id of who has died at ``point``; None if nobody has yet."""
+    return Fault(point, os.fspath(folder)).victim
+
+
+def rows_of(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the output files that a checkpoint lists, of a local folder; partition columns too.
+
+    Values are Python's own, those of partition columns strings. The order is that of the files.
+    """
+    import pyarrow.dataset
+
+    sink = str(Checkpoint(checkpoint).status().sink)
+    rows: list[dict[str, Any]] = []
+    for path in Checkpoint(checkpoint).files():
+        table = pyarrow.dataset.dataset(path, format=path.rpartition(".")[2]).to_table()
+        folders = os.path.relpath(path, sink).split("/")[:-1]
+        partition = dict(_pair(folder) for folder in folders)
+        rows += ({**row, **partition} for row in table.to_pylist())
+    return rows
+
+
+def check_exactly_once(
+    checkpoint: str | os.PathLike[str], expected: Iterable[Mapping[str, Any]]
+) -> None:
+    """Make sure that a finished job's output, in a local folder, has each row exactly once.
+
+    Also that nothing is pending, that the checkpoint is sound (`Checkpoint.check`), and that the
+    folder holds no file of this checkpoint's that it does not list.
+
+    Args:
+        expected: the rows that the output must have, in any order; values must be hashable.
+
+    Raises:
+        AssertionError: it is not so; the message says what is missing, or there too often.
+    """
+    report = Checkpoint(checkpoint).check()
+    if not report.ok:
+        raise AssertionError(str(report))
+    status = Checkpoint(checkpoint).status()
+    if status.completed < status.total or status.live:
+        raise AssertionError(f"The job is not finished: {status}.")
+    there, wanted = _counted(rows_of(checkpoint)), _counted(expected)
+    if there != wanted:
+        missing, surplus = wanted - there, there - wanted
+        raise AssertionError(
+            f"{missing.total()} rows are missing and {surplus.total()} too many of "
+            f"{wanted.total()}: {_some(missing)} missing, {_some(surplus)} too many."
+        )
+    left = sorted(_ours(str(status.sink)) - set(Checkpoint(checkpoint).files()))
+    if left:
+        raise AssertionError(f"{len(left)} files are left over, {left[0]} among them.")
+
+
+def _pair(folder: str) -> tuple[str, str]:
+    name, _, value = folder.partition("=")
+    return unquote(name), unquote(value)
+
+
+def _counted(rows: Iterable[Mapping[str, Any]]) -> Counter[tuple[tuple[str, Any], ...]]:
+    return Counter(tuple(sorted(row.items())) for row in rows)
+
+
+def _some(rows: Counter[tuple[tuple[str, Any], ...]]) -> str:
+    return ", ".join(str(dict(row)) for row in list(rows)[:3]) or "none"
+
+
+def _ours(sink: str) -> set[str]:
+    paths = (path for path in Path(sink).rglob("*") if path.is_file())
+    return {
+        str(path) for path in paths if OutputName.parse(str(path.relative_to(sink))) is not None
+    }

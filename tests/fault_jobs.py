@@ -1,0 +1,246 @@
+"""Small real pipelines that get to every point at which a process can be made to die.
+
+    python fault_jobs.py JOB FOLDER ADDRESS POINT...
+
+runs one as a process of its own, which dies as the driver at one of the points.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data.datasource import Datasink
+
+from ray_resume import (
+    Checkpoint,
+    RunSummary,
+    mark_failed,
+    resumable,
+    resumable_read,
+    resumable_write,
+)
+from ray_resume.testing import check_exactly_once, kill_at, rows_of
+
+FILES, ROWS = 4, 60
+
+# Ray types a UDF's argument as the union of all batch formats.
+Batch: TypeAlias = Any
+
+
+def copies(row: int) -> int:
+    """Say how often a row is in the output: not at all in the whole of the first file."""
+    return 0 if row < ROWS or is_refused(row) else row % 3
+
+
+def is_refused(row: int) -> bool:
+    return row % 25 == 7
+
+
+def fan_out(batch: Batch) -> Iterator[Batch]:
+    rows = np.repeat(batch["id"], [1 if is_refused(i) else i % 3 for i in batch["id"]])
+    for part in np.array_split(rows, 2):
+        yield {"id": part}
+
+
+def refuse(batch: Batch) -> Batch:
+    refused = np.array([is_refused(i) for i in batch["id"]], dtype=bool)
+    if refused.any():
+        mark_failed("refused", refused)
+    return {"id": batch["id"][(batch["id"] >= ROWS) & ~refused]}
+
+
+class RefuseAsync:
+    async def __call__(self, batch: Batch) -> Any:
+        yield refuse(batch)
+
+
+def write_input(folder: Path) -> None:
+    (folder / "in").mkdir(parents=True, exist_ok=True)
+    for number in range(FILES):
+        ids = np.arange(number * ROWS, (number + 1) * ROWS)
+        # Two row groups, so that a file is more than one block.
+        pq.write_table(pa.table({"id": ids}), folder / f"in/{number}.parquet", row_group_size=30)
+
+
+class Job:
+    """A pipeline in ``folder``: how to run it, and what must hold in the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoint = folder / "ckpt"
+
+    def run(self) -> RunSummary:
+        raise NotImplementedError
+
+    def check(self) -> None:
+        check_exactly_once(
+            self.checkpoint, ({"id": i} for i in range(FILES * ROWS) for _ in range(copies(i)))
+        )
+        dead = [i for path in self.letters() for i in pq.read_table(path)["id"].to_pylist()]
+        assert sorted(dead) == [i for i in range(FILES * ROWS) if is_refused(i)]
+        assert not set(self.folder.glob("ckpt/dead-letters/*")) - set(self.letters())
+
+    def letters(self) -> list[Path]:
+        return [Path(path) for path in Checkpoint(self.checkpoint).dead_letters()]
+
+    def check_truth(self) -> None:
+        """What is committed by now, if anything is, has each of its rows once."""
+        if not (self.checkpoint / "checkpoint.json").exists():
+            return
+        report = Checkpoint(self.checkpoint).check()
+        assert report.ok, report
+        done = {
+            int(Path(source.source_id).stem)
+            for source in Checkpoint(self.checkpoint).sources("completed")
+        }
+        rows = sorted(row["id"] for row in rows_of(self.checkpoint))
+        assert rows == [
+            i for i in range(FILES * ROWS) if i // ROWS in done for _ in range(copies(i))
+        ]
+
+    def _read(self) -> Any:
+        return resumable_read(
+            ray.data.read_parquet,
+            str(self.folder / "in"),
+            checkpoint=self.checkpoint,
+            override_num_blocks=FILES,
+        )
+
+
+class Files(Job):
+    """Reads, fans out, drops, sends dead letters, writes files."""
+
+    last: Any = staticmethod(refuse)
+    options: ClassVar[dict[str, Any]] = {}
+
+    def run(self) -> RunSummary:
+        ds = self._read().map_batches(resumable(fan_out), batch_size=None, num_cpus=0.5)
+        ds = ds.map_batches(
+            resumable(self.last, on_error="dead_letter"), num_cpus=0.6, **self.options
+        )
+        return resumable_write(ds, self.folder / "out")
+
+
+class AsyncFiles(Files):
+    """The same with coroutines, in a pool of actors."""
+
+    last = RefuseAsync
+    options: ClassVar[dict[str, Any]] = {"concurrency": 1}
+
+
+class Failing(Job):
+    """Some rows fail until somebody mends that."""
+
+    def run(self) -> RunSummary:
+        mended = self.folder / "mended"
+
+        @resumable(on_error="mark_failed")
+        def doubt(batch: Batch) -> Batch:
+            if not mended.exists() and batch["id"][0] < 2 * ROWS:
+                raise ValueError("not mended yet")
+            return {"id": batch["id"]}
+
+        try:
+            return resumable_write(self._read().map_batches(doubt), self.folder / "out")
+        finally:
+            mended.touch()
+
+    def check(self) -> None:
+        check_exactly_once(self.checkpoint, ({"id": i} for i in range(FILES * ROWS)))
+
+    def check_truth(self) -> None:
+        assert Checkpoint(self.checkpoint).check().ok
+
+
+class Table(Datasink[str]):
+    """Files that somebody else's table lists: one line of JSON for what is published at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def write(self, blocks: Any, ctx: Any) -> str:
+        path = self.folder / f"{os.urandom(8).hex()}.parquet"
+        pq.write_table(pa.concat_tables(blocks), path)
+        return str(path)
+
+    def on_write_complete(self, write_result: Any) -> None:
+        with open(self.folder / "published", "a") as file:
+            file.write(json.dumps(write_result.write_returns) + "\n")
+
+    def rows(self) -> list[int]:
+        lines = (self.folder / "published").read_text().splitlines()
+        paths = [path for line in lines for path in json.loads(line)]
+        return sorted(row for path in paths for row in pq.read_table(path)["id"].to_pylist())
+
+
+class Published(Job):
+    """Writes into a `Table`."""
+
+    def run(self) -> RunSummary:
+        return resumable_write(self._read(), Table(self.folder / "table"))
+
+    def check(self) -> None:
+        assert Table(self.folder / "table").rows() == list(range(FILES * ROWS))
+        assert Checkpoint(self.checkpoint).check().ok
+
+    def check_truth(self) -> None:
+        return
+
+
+class PublishedTwice(Published):
+    """The one crash that the documentation owns up to: published, and not committed."""
+
+    def check(self) -> None:
+        every = sorted([*range(FILES * ROWS)] * 2)
+        assert Table(self.folder / "table").rows() == every
+
+
+class LongNames(Job):
+    """Ids of sources so long that the map of the run's file has to grow."""
+
+    def run(self) -> RunSummary:
+        keys = [f"{number}" * 3_000_000 for number in range(8)]
+
+        def load(key: str) -> Batch:
+            return {"id": np.arange(3) + 3 * int(key[0])}
+
+        ds = resumable_read(load, keys=keys, checkpoint=self.checkpoint, override_num_blocks=2)
+        return resumable_write(ds, self.folder / "out")
+
+    def check(self) -> None:
+        check_exactly_once(self.checkpoint, ({"id": i} for i in range(24)))
+
+    def check_truth(self) -> None:
+        assert Checkpoint(self.checkpoint).check().ok
+
+
+JOBS = {
+    job.__name__: job for job in (Files, AsyncFiles, Failing, Published, PublishedTwice, LongNames)
+}
+
+
+def main() -> None:
+    import logging
+
+    job, folder, address, *points = sys.argv[1:]
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    with contextlib.ExitStack() as stack:
+        for point in points:
+            stack.enter_context(kill_at(point, Path(folder, "faults")))
+        JOBS[job](Path(folder)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The pipelines of the soak, each slow enough to have a middle, and what their output must be.
+
+python soak_driver.py PIPELINE FOLDER PART [ADDRESS]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from driver import Score, drop_sevenths, fan_out, rows_of
+
+# Ray types a UDF's argument as the union of all batch formats.
+Batch: TypeAlias = Any
+
+FILES, ROWS = 24, 150
+IDS = FILES * ROWS
+MOMENT_S = 0.15
+
+
+def slowly(batch: Batch) -> Batch:
+    time.sleep(MOMENT_S)
+    return batch
+
+
+def colour(batch: Batch) -> Batch:
+    time.sleep(MOMENT_S)
+    return {"id": batch["id"], "colour": np.array([f"c/{i % 3}" for i in batch["id"]])}
+
+
+def refuse(row: dict[str, Any]) -> dict[str, Any]:
+    time.sleep(MOMENT_S / 40)
+    if row["id"] % 11 == 3:
+        raise ValueError("eleven")
+    return row
+
+
+def load(key: str) -> Iterator[Batch]:
+    for start in range(0, ROWS, 50):
+        yield {"id": int(key) * ROWS + start + np.arange(50)}
+
+
+class Pipeline:
+    """A pipeline on ``folder``; ``parts`` drivers work on it at once, each on its own sources."""
+
+    parts = 1
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoint, self.out = folder / "ckpt", folder / "out"
+
+    def write_input(self) -> None:
+        from conftest import write_file
+
+        for number in range(FILES):
+            path = self.folder / f"in{number % self.parts}/{number:05d}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, number * ROWS, (number + 1) * ROWS)
+
+    def run(self, part: int) -> Any:
+        raise NotImplementedError
+
+    def expected(self) -> Iterator[dict[str, Any]]:
+        return ({"id": i} for i in range(IDS))
+
+    def dead(self) -> list[int]:
+        return []
+
+    def _read(self, part: int) -> Any:
+        import ray
+
+        from ray_resume import resumable_read
+
+        folder = str(self.folder / f"in{part}")
+        ds = resumable_read(ray.data.read_parquet, folder, checkpoint=self.checkpoint)
+        return ds.select_columns(["id"])
+
+
+class Scored(Pipeline):
+    """Filters, fans out, scores in an actor pool."""
+
+    def run(self, part: int) -> Any:
+        from ray.data import ActorPoolStrategy
+
+        from ray_resume import resumable, resumable_write
+
+        ds = self._read(part).map_batches(resumable(drop_sevenths), batch_size=40, num_cpus=0.5)
+        ds = ds.map_batches(resumable(fan_out), batch_size=100, num_cpus=0.4)
+        ds = ds.map_batches(
+            resumable(Score),
+            fn_constructor_args=(3,),
+            batch_size=64,
+            compute=ActorPoolStrategy(size=1),
+            num_cpus=0.5,
+        )
+        return resumable_write(ds, self.out)
+
+    def expected(self) -> Iterator[dict[str, Any]]:
+        return ({"id": row, "score": score} for row, score in rows_of(IDS))
+
+
+class Pair(Scored):
+    """The same by two drivers at once, on one checkpoint and one folder."""
+
+    parts = 2
+
+
+class Packed(Pipeline):
+    """Sources share files."""
+
+    def run(self, part: int) -> Any:
+        from ray_resume import resumable, resumable_write
+
+        ds = self._read(part).map_batches(resumable(slowly), batch_size=50, num_cpus=0.5)
+        return resumable_write(ds, self.out, target_file_bytes=5 * ROWS * 8)
+
+
+class Keys(Pipeline):
+    """A key is a source, and the order of its rows is nobody's promise."""
+
+    def write_input(self) -> None:
+        return
+
+    def run(self, part: int) -> Any:
+        from ray_resume import resumable, resumable_read, resumable_write
+
+        keys = [str(number) for number in range(FILES)]
+        ds = resumable_read(load, keys=keys, checkpoint=self.checkpoint)
+        ds = ds.map_batches(resumable(slowly), batch_size=50, num_cpus=0.5)
+        return resumable_write(ds, self.out)
+
+
+class Partitioned(Pipeline):
+    """Lines of JSON in folders by a column."""
+
+    def run(self, part: int) -> Any:
+        from ray_resume import resumable, resumable_write
+
+        ds = self._read(part).map_batches(resumable(colour), batch_size=50, num_cpus=0.5)
+        return resumable_write(ds, self.out, format="json", partition_cols=["colour"])
+
+    def expected(self) -> Iterator[dict[str, Any]]:
+        return ({"id": i, "colour": f"c/{i % 3}"} for i in range(IDS))
+
+
+class Letters(Pipeline):
+    """Some rows become dead letters."""
+
+    def run(self, part: int) -> Any:
+        from ray_resume import resumable, resumable_write
+
+        ds = self._read(part).map(resumable(refuse, on_error="dead_letter"), num_cpus=0.5)
+        return resumable_write(ds, self.out)
+
+    def expected(self) -> Iterator[dict[str, Any]]:
+        return ({"id": i} for i in range(IDS) if i % 11 != 3)
+
+    def dead(self) -> list[int]:
+        return [i for i in range(IDS) if i % 11 == 3]
+
+
+PIPELINES: dict[str, Callable[[Path], Pipeline]] = {
+    kind.__name__: kind for kind in (Scored, Pair, Packed, Keys, Partitioned, Letters)
+}
+
+
+def main() -> None:
+    import logging
+
+    import ray
+
+    name, folder, part, *address = sys.argv[1:]
+    options: Any = {"address": address[0]} if address else {"num_cpus": 3}
+    if not address:
+        options["include_dashboard"] = False
+    ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    print(PIPELINES[name](Path(folder)).run(int(part)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""Death at every named point: the next run, or Ray, goes on, and every row is there once."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fault_jobs import JOBS, Job, write_input
+from job import WITHOUT_TOKENS
+
+import ray_resume
+from ray_resume import Checkpoint, ResumeError
+from ray_resume.directory import CheckpointDirectory
+from ray_resume.faults import Fault, armed, reached
+from ray_resume.naming import stem_of
+from ray_resume.record import Record, State
+from ray_resume.store import WriterFile
+from ray_resume.testing import check_exactly_once, kill_at, points, victim_of
+
+PACKAGE = Path(ray_resume.__file__).parent
+JOBS_SCRIPT = Path(__file__).with_name("fault_jobs.py")
+
+# Which job gets a worker to which points, and how often they are passed before that.
+WORKERS = [
+    ("read.between_blocks", "Files", 1),
+    ("read.before_seal", "Files", 1),
+    ("read.after_seal", "Files", 1),
+    ("stage.called", "Files", 2),
+    ("stage.called", "AsyncFiles", 1),
+    ("stage.between_outputs", "Files", 1),
+    ("stage.between_outputs", "AsyncFiles", 0),
+    ("stage.before_drain", "Files", 0),
+    ("stage.before_drain", "AsyncFiles", 0),
+    ("stage.after_drain", "Files", 0),
+    ("stage.after_drain", "AsyncFiles", 0),
+    ("stage.before_failures", "Files", 1),
+    ("stage.before_failures", "AsyncFiles", 1),
+    ("stage.after_failures", "Files", 1),
+    ("stage.after_failures", "AsyncFiles", 1),
+    ("sink.before_write", "Files", 0),
+    ("sink.writing", "Files", 1),
+    ("sink.written", "Files", 0),
+    ("sink.before_drain", "Files", 1),
+    ("sink.after_drain", "Files", 0),
+    ("datasink.before_write", "Published", 0),
+    ("datasink.before_drain", "Published", 1),
+    ("datasink.after_drain", "Published", 0),
+]
+
+LEDGERS = [
+    ("store.making", "Files", 0),
+    ("store.made", "Files", 0),
+    ("ledger.before_apply", "Files", 3),
+    ("ledger.applied", "Files", 4),
+    ("ledger.before_commit", "Files", 0),
+    ("store.in_commit", "Files", 0),
+    ("store.before_growth", "LongNames", 0),
+    ("store.after_growth", "LongNames", 0),
+    ("ledger.committed", "Files", 0),
+    ("ledger.failing", "Failing", 0),
+    ("letters.writing", "Files", 1),
+    ("letters.written", "Files", 1),
+    ("ledger.closing", "Files", 0),
+    ("ledger.closed", "Files", 0),
+]
+
+# What has to be armed beside the point, so that there is something to clean up.
+DRIVERS = {
+    "checkpoint.writing": ("Files", ()),
+    "lease.created": ("Files", ()),
+    "run.leased": ("Files", ()),
+    "run.bound": ("Files", ()),
+    "run.before_pass": ("Files", ()),
+    "run.after_pass": ("Files", ()),
+    "run.before_publish": ("Published", ()),
+    "run.published": ("PublishedTwice", ()),
+    "run.before_close": ("Files", ()),
+    "run.closed": ("Files", ()),
+    "cleanup.before": ("Files", ("sink.before_drain",)),
+    "cleanup.removing": ("Files", ("sink.before_drain",)),
+    "cleanup.removed": ("Files", ("sink.before_drain",)),
+    "cleanup.removing_letter": ("Files", ("letters.written",)),
+    "lease.ending": ("Files", ()),
+}
+
+# Reached without Ray.
+KEEPERS = {
+    "reset.committed": "Checkpoint(path).reset(state='all')",
+    "compact.merged": "Checkpoint(path).compact()",
+    "compact.removing": "Checkpoint(path).compact()",
+}
+
+
+def job_in(folder: Path, name: str) -> Job:
+    write_input(folder)
+    return JOBS[name](folder)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("point", "job_name", "skip"), WORKERS)
+def test_a_worker_dies(tmp_path: Path, point: str, job_name: str, skip: int) -> None:
+    job = job_in(tmp_path, job_name)
+    with kill_at(point, skip=skip) as fault:
+        job.run()
+        assert fault.victim is not None
+    job.check()
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("point", "job_name", "skip"), LEDGERS)
+def test_the_ledger_dies(tmp_path: Path, point: str, job_name: str, skip: int) -> None:
+    job = job_in(tmp_path, job_name)
+    with kill_at(point, tmp_path / "faults", skip=skip), pytest.raises(ResumeError):
+        job.run()
+    assert victim_of(point, tmp_path / "faults") is not None
+    job.check_truth()
+    job.run()
+    job.check()
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("point", DRIVERS)
+def test_the_driver_dies(tmp_path: Path, another_cluster: str, point: str) -> None:
+    job_name, others = DRIVERS[point]
+    job = job_in(tmp_path, job_name)
+    process = subprocess.run(
+        [sys.executable, JOBS_SCRIPT, job_name, tmp_path, another_cluster, point, *others],
+        env=WITHOUT_TOKENS,
+        capture_output=True,
+        text=True,
+    )
+    assert victim_of(point, tmp_path / "faults") is not None, process.stderr
+    job.check_truth()
+    job.run()
+    job.check()
+
+
+@pytest.mark.parametrize("point", KEEPERS)
+def test_who_looks_after_a_checkpoint_dies(tmp_path: Path, point: str) -> None:
+    """Death while resetting or compacting: nothing is forgotten, and it can be done again."""
+    path = tmp_path / "ckpt"
+    CheckpointDirectory(path).ensure()
+    for number in range(3):
+        writer = WriterFile.create(path, f"{number:012x}", {})
+        writer.commit([Record(f"/in/{number}", State.COMPLETED, 1, f"{number:012x}", rows=5)])
+        writer.close()
+    script = (
+        "import sys\n"
+        "from ray_resume import Checkpoint\n"
+        "from ray_resume.testing import kill_at\n"
+        "point, path, folder = sys.argv[1:]\n"
+        f"with kill_at(point, folder, skip={int(point == 'compact.removing')}):\n"
+        f"    {KEEPERS[point]}\n"
+    )
+    victim = [sys.executable, "-c", script, point, str(path), str(tmp_path / "faults")]
+    assert subprocess.run(victim).returncode == -signal.SIGKILL
+    assert victim_of(point, tmp_path / "faults") is not None
+
+    checkpoint = Checkpoint(path)
+    assert checkpoint.check(), checkpoint.check()
+    reset = point == "reset.committed"
+    assert len(list(checkpoint.sources("completed"))) == (0 if reset else 3)
+    assert checkpoint.compact() >= 2
+    assert len(list(path.glob("*.mdb"))) == 1
+    assert len(list(checkpoint.sources("completed"))) == (0 if reset else 3)
+    assert not list(path.glob("*.lease"))
+
+
+def test_every_point_is_tested_and_in_the_code() -> None:
+    tested = {point for point, *_ in (*WORKERS, *LEDGERS)} | DRIVERS.keys() | KEEPERS.keys()
+    assert tested == points().keys()
+    calls = [
+        node.args[0]
+        for path in PACKAGE.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "reached"
+    ]
+    assert {ast.literal_eval(argument) for argument in calls} == points().keys()
+    for group, dies in ((WORKERS, "worker"), (LEDGERS, "ledger")):
+        assert {point for point, *_ in group} == {
+            name for name, point in points().items() if point.dies == dies
+        }
+
+
+def test_what_is_not_armed_is_passed() -> None:
+    assert not armed()
+    for point in points():
+        reached(point)
+    with pytest.raises(ValueError, match=r"no point 'sink\.here'; there are read"):
+        kill_at("sink.here").__enter__()
+
+
+def test_nobody_who_gets_there_is_an_error(tmp_path: Path) -> None:
+    told = r"Nobody died at sink\.writing: no worker got there more than 1 times"
+    with pytest.raises(AssertionError, match=told), kill_at("sink.writing", tmp_path, skip=1):  # noqa: PT012
+        reached("sink.written")
+        reached("sink.writing")
+    # It is called off, for those too to whom it was sent.
+    pickle.loads(pickle.dumps(Fault("sink.writing", str(tmp_path), 1)))
+    assert armed()
+    reached("sink.writing")
+    assert not armed()
+    assert victim_of("sink.writing", tmp_path) is None
+
+
+def test_an_error_in_the_block_is_not_hidden() -> None:
+    with pytest.raises(KeyError), kill_at("sink.writing"):
+        raise KeyError
+
+
+def test_each_fault_happens_once_whoever_gets_there(tmp_path: Path) -> None:
+    """Of five processes one passes, and one dies, wherever they have it from."""
+    fault = Fault("sink.writing", str(tmp_path), skip=1)
+    fault.arm()
+    try:
+        script = (
+            "import pickle, sys\n"
+            "from ray_resume.faults import reached\n"
+            "pickle.load(sys.stdin.buffer)\n"
+            "reached('sink.writing')\n"
+        )
+        processes = [
+            subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
+            for _ in range(5)
+        ]
+        for process in processes:
+            process.communicate(pickle.dumps(fault))
+    finally:
+        fault.disarm()
+    assert sorted(process.returncode for process in processes) == [-signal.SIGKILL, 0, 0, 0, 0]
+    (dead,) = (process.pid for process in processes if process.returncode)
+    assert fault.victim == dead
+
+
+class TestCheckExactlyOnce:
+    """The check itself: that it finds what is wrong."""
+
+    @pytest.fixture
+    def finished(self, tmp_path: Path) -> Path:
+        directory, out = CheckpointDirectory(tmp_path / "ckpt"), tmp_path / "out"
+        identity = directory.ensure()
+        directory.bind(str(out), "0" * 12)
+        names = []
+        for half in range(2):
+            name = f"c=a%2F{half}/{stem_of(f'{identity}-{0:012x}', bytes(8))}.parquet"
+            (out / name).parent.mkdir(parents=True)
+            pq.write_table(pa.table({"id": [half, half]}), out / name)
+            names.append(name)
+        writer = WriterFile.create(directory.path, "0" * 12, {"sources_total": 1})
+        writer.commit([Record("/in/0", State.COMPLETED, 1, "0" * 12, rows=4, files=tuple(names))])
+        writer.close()
+        return directory.path
+
+    ROWS = tuple({"id": half, "c": f"a/{half}"} for half in (0, 0, 1, 1))
+
+    def test_it_passes(self, finished: Path) -> None:
+        check_exactly_once(finished, reversed(self.ROWS))
+
+    def test_missing_and_doubled_rows(self, finished: Path) -> None:
+        with pytest.raises(AssertionError, match="1 rows are missing and 0 too many of 5"):
+            check_exactly_once(finished, [*self.ROWS, {"id": 7, "c": "a/0"}])
+        with pytest.raises(AssertionError, match="0 rows are missing and 1 too many of 3: none"):
+            check_exactly_once(finished, self.ROWS[:3])
+
+    def test_a_left_over(self, finished: Path) -> None:
+        (file,) = (finished.parent / "out/c=a%2F0").iterdir()
+        shutil.copy(file, file.with_name(f".{file.name}"))
+        with pytest.raises(AssertionError, match="1 files are left over"):
+            check_exactly_once(finished, self.ROWS)
+
+    def test_a_file_that_is_gone(self, finished: Path) -> None:
+        (file,) = (finished.parent / "out/c=a%2F0").iterdir()
+        file.unlink()
+        with pytest.raises(AssertionError, match="is damaged"):
+            check_exactly_once(finished, self.ROWS)
+
+    def test_an_unfinished_job(self, finished: Path) -> None:
+        writer = WriterFile.create(finished, "1" * 12, {"sources_total": 2})
+        writer.close()
+        with pytest.raises(AssertionError, match="not finished"):
+            check_exactly_once(finished, self.ROWS)
