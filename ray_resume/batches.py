@@ -139,17 +139,22 @@ def pick(batch: Any, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Any:
     return {name: np.asarray(values)[rows] for name, values in batch.items()}
 
 
-def settled(batch: Any) -> Any:
-    """Return what a generator has yielded such that its next step can no longer change it.
+def settled(batch: Any, *, copy: bool = False) -> Any:
+    """Return what a UDF has given such that its next step can no longer change it.
 
     A dict becomes a block at once, as in plain Ray Data: the UDF may go on to fill its arrays and
-    lists anew.
+    lists anew. A block may still share arrays of numbers with it; with ``copy`` it does not.
     """
     if isinstance(batch, pd.DataFrame):
         return batch.copy()
     if isinstance(batch, Mapping):
         num_rows(batch)
-        return BlockAccessor.batch_to_block(dict(batch))
+        return BlockAccessor.batch_to_block(
+            {
+                name: values.copy() if copy and isinstance(values, np.ndarray) else values
+                for name, values in batch.items()
+            }
+        )
     return batch
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ray_resume.checkup import CheckReport, check
+from ray_resume.checkup import CheckReport, check, plain
 from ray_resume.compaction import compact
 from ray_resume.directory import CheckpointDirectory, new_run_id
 from ray_resume.errors import CheckpointError
@@ -21,7 +21,7 @@ from ray_resume.letters import FOLDER
 from ray_resume.record import Record, State
 from ray_resume.store import Union, WriterFile
 
-__all__ = ["CheckReport", "Checkpoint", "CheckpointStatus", "SourceRecord", "last_line"]
+__all__ = ["CheckReport", "Checkpoint", "CheckpointStatus", "SourceRecord", "last_line", "plain"]
 
 _STATES = {"completed": State.COMPLETED, "failed": State.FAILED, "quarantined": State.QUARANTINED}
 # Long enough for the ledger of a driver that was just killed to follow it.
@@ -137,7 +137,8 @@ class Checkpoint:
         contents = self._directory.everything()
         counts = _Counts.of(contents.union)
         known = sum(counts.states[state] for state in _STATES.values())
-        listed = max((int(h.get("sources_total", 0)) for h in contents.headers.values()), default=0)
+        totals = (header.get("sources_total") for header in contents.headers.values())
+        listed = max((total for total in totals if type(total) is int), default=0)
         total = max(known, listed)
         return CheckpointStatus(
             total=total,

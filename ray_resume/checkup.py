@@ -20,11 +20,18 @@ from ray_resume.reader import Reading
 from ray_resume.record import Record, State, decode, digest, precedence
 from ray_resume.store import Union, writer_files
 
-__all__ = ["CheckReport", "check"]
+__all__ = ["CheckReport", "check", "plain"]
 
 # A live run may replace a source's output while we look for it.
 _LOOKS = 3
 _EXAMPLES = 3
+
+
+def plain(text: str) -> str:
+    """Spell what would break a line, or a terminal, as an escape."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class CheckReport:
             lines = [f"The checkpoint {self.checkpoint} is sound ({looked_at})."]
         else:
             lines = [f"The checkpoint {self.checkpoint} is damaged ({looked_at}):"]
-        lines += [f"- {problem}" for problem in self.problems]
-        lines += [f"Note: {note}" for note in self.notes]
+        lines += [f"- {plain(problem)}" for problem in self.problems]
+        lines += [f"Note: {plain(note)}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -145,9 +152,9 @@ class _Look:
                 "rename it, or remove it if it is a copy",
             )
         try:
-            runs |= merged_headers(reading.header).keys()
+            runs |= merged_headers(reading.path, reading.header).keys()
         except CheckpointError as error:
-            damage.add(str(error))
+            self._problems.append(str(error))
         self._runs |= runs
         pairs = []
         sequences: set[tuple[str, int]] = set()

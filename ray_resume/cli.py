@@ -21,7 +21,7 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 from ray_resume import __version__
-from ray_resume.checkpoint import Checkpoint, CheckpointStatus, last_line
+from ray_resume.checkpoint import Checkpoint, CheckpointStatus, last_line, plain
 from ray_resume.errors import ResumeError
 
 __all__ = ["main"]
@@ -57,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     checkpoint = Checkpoint(options.checkpoint)
-    clear = _CLEAR if sys.stdout.isatty() and not options.json else ""
+    clear = _CLEAR if options.watch and sys.stdout.isatty() and not options.json else ""
     while True:
         status = checkpoint.status()
         if options.json:
-            _say(json.dumps(dict(status)))
+            _say(_json(dict(status)))
         else:
             lines = _told(status, options.checkpoint)
             # A refreshed screen shows how old it is.
@@ -78,15 +78,15 @@ def _sources(options: argparse.Namespace) -> int:
         Checkpoint(options.checkpoint).sources(options.state), key=lambda source: source.source_id
     )
     if options.json:
-        _say_list(json.dumps(asdict(source)) for source in sources)
+        _say_list(_json(asdict(source)) for source in sources)
         return _DONE
     for source in sources:
-        about = [source.state, _plain(source.source_id)]
+        about = [source.state, plain(source.source_id)]
         if source.state == "completed":
             about.append(f"{source.rows} rows in {_count(len(source.files), 'file')}")
         else:
             about.append(f"failed in {_count(source.failed_runs, 'run')}")
-            about.append(_plain(last_line(source.error or "no error on record")))
+            about.append(plain(last_line(source.error or "no error on record")))
         _say("\t".join(about))
     return _DONE
 
@@ -94,7 +94,7 @@ def _sources(options: argparse.Namespace) -> int:
 def _files(options: argparse.Namespace) -> int:
     files = Checkpoint(options.checkpoint).files()
     if options.json:
-        _say_list(map(json.dumps, files))
+        _say_list(map(_json, files))
         return _DONE
     end = "\0" if options.null else "\n"
     broken = [file for file in files if end in file]
@@ -103,6 +103,10 @@ def _files(options: argparse.Namespace) -> int:
             f"{_count(len(broken), 'path')} would not be one line each, {broken[0]!r} for one. "
             "Use --null or --json."
         )
+    if sys.stdout.isatty():
+        # As `ls` does it: for eyes, and no control characters for the terminal.
+        _say("\n".join(map(plain, files)))
+        return _DONE
     # As bytes: a path need not be text.
     sys.stdout.flush()
     for file in files:
@@ -138,7 +142,7 @@ def _compact(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     report = Checkpoint(options.checkpoint).check()
-    _say(json.dumps({"ok": report.ok, **asdict(report)}) if options.json else str(report))
+    _say(_json({"ok": report.ok, **asdict(report)}) if options.json else str(report))
     return _DONE if report.ok else _FAILED
 
 
@@ -152,7 +156,7 @@ def _told(status: CheckpointStatus, path: str) -> list[str]:
     lines = [", ".join(counts)]
     if status.sink is not None:
         lines.append(
-            f"Output: {status.rows} rows in {_count(status.files, 'file')}, {_plain(status.sink)}"
+            f"Output: {status.rows} rows in {_count(status.files, 'file')}, {plain(status.sink)}"
         )
     if status.last_completed_at is not None:
         lines.append(f"Last commit: {_moment(status.last_completed_at)}")
@@ -161,16 +165,14 @@ def _told(status: CheckpointStatus, path: str) -> list[str]:
         lines.append("No run is at work.")
     if status.errors:
         lines.append("Most common errors:")
-        lines += [f"  {n} x {_plain(error)}" for error, n in list(status.errors.items())[:3]]
+        lines += [f"  {n} x {plain(error)}" for error, n in list(status.errors.items())[:3]]
     return lines + _next_steps(status, shlex.quote(path))
 
 
 def _told_run(run: dict[str, Any]) -> str:
     shard = f"{run['shard']}, " if run["shard"] else ""
     where = f"({shard}host {run['host']}, pid {run['pid']}), started {_moment(run['started_at'])}"
-    if run["alive"]:
-        return f"At work: run {run['run_id']} {where}"
-    return f"Killed: run {run['run_id']} {where}"
+    return plain(f"{'At work' if run['alive'] else 'Killed'}: run {run['run_id']} {where}")
 
 
 def _next_steps(status: CheckpointStatus, path: str) -> list[str]:
@@ -199,6 +201,8 @@ def _next_steps(status: CheckpointStatus, path: str) -> list[str]:
 
 def _moment(at: float) -> str:
     """Say when it was, and how long ago, with the time zone: logs may have another."""
+    if not 0 <= at < 1e11:
+        return f"at an impossible time, {at}"
     spelt = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
     return f"{_age(time.time() - at)} ago, {spelt}"
 
@@ -215,13 +219,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _plain(text: str) -> str:
-    """Spell what would break a line, or a terminal, as an escape."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
 def _agreed(question: str) -> bool:
     sys.stdout.flush()
     sys.stderr.write(question)
@@ -235,6 +232,11 @@ def _say(text: str) -> None:
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
+def _json(value: Any) -> str:
+    # The one control character that JSON lets pass.
+    return json.dumps(value).replace("\x7f", "\\u007f")
+
+
 def _say_list(elements: Iterable[str]) -> None:
     """Print a JSON array with an element on each line."""
     _say("[" + ",\n ".join(elements) + "]")
@@ -242,7 +244,7 @@ def _say_list(elements: Iterable[str]) -> None:
 
 def _fail(message: str, code: int = _FAILED) -> int:
     sys.stdout.flush()
-    sys.stderr.write(f"ray-resume: {_plain(' '.join(message.split()))}\n")
+    sys.stderr.write(f"ray-resume: {plain(' '.join(message.split()))}\n")
     return code
 
 

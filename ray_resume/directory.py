@@ -258,13 +258,17 @@ class CheckpointDirectory:
         try:
             identity = json.loads(path.read_bytes())
             version = identity["format"]
-            identity["id"], identity["sink"]
+            # It is in the names of output files, so it must not lead elsewhere.
+            if re.fullmatch("[0-9a-f]{8}", identity["id"]) is None:
+                raise ValueError(f"its id is {identity['id']!r}")
+            if not isinstance(identity["sink"], str | None):
+                raise TypeError(f"its sink is {identity['sink']!r}")
         except FileNotFoundError:
             raise CheckpointError(
                 f"There is no checkpoint at {self.path}. Is the path right? A checkpoint is made "
                 "by the first resumable_read that names it."
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"The checkpoint file {path} cannot be read: {error}. Restore it from a copy, or "
                 "start over with an empty checkpoint and an empty output folder."
@@ -312,7 +316,7 @@ def _contents(
     for reading in readings:
         if reading.error is not None:
             raise reading.error
-        headers.update(merged_headers(reading.header))
+        headers.update(merged_headers(reading.path, reading.header))
         headers[reading.run_id] = dict(reading.header)
         pairs[reading.run_id], files[reading.run_id] = reading.pairs, reading.path
 
@@ -326,14 +330,17 @@ def _contents(
     return Contents(Union(pairs, owner=owner), headers, live, files, killed)
 
 
-def merged_headers(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the headers of the runs whose files were merged into the one with ``header``."""
+def merged_headers(path: Path, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the headers of the runs whose files were merged into ``path``, with ``header``.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     merged = header.get(MERGED, {})
     if not isinstance(merged, dict) or not all(isinstance(of, dict) for of in merged.values()):
         raise CheckpointError(
-            f"The header of the checkpoint file of run {header.get('run_id')} is damaged. Restore "
-            "the file from a copy, or start over with an empty checkpoint and an empty output "
-            "folder."
+            f"The header of the checkpoint file {path} is damaged. Restore the file from a copy, "
+            "or start over with an empty checkpoint and an empty output folder."
         )
     return merged
 

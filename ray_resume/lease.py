@@ -14,11 +14,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from ray_resume.errors import CheckpointError
@@ -288,10 +289,14 @@ def _is_held(path: Path) -> bool:
 def _read_owner(path: Path) -> Owner:
     try:
         with path.open("rb") as file:
-            return Owner(**json.loads(file.readline()))
-    except (OSError, ValueError, TypeError):
-        # It is being written, or was when its run was killed: it is known by its name alone.
-        return Owner(path.name.removesuffix(_SUFFIX), "unknown", 0, time.time())
+            owner = Owner(**json.loads(file.readline()))
+        kinds = tuple(map(type, astuple(owner)))
+        if kinds == (str, str, int, float) and math.isfinite(owner.started_at):
+            return owner
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    # It is being written, or was when its run was killed: it is known by its name alone.
+    return Owner(path.name.removesuffix(_SUFFIX), "unknown", 0, time.time())
 
 
 def _read_claim(path: Path) -> Claim:

@@ -32,7 +32,7 @@ from ray_resume.errors import ResumeError
 from ray_resume.record import Fingerprint
 from ray_resume.source import Source, refuse_repeated
 
-__all__ = ["has_changed", "list_files", "list_row_groups", "relative_to", "resolve"]
+__all__ = ["has_changed", "list_files", "list_row_groups", "path_of", "relative_to", "resolve"]
 
 Paths: TypeAlias = "str | Path | Sequence[str | Path]"
 
@@ -149,14 +149,27 @@ def relative_to(sources: Sequence[Source], root: str) -> list[Source]:
 
 def _list_directory(filesystem: FileSystem, directory: str) -> list[FileInfo]:
     base = directory.rstrip("/") + "/"
-    return sorted(
-        (
-            info
-            for info in filesystem.get_file_info(FileSelector(directory, recursive=True))
-            if info.is_file and not info.path.removeprefix(base).startswith(_PASSED_OVER)
-        ),
-        key=lambda info: info.path,
-    )
+    try:
+        return sorted(
+            (
+                info
+                for info in filesystem.get_file_info(FileSelector(directory, recursive=True))
+                if info.is_file and not info.path.removeprefix(base).startswith(_PASSED_OVER)
+            ),
+            key=lambda info: info.path,
+        )
+    except UnicodeDecodeError as error:
+        raise ResumeError(
+            f"The name of {error.object!r} is not UTF-8, so pyarrow cannot open it. Rename it."
+        ) from None
+
+
+def path_of(info: FileInfo) -> str:
+    """Return the path of a file that is not to be opened: its name need not be UTF-8."""
+    try:
+        return str(info.path)
+    except UnicodeDecodeError as error:
+        return error.object.decode("utf-8", "surrogateescape")
 
 
 def _has_extension(path: str, extensions: Sequence[str] | None) -> bool:

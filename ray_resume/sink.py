@@ -29,6 +29,7 @@ from ray_resume.faults import reached
 from ray_resume.formats import Format
 from ray_resume.ledger import Drain, Pack
 from ray_resume.lineage import MODULUS, token_sum
+from ray_resume.listing import path_of
 from ray_resume.naming import DIGEST_BYTES, stem_of
 from ray_resume.packing import Packing
 
@@ -56,7 +57,7 @@ class Folder:
         base = self.path.rstrip("/") + "/"
         selector = FileSelector(self.path, allow_not_found=True, recursive=True)
         return [
-            info.path.removeprefix(base)
+            path_of(info).removeprefix(base)
             for info in self.filesystem.get_file_info(selector)
             if info.is_file
         ]

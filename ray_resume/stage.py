@@ -281,6 +281,7 @@ class _Stage:
             udf = rows.block_udf(self.kind, udf, tolerant=self._tolerant)
         steps = self._account(batch)
         emitted: deque[Any] = deque()
+        settled = 0
         outputs: Iterator[Any] = iter(())
         reply: Any = None
         while True:
@@ -290,6 +291,10 @@ class _Stage:
                 return emitted[0] if len(emitted) == 1 else _given_out(emitted)
             reply = None
             if step.kind is StepKind.CALL:
+                # The UDF may fill anew what it returned of another source.
+                for position in range(settled, len(emitted)):
+                    emitted[position] = batches.settled(emitted[position], copy=True)
+                settled = len(emitted)
                 outputs = self._outputs(udf, step)
                 if isinstance(outputs, GeneratorType):
                     return self._run_lazily(steps, emitted, udf, outputs)

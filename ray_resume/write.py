@@ -95,6 +95,8 @@ def resumable_write(
             folder has other data files, or misses files of completed sources.
         SourceChangedError: as ``on_source_change="error"`` of the read asked for.
         Exception: what a UDF raised, as with plain Ray Data. What was complete is committed.
+        KeyboardInterrupt: Ctrl-C; likewise. Uncaught, it ends the process with exit code 130.
+        SystemExit: SIGTERM, with exit code 143, unless you have a handler of your own; likewise.
     """
     chain = plan.chain_of(
         ds,
