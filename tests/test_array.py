@@ -286,8 +286,6 @@ class Batch:
         process = self.start(sys.executable, "-c", endless, **environment)
         while not self.ready.exists():
             time.sleep(0.01)
-        # The shell sets its trap right after it has started the command.
-        time.sleep(0.2)
         process.send_signal(signal.SIGUSR1)
         said, _ = process.communicate(timeout=30)
         assert process.returncode == 128 + signal.SIGTERM
