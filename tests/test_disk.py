@@ -282,7 +282,8 @@ def test_a_full_disk_under_the_dead_letters_ends_the_run_and_loses_nothing(
 
     next(letters.iterdir()).unlink()
     (note,) = Checkpoint(checkpoint).check().notes
-    assert "1 of 16 dead letters are gone" in note
+    assert note.startswith("1 of ")
+    assert "dead letters are gone" in note
 
 
 # --- Read-only, gone, or something else ---
