@@ -186,7 +186,11 @@ def wide(tmp_path: Path) -> Path:
 def run(wide: Path, checkpoint: Path, out: Path, udf: Any) -> Any:
     """Write the files one after another, more or less."""
     ds = resumable_read(
-        ray.data.read_parquet, str(wide), checkpoint=checkpoint, override_num_blocks=16
+        ray.data.read_parquet,
+        str(wide),
+        checkpoint=checkpoint,
+        on_pipeline_change="continue",
+        override_num_blocks=16,
     )
     ds = ds.map_batches(udf, batch_size=25, num_cpus=0.5, concurrency=1)
     return resumable_write(ds, out, concurrency=1)
