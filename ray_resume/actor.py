@@ -1,8 +1,8 @@
 """The ledger's host: the process that owns a run's ledger and its writer file.
 
 A thin shell: every rule about counters is in `ledger`, every rule about bytes in `store`. Here
-is only when to commit. Completions are committed in groups, at most ``COMMIT_INTERVAL_S`` after
-they happened, and the lease is checked inside each commit.
+is only when to commit. Completions are committed in groups, soon after they happened (how soon,
+the place says), and the lease is checked inside each commit.
 
 :class:`LedgerHost` is plain Python, tested without Ray; :func:`start` puts it into an actor on the
 driver's node.
@@ -14,22 +14,17 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.faults import Fault, reached
-from ray_resume.lease import Lease
 from ray_resume.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
-from ray_resume.letters import Letter, LetterFolder
+from ray_resume.letters import Letter
 from ray_resume.lineage import MODULUS
 from ray_resume.record import Fingerprint, Record, State
-from ray_resume.store import WriterFile
+from ray_resume.storage import LedgerPlace
 
-__all__ = ["COMMIT_INTERVAL_S", "Failed", "LedgerHost", "Progress", "RunSpec", "start"]
-
-COMMIT_INTERVAL_S = 0.2
-"""The longest that a completed source waits to be committed, disk permitting."""
+__all__ = ["Failed", "LedgerHost", "Progress", "RunSpec", "start"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +32,7 @@ class RunSpec:
     """What the host must know of a run; ``sources[i]`` is source number i of its table."""
 
     run_id: str
-    directory: str
-    lease: str
+    place: LedgerPlace
     sources: Sequence[tuple[str, Fingerprint]]
     # What is on record of a source, by its number.
     records: Mapping[int, Record]
@@ -90,20 +84,14 @@ class LedgerHost:
         CheckpointError: on construction, if the lease is gone or the file cannot be made.
     """
 
-    def __init__(self, spec: RunSpec, *, commit_interval_s: float = COMMIT_INTERVAL_S) -> None:
+    def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
-        self._commit_interval_s = commit_interval_s
         self._ledger = Ledger(spec.run_id, len(spec.sources))
-        self._lease = Lease.join(Path(spec.lease))
-        try:
-            self._writer = WriterFile.create(Path(spec.directory), spec.run_id, spec.header)
-        except ResumeError:
-            self._lease.release()
-            raise
+        self._lease, self._writer = spec.place.open(spec.header)
         self._sequence = spec.first_sequence
         self._completed = self._committed = 0
         self._rows_read = self._rows_written = self._files = self._dead_rows = 0
-        self._letters = LetterFolder(Path(spec.directory))
+        self._letters = spec.place.letters()
         self._fault: ResumeError | None = None
         self._queue: list[Completion] = []
         self._unpublished: list[Completion] = []
@@ -262,11 +250,16 @@ class LedgerHost:
                 self._state.wait_for(lambda: self._queue or not self._open)
                 if not self._open:
                     return
-            time.sleep(self._commit_interval_s)
+            self._wait_for_company()
             self._commit()
             with self._state:
                 if self._fault is not None:
                     return
+
+    def _wait_for_company(self) -> None:
+        """Let what completes within the interval share a commit; a run that ends waits no more."""
+        with self._state:
+            self._state.wait_for(lambda: not self._open, timeout=self._spec.place.commit_interval_s)
 
     def _commit(self) -> None:
         with self._commits:

@@ -13,19 +13,19 @@ from typing import Any
 
 from ray_resume.checkup import CheckReport, check, plain
 from ray_resume.compaction import compact
-from ray_resume.directory import CheckpointDirectory, new_run_id
+from ray_resume.directory import new_run_id
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
-from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.lease import Claim, Owner
 from ray_resume.letters import FOLDER
-from ray_resume.record import Record, State
-from ray_resume.store import Union, WriterFile
+from ray_resume.objects import public_uri
+from ray_resume.record import Record, State, digest, encode
+from ray_resume.storage import Location, Storage
+from ray_resume.store import Union
 
 __all__ = ["CheckReport", "Checkpoint", "CheckpointStatus", "SourceRecord", "last_line", "plain"]
 
 _STATES = {"completed": State.COMPLETED, "failed": State.FAILED, "quarantined": State.QUARANTINED}
-# Long enough for the ledger of a driver that was just killed to follow it.
-_LEASE_WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -107,24 +107,59 @@ class CheckpointStatus(Mapping[str, Any]):
 
 
 class Checkpoint:
-    """A checkpoint directory, to look at and to pass to ``resumable_read``.
+    """A checkpoint, to look at and to pass to ``resumable_read``.
+
+    Nothing is created or read before a method is called.
 
     Args:
-        path: a directory on a local file system (``str``, ``Path``, or a ``file://`` URI).
-            Nothing is created or read before a method is called.
+        path: a directory (``str``, ``Path``, or a ``file://`` URI), or a URI of a storage that
+            pyarrow knows: ``s3://bucket/path``, ``gs://``, ``abfs://``, ``hdfs://``.
+        filesystem: the pyarrow or fsspec filesystem that ``path`` is on; by default, that of the
+            URI.
+        publish_interval_s: in a storage that hosts share, what is complete is published at the
+            latest after so many seconds: what a crash costs at most beside what was not complete.
+            (On a local disk it is committed within 0.2 s.)
+        lease_ttl_s: there, a run that gives no sign of life for so long is dead: 30 s by default
+            on object stores, 120 s on network file systems. A run that cannot give one for three
+            quarters of that commits nothing more.
+        shared: that hosts share a directory although it looks like a local disk. Network file
+            systems are known for what they are.
 
     Raises:
         CheckpointError: every method, where the checkpoint is missing, unreadable or of a newer
             format; the message names the file and the way out.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._directory = CheckpointDirectory(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        filesystem: Any = None,
+        publish_interval_s: float = 5.0,
+        lease_ttl_s: float | None = None,
+        shared: bool = False,
+    ) -> None:
+        self._location = Location(
+            os.fspath(path), filesystem, publish_interval_s, lease_ttl_s, shared
+        )
+        self._opened: Storage | None = None
+
+    @property
+    def location(self) -> Location:
+        """Where it is, as it was given."""
+        return self._location
+
+    @property
+    def _storage(self) -> Storage:
+        if self._opened is None:
+            self._opened = self._location.open()
+        return self._opened
 
     @property
     def path(self) -> str:
-        """The checkpoint's absolute path."""
-        return str(self._directory.path)
+        """The checkpoint's absolute path, or its URI without secrets."""
+        local = self._location.local_path
+        return public_uri(self._location.path) if local is None else str(local)
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.path!r})"
@@ -134,7 +169,7 @@ class Checkpoint:
 
     def status(self) -> CheckpointStatus:
         """Count the sources by state. Sees what a live run has committed up to now."""
-        contents = self._directory.everything()
+        contents = self._storage.everything()
         counts = _Counts.of(contents.union)
         known = sum(counts.states[state] for state in _STATES.values())
         totals = (header.get("sources_total") for header in contents.headers.values())
@@ -148,7 +183,7 @@ class Checkpoint:
             pending=total - known,
             writers=len(contents.files),
             live=len(contents.live),
-            sink=self._directory.sink(),
+            sink=self._storage.sink(),
             rows=counts.rows,
             files=len(counts.files),
             last_completed_at=counts.last_completed_at,
@@ -171,8 +206,8 @@ class Checkpoint:
 
     def _sources(self, state: str | None) -> Iterator[SourceRecord]:
         names = {value: name for name, value in _STATES.items()}
-        sink, letters = self._directory.sink(), f"{self.path}/{FOLDER}"
-        for record in self._directory.everything().union:
+        sink, letters = self._storage.sink(), f"{self.path}/{FOLDER}"
+        for record in self._storage.everything().union:
             name = names.get(record.state)
             if name is not None and state in (None, name):
                 yield _public(record, name, sink, letters)
@@ -184,7 +219,7 @@ class Checkpoint:
         else's. The earlier output of a source that was reset, or has failed since, is in it until
         new output takes its place.
         """
-        sink, union = self._directory.sink(), self._directory.everything().union
+        sink, union = self._storage.sink(), self._storage.everything().union
         return sorted({f"{sink}/{file}" for record in union for file in record.files})
 
     def dead_letters(self) -> list[str]:
@@ -193,7 +228,7 @@ class Checkpoint:
         A row stands there as it came into the stage that failed, with three more columns of type
         string: ``ray_resume_source``, ``ray_resume_stage`` and ``ray_resume_error``.
         """
-        union = self._directory.everything().union
+        union = self._storage.everything().union
         return sorted(
             f"{self.path}/{FOLDER}/{name}" for record in union for name in record.dead_letters
         )
@@ -218,23 +253,22 @@ class Checkpoint:
             raise ValueError(f"state must be one of {', '.join(_STATES)} or all, not {state!r}")
         if source_ids is not None:
             source_ids = [source_ids] if isinstance(source_ids, str) else list(source_ids)
-        self._directory.identity()
-        path, run_id = self._directory.path, new_run_id()
-        lease = Lease.acquire(path, Owner.here(run_id), Claim(None), wait_s=_LEASE_WAIT_S)
+        self._storage.identity()
+        run_id = new_run_id()
+        lease = self._storage.acquire(Owner.here(run_id), Claim(None), wait_s=self._storage.dying_s)
         try:
-            union = self._directory.settled(run_id).union
+            union = self._storage.settled(run_id).union
             records = list(
                 _in_state(union, state or "all")
                 if source_ids is None
                 else self._on_record(union, source_ids)
             )
             if records:
-                writer = WriterFile.create(path, run_id, {"purpose": "reset"})
-                try:
-                    writer.commit(_resets(records, run_id, union.highest_sequence()))
-                finally:
-                    writer.close()
+                resets = _resets(records, run_id, union.highest_sequence())
+                pairs = [(digest(record.source_id), encode(record)) for record in resets]
+                self._storage.write_whole(run_id, {"purpose": "reset"}, pairs)
                 reached("reset.committed")
+                lease.check()
             return len(records)
         finally:
             lease.end(wait_s=0)
@@ -251,7 +285,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a run is at work, or a file cannot be read. Nothing was changed.
         """
-        return compact(self._directory, lease_wait_s=_LEASE_WAIT_S)
+        return compact(self._storage, lease_wait_s=self._storage.dying_s)
 
     def check(self) -> CheckReport:
         """Prove the checkpoint sound, or say what is wrong with it; change nothing.
@@ -263,7 +297,7 @@ class Checkpoint:
         Raises:
             CheckpointError: there is no checkpoint. Damage is not raised, but reported.
         """
-        return check(self._directory)
+        return check(self._storage)
 
     def _on_record(self, union: Union, source_ids: list[str]) -> Iterator[Record]:
         known = {source_id: union.get(source_id) for source_id in source_ids}

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_resume.directory import CheckpointDirectory, merged_headers
+from ray_resume.contents import merged_headers
 from ray_resume.errors import CheckpointError
 from ray_resume.letters import FOLDER
 from ray_resume.naming import OutputName
 from ray_resume.reader import Reading
 from ray_resume.record import Record, State, decode, digest, precedence
-from ray_resume.store import Union, writer_files
+from ray_resume.storage import Storage
+from ray_resume.store import Union
 
 __all__ = ["CheckReport", "check", "plain"]
 
@@ -78,14 +79,14 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def check(directory: CheckpointDirectory) -> CheckReport:
-    """Look at everything in ``directory`` and at the files that it lists.
+def check(storage: Storage) -> CheckReport:
+    """Look at everything in ``storage`` and at the files that it lists.
 
     Raises:
         CheckpointError: there is no checkpoint.
     """
     for _ in range(_LOOKS):
-        look = _Look(directory)
+        look = _Look(storage)
         report = look.report()
         if report.ok or look.was_quiet():
             break
@@ -95,17 +96,17 @@ def check(directory: CheckpointDirectory) -> CheckReport:
 class _Look:
     """One look at a checkpoint."""
 
-    def __init__(self, directory: CheckpointDirectory) -> None:
-        self._directory = directory
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
         self._problems: list[str] = []
         self._notes: list[str] = []
         self._checkpoint_id, self._sink = self._identity()
-        self._look = directory.look()
+        self._look = storage.look()
         self._runs = set(self._look.live)
 
     def was_quiet(self) -> bool:
         """Say whether nobody was at work since the look began."""
-        now = self._directory.note()
+        now = self._storage.note()
         return not self._look.live and not now.live and now.files == self._look.files
 
     def report(self) -> CheckReport:
@@ -125,7 +126,7 @@ class _Look:
         self._check_letters(union)
         self._say_who_is_about()
         return CheckReport(
-            checkpoint=str(self._directory.path),
+            checkpoint=self._storage.uri,
             problems=tuple(self._problems),
             notes=tuple(self._notes),
             writers=len(self._look.readings),
@@ -136,9 +137,9 @@ class _Look:
 
     def _identity(self) -> tuple[str | None, str | None]:
         try:
-            return self._directory.identity(), self._directory.sink()
+            return self._storage.identity(), self._storage.sink()
         except CheckpointError as error:
-            if not writer_files(self._directory.path):
+            if not self._storage.writers():
                 raise
             self._problems.append(str(error))
             return None, None
@@ -195,7 +196,7 @@ class _Look:
         if self._sink is None:
             if listed and self._checkpoint_id is not None:
                 self._problems.append(
-                    f"{self._directory.path} lists {len(listed)} output files, but not in which "
+                    f"{self._storage.uri} lists {len(listed)} output files, but not in which "
                     "folder: its checkpoint.json is an older one. Restore it from a copy."
                 )
             return len(listed)
@@ -212,7 +213,7 @@ class _Look:
                 f"{_some(r.source_id for r in empty)}. Process them again: {self._reset(empty)}."
             )
         try:
-            sizes = dict(_files_in(self._sink, apart_from=str(self._directory.path)))
+            sizes = dict(_files_in(self._sink, apart_from=self._storage.root))
         except OSError as error:
             self._problems.append(f"The output folder {self._sink} cannot be read: {error}.")
             return len(listed)
@@ -241,9 +242,10 @@ class _Look:
             )
 
     def _check_letters(self, union: Union) -> None:
-        folder = self._directory.path / FOLDER
+        folder = f"{self._storage.uri}/{FOLDER}"
         listed = sorted(name for record in union for name in record.dead_letters)
-        gone = [name for name in listed if not (folder / name).exists()]
+        there = self._storage.letters().names() if listed else ()
+        gone = [name for name in listed if name not in there]
         if gone:
             # Whoever has dealt with them may have moved them; nobody else knows their rows.
             self._notes.append(
@@ -282,16 +284,16 @@ class _Look:
             self._notes.append(f"Did not end by itself: {owner}.")
 
     def _reset(self, records: list[Record]) -> str:
-        path = self._directory.path
+        path = self._storage.uri
         if len(records) > _EXAMPLES:
-            return f"Checkpoint({str(path)!r}).reset([...]), or reset(state='completed') for all"
-        return f"Checkpoint({str(path)!r}).reset({[record.source_id for record in records]!r})"
+            return f"Checkpoint({path!r}).reset([...]), or reset(state='completed') for all"
+        return f"Checkpoint({path!r}).reset({[record.source_id for record in records]!r})"
 
 
 class _Damage:
     """What is wrong with one file: a few of each kind would fill a screen."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._path = path
         self._faults: Counter[tuple[str, str]] = Counter()
 

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from ray_resume import __version__
 from ray_resume.checkpoint import Checkpoint, CheckpointStatus, last_line, plain
 from ray_resume.errors import ResumeError
+from ray_resume.objects import public_uri
 
 __all__ = ["main"]
 
@@ -63,7 +64,7 @@ def _status(options: argparse.Namespace) -> int:
         if options.json:
             _say(_json(dict(status)))
         else:
-            lines = _told(status, options.checkpoint)
+            lines = _told(status, public_uri(options.checkpoint))
             # A refreshed screen shows how old it is.
             stamp = [f"{time.strftime('%H:%M:%S')}, Ctrl-C to leave"] if options.watch else []
             _say(clear + "\n".join([*lines, *stamp]))

@@ -11,18 +11,18 @@ and what they listed, must outlive their files.
 
 from __future__ import annotations
 
-from ray_resume.directory import MERGED, CheckpointDirectory, Contents, new_run_id
+from ray_resume.contents import MERGED, Contents
+from ray_resume.directory import new_run_id
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
-from ray_resume.lease import Claim, Lease, Owner, guard
-from ray_resume.reader import read_writers
-from ray_resume.store import remove_half_made, write_whole
+from ray_resume.lease import Claim, Owner
+from ray_resume.storage import Storage
 
 __all__ = ["compact"]
 
 
-def compact(directory: CheckpointDirectory, *, lease_wait_s: float) -> int:
-    """Merge all writers' files of ``directory`` into one; return how many were merged.
+def compact(storage: Storage, *, lease_wait_s: float) -> int:
+    """Merge all writers' files of ``storage`` into one; return how many were merged.
 
     No run is alive meanwhile, and none can start.
 
@@ -30,34 +30,29 @@ def compact(directory: CheckpointDirectory, *, lease_wait_s: float) -> int:
         CheckpointError: a run is at work, a file cannot be read, or the disk is full. Nothing
             was changed.
     """
-    directory.identity()
-    path, run_id = directory.path, new_run_id()
-    lease = Lease.acquire(path, Owner.here(run_id), Claim(None), wait_s=lease_wait_s)
+    storage.identity()
+    run_id = new_run_id()
+    lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=lease_wait_s)
     try:
-        remove_half_made(path)
-        contents = directory.settled(run_id)
+        storage.remove_half_made()
+        contents = storage.settled(run_id)
         if len(contents.files) < 2:
             return 0
         # What cannot be read must not outlive the file that it came from.
         for _ in contents.union:
             pass
         pairs = dict(contents.union.pairs())
-        merged = write_whole(path, run_id, _header(contents), pairs.items())
-        (written,) = read_writers({run_id: (merged, False)})
+        written = storage.write_whole(run_id, _header(contents), pairs.items())
         if dict(written.pairs) != pairs:
-            merged.unlink(missing_ok=True)
+            storage.remove_writers({run_id: written.path})
             raise CheckpointError(
-                f"The checkpoint file {merged} did not come back as it was written"
+                f"The checkpoint file {written.path} did not come back as it was written"
                 f"{f' ({written.error})' if written.error else ''}; it was removed again, and the "
                 "files that it was made from are as they were. Is the disk failing?"
             )
         lease.check()
         reached("compact.merged")
-        # Whoever lists the files under the guard sees all of the old ones or none.
-        with guard(path):
-            for old in contents.files.values():
-                reached("compact.removing")
-                old.unlink(missing_ok=True)
+        storage.remove_writers(contents.files)
         return len(contents.files)
     finally:
         lease.end(wait_s=0)

@@ -103,7 +103,7 @@ class ResumableDatasource(_SourceDatasource):
     """
 
     def __init__(
-        self, reading: Reading, sources: Sequence[Source], checkpoint: str, options: Any
+        self, reading: Reading, sources: Sequence[Source], checkpoint: Any, options: Any
     ) -> None:
         super().__init__(reading, sources)
         self.checkpoint = checkpoint

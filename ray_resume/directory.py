@@ -24,26 +24,34 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from ray_resume.contents import Contents, Look, Note, contents_of
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
-from ray_resume.lease import Owner, guard, known_runs, live_runs
+from ray_resume.lease import Claim, Lease, Owner, guard, known_runs, live_runs
+from ray_resume.letters import LetterFolder
 from ray_resume.mounts import remote_fstype
 from ray_resume.reader import Reading, read_writers
 from ray_resume.shard import ArrayTask
-from ray_resume.store import Union, fsync_directory, writer_files
+from ray_resume.store import (
+    WriterFile,
+    fsync_directory,
+    remove_half_made,
+    write_whole,
+    writer_files,
+)
 
 __all__ = [
-    "MERGED",
+    "COMMIT_INTERVAL_S",
     "CheckpointDirectory",
-    "Contents",
-    "Look",
-    "Note",
-    "merged_headers",
+    "DirectoryPlace",
+    "local_path",
     "new_run_id",
 ]
 
-MERGED = "merged"
-"""In the header of a file that takes the place of others: their headers, by run id."""
+COMMIT_INTERVAL_S = 0.2
+"""The longest that a completed source waits to be committed, disk permitting."""
+
+_DYING_S = 5.0
 
 _IDENTITY = "checkpoint.json"
 _ARRAYS = "arrays.json"
@@ -56,47 +64,39 @@ def new_run_id() -> str:
 
 
 @dataclass(frozen=True)
-class Note:
-    """A checkpoint at one moment: who is at work, who was killed, and the writers' files."""
+class DirectoryPlace:
+    """Where a run's ledger finds its lease and makes its writer's file; picklable."""
 
-    live: dict[str, Owner]
-    killed: dict[str, Owner]
-    files: dict[str, Path]
+    directory: str
+    lease: str
+    run_id: str
+    commit_interval_s: float = COMMIT_INTERVAL_S
 
+    def open(self, header: Mapping[str, Any]) -> tuple[Lease, WriterFile]:
+        """Join the run's lease, and make its file; called once, by the ledger's process.
 
-@dataclass(frozen=True)
-class Look(Note):
-    """What the files that were noted held."""
+        Raises:
+            CheckpointError: the lease is gone, or the file cannot be made.
+        """
+        lease = Lease.join(Path(self.lease))
+        try:
+            return lease, WriterFile.create(Path(self.directory), self.run_id, header)
+        except CheckpointError:
+            lease.release()
+            raise
 
-    readings: list[Reading]
-
-
-@dataclass(frozen=True)
-class Contents:
-    """A look at a checkpoint: the records that count, each run's header, and who is alive.
-
-    A run's file may have been merged with others (see `compaction`): its header is here all the
-    same. ``files`` are the writers' files that there are, by run id. ``killed`` are the runs that
-    left a lease behind, for messages alone.
-    """
-
-    union: Union
-    headers: dict[str, dict[str, Any]]
-    live: dict[str, Owner]
-    files: dict[str, Path]
-    killed: dict[str, Owner]
-
-    @property
-    def dead_runs(self) -> frozenset[str]:
-        """The runs that are on record and over: their left-overs may be removed."""
-        return frozenset(self.headers) - frozenset(self.live)
+    def letters(self) -> LetterFolder:
+        """Return where dead letters go."""
+        return LetterFolder(Path(self.directory))
 
 
 class CheckpointDirectory:
     """A checkpoint directory on this host's file system. Creating the object touches nothing."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = _local_path(path)
+        local = local_path(path)
+        assert local is not None, f"{path} is no directory of this host"
+        self.path = local
 
     def ensure(self) -> str:
         """Create the checkpoint if it is missing, and return its id: 8 hexadecimal digits.
@@ -153,6 +153,56 @@ class CheckpointDirectory:
                     f"run, and this one would write to {sink}. Give it a checkpoint of its own."
                 )
             self._write_json(_IDENTITY, {**identity, "sink": sink})
+
+    @property
+    def uri(self) -> str:
+        """The path, as a user would write it."""
+        return str(self.path)
+
+    @property
+    def root(self) -> str:
+        """The path, as the file system of an output folder would spell it."""
+        return str(self.path)
+
+    @property
+    def dying_s(self) -> float:
+        """For how long a run that was killed may seem to be at work: its ledger outlives it."""
+        return _DYING_S
+
+    def acquire(self, owner: Owner, claim: Claim, *, wait_s: float) -> Lease:
+        """Take the lease of run ``owner.run_id``; see :meth:`Lease.acquire`."""
+        return Lease.acquire(self.path, owner, claim, wait_s=wait_s)
+
+    def place(self, run_id: str, lease: Lease) -> DirectoryPlace:
+        """Return what the ledger's process of the run needs."""
+        return DirectoryPlace(str(self.path), str(lease.path), run_id)
+
+    def letters(self) -> LetterFolder:
+        """Return where dead letters are."""
+        return LetterFolder(self.path)
+
+    def writers(self) -> dict[str, Path | str]:
+        """List the writers' files by run id."""
+        return dict(writer_files(self.path))
+
+    def write_whole(
+        self, run_id: str, header: Mapping[str, Any], pairs: Iterable[tuple[bytes, bytes]]
+    ) -> Reading:
+        """Make a writer's file that is whole and durable, and read it back."""
+        path = write_whole(self.path, run_id, header, pairs)
+        (reading,) = read_writers({run_id: (path, False)})
+        return reading
+
+    def remove_writers(self, files: Mapping[str, Path | str]) -> None:
+        """Remove writers' files; whoever lists them sees all of them or none."""
+        with guard(self.path):
+            for path in files.values():
+                reached("compact.removing")
+                Path(path).unlink(missing_ok=True)
+
+    def remove_half_made(self) -> None:
+        """Remove what killed processes left half made. Call it under a lease on everything."""
+        remove_half_made(self.path)
 
     def rank_of(self, task: ArrayTask) -> int:
         """Return the rank of ``task`` among those of its array, drawn when it first asks.
@@ -213,8 +263,10 @@ class CheckpointDirectory:
         with guard(self.path):
             live = live_runs(self.path)
             live.pop(own, None)
-            files = {run: path for run, path in writer_files(self.path).items() if run not in live}
-        return _contents(_readings(files, live), live, {})
+            files: dict[str, Path | str] = {
+                run: path for run, path in writer_files(self.path).items() if run not in live
+            }
+        return contents_of(_readings(files, live), live, {}, again=lambda: _readings(files, live))
 
     def everything(self) -> Contents:
         """Read what dead and live runs committed up to now: good to look at.
@@ -223,7 +275,9 @@ class CheckpointDirectory:
         """
         self._read_identity()
         look = self.look()
-        return _contents(look.readings, look.live, look.killed)
+        return contents_of(
+            look.readings, look.live, look.killed, again=lambda: _readings(look.files, look.live)
+        )
 
     def look(self) -> Look:
         """Read every writer's file, damaged or not, and say who is about."""
@@ -240,7 +294,7 @@ class CheckpointDirectory:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(CheckpointError):
                 stack.enter_context(guard(self.path))
-            return Note(*known_runs(self.path), writer_files(self.path))
+            return Note(*known_runs(self.path), dict(writer_files(self.path)))
 
     def _refuse_remote(self) -> None:
         fstype = remote_fstype(self.path)
@@ -304,57 +358,17 @@ class CheckpointDirectory:
             ) from error
 
 
-def _readings(files: dict[str, Path], live: Container[str]) -> Iterator[Reading]:
-    return read_writers({run_id: (path, run_id in live) for run_id, path in files.items()})
+def _readings(files: Mapping[str, Path | str], live: Container[str]) -> Iterator[Reading]:
+    return read_writers({run_id: (Path(path), run_id in live) for run_id, path in files.items()})
 
 
-def _contents(
-    readings: Iterable[Reading], live: dict[str, Owner], killed: dict[str, Owner]
-) -> Contents:
-    headers: dict[str, dict[str, Any]] = {}
-    pairs, files = {}, {}
-    for reading in readings:
-        if reading.error is not None:
-            raise reading.error
-        headers.update(merged_headers(reading.path, reading.header))
-        headers[reading.run_id] = dict(reading.header)
-        pairs[reading.run_id], files[reading.run_id] = reading.pairs, reading.path
-
-    def owner(value: bytes) -> str:
-        # Only a damaged record is looked for, so that the others need not say whose they are.
-        for reading in _readings(files, live):
-            if any(value == other for _, other in reading.pairs):
-                return f"the checkpoint file {reading.path}"
-        return "a checkpoint file"
-
-    return Contents(Union(pairs, owner=owner), headers, live, files, killed)
-
-
-def merged_headers(path: Path, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the headers of the runs whose files were merged into ``path``, with ``header``.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    merged = header.get(MERGED, {})
-    if not isinstance(merged, dict) or not all(isinstance(of, dict) for of in merged.values()):
-        raise CheckpointError(
-            f"The header of the checkpoint file {path} is damaged. Restore the file from a copy, "
-            "or start over with an empty checkpoint and an empty output folder."
-        )
-    return merged
-
-
-def _local_path(path: str | os.PathLike[str]) -> Path:
+def local_path(path: str | os.PathLike[str]) -> Path | None:
+    """Return the directory of this host that is meant, None if it is a URI of something else."""
     text = os.fspath(path)
     # One slash will do: pathlib folds two into one.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         parsed = urlparse(text)
         if parsed.scheme != "file" or parsed.netloc not in ("", "localhost"):
-            raise CheckpointError(
-                f"The checkpoint {text} is not on a local file system, and this version keeps "
-                "checkpoints on local file systems only. Give a path on the driver's host; the "
-                "input may be anywhere."
-            )
+            return None
         text = unquote(parsed.path)
     return Path(os.path.abspath(os.path.expanduser(text)))

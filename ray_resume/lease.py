@@ -21,11 +21,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
 
-__all__ = ["Claim", "Lease", "Owner", "guard", "known_runs", "live_runs"]
+__all__ = ["Claim", "Lease", "Owner", "guard", "known_runs", "live_runs", "refusal"]
 
 _SUFFIX = ".lease"
 _GUARD = "lock"
@@ -48,6 +49,21 @@ class Owner:
         """Describe this process."""
         return cls(run_id, socket.gethostname(), os.getpid(), time.time(), shard)
 
+    @classmethod
+    def of(cls, values: Any) -> Owner:
+        """Read what ``asdict`` gives.
+
+        Raises:
+            ValueError, TypeError: it is anything else.
+        """
+        owner = cls(**values)
+        *kinds, of_shard = map(type, astuple(owner))
+        if kinds != [str, str, int, float] or of_shard not in (str, type(None)):
+            raise TypeError(f"{values!r} is not the owner of a lease")
+        if not math.isfinite(owner.started_at):
+            raise ValueError("the owner of a lease has started at no time")
+        return owner
+
     def __str__(self) -> str:
         age_s = max(0, round(time.time() - self.started_at))
         shard = "" if self.shard is None else f"{self.shard}, "
@@ -59,6 +75,20 @@ class Claim:
     """The sources that a lease makes a run's own, as digests; ``None`` claims every source."""
 
     digests: frozenset[bytes] | None
+
+    def to_bytes(self) -> bytes:
+        """Spell it for :meth:`from_bytes`."""
+        return b"" if self.digests is None else b"sources\n" + b"".join(sorted(self.digests))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Claim:
+        """Read what :meth:`to_bytes` wrote."""
+        if not data.startswith(b"sources\n"):
+            return cls(None)
+        body = data.removeprefix(b"sources\n")
+        return cls(
+            frozenset(body[i : i + _DIGEST_BYTES] for i in range(0, len(body), _DIGEST_BYTES))
+        )
 
     def meets(self, other: Claim) -> bool:
         """Say whether the two runs have a source in common."""
@@ -89,14 +119,14 @@ class Lease:
                 if rival is None:
                     return cls._create(path, owner, claim)
             if time.monotonic() >= deadline:
-                raise CheckpointError(
-                    f"The checkpoint {directory} is in use: {rival} is working on the same "
-                    f"sources, and still was after {wait_s:g} s. Wait until it ends, or end it"
-                    + (f" (on host {rival.host}: kill {rival.pid})" if rival.pid else "")
-                    + ", and run again."
-                    + _about_shards(owner, rival)
-                )
+                raise refusal(str(directory), owner, rival, wait_s)
             time.sleep(_POLL_INTERVAL_S)
+
+    @classmethod
+    def hold(cls, directory: Path, owner: Owner) -> Lease:
+        """Hold a lease that claims nothing, whoever else does; those of the dead stay there."""
+        with guard(directory):
+            return cls._create(directory / f"{owner.run_id}{_SUFFIX}", owner, Claim(frozenset()))
 
     @classmethod
     def _create(cls, path: Path, owner: Owner, claim: Claim) -> Lease:
@@ -117,6 +147,13 @@ class Lease:
             path.unlink(missing_ok=True)
             raise CheckpointError(f"The lease {path} cannot be written: {error}.") from error
         return cls(path, descriptor)
+
+    @staticmethod
+    def is_abandoned(path: Path) -> bool:
+        """Say whether there is a lease at ``path`` that no process of this host holds."""
+        with contextlib.suppress(CheckpointError), guard(path.parent):
+            return path.exists() and not _is_held(path)
+        return False
 
     @classmethod
     def join(cls, path: Path) -> Lease:
@@ -257,6 +294,17 @@ def _first_rival(directory: Path, claim: Claim) -> Owner | None:
     return None
 
 
+def refusal(checkpoint: str, owner: Owner, rival: Owner, wait_s: float) -> CheckpointError:
+    """Tell run ``owner`` that it has waited for ``rival`` in vain."""
+    return CheckpointError(
+        f"The checkpoint {checkpoint} is in use: {rival} is working on the same sources, and "
+        f"still was after {wait_s:g} s. Wait until it ends, or end it"
+        + (f" (on host {rival.host}: kill {rival.pid})" if rival.pid else "")
+        + ", and run again."
+        + _about_shards(owner, rival)
+    )
+
+
 def _about_shards(owner: Owner, rival: Owner) -> str:
     if owner.shard is None and rival.shard is None:
         return ""
@@ -289,11 +337,7 @@ def _is_held(path: Path) -> bool:
 def _read_owner(path: Path) -> Owner:
     try:
         with path.open("rb") as file:
-            owner = Owner(**json.loads(file.readline()))
-        *kinds, of_shard = map(type, astuple(owner))
-        sound = kinds == [str, str, int, float] and of_shard in (str, type(None))
-        if sound and math.isfinite(owner.started_at):
-            return owner
+            return Owner.of(json.loads(file.readline()))
     except (OSError, ValueError, TypeError, RecursionError):
         pass
     # It is being written, or was when its run was killed: it is known by its name alone.

@@ -1,26 +1,28 @@
 """Dead letters: rows that a stage with ``on_error="dead_letter"`` could not do with.
 
 A worker sends them to the ledger's host (:class:`Letter`), which writes them as Parquet files into
-the checkpoint (:class:`LetterFolder`), since workers may be on nodes that do not see it. Which
+the checkpoint (a :class:`LetterBox`), since workers may be on nodes that do not see it. Which
 of the files count is in the sources' records, as with output files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
+from ray_resume.objects import Objects
 from ray_resume.record import digest
 
-__all__ = ["COLUMNS", "FOLDER", "Letter", "LetterFolder"]
+__all__ = ["COLUMNS", "FOLDER", "Letter", "LetterBox", "LetterFolder", "LetterObjects"]
 
 FOLDER = "dead-letters"
 """Where they are in a checkpoint directory."""
@@ -56,19 +58,53 @@ class Letter:
         return cls(source, total, stage, buffer.getvalue().to_pybytes(), tuple(errors))
 
 
-class LetterFolder:
-    """The dead letters of a checkpoint; created with the first one."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self._path = checkpoint / FOLDER
+class LetterBox(Protocol):
+    """The dead letters of a checkpoint."""
 
     def write(self, run_id: str, source_id: str, letter: Letter) -> str:
         """Write a letter durably under a name of its own, and return that, without the folder.
 
         Raises:
-            CheckpointError: the disk is full or fails. The rows count for nobody.
+            CheckpointError: the storage is full or fails. The rows count for nobody.
         """
-        name = f"{run_id}-{digest(source_id)[:8].hex()}-{secrets.token_hex(8)}.parquet"
+
+    def names(self) -> Collection[str]:
+        """List the letters that are there, without the folder."""
+
+    def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
+        """Remove what ``runs``, all of them over, have left and no record lists."""
+
+
+class LetterObjects:
+    """Dead letters in a storage of objects."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    def write(self, run_id: str, source_id: str, letter: Letter) -> str:
+        name = _new_name(run_id, source_id)
+        buffer = io.BytesIO()
+        _write(letter, source_id, buffer)
+        self._objects.put(f"{FOLDER}/{name}", buffer.getvalue())
+        reached("letters.written")
+        return name
+
+    def names(self) -> Collection[str]:
+        return {name.removeprefix(f"{FOLDER}/") for name in self._objects.list(FOLDER)}
+
+    def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
+        doomed = _leftovers(self.names(), runs, listed)
+        self._objects.delete(f"{FOLDER}/{name}" for name in doomed)
+
+
+class LetterFolder:
+    """Dead letters in a checkpoint directory; the folder is made with the first one."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._path = checkpoint / FOLDER
+
+    def write(self, run_id: str, source_id: str, letter: Letter) -> str:
+        name = _new_name(run_id, source_id)
         hidden = self._path / f".{name}"
         try:
             self._path.mkdir(exist_ok=True)
@@ -95,14 +131,27 @@ class LetterFolder:
         reached("letters.written")
         return name
 
-    def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
-        """Remove what ``runs``, all of them over, have left and no record lists."""
+    def names(self) -> Collection[str]:
         with contextlib.suppress(FileNotFoundError):
-            for path in self._path.iterdir():
-                name = _NAME.fullmatch(path.name)
-                if name is not None and name[1] in runs and path.name not in listed:
-                    reached("cleanup.removing_letter")
-                    path.unlink(missing_ok=True)
+            return {path.name for path in self._path.iterdir()}
+        return ()
+
+    def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
+        for name in _leftovers(self.names(), runs, listed):
+            reached("cleanup.removing_letter")
+            (self._path / name).unlink(missing_ok=True)
+
+
+def _new_name(run_id: str, source_id: str) -> str:
+    return f"{run_id}-{digest(source_id)[:8].hex()}-{secrets.token_hex(8)}.parquet"
+
+
+def _leftovers(names: Collection[str], runs: Collection[str], listed: Collection[str]) -> list[str]:
+    return [
+        name
+        for name in names
+        if (match := _NAME.fullmatch(name)) is not None and match[1] in runs and name not in listed
+    ]
 
 
 def _write(letter: Letter, source_id: str, file: Any) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ray_resume.directory import Contents
+from ray_resume.contents import Contents
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
 from ray_resume.naming import OutputName
 from ray_resume.record import Record
 from ray_resume.sink import Folder
+from ray_resume.storage import Storage
 
 __all__ = ["FolderOutput", "Output", "RemoteOutput"]
 
@@ -32,7 +33,7 @@ class Output(Protocol):
     def check(
         self,
         checkpoint_id: str,
-        checkpoint: str,
+        checkpoint: Storage,
         names: Collection[str],
         contents: Contents,
         skipped: Iterable[Record],
@@ -79,12 +80,12 @@ class FolderOutput:
     def check(
         self,
         checkpoint_id: str,
-        checkpoint: str,
+        checkpoint: Storage,
         names: Collection[str],
         contents: Contents,
         skipped: Iterable[Record],
     ) -> None:
-        inside = checkpoint.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
+        inside = checkpoint.root.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
         names = [name for name in names if not name.startswith(inside)]
         known = contents.headers.keys() | contents.live.keys()
         unknown = [
@@ -97,9 +98,9 @@ class FolderOutput:
         if unknown:
             raise CheckpointError(
                 f"The output folder {self.uri} has {len(unknown)} files of runs that the "
-                f"checkpoint {checkpoint} does not know, {unknown[0]} among them: an .mdb file was "
-                "removed from it, or it was restored from an older copy. Going on would write "
-                "their rows a second time. Put the .mdb files back, or remove those files too."
+                f"checkpoint {checkpoint.uri} does not know, {unknown[0]} among them: a writer's "
+                "file (.mdb) was removed from it, or it was restored from an older copy. Going on "
+                "would write their rows a second time. Put it back, or remove those files too."
             )
         if not self.append:
             foreign = [name for name in names if _is_foreign(name, checkpoint_id)]
@@ -123,8 +124,8 @@ class FolderOutput:
             raise CheckpointError(
                 f"{len(gone)} output files of {len(sources)} completed sources are gone, {file} of "
                 f"{source_id} among them. Put them back, or make ray_resume process the sources "
-                f"again: Checkpoint({checkpoint!r}).reset({some}), or .reset(state='completed') "
-                "for all that is completed."
+                f"again: Checkpoint({checkpoint.uri!r}).reset({some}), or "
+                ".reset(state='completed') for all that is completed."
             )
 
     def prepare(self) -> None:
@@ -168,7 +169,7 @@ class RemoteOutput:
     def check(
         self,
         checkpoint_id: str,
-        checkpoint: str,
+        checkpoint: Storage,
         names: Collection[str],
         contents: Contents,
         skipped: Iterable[Record],

@@ -16,7 +16,6 @@ from ray.data.datasource import Datasource
 from ray_resume import plan
 from ray_resume.checkpoint import Checkpoint
 from ray_resume.datasource import ResumableDatasource
-from ray_resume.directory import CheckpointDirectory
 from ray_resume.errors import NonResumableError
 from ray_resume.listing import list_files, list_row_groups, relative_to, resolve
 from ray_resume.readings import (
@@ -85,8 +84,8 @@ def resumable_read(
               ``ray.data.read_datasource``.
             * a ``ray.data.Datasource``. Each of its read tasks is a source; it is asked for
               ``override_num_blocks`` tasks (200 by default) in every run.
-        checkpoint: a directory on the driver's host, created if missing, or a :class:`Checkpoint`.
-            Give each pipeline its own.
+        checkpoint: a directory, or a URI of any storage that pyarrow knows, created if missing; or
+            a :class:`Checkpoint`, which has more options. Give each pipeline its own.
         keys: strings, numbers, dates, and lists, tuples or dicts of these, without repeats. A list
             that has grown since the last run processes what is new.
         granularity: ``"row_group"`` makes each row group of a Parquet file a source, spelt
@@ -122,7 +121,9 @@ def resumable_read(
     share = None if shard is None else shard_of(shard, os.environ)
     if granularity not in ("file", "row_group"):
         raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
-    directory = CheckpointDirectory(checkpoint)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
+    storage = checkpoint.location.open()
     files = keys is None and not isinstance(reader, Datasource)
     if not files and (granularity != "file" or source_root is not None):
         raise TypeError("granularity and source_root are for ray.data's readers for files alone.")
@@ -139,14 +140,14 @@ def resumable_read(
         reading = DatasourceReading.of(reader, source_id, wanted)
     else:
         reading = _file_reading(reader, args, kwargs, granularity, source_root)
-    directory.ensure()
+    storage.ensure()
     if isinstance(share, ArrayTask):
-        share = Shard(directory.rank_of(share), share.count)
+        share = Shard(storage.rank_of(share), share.count)
     sources = reading.sources
     if share is not None:
         sources = [source for source in sources if share.holds(source.source_id)]
     options = ReadOptions(max_failed_runs, on_source_change, on_pipeline_change, share)
-    datasource = ResumableDatasource(reading, sources, str(directory.path), options)
+    datasource = ResumableDatasource(reading, sources, checkpoint.location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     plan.refuse_plain_writes(dataset)
     return dataset

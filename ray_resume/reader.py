@@ -51,7 +51,7 @@ class Reading:
     """What was read from one writer's file: its header and pairs, or why it cannot be read."""
 
     run_id: str
-    path: Path
+    path: Path | str
     header: Mapping[str, Any]
     pairs: list[tuple[bytes, bytes]]
     error: CheckpointError | None = None

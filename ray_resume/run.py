@@ -27,11 +27,11 @@ from ray_resume import actor
 from ray_resume.actor import Failed, Progress, RunSpec
 from ray_resume.client import LedgerClient
 from ray_resume.compaction import compact
-from ray_resume.directory import CheckpointDirectory, Contents, new_run_id
+from ray_resume.contents import Contents
+from ray_resume.directory import new_run_id
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.faults import armed, reached
-from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.letters import LetterFolder
+from ray_resume.lease import Claim, Owner
 from ray_resume.naming import DIGEST_BYTES
 from ray_resume.output import Output
 from ray_resume.record import State, digest
@@ -39,7 +39,7 @@ from ray_resume.schedule import PassPlan, Schedule
 from ray_resume.shard import Shard
 from ray_resume.signals import terminable
 from ray_resume.source import Source
-from ray_resume.store import writer_files
+from ray_resume.storage import Storage
 from ray_resume.summary import RunSummary
 from ray_resume.todo import Todo, todo_of
 
@@ -47,8 +47,8 @@ __all__ = ["LEASE_WAIT_S", "MOST_WRITER_FILES", "Pass", "Run", "RunPlan"]
 
 logger = logging.getLogger("ray_resume")
 
-LEASE_WAIT_S = 30.0
-"""How long a run waits for another on the same sources: a killed driver's actor lives seconds."""
+LEASE_WAIT_S = 25.0
+"""How long a run waits for another on the same sources, beside the time that a dead one takes."""
 
 MOST_WRITER_FILES = 64
 """Every run reads what all earlier ones have written; of more files than this it makes one."""
@@ -69,7 +69,7 @@ _ACTOR_EXIT_S = 10.0
 class RunPlan:
     """What a run is to do, all of it checked."""
 
-    directory: CheckpointDirectory
+    storage: Storage
     # Those of this run, in ``shard`` if it has one, and all that were listed.
     sources: Sequence[Source]
     listed: Sequence[Source]
@@ -104,10 +104,10 @@ class Run:
         self._plan = plan
         self._run_id = new_run_id()
         self._started_at = time.monotonic()
-        self._checkpoint_id = plan.directory.identity()
+        self._checkpoint_id = plan.storage.identity()
 
     def execute(
-        self, run_pass: Callable[[Pass], None], *, lease_wait_s: float = LEASE_WAIT_S
+        self, run_pass: Callable[[Pass], None], *, lease_wait_s: float | None = None
     ) -> RunSummary:
         """Take the lease, run passes until nothing more can be done, clean up.
 
@@ -124,7 +124,7 @@ class Run:
             # Before the checkpoint is read, so that it knows each run whose files are seen here:
             # neighbours may start at any moment.
             names = self._plan.output.names()
-            contents = self._plan.directory.settled(self._run_id)
+            contents = self._plan.storage.settled(self._run_id)
             self._check_bound(contents)
             todo = todo_of(
                 self._plan.sources,
@@ -150,8 +150,9 @@ class Run:
                     self._plan.shard,
                     todo.apart[0],
                 )
-            checkpoint = str(self._plan.directory.path)
-            self._plan.output.check(self._checkpoint_id, checkpoint, names, contents, todo.skipped)
+            self._plan.output.check(
+                self._checkpoint_id, self._plan.storage, names, contents, todo.skipped
+            )
             if not todo.pending:
                 self._remove_leftovers(contents)
                 return self._summary(todo, _NOTHING)
@@ -169,31 +170,33 @@ class Run:
 
     def _keep_few_files(self) -> None:
         """Merge the files of earlier runs, if there are many and no run is at work."""
-        if len(writer_files(self._plan.directory.path)) > MOST_WRITER_FILES:
+        if len(self._plan.storage.writers()) > MOST_WRITER_FILES:
             # If it cannot be done now, a later run will; what is damaged is told soon enough.
             with contextlib.suppress(CheckpointError):
-                compact(self._plan.directory, lease_wait_s=0)
+                compact(self._plan.storage, lease_wait_s=0)
 
     @contextlib.contextmanager
-    def _leased(self, wait_s: float) -> Iterator[None]:
-        path = self._plan.directory.path
+    def _leased(self, wait_s: float | None) -> Iterator[None]:
+        if wait_s is None:
+            wait_s = self._plan.storage.dying_s + LEASE_WAIT_S
         claim = Claim(frozenset(digest(source.source_id) for source in self._plan.sources))
         shard = None if self._plan.shard is None else str(self._plan.shard)
-        self._lease = Lease.acquire(path, Owner.here(self._run_id, shard), claim, wait_s=wait_s)
+        owner = Owner.here(self._run_id, shard)
+        self._lease = self._plan.storage.acquire(owner, claim, wait_s=wait_s)
         try:
             yield
         finally:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
     def _check_bound(self, contents: Contents) -> None:
-        output, bound = self._plan.output, self._plan.directory.sink()
+        output, bound = self._plan.output, self._plan.storage.sink()
         committed = any(
             record.files or (record.rows and record.state is State.COMPLETED)
             for record in contents.union
         )
         if bound is not None and bound != output.uri and (committed or contents.live):
             raise CheckpointError(
-                f"The checkpoint {self._plan.directory.path} belongs to the output {bound}, and "
+                f"The checkpoint {self._plan.storage.uri} belongs to the output {bound}, and "
                 f"this run would write to {output.uri}. Write to {bound}, or give this pipeline "
                 "a checkpoint of its own."
             )
@@ -210,7 +213,7 @@ class Run:
             )
 
     def _bind_sink(self) -> None:
-        self._plan.directory.bind(self._plan.output.uri, self._run_id)
+        self._plan.storage.bind(self._plan.output.uri, self._run_id)
 
     def _passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> RunSummary:
         try:
@@ -317,8 +320,7 @@ class Run:
     def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
         return RunSpec(
             run_id=self._run_id,
-            directory=str(self._plan.directory.path),
-            lease=str(self._lease.path),
+            place=self._plan.storage.place(self._run_id, self._lease),
             sources=[(source.source_id, source.fingerprint) for source in todo.pending],
             records=todo.records,
             first_sequence=contents.union.highest_sequence(),
@@ -342,7 +344,7 @@ class Run:
                 logger.warning("The ledger of run %s lives on; left-overs stay.", self._run_id)
                 return
             self._lease.check()
-            self._remove_leftovers(self._plan.directory.settled(self._run_id))
+            self._remove_leftovers(self._plan.storage.settled(self._run_id))
         except (ResumeError, OSError) as error:
             logger.warning("Left-overs in %s were not removed: %s", self._plan.output.uri, error)
 
@@ -352,7 +354,7 @@ class Run:
         runs = contents.dead_runs | {self._run_id}
         self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents)
         listed = {name for record in contents.union for name in record.dead_letters}
-        LetterFolder(self._plan.directory.path).remove_leftovers(runs, listed)
+        self._plan.storage.letters().remove_leftovers(runs, listed)
 
     def _summary(
         self, todo: Todo, progress: Progress, failed: int = 0, quarantined: int = 0

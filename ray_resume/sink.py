@@ -8,6 +8,7 @@ ledger's to say.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from ray_resume.ledger import Drain, Pack
 from ray_resume.lineage import MODULUS, token_sum
 from ray_resume.listing import path_of
 from ray_resume.naming import DIGEST_BYTES, stem_of
+from ray_resume.objects import put_whole
 from ray_resume.packing import Packing
 
 __all__ = ["FileSink", "Folder", "Layout", "gathered"]
@@ -73,9 +75,11 @@ class Folder:
         On a local file system it survives a power cut after :meth:`sync`.
         """
         if not self.is_local:
-            # An object appears when its upload is closed, whole or not at all.
-            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
-                write(stream)
+            # In memory first: a stream that an error leaves is closed, and half a file appears.
+            buffer = io.BytesIO()
+            write(buffer)
+            reached("sink.writing")
+            put_whole(self.filesystem, f"{self.path}/{name}", buffer.getbuffer())
             return
         folder, _, bare = f"{self.path}/{name}".rpartition("/")
         os.makedirs(folder, exist_ok=True)

@@ -65,6 +65,11 @@ class WriterFile:
         self._env = env
         self._meta, self._records = env.open_db(_META), env.open_db(_RECORDS)
 
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._path
+
     @classmethod
     def create(cls, directory: Path, run_id: str, header: Mapping[str, Any]) -> WriterFile:
         """Make ``<run_id>.mdb`` in ``directory``, with ``header`` (plain JSON data) in it.

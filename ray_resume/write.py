@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data import Dataset
 from ray.data.datasource import Datasink
 
@@ -22,13 +22,13 @@ from ray_resume.datasinks import (
     title_of,
 )
 from ray_resume.datasource import ArmedDatasource, ResumableDatasource
-from ray_resume.directory import CheckpointDirectory
 from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.formats import checked_format
 from ray_resume.listing import resolve
+from ray_resume.objects import canonical_uri
 from ray_resume.output import FolderOutput, Output, RemoteOutput
 from ray_resume.packing import Packing, groups_of
-from ray_resume.run import LEASE_WAIT_S, Pass, Run, RunPlan
+from ray_resume.run import Pass, Run, RunPlan
 from ray_resume.sink import FileSink, Folder, Layout
 from ray_resume.source import Source
 from ray_resume.summary import RunSummary
@@ -59,7 +59,7 @@ def resumable_write(
     partition_cols: Sequence[str] | None = None,
     target_file_bytes: int | None = None,
     concurrency: int | None = None,
-    lease_wait_s: float = LEASE_WAIT_S,
+    lease_wait_s: float | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
     **write_options: Any,
 ) -> RunSummary:
@@ -81,8 +81,9 @@ def resumable_write(
         append: write into a folder that has data files of others; theirs are left alone.
         filesystem: the pyarrow filesystem of ``sink``, inferred from it by default.
         concurrency: how many write tasks may run at once.
-        lease_wait_s: how many seconds to wait for another run on the same sources to end. A
-            killed driver's ledger lives on for a few.
+        lease_wait_s: how many seconds to wait for another run on the same sources to end. By
+            default 25 more than a run that was killed may seem to be at work: 5 in a local
+            directory, 1.25 times ``lease_ttl_s`` where hosts share the checkpoint.
         ray_remote_args: passed to ``ray.remote`` for the write tasks.
         write_options: the format's own: those of ``pyarrow.parquet.write_table`` (such as
             ``compression`` and ``row_group_size``), ``pyarrow.csv.WriteOptions``,
@@ -147,7 +148,7 @@ def resumable_write(
 
     run = Run(
         RunPlan(
-            directory=CheckpointDirectory(datasource.checkpoint),
+            storage=datasource.checkpoint.open(),
             sources=datasource.sources,
             listed=datasource.reading.sources,
             shard=datasource.options.shard,
@@ -269,9 +270,8 @@ def _folder(sink: Any, filesystem: FileSystem | None) -> Folder:
             f"{type(sink).__name__}."
         )
     inferred, (path,) = resolve(os.fspath(sink), filesystem)
-    folder = Folder(inferred, path, path if "://" not in os.fspath(sink) else os.fspath(sink))
-    if folder.is_local:
-        folder = Folder(inferred, path, path)
-        if os.path.exists(path) and not os.path.isdir(path):
-            raise CheckpointError(f"The output folder {path} is a file. Give another folder.")
-    return folder
+    if not isinstance(inferred, LocalFileSystem):
+        return Folder(inferred, path, canonical_uri(inferred, path, os.fspath(sink)))
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise CheckpointError(f"The output folder {path} is a file. Give another folder.")
+    return Folder(inferred, path, path)

@@ -21,7 +21,8 @@ from job import WITHOUT_TOKENS, kill_with_descendants
 from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError, resumable_read, resumable_write
-from ray_resume.directory import CheckpointDirectory, Contents
+from ray_resume.contents import Contents
+from ray_resume.directory import CheckpointDirectory
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.output import FolderOutput
 from ray_resume.record import Record, State, digest
@@ -347,7 +348,7 @@ def test_the_example(batch: Batch, tmp_path: Path, another_cluster: str) -> None
 def plan_of(directory: CheckpointDirectory, out: Path, shard: Shard | None = None) -> RunPlan:
     sources = [Source("a", "a")]
     return RunPlan(
-        directory=directory,
+        storage=directory,
         sources=sources,
         listed=sources,
         shard=shard,

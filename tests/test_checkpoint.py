@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ray_resume import Checkpoint, CheckpointError, CheckpointStatus, SourceRecord
-from ray_resume import checkpoint as checkpoint_module
+from ray_resume import directory as directory_module
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.record import Fingerprint, Record, State, digest
@@ -70,7 +70,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "_LEASE_WAIT_S", 0.1)
+    monkeypatch.setattr(directory_module, "_DYING_S", 0.1)
 
 
 def states(path: Path) -> dict[str, str]:
@@ -362,11 +362,11 @@ def test_reset_is_refused_while_a_run_lives(path: Path) -> None:
 def test_a_reset_that_cannot_be_written_changes_nothing_and_lets_go(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: WriterFile, records: object) -> None:
+    def full(*_: object) -> None:
         raise CheckpointError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(WriterFile, "commit", full)
+        patch.setattr(directory_module, "write_whole", full)
         with pytest.raises(CheckpointError, match="disk full"):
             Checkpoint(path).reset(state="all")
     assert len(states(path)) == 5

@@ -18,7 +18,7 @@ import pytest
 
 import ray_resume
 from ray_resume import Checkpoint, cli
-from ray_resume import checkpoint as checkpoint_module
+from ray_resume import directory as directory_module
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.record import Record, State
@@ -31,7 +31,7 @@ DEADLINE_S = 30.0
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "_LEASE_WAIT_S", 0.1)
+    monkeypatch.setattr(directory_module, "_DYING_S", 0.1)
 
 
 def write(directory: Path, run_id: str, total: int, records: list[Record]) -> None:

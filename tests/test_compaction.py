@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_resume import Checkpoint, CheckpointError, store
-from ray_resume import checkpoint as checkpoint_module
+from ray_resume import directory as directory_module
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.record import Record, State, digest, encode
@@ -68,7 +68,7 @@ def truth(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "_LEASE_WAIT_S", 0.1)
+    monkeypatch.setattr(directory_module, "_DYING_S", 0.1)
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_no_run_starts_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         tried.append(True)
         return really_write(*args)
 
-    monkeypatch.setattr("ray_resume.compaction.write_whole", start_a_run)
+    monkeypatch.setattr("ray_resume.directory.write_whole", start_a_run)
     assert Checkpoint(path).compact() == 7
     assert tried == [True]
 

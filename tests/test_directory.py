@@ -15,6 +15,7 @@ from ray_resume.directory import CheckpointDirectory, new_run_id
 from ray_resume.errors import CheckpointError
 from ray_resume.lease import Claim, Lease, Owner, live_runs
 from ray_resume.record import Record, State, digest
+from ray_resume.storage import Location
 from ray_resume.store import WriterFile
 
 
@@ -143,13 +144,17 @@ def test_relative_and_home_paths_are_made_absolute(
     assert CheckpointDirectory("date=2020:01/b").path == tmp_path / "date=2020:01" / "b"
 
 
-@pytest.mark.parametrize(
-    "remote",
-    ["s3://bucket/ckpt", "gs://b", "hdfs://host/ckpt", "file://host/ckpt", Path("s3://b/c")],
-)
-def test_remote_places_are_refused(remote: str | Path) -> None:
-    with pytest.raises(CheckpointError, match="local file systems only"):
-        CheckpointDirectory(remote)
+@pytest.mark.parametrize("path", ["hdfs://no.such.host/ckpt", "file://host/ckpt", "what://b/c"])
+def test_places_that_cannot_be_opened_are_told(path: str) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be opened: .*pyarrow knows"):
+        Location(path).open()
+
+
+def test_secrets_are_not_told() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"The checkpoint what://me@host/c\?sas_token=\*\*\* c"
+    ):
+        Location("what://me:secret@host/c?sas_token=secret").open()
 
 
 # Identity and sink.

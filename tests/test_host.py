@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ray_resume.actor import Failed, LedgerHost, RunSpec
-from ray_resume.directory import CheckpointDirectory
+from ray_resume.directory import CheckpointDirectory, DirectoryPlace
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.ledger import Drain, LedgerError, Message, Outcome, Seal
@@ -57,8 +57,9 @@ class Run:
         self.lease = Lease.acquire(self.directory.path, owner, Claim(None), wait_s=0)
         values: dict[str, Any] = {
             "run_id": run_id,
-            "directory": str(path),
-            "lease": str(self.lease.path),
+            "place": DirectoryPlace(
+                str(path), str(self.lease.path), run_id, commit_interval_s=commit_interval_s
+            ),
             "sources": [(f"s{i}", Fingerprint(i, 10 * i)) for i in range(sources)],
             "records": {},
             "max_failed_runs": 3,
@@ -68,7 +69,7 @@ class Run:
         }
         self.spec = RunSpec(**{**values, **spec})
         self.file = path / f"{run_id}.mdb"
-        self.host = LedgerHost(self.spec, commit_interval_s=commit_interval_s)
+        self.host = LedgerHost(self.spec)
         self.host.begin_pass(1)
 
     def apply(self, *events: Seal | Drain) -> Any:
@@ -370,14 +371,16 @@ HOST = """
 import os, signal, sys, time
 from pathlib import Path
 from ray_resume.actor import LedgerHost, RunSpec
+from ray_resume.directory import DirectoryPlace
 from ray_resume.errors import ResumeError
 from ray_resume.ledger import Message, Seal
 from ray_resume.record import Fingerprint
 
 sources = [(f"s{i}", Fingerprint()) for i in range(3)]
 lease = str(Path(sys.argv[1]) / "old.lease")
-spec = RunSpec("old", sys.argv[1], lease, sources, {}, 3, 0, "", {"sources_total": 3})
-host = LedgerHost(spec, commit_interval_s=0.3)
+place = DirectoryPlace(sys.argv[1], lease, "old", commit_interval_s=0.3)
+spec = RunSpec("old", place, sources, {}, 3, 0, "", {"sources_total": 3})
+host = LedgerHost(spec)
 host.begin_pass(1)
 host.apply(Message("old", 1, (Seal(0, 0),)))
 host.flush()

@@ -1,0 +1,174 @@
+"""Segments: the immutable pieces in which a run's records are published; and which of them count.
+
+A run numbers what it publishes from 1. A *part* has the records of one commit, a *whole* all of
+the run's records up to its number, so that the parts before it can go. Number 1 has the run's
+header and no records: a run is known before it writes any row.
+
+A *fence* says up to which number the segments of a run count. It is put up by a successor that has
+found the run dead, before it relies on what the run has left: whatever the dead run may still
+publish has a higher number, and counts for nobody. Of several fences the lowest holds.
+
+Pure: bytes and names, no storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import struct
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray_resume.errors import CheckpointError
+
+__all__ = [
+    "Segment",
+    "accepted",
+    "decode",
+    "encode",
+    "fence_name",
+    "is_fence",
+    "last_number",
+    "part_name",
+    "whole_name",
+]
+
+Pairs = list[tuple[bytes, bytes]]
+
+_MAGIC = b"ray-resume segment\n"
+_FORMAT_VERSION = 1
+_LENGTHS = struct.Struct("<IQ")  # of the header, in bytes; of the records, in number
+_DIGEST_BYTES = 16
+_CHECKSUM_BYTES = 16
+
+_SEGMENT = re.compile(r"([0-9]{9})\.(part|whole)")
+_FENCE = re.compile(r"fence-[0-9a-f]{12}-([0-9]{9})")
+
+
+def part_name(number: int) -> str:
+    """Name the segment that has the records of one commit."""
+    return f"{number:09d}.part"
+
+
+def whole_name(number: int) -> str:
+    """Name the segment that has all records up to this one."""
+    return f"{number:09d}.whole"
+
+
+def fence_name(by: str, last: int) -> str:
+    """Name the fence by which run ``by`` says that ``last`` is the last segment that counts."""
+    return f"fence-{by}-{last:09d}"
+
+
+def is_fence(name: str) -> bool:
+    """Say whether ``name`` is that of a fence."""
+    return _FENCE.fullmatch(name) is not None
+
+
+def last_number(names: Iterable[str]) -> int:
+    """Return the highest number of the segments among ``names``, 0 if there is none."""
+    numbers = (int(match[1]) for name in names if (match := _SEGMENT.fullmatch(name)))
+    return max(numbers, default=0)
+
+
+def accepted(names: Collection[str]) -> list[str]:
+    """Return which segments of a run hold what counts of it, in their order.
+
+    Args:
+        names: all segments and fences of the run.
+
+    Raises:
+        CheckpointError: one of them is missing.
+    """
+    fences = [int(match[1]) for name in names if (match := _FENCE.fullmatch(name))]
+    limit = min(fences, default=None)
+    found: list[Segment] = []
+    for name in names:
+        if match := _SEGMENT.fullmatch(name):
+            segment = Segment(int(match[1]), match[2] == "whole", name)
+            if limit is None or segment.number <= limit:
+                found.append(segment)
+    found.sort()
+    start = max((i for i, segment in enumerate(found) if segment.is_whole), default=0)
+    counted = found[start:]
+    if not counted:
+        return []
+    first = counted[0].number if counted[0].is_whole else 1
+    expected = range(first, first + len(counted))
+    missing = set(expected) - {segment.number for segment in counted}
+    if missing:
+        raise CheckpointError(f"segment {min(missing)} is missing")
+    if limit is not None and counted[-1].number < limit:
+        raise CheckpointError(f"segment {limit} is missing")
+    return [segment.name for segment in counted]
+
+
+@dataclass(frozen=True, order=True)
+class Segment:
+    """One segment by its name."""
+
+    number: int
+    is_whole: bool
+    name: str
+
+
+def encode(header: Mapping[str, Any], pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Spell a header (plain JSON data) and ``(digest, encoded record)`` pairs, with a checksum."""
+    keys, values = [], []
+    for key, value in pairs:
+        if len(key) != _DIGEST_BYTES:
+            raise ValueError(f"a digest of {len(key)} bytes")
+        keys.append(key)
+        values.append(value)
+    text = json.dumps({**header, "segment_format": _FORMAT_VERSION}).encode()
+    body = b"".join(
+        [
+            _MAGIC,
+            _LENGTHS.pack(len(text), len(keys)),
+            text,
+            *keys,
+            struct.pack(f"<{len(values)}I", *map(len, values)),
+            *values,
+        ]
+    )
+    return body + _checksum(body)
+
+
+def decode(data: bytes) -> tuple[dict[str, Any], Pairs]:
+    """Read what :func:`encode` wrote.
+
+    Raises:
+        CheckpointError: it is anything else, or of a newer format.
+    """
+    if not data.startswith(_MAGIC):
+        raise CheckpointError("it is not one of ray_resume's")
+    body = memoryview(data)[:-_CHECKSUM_BYTES]
+    if len(data) < len(_MAGIC) + _CHECKSUM_BYTES or _checksum(body) != data[-_CHECKSUM_BYTES:]:
+        raise CheckpointError("it is damaged: its checksum is wrong")
+    try:
+        header_bytes, count = _LENGTHS.unpack_from(body, len(_MAGIC))
+        start = len(_MAGIC) + _LENGTHS.size
+        header = json.loads(bytes(body[start : start + header_bytes]))
+        version = header.pop("segment_format")
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+        raise CheckpointError(f"its header cannot be read ({error!r})") from error
+    if version != _FORMAT_VERSION:
+        raise CheckpointError(
+            f"it has format {version}, and this ray_resume reads format {_FORMAT_VERSION}: upgrade "
+            "ray_resume"
+        )
+    keys_at = start + header_bytes
+    lengths_at = keys_at + count * _DIGEST_BYTES
+    values_at = lengths_at + count * 4
+    lengths = struct.unpack(f"<{count}I", body[lengths_at:values_at])
+    ends = list(itertools.accumulate(lengths, initial=values_at))
+    keys = (data[at : at + _DIGEST_BYTES] for at in range(keys_at, lengths_at, _DIGEST_BYTES))
+    values = (data[a:b] for a, b in itertools.pairwise(ends))
+    return header, list(zip(keys, values, strict=True))
+
+
+def _checksum(body: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()

@@ -1,0 +1,787 @@
+"""A checkpoint in a storage that hosts share: an object store, or a network file system.
+
+::
+
+    checkpoint.json               identity, format version, the sink that it is bound to
+    arrays/<array>/<rank>-<task>  which rank each task of an array has drawn (see `shard`)
+    queue/...                     who wants to take or look at leases (see `bakery`)
+    leases/<run>.json, .claim     while that run may be alive: who it is, which sources are its own
+    leases/<run>.driver, .ledger  signs of life of its two processes (see `heartbeat`)
+    runs/<run>/<number>.part, .whole    what that run has published (see `segment`)
+    runs/<run>/fence-<by>-<number>      up to where that counts, once others call the run dead
+    dead-letters/...              (see `letters`)
+
+Nothing here locks: there may be no lock that spans hosts. What keeps rows safe instead:
+
+* A run takes its lease in its turn (`bakery`), when no live run has a source in common with it.
+* A run whose signs of life have stopped for ``ttl_s`` is dead. Its successor puts up a *fence*
+  before it relies on what the run has left, so what the dead run may still publish counts for
+  nobody. Only then its lease is removed.
+* What is committed was published *before* the run made sure that nobody could have called it dead:
+  so each successor has seen it. If it cannot make sure, it commits nothing more, and says so.
+* LMDB stays on the driver's own disk, in a scratch directory. What is published is what is in
+  there. The same directory has a lock that only processes of that host can hold: it proves to a
+  successor on the same host that a run is dead, without waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ray_resume.bakery import Bakery, OutOfTurn, Turn, boottime_s
+from ray_resume.contents import MERGED, Contents, Look, Note, contents_of, merged_headers
+from ray_resume.errors import CheckpointError
+from ray_resume.faults import reached
+from ray_resume.heartbeat import Heart, Watch
+from ray_resume.lease import Claim, Lease, Owner, refusal
+from ray_resume.letters import LetterObjects
+from ray_resume.objects import Objects, Stamp, StoredObjects
+from ray_resume.reader import Reading
+from ray_resume.record import Record, digest, encode
+from ray_resume.segment import (
+    accepted,
+    fence_name,
+    is_fence,
+    last_number,
+    part_name,
+    whole_name,
+)
+from ray_resume.segment import decode as decode_segment
+from ray_resume.segment import encode as encode_segment
+from ray_resume.shard import ArrayTask
+from ray_resume.store import WriterFile, read_writer
+
+__all__ = ["IDENTITY", "LAYOUT", "SharedCheckpoint", "SharedLease", "SharedPlace", "SharedWriter"]
+
+T = TypeVar("T")
+
+IDENTITY = "checkpoint.json"
+LAYOUT = "shared"
+"""What the identity of such a checkpoint says of it."""
+
+_FORMAT_VERSION = 1
+_AT_ONCE = 16
+_LOOKS = 10
+_POLLS_PER_TTL = 15
+
+# So many parts, or so large a part of all records in them, are published anew as one.
+_FEW_PARTS = 64
+_MOST_PARTS = 1000
+
+_RUN = re.compile(r"[0-9a-f]{12}")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class SharedCheckpoint:
+    """A checkpoint in ``objects``. Creating the object touches nothing.
+
+    Args:
+        ttl_s: how long a run's silence lasts until others call it dead, in seconds.
+        publish_interval_s: how long what is complete waits to be published.
+        scratch: a directory of this host's own; one in the host's directory for temporary files
+            by default.
+    """
+
+    def __init__(
+        self,
+        objects: StoredObjects | Objects,
+        *,
+        ttl_s: float,
+        publish_interval_s: float,
+        uri: str | None = None,
+        scratch: Path | None = None,
+        clock: Callable[[], float] = boottime_s,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._objects = objects
+        self._ttl_s = ttl_s
+        self._publish_interval_s = publish_interval_s
+        self._uri = uri if uri is not None else getattr(objects, "uri", "")
+        self._scratch = scratch
+        self._clock = clock
+        self._sleep = sleep
+        self._watch = Watch()
+        # The heart's thread looks as well, so that at a run's end it is known who was silent.
+        self._looking = threading.Lock()
+        self._leases: dict[str, _Taken] = {}
+        self._claims: dict[str, Claim] = {}
+        self._pronounced: set[str] = set()
+
+    @property
+    def uri(self) -> str:
+        return self._uri
+
+    @property
+    def root(self) -> str:
+        return str(getattr(self._objects, "path", self._uri))
+
+    @property
+    def dying_s(self) -> float:
+        return self._ttl_s * 1.25
+
+    def ensure(self) -> str:
+        if self._objects.get(IDENTITY) is None:
+            # The same for everybody who makes it at once, but checkpoints elsewhere have others.
+            identity = hashlib.blake2b(self.root.encode(), digest_size=4).hexdigest()
+
+            def make(_: Turn) -> None:
+                if self._objects.get(IDENTITY) is None:
+                    self._write_identity({"id": identity, "sink": None})
+
+            self._in_turn(os.urandom(6).hex(), make)
+        return self.identity()
+
+    def identity(self) -> str:
+        return str(self._read_identity()["id"])
+
+    def sink(self) -> str | None:
+        sink = self._read_identity()["sink"]
+        return None if sink is None else str(sink)
+
+    def bind(self, sink: str, own: str) -> None:
+        if self._read_identity()["sink"] == sink:
+            return
+
+        def bind(_: Turn) -> None:
+            identity = self._read_identity()
+            if identity["sink"] not in (None, sink) and self._living()[0].keys() - {own}:
+                raise CheckpointError(
+                    f"The checkpoint {self.uri} is being used for {identity['sink']} by another "
+                    f"run, and this one would write to {sink}. Give it a checkpoint of its own."
+                )
+            self._write_identity({**identity, "sink": sink})
+
+        self._in_turn(own, bind)
+
+    def rank_of(self, task: ArrayTask) -> int:
+        """Return the rank of ``task`` among those of its array, drawn when it first asks.
+
+        Guarantees: tasks with different indexes get different ranks, from 0 to ``count - 1``; one
+        with the same index gets the same rank again.
+        """
+        folder = f"arrays/{digest(task.array).hex()}"
+        drawn_now: list[str] = []
+
+        def draw(_: Turn) -> int:
+            ranks = self._ranks(folder)
+            if task.index in ranks:
+                return ranks[task.index]
+            if len(ranks) >= task.count:
+                raise CheckpointError(
+                    f"The array ({task.array}) has drawn all its ranks, for the tasks "
+                    f"{', '.join(map(str, sorted(ranks)))}, and task {task.index} is one more. Is "
+                    "the count right? If the array is another one with the same id, pass "
+                    "shard=(index, count) instead."
+                )
+            rank = min(set(range(task.count)) - set(ranks.values()))
+            drawn_now[:] = [f"{folder}/{rank:06d}-{task.index}"]
+            self._objects.put(drawn_now[0], b"")
+            return rank
+
+        return self._in_turn(
+            os.urandom(6).hex(), draw, undo=lambda: self._objects.delete(drawn_now)
+        )
+
+    def acquire(self, owner: Owner, claim: Claim, *, wait_s: float) -> SharedLease:
+        """Take the lease of run ``owner.run_id`` as soon as no live run shares a source with it.
+
+        Raises:
+            CheckpointError: after ``wait_s`` seconds one still does; the message names its owner.
+        """
+        deadline = self._clock() + wait_s
+        run_id = owner.run_id
+        scratch = self._scratch_directory()
+        name = f"leases/{run_id}"
+        lock = Lease.hold(scratch, owner)
+        taken = {**asdict(owner), "ttl_s": self._ttl_s, "boot": _boot(), "lock": str(lock.path)}
+        heart: Heart | None = None
+        try:
+            self._objects.put(f"{name}.claim", claim.to_bytes())
+            while True:
+                # Without queueing first: most who wait here wait for somebody.
+                rival = self._rival(claim, run_id)
+                if rival is None:
+
+                    def take(_: Turn) -> tuple[Owner | None, Heart | None]:
+                        rival = self._rival(claim, run_id)
+                        if rival is not None:
+                            return rival, None
+                        # Observers must find a sign of life beside the lease from the start.
+                        heart = self._heart(f"{name}.driver")
+                        self._objects.put(f"{name}.json", json.dumps(taken).encode())
+                        return None, heart
+
+                    rival, heart = self._in_turn(
+                        run_id, take, undo=lambda: self._objects.delete([f"{name}.json"])
+                    )
+                    if heart is not None:
+                        break
+                if rival is not None and self._clock() >= deadline:
+                    raise refusal(self.uri, owner, rival, wait_s)
+                self._sleep(self._ttl_s / _POLLS_PER_TTL)
+            heart.start()
+            self._tidy_scratch(scratch)
+            return SharedLease(self._objects, run_id, heart, lock)
+        except BaseException:
+            with contextlib.suppress(CheckpointError):
+                self._objects.delete([f"{name}.json", f"{name}.claim", f"{name}.driver"])
+            lock.end(wait_s=0)
+            raise
+
+    def place(self, run_id: str, lease: SharedLease) -> SharedPlace:
+        return SharedPlace(
+            self._objects, run_id, str(lease.lock.path), self._ttl_s, self._publish_interval_s
+        )
+
+    def settled(self, own: str) -> Contents:
+        """Read what all dead runs committed, and run ``own``, whose ledger is closed or not open.
+
+        Dead runs that nobody has told dead before are fenced first, and lose their lease.
+        """
+        self._fence_the_dead(own)
+        # Who has a lease now may be at work, whoever he is. Who has published and has none is over
+        # for good, and was fenced before it was taken from him: so its names are listed after that.
+        known = self._runs().keys()
+        live, dead = self._living()
+        live = {run_id: owner for run_id, owner in {**live, **dead}.items() if run_id != own}
+        runs = {
+            run_id: names
+            for run_id, names in self._runs().items()
+            if run_id in known and run_id not in live
+        }
+
+        def readings() -> list[Reading]:
+            return self._without_merged(self._read(runs))
+
+        return contents_of(readings(), live, {}, again=readings)
+
+    def _fence_the_dead(self, own: str) -> None:
+        _, dead = self._living()
+        dead.pop(own, None)
+        if not dead:
+            return
+        runs = self._runs()
+        for run_id in dead:
+            last = last_number(runs.get(run_id, ()))
+            self._objects.put(f"runs/{run_id}/{fence_name(own, last)}", b"")
+        reached("shared.fenced")
+        for run_id in dead:
+            self._objects.delete(
+                f"leases/{run_id}.{kind}" for kind in ("json", "claim", "driver", "ledger")
+            )
+
+    def everything(self) -> Contents:
+        self._read_identity()
+        look = self.look()
+        return contents_of(look.readings, look.live, look.killed, again=lambda: look.readings)
+
+    def look(self) -> Look:
+        for attempt in range(_LOOKS):
+            note = self.note()
+            readings = self._read(self._runs())
+            # What a live run has just merged is elsewhere now.
+            if all(reading.error is None for reading in readings) or attempt == _LOOKS - 1:
+                break
+            self._sleep(0.1)
+        return Look(note.live, note.killed, note.files, self._without_merged(readings))
+
+    def note(self) -> Note:
+        """Note who is about and which files there are.
+
+        Who has been silent for long by the storage's clock and ours counts as killed: good to be
+        told to people, and nothing is decided by it.
+        """
+        live, killed = self._living()
+        listing = self._objects.list("leases")
+        for run_id in list(live):
+            times = [
+                stamp.mtime_ns
+                for name, stamp in listing.items()
+                if name.startswith(f"leases/{run_id}.") and stamp.mtime_ns is not None
+            ]
+            if times and time.time() - max(times) / 1e9 > self._leases[run_id].ttl_s:
+                killed[run_id] = live.pop(run_id)
+        return Note(live, killed, dict(self.writers()))
+
+    def writers(self) -> dict[str, Path | str]:
+        return {
+            run_id: f"{self.uri}/runs/{run_id}"
+            for run_id, names in self._runs().items()
+            if last_number(names)
+        }
+
+    def letters(self) -> LetterObjects:
+        return LetterObjects(self._objects)
+
+    def write_whole(
+        self, run_id: str, header: Mapping[str, Any], pairs: Iterable[tuple[bytes, bytes]]
+    ) -> Reading:
+        name = f"runs/{run_id}/{whole_name(1)}"
+        self._objects.put(name, encode_segment({**header, "run_id": run_id}, sorted(pairs)))
+        (reading,) = self._read({run_id: [name.rpartition("/")[2]]})
+        return reading
+
+    def remove_writers(self, files: Mapping[str, Path | str]) -> None:
+        runs = self._runs()
+        for run_id in files:
+            reached("compact.removing")
+            # Fences stay out of the way of nobody: what is merged counts by the merged file alone.
+            self._objects.delete(f"runs/{run_id}/{name}" for name in runs.get(run_id, ()))
+
+    def remove_half_made(self) -> None:
+        return
+
+    def _in_turn(
+        self, who: str, act: Callable[[Turn], T], *, undo: Callable[[], None] = lambda: None
+    ) -> T:
+        """Do something while nobody else is inside; again, if it took too long."""
+        while True:
+            try:
+                with self._bakery(who).turn() as turn:
+                    result = act(turn)
+                    try:
+                        turn.confirm()
+                    except OutOfTurn:
+                        undo()
+                        raise
+                    return result
+            except OutOfTurn:
+                continue
+
+    def _bakery(self, who: str) -> Bakery:
+        return Bakery(
+            self._objects,
+            "queue",
+            who,
+            patience_s=self._ttl_s,
+            clock=self._clock,
+            sleep=self._sleep,
+        )
+
+    def _heart(self, name: str) -> Heart:
+        return Heart(
+            self._objects, name, ttl_s=self._ttl_s, clock=self._clock, also=self._look_at_leases
+        )
+
+    def _rival(self, claim: Claim, own: str) -> Owner | None:
+        live, _ = self._living()
+        for run_id, owner in live.items():
+            if run_id != own and self._claim_of(run_id).meets(claim):
+                return owner
+        return None
+
+    def _claim_of(self, run_id: str) -> Claim:
+        if run_id not in self._claims:
+            data = self._objects.get(f"leases/{run_id}.claim")
+            # It has ended since; if not, everything is its own, for all that we know.
+            if data is None:
+                return Claim(None)
+            self._claims[run_id] = Claim.from_bytes(data)
+        return self._claims[run_id]
+
+    def _living(self) -> tuple[dict[str, Owner], dict[str, Owner]]:
+        """Look at all leases: whose run is alive, as far as one can tell by now, and whose dead."""
+        self._look_at_leases()
+        with self._looking:
+            leases = self._leases
+            silent = {run for run, t in leases.items() if self._watch.silent_s(run) >= t.ttl_s}
+        self._pronounced |= silent
+        self._pronounced |= {run for run, t in leases.items() if t.is_proven_dead()}
+        live = {run: t.owner for run, t in leases.items() if run not in self._pronounced}
+        dead = {run: t.owner for run, t in leases.items() if run in self._pronounced}
+        return live, dead
+
+    def _look_at_leases(self) -> None:
+        before = self._clock()
+        listing = self._objects.list("leases")
+        after = self._clock()
+        signs: dict[str, dict[str, Stamp]] = {}
+        for name, stamp in listing.items():
+            run_id, _, kind = name.removeprefix("leases/").partition(".")
+            if f"leases/{run_id}.json" in listing and _RUN.fullmatch(run_id):
+                signs.setdefault(run_id, {})
+                if kind in ("driver", "ledger"):
+                    signs[run_id][kind] = stamp
+        known = self._leases
+        found = {run_id: known.get(run_id) or self._taken(run_id) for run_id in signs}
+        with self._looking:
+            self._watch.saw(signs, before=before, after=after)
+            self._leases = {run_id: taken for run_id, taken in found.items() if taken is not None}
+
+    def _taken(self, run_id: str) -> _Taken | None:
+        data = self._objects.get(f"leases/{run_id}.json")
+        return None if data is None else _Taken.parse(run_id, data, self._ttl_s)
+
+    def _ranks(self, folder: str) -> dict[int, int]:
+        """Return the ranks that were drawn, by the task's index."""
+        ranks = {}
+        for name in self._objects.list(folder):
+            match = re.fullmatch(r"([0-9]+)-([0-9]+)", name.rpartition("/")[2])
+            if match:
+                ranks[int(match[2])] = int(match[1])
+        return ranks
+
+    def _runs(self) -> dict[str, list[str]]:
+        """List the segments and fences of each run."""
+        runs: dict[str, list[str]] = {}
+        for name in sorted(self._objects.list("runs")):
+            _, run_id, *rest = name.split("/")
+            if _RUN.fullmatch(run_id) and len(rest) == 1:
+                runs.setdefault(run_id, []).append(rest[0])
+        return runs
+
+    def _read(self, runs: Mapping[str, list[str]]) -> list[Reading]:
+        """Read what counts of each run; what cannot be read is said in its reading."""
+        wanted: dict[str, list[str]] = {}
+        readings: list[Reading] = []
+        for run_id, names in sorted(runs.items()):
+            place = f"{self.uri}/runs/{run_id}"
+            try:
+                counted = accepted(names)
+            except CheckpointError as error:
+                readings.append(Reading(run_id, place, {}, [], self._unreadable(place, error)))
+                continue
+            if counted:
+                wanted[run_id] = counted
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            loads = {
+                run_id: [pool.submit(self._objects.get, f"runs/{run_id}/{n}") for n in counted]
+                for run_id, counted in wanted.items()
+            }
+            for run_id, load in loads.items():
+                place = f"{self.uri}/runs/{run_id}"
+                header: dict[str, Any] = {}
+                pairs: dict[bytes, bytes] = {}
+                fault: CheckpointError | None = None
+                for name, data in zip(wanted[run_id], load, strict=True):
+                    try:
+                        found, more = decode_segment(_there(data.result()))
+                    except CheckpointError as error:
+                        fault = self._unreadable(f"{place}/{name}", error)
+                        break
+                    header = header or found
+                    # A later record of a source takes the place of an earlier one.
+                    pairs.update(more)
+                readings.append(Reading(run_id, place, header, list(pairs.items()), fault))
+        return sorted(readings, key=lambda reading: reading.run_id)
+
+    def _without_merged(self, readings: list[Reading]) -> list[Reading]:
+        """Leave out the runs that a merged file stands for."""
+        merged: set[str] = set()
+        for reading in readings:
+            if reading.error is None and MERGED in reading.header:
+                merged |= merged_headers(reading.path, reading.header).keys()
+        return [reading for reading in readings if reading.run_id not in merged]
+
+    def _unreadable(self, place: str, error: CheckpointError) -> CheckpointError:
+        return CheckpointError(
+            f"The checkpoint file {place} cannot be read: {error}. If it is damaged, restore it "
+            "from a copy, or start over with an empty checkpoint and an empty output folder."
+        )
+
+    def _read_identity(self) -> dict[str, Any]:
+        data = self._objects.get(IDENTITY)
+        if data is None:
+            raise CheckpointError(
+                f"There is no checkpoint at {self.uri}. Is the path right? A checkpoint is made "
+                "by the first resumable_read that names it."
+            )
+        try:
+            identity = json.loads(data)
+            version = identity["format"]
+            # It is in the names of output files, so it must not lead elsewhere.
+            if re.fullmatch("[0-9a-f]{8}", identity["id"]) is None:
+                raise ValueError(f"its id is {identity['id']!r}")
+            if not isinstance(identity["sink"], str | None):
+                raise TypeError(f"its sink is {identity['sink']!r}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"The checkpoint file {self.uri}/{IDENTITY} cannot be read: {error!r}. Restore it "
+                "from a copy, or start over with an empty checkpoint and an empty output folder."
+            ) from error
+        if identity.get("layout") != LAYOUT:
+            raise CheckpointError(
+                f"The checkpoint {self.uri} was made in a directory of one host's own, and such a "
+                "checkpoint cannot be used where hosts share it. Put it back on a local disk, or "
+                "start with a new checkpoint and a new output folder here."
+            )
+        if version != _FORMAT_VERSION:
+            raise CheckpointError(
+                f"The checkpoint {self.uri} has format {version}, and this ray_resume reads "
+                f"format {_FORMAT_VERSION}. Upgrade ray_resume, and run again."
+            )
+        return dict(identity)
+
+    def _write_identity(self, identity: Mapping[str, Any]) -> None:
+        text = json.dumps({**identity, "layout": LAYOUT, "format": _FORMAT_VERSION})
+        reached("checkpoint.writing")
+        self._objects.replace(IDENTITY, text.encode())
+
+    def _scratch_directory(self) -> Path:
+        """Return this host's directory for this checkpoint, nobody else's; made if missing."""
+        if self._scratch is None:
+            user = Path(tempfile.gettempdir(), f"ray_resume-{os.getuid()}")
+            with contextlib.suppress(FileExistsError):
+                user.mkdir(mode=0o700)
+            about = user.lstat()
+            if about.st_uid != os.getuid() or about.st_mode & 0o077 or user.is_symlink():
+                # Somebody else could put files there.
+                user = Path(tempfile.mkdtemp(prefix="ray_resume-"))
+            self._scratch = user / self.identity()
+        try:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"The directory {self._scratch} for this host's part of the checkpoint cannot be "
+                f"made: {error}. Set TMPDIR to one on a local disk with space, and run again."
+            ) from error
+        return self._scratch
+
+    def _tidy_scratch(self, scratch: Path) -> None:
+        """Remove what this host's dead runs have left, unless it still proves that they are."""
+        for lock in scratch.glob("*.lease"):
+            if lock.stem not in self._leases and Lease.is_abandoned(lock):
+                for path in (*scratch.glob(f"{lock.stem}.mdb*"), lock):
+                    path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A lease that was found: its owner, and what may prove that he is dead."""
+
+    owner: Owner
+    ttl_s: float
+    boot: str | None
+    lock: str | None
+
+    @classmethod
+    def parse(cls, run_id: str, data: bytes, default_ttl_s: float) -> _Taken:
+        try:
+            values = json.loads(data)
+            ttl_s = float(values.pop("ttl_s"))
+            boot, lock = values.pop("boot"), values.pop("lock")
+            owner = Owner.of(values)
+            if not (isinstance(boot, str | None) and isinstance(lock, str) and 0 < ttl_s < 1e6):
+                raise ValueError("a lease of another make")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            # Known by its name alone, it counts for as long as it gives signs of life.
+            return cls(Owner(run_id, "unknown", 0, time.time()), default_ttl_s, None, None)
+        return cls(owner, ttl_s, boot, lock)
+
+    def is_proven_dead(self) -> bool:
+        """Say whether this host's kernel knows that no process of the run is left."""
+        if self.lock is None or self.boot is None or self.boot != _boot():
+            return False
+        # Containers of one host may not see each other's files: no file proves nothing.
+        return Lease.is_abandoned(Path(self.lock))
+
+
+class SharedLease:
+    """A held lease: in the driver's process, or in the ledger's that has joined it."""
+
+    def __init__(self, objects: Objects, run_id: str, heart: Heart, lock: Lease) -> None:
+        self.lock = lock
+        self._objects = objects
+        self._run_id = run_id
+        self._heart = heart
+
+    @classmethod
+    def join(cls, objects: Objects, run_id: str, lock: Path, *, ttl_s: float) -> SharedLease:
+        """Hold a run's lease in this process too.
+
+        Raises:
+            CheckpointError: it is gone: the run that took it has ended, or was called dead.
+        """
+        joined = Lease.join(lock)
+        try:
+            heart = Heart(objects, f"leases/{run_id}.ledger", ttl_s=ttl_s)
+            lease = cls(objects, run_id, heart, joined)
+            lease.check()
+            heart.start()
+            return lease
+        except BaseException:
+            joined.release()
+            raise
+
+    def check(self) -> None:
+        """Make sure that the lease is held, and that nobody has called this run dead."""
+        self._heart.check()
+        fenced = any(
+            is_fence(name.rpartition("/")[2]) for name in self._objects.list(f"runs/{self._run_id}")
+        )
+        if fenced or self._objects.get(f"leases/{self._run_id}.json") is None:
+            raise CheckpointError(
+                f"The lease of run {self._run_id} is lost: another run has called it dead, since "
+                "it saw no sign of life of it. This run commits nothing more; run again to go on."
+            )
+        self._heart.check()
+
+    def confirm(self) -> None:
+        """Make sure that what was published up to now is seen by whoever calls this run dead.
+
+        Raises:
+            CheckpointError: somebody may have called it dead before.
+        """
+        self._heart.check()
+
+    def alone(self, *, wait_s: float) -> bool:
+        return self.lock.alone(wait_s=wait_s)
+
+    def end(self, *, wait_s: float) -> None:
+        with contextlib.suppress(CheckpointError):
+            if self.alone(wait_s=wait_s) and self._heart.is_alive():
+                reached("shared.ending")
+                self._objects.delete([f"leases/{self._run_id}.json"])
+                self._objects.delete(
+                    f"leases/{self._run_id}.{kind}" for kind in ("claim", "ledger")
+                )
+        with contextlib.suppress(CheckpointError):
+            self._heart.end()
+        self.lock.end(wait_s=0)
+
+    def release(self) -> None:
+        with contextlib.suppress(CheckpointError):
+            self._heart.end()
+        self.lock.release()
+
+
+@dataclass(frozen=True)
+class SharedPlace:
+    """Where a run's ledger finds its lease and publishes; picklable."""
+
+    objects: Objects
+    run_id: str
+    lock: str
+    ttl_s: float
+    commit_interval_s: float
+
+    def open(self, header: Mapping[str, Any]) -> tuple[SharedLease, SharedWriter]:
+        lease = SharedLease.join(self.objects, self.run_id, Path(self.lock), ttl_s=self.ttl_s)
+        try:
+            scratch = Path(self.lock).parent
+            return lease, SharedWriter.create(self.objects, self.run_id, header, lease, scratch)
+        except CheckpointError:
+            lease.release()
+            raise
+
+    def letters(self) -> LetterObjects:
+        return LetterObjects(self.objects)
+
+
+class SharedWriter:
+    """Commits to LMDB on this host's disk, and publishes what was committed there.
+
+    Not thread-safe; one owner, one thread at a time. What is published has a number, and no name
+    is ever used twice.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        run_id: str,
+        header: Mapping[str, Any],
+        lease: SharedLease,
+        local: WriterFile,
+    ) -> None:
+        self._objects = objects
+        self._run_id = run_id
+        self._header = {**header, "run_id": run_id}
+        self._lease = lease
+        self._local = local
+        self._number = 0
+        self._published: list[str] = []
+        self._in_parts = self._in_whole = 0
+
+    @classmethod
+    def create(
+        cls,
+        objects: Objects,
+        run_id: str,
+        header: Mapping[str, Any],
+        lease: SharedLease,
+        scratch: Path,
+    ) -> SharedWriter:
+        """Make the run known by its header, before it writes any row."""
+        local = WriterFile.create(scratch, run_id, header)
+        writer = cls(objects, run_id, header, lease, local)
+        try:
+            writer._publish(part_name, ())
+        except BaseException:
+            local.close()
+            raise
+        return writer
+
+    def commit(self, records: list[Record]) -> None:
+        """Publish ``records`` in one object. When this returns, every successor will see them.
+
+        Raises:
+            CheckpointError: a disk or the storage fails, or this run may have been called dead.
+                Whether they count is not known, and nothing more may be committed.
+        """
+        self._local.commit(records)
+        reached("shared.before_publish")
+        self._publish(part_name, [(digest(r.source_id), encode(r)) for r in records])
+        self._in_parts += len(records)
+        parts = len(self._published)
+        if parts >= _MOST_PARTS or (parts >= _FEW_PARTS and self._in_parts * 4 >= self._in_whole):
+            self._publish_whole()
+
+    def close(self) -> None:
+        """Publish everything in one object in place of many, as far as that can be done."""
+        try:
+            # All is published; that it is in many pieces costs time, no rows.
+            with contextlib.suppress(CheckpointError):
+                self._publish_whole()
+        finally:
+            self._local.close()
+            with contextlib.suppress(OSError):
+                self._local.path.unlink()
+
+    def _publish_whole(self) -> None:
+        if len(self._published) < 2:
+            return
+        _, pairs = read_writer(self._local.path, live=True)
+        before, self._published = self._published, []
+        whole = list(pairs)
+        self._publish(whole_name, whole)
+        reached("shared.whole")
+        # Confirmed, so whoever puts up a fence has seen the whole, and needs no part of it.
+        self._objects.delete(before)
+        self._in_parts, self._in_whole = 0, len(whole)
+
+    def _publish(self, name_of: Callable[[int], str], pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        self._lease.confirm()
+        self._number += 1
+        name = f"runs/{self._run_id}/{name_of(self._number)}"
+        header = self._header if name_of is whole_name or self._number == 1 else {}
+        self._objects.put(name, encode_segment(header, pairs))
+        reached("shared.published")
+        # Only now it is known that nobody had called this run dead when it was put there.
+        self._lease.confirm()
+        self._published.append(name)
+
+
+def _there(data: bytes | None) -> bytes:
+    if data is None:
+        raise CheckpointError("it is gone")
+    return data
+
+
+def _boot() -> str | None:
+    """Return what tells this host's kernel, since it was started, from every other one."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return None
