@@ -217,6 +217,8 @@ class Run:
 
     def _passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> RunSummary:
         try:
+            # The ledger keeps the lease from now on, if the driver has kept it until now.
+            self._lease.check()
             failed = self._run_passes(handle, todo, run_pass)
             quarantined: int = ray.get(handle.fail.remote(failed)) if failed else 0
             reached("run.before_close")

@@ -35,7 +35,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,7 +60,7 @@ from ray_resume.segment import (
 from ray_resume.segment import decode as decode_segment
 from ray_resume.segment import encode as encode_segment
 from ray_resume.shard import ArrayTask
-from ray_resume.store import WriterFile, read_writer
+from ray_resume.store import WriterFile
 
 __all__ = ["IDENTITY", "LAYOUT", "SharedCheckpoint", "SharedLease", "SharedPlace", "SharedWriter"]
 
@@ -72,7 +71,6 @@ LAYOUT = "shared"
 """What the identity of such a checkpoint says of it."""
 
 _FORMAT_VERSION = 1
-_AT_ONCE = 16
 _LOOKS = 10
 _POLLS_PER_TTL = 15
 
@@ -455,26 +453,24 @@ class SharedCheckpoint:
                 continue
             if counted:
                 wanted[run_id] = counted
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            loads = {
-                run_id: [pool.submit(self._objects.get, f"runs/{run_id}/{n}") for n in counted]
-                for run_id, counted in wanted.items()
-            }
-            for run_id, load in loads.items():
-                place = f"{self.uri}/runs/{run_id}"
-                header: dict[str, Any] = {}
-                pairs: dict[bytes, bytes] = {}
-                fault: CheckpointError | None = None
-                for name, data in zip(wanted[run_id], load, strict=True):
-                    try:
-                        found, more = decode_segment(_there(data.result()))
-                    except CheckpointError as error:
-                        fault = self._unreadable(f"{place}/{name}", error)
-                        break
-                    header = header or found
-                    # A later record of a source takes the place of an earlier one.
-                    pairs.update(more)
-                readings.append(Reading(run_id, place, header, list(pairs.items()), fault))
+        objects = self._objects.get_all(
+            [f"runs/{run_id}/{name}" for run_id, names in wanted.items() for name in names]
+        )
+        for run_id, counted in wanted.items():
+            place = f"{self.uri}/runs/{run_id}"
+            header: dict[str, Any] = {}
+            pairs: dict[bytes, bytes] = {}
+            fault: CheckpointError | None = None
+            for name, data in zip(counted, objects, strict=False):
+                try:
+                    found, more = decode_segment(_there(data))
+                except CheckpointError as error:
+                    fault = fault or self._unreadable(f"{place}/{name}", error)
+                    continue
+                header = header or found
+                # A later record of a source takes the place of an earlier one.
+                pairs.update(more)
+            readings.append(Reading(run_id, place, header, list(pairs.items()), fault))
         return sorted(readings, key=lambda reading: reading.run_id)
 
     def _without_merged(self, readings: list[Reading]) -> list[Reading]:
@@ -598,22 +594,19 @@ class SharedLease:
         self._heart = heart
 
     @classmethod
-    def join(cls, objects: Objects, run_id: str, lock: Path, *, ttl_s: float) -> SharedLease:
-        """Hold a run's lease in this process too.
+    def join(cls, objects: Objects, run_id: str, heart: Heart, lock: Lease) -> SharedLease:
+        """Hold a run's lease in this process too, whose ``heart`` has beaten once.
+
+        Who took the lease must :meth:`check` it after that, and before anything is committed: from
+        the first beat on, this process keeps the run alive, and until then the other one must have.
 
         Raises:
             CheckpointError: it is gone: the run that took it has ended, or was called dead.
         """
-        joined = Lease.join(lock)
-        try:
-            heart = Heart(objects, f"leases/{run_id}.ledger", ttl_s=ttl_s)
-            lease = cls(objects, run_id, heart, joined)
-            lease.check()
-            heart.start()
-            return lease
-        except BaseException:
-            joined.release()
-            raise
+        lease = cls(objects, run_id, heart, lock)
+        lease.check()
+        heart.start()
+        return lease
 
     def check(self) -> None:
         """Make sure that the lease is held, and that nobody has called this run dead."""
@@ -668,12 +661,19 @@ class SharedPlace:
     commit_interval_s: float
 
     def open(self, header: Mapping[str, Any]) -> tuple[SharedLease, SharedWriter]:
-        lease = SharedLease.join(self.objects, self.run_id, Path(self.lock), ttl_s=self.ttl_s)
+        scratch = Path(self.lock).parent
+        lock = Lease.join(Path(self.lock))
         try:
-            scratch = Path(self.lock).parent
-            return lease, SharedWriter.create(self.objects, self.run_id, header, lease, scratch)
-        except CheckpointError:
-            lease.release()
+            heart = Heart(self.objects, f"leases/{self.run_id}.ledger", ttl_s=self.ttl_s)
+            lease = SharedLease.join(self.objects, self.run_id, heart, lock)
+            try:
+                local = WriterFile.create(scratch, self.run_id, header)
+                return lease, SharedWriter(self.objects, self.run_id, header, lease, local)
+            except BaseException:
+                lease.release()
+                raise
+        except BaseException:
+            lock.release()
             raise
 
     def letters(self) -> LetterObjects:
@@ -684,7 +684,10 @@ class SharedWriter:
     """Commits to LMDB on this host's disk, and publishes what was committed there.
 
     Not thread-safe; one owner, one thread at a time. What is published has a number, and no name
-    is ever used twice.
+    is ever used twice. Making it makes the run known by its header, before it writes any row.
+
+    Raises:
+        CheckpointError: the storage fails, or the run may have been called dead.
     """
 
     def __init__(
@@ -703,25 +706,7 @@ class SharedWriter:
         self._number = 0
         self._published: list[str] = []
         self._in_parts = self._in_whole = 0
-
-    @classmethod
-    def create(
-        cls,
-        objects: Objects,
-        run_id: str,
-        header: Mapping[str, Any],
-        lease: SharedLease,
-        scratch: Path,
-    ) -> SharedWriter:
-        """Make the run known by its header, before it writes any row."""
-        local = WriterFile.create(scratch, run_id, header)
-        writer = cls(objects, run_id, header, lease, local)
-        try:
-            writer._publish(part_name, ())
-        except BaseException:
-            local.close()
-            raise
-        return writer
+        self._publish(part_name, ())
 
     def commit(self, records: list[Record]) -> None:
         """Publish ``records`` in one object. When this returns, every successor will see them.
@@ -752,9 +737,8 @@ class SharedWriter:
     def _publish_whole(self) -> None:
         if len(self._published) < 2:
             return
-        _, pairs = read_writer(self._local.path, live=True)
         before, self._published = self._published, []
-        whole = list(pairs)
+        whole = list(self._local.pairs())
         self._publish(whole_name, whole)
         reached("shared.whole")
         # Confirmed, so whoever puts up a fence has seen the whole, and needs no part of it.

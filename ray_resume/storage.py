@@ -229,8 +229,8 @@ class Location:
         except (OSError, ValueError, ImportError, NotImplementedError) as error:
             raise CheckpointError(
                 f"The checkpoint {shown} cannot be opened: {brief(error)}. Give a directory, or a "
-                "URI of a storage that pyarrow knows (s3://bucket/path, gs://, abfs://, hdfs://), with "
-                "credentials where pyarrow looks for them; or Checkpoint(path, filesystem=...)."
+                "URI of a storage that pyarrow knows (s3://bucket/path, gs://, abfs://, hdfs://), "
+                "with credentials where pyarrow looks for them; or Checkpoint(path, filesystem=...)."
             ) from error
         return StoredObjects(filesystem, path, shown)
 

@@ -100,6 +100,10 @@ class WriterFile:
                 "What was committed before is safe. Free space or mend the disk, and run again."
             ) from error
 
+    def pairs(self) -> Iterator[tuple[bytes, bytes]]:
+        """Return everything that was committed, as ``(digest, encoded record)`` pairs."""
+        return read_writer(self._path, live=True)[1]
+
     def close(self) -> None:
         """Close the file; it can be read afterwards."""
         with _reading:

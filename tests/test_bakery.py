@@ -1,0 +1,92 @@
+"""The bakery: nobody's confirmed turns overlap, whoever is slow, stopped or killed."""
+
+from __future__ import annotations
+
+import pytest
+from world import World, WorldObjects
+
+from ray_resume.bakery import Bakery, OutOfTurn, Turn
+from ray_resume.objects import Stamp
+
+PATIENCE_S = 4.0
+
+
+def history(
+    seed: int, *, customers: int, turns: int, deaths: float, stops: float, bakery: type = Bakery
+) -> list[tuple[float, float, str]]:
+    """Return when confirmed turns began and ended, and whose they were."""
+    world = World(seed, deaths=deaths, stops=stops, longest_s=3 * PATIENCE_S)
+    objects = WorldObjects(world)
+    confirmed: list[tuple[float, float, str]] = []
+
+    def customer(who: str) -> None:
+        for _ in range(turns):
+            shop = bakery(
+                objects, "queue", who, patience_s=PATIENCE_S, clock=world.clock, sleep=world.sleep
+            )
+            while True:
+                try:
+                    with shop.turn() as turn:
+                        began = world.now
+                        for _ in range(world.random.randrange(4)):
+                            world.step()
+                        turn.confirm()
+                        confirmed.append((began, world.now, who))
+                        break
+                except OutOfTurn:
+                    continue
+
+    for number in range(customers):
+        world.spawn(f"customer {number}", lambda who=f"{number:02x}": customer(who))  # type: ignore[misc]
+    world.run()
+    return sorted(confirmed)
+
+
+def overlaps(turns: list[tuple[float, float, str]]) -> list[object]:
+    return [
+        (one, other)
+        for one, other in zip(turns, turns[1:], strict=False)
+        if one[1] > other[0] and one[2] != other[2]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("deaths", "stops", "seeds"), [(0, 0, 60), (0.005, 0, 80), (0, 0.01, 150), (0.004, 0.01, 150)]
+)
+def test_confirmed_turns_do_not_overlap(deaths: float, stops: float, seeds: int) -> None:
+    for seed in range(seeds):
+        turns = history(seed, customers=2 + seed % 4, turns=2, deaths=deaths, stops=stops)
+        assert not overlaps(turns), (seed, overlaps(turns))
+        if not deaths:
+            assert len(turns) == (2 + seed % 4) * 2
+
+
+class Hasty(Bakery):
+    """Does not wait for those who are still choosing."""
+
+    def _wait(self, ticket: str, looked_at: float) -> float | None:
+        real = self._objects
+
+        class Blind(WorldObjects):
+            def list(self, folder: str) -> dict[str, Stamp]:
+                return {k: v for k, v in real.list(folder).items() if "/a-" not in k}
+
+        self._objects = Blind(real._world)  # type: ignore[attr-defined]
+        try:
+            return super()._wait(ticket, looked_at)
+        finally:
+            self._objects = real
+
+
+def test_who_does_not_wait_for_choosers_is_found_out() -> None:
+    assert any(
+        overlaps(history(seed, customers=4, turns=3, deaths=0, stops=0, bakery=Hasty))
+        for seed in range(300)
+    )
+
+
+def test_who_does_not_confirm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Turn, "confirm", lambda _: None)
+    assert any(
+        overlaps(history(seed, customers=4, turns=3, deaths=0, stops=0.02)) for seed in range(100)
+    )
