@@ -139,8 +139,10 @@ class Checkpoint:
         lease_ttl_s: float | None = None,
         shared: bool = False,
     ) -> None:
-        self._location = Location(
-            os.fspath(path), filesystem, publish_interval_s, lease_ttl_s, shared
+        self._location = (
+            path.location
+            if isinstance(path, Checkpoint)
+            else Location(os.fspath(path), filesystem, publish_interval_s, lease_ttl_s, shared)
         )
         self._opened: Storage | None = None
 

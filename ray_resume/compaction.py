@@ -36,8 +36,16 @@ def compact(storage: Storage, *, lease_wait_s: float) -> int:
     try:
         storage.remove_half_made()
         contents = storage.settled(run_id)
+        # What a compaction that was killed has left: others stand for it already.
+        left = {
+            run: path
+            for run, path in storage.writers().items()
+            if run in contents.headers and run not in contents.files
+        }
+        if left:
+            storage.remove_writers(left)
         if len(contents.files) < 2:
-            return 0
+            return len(left)
         # What cannot be read must not outlive the file that it came from.
         for _ in contents.union:
             pass

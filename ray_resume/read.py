@@ -121,9 +121,8 @@ def resumable_read(
     share = None if shard is None else shard_of(shard, os.environ)
     if granularity not in ("file", "row_group"):
         raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint(checkpoint)
-    storage = checkpoint.location.open()
+    location = Checkpoint(checkpoint).location
+    storage = location.open()
     files = keys is None and not isinstance(reader, Datasource)
     if not files and (granularity != "file" or source_root is not None):
         raise TypeError("granularity and source_root are for ray.data's readers for files alone.")
@@ -147,7 +146,7 @@ def resumable_read(
     if share is not None:
         sources = [source for source in sources if share.holds(source.source_id)]
     options = ReadOptions(max_failed_runs, on_source_change, on_pipeline_change, share)
-    datasource = ResumableDatasource(reading, sources, checkpoint.location, options)
+    datasource = ResumableDatasource(reading, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     plan.refuse_plain_writes(dataset)
     return dataset

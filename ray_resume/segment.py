@@ -163,8 +163,12 @@ def decode(data: bytes) -> tuple[dict[str, Any], Pairs]:
     keys_at = start + header_bytes
     lengths_at = keys_at + count * _DIGEST_BYTES
     values_at = lengths_at + count * 4
+    if values_at > len(body):
+        raise CheckpointError("it is damaged: records are missing")
     lengths = struct.unpack(f"<{count}I", body[lengths_at:values_at])
     ends = list(itertools.accumulate(lengths, initial=values_at))
+    if ends[-1] != len(body):
+        raise CheckpointError("it is damaged: its records have other lengths")
     keys = (data[at : at + _DIGEST_BYTES] for at in range(keys_at, lengths_at, _DIGEST_BYTES))
     values = (data[a:b] for a, b in itertools.pairwise(ends))
     return header, list(zip(keys, values, strict=True))

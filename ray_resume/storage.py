@@ -230,7 +230,7 @@ class Location:
             raise CheckpointError(
                 f"The checkpoint {shown} cannot be opened: {brief(error)}. Give a directory, or a "
                 "URI of a storage that pyarrow knows (s3://bucket/path, gs://, abfs://, hdfs://), "
-                "with credentials where pyarrow looks for them; or Checkpoint(path, filesystem=...)."
+                "with credentials where pyarrow finds them; or Checkpoint(path, filesystem=...)."
             ) from error
         return StoredObjects(filesystem, path, shown)
 

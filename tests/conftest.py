@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from buckets import S3
 from hypothesis import settings
 from job import FILES, ROWS, WITHOUT_TOKENS, Job, kill_with_descendants
 
@@ -64,6 +67,32 @@ def another_cluster() -> Iterator[str]:
     yield process.stdout.readline().strip()
     kill_with_descendants(process.pid)
     process.communicate()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """A real S3 server on loopback, with a bucket."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        server_of_s3 = S3(port)
+        server_of_s3.filesystem.create_dir("bucket")
+        yield server_of_s3
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

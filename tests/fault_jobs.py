@@ -131,6 +131,20 @@ class Files(Job):
         return resumable_write(ds, self.folder / "out")
 
 
+class SharedFiles(Files):
+    """The same, with a checkpoint that hosts may share."""
+
+    def _read(self) -> Any:
+        return resumable_read(
+            ray.data.read_parquet,
+            str(self.folder / "in"),
+            checkpoint=Checkpoint(
+                self.checkpoint, shared=True, lease_ttl_s=3, publish_interval_s=0.05
+            ),
+            override_num_blocks=FILES,
+        )
+
+
 class AsyncFiles(Files):
     """The same with coroutines, in a pool of actors."""
 
@@ -226,7 +240,8 @@ class LongNames(Job):
 
 
 JOBS = {
-    job.__name__: job for job in (Files, AsyncFiles, Failing, Published, PublishedTwice, LongNames)
+    job.__name__: job
+    for job in (Files, SharedFiles, AsyncFiles, Failing, Published, PublishedTwice, LongNames)
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from world import World, WorldObjects
 
@@ -45,7 +47,7 @@ def history(
 def overlaps(turns: list[tuple[float, float, str]]) -> list[object]:
     return [
         (one, other)
-        for one, other in zip(turns, turns[1:], strict=False)
+        for one, other in itertools.pairwise(turns)
         if one[1] > other[0] and one[2] != other[2]
     ]
 

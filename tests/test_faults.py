@@ -65,6 +65,9 @@ LEDGERS = [
     ("store.before_growth", "LongNames", 0),
     ("store.after_growth", "LongNames", 0),
     ("ledger.committed", "Files", 0),
+    ("shared.before_publish", "SharedFiles", 0),
+    ("shared.published", "SharedFiles", 1),
+    ("shared.whole", "SharedFiles", 0),
     ("ledger.failing", "Failing", 0),
     ("letters.writing", "Files", 1),
     ("letters.written", "Files", 1),
@@ -88,6 +91,7 @@ DRIVERS = {
     "cleanup.removing": ("Files", ("sink.before_drain",)),
     "cleanup.removed": ("Files", ("sink.before_drain",)),
     "cleanup.removing_letter": ("Files", ("letters.written",)),
+    "shared.ending": ("SharedFiles", ()),
     "lease.ending": ("Files", ()),
 }
 
@@ -177,6 +181,7 @@ def test_who_looks_after_a_checkpoint_dies(tmp_path: Path, point: str) -> None:
 
 def test_every_point_is_tested_and_in_the_code() -> None:
     tested = {point for point, *_ in (*WORKERS, *LEDGERS)} | DRIVERS.keys() | KEEPERS.keys()
+    tested |= {"shared.fenced"}  # in test_shared.py
     assert tested == points().keys()
     calls = [
         node.args[0]

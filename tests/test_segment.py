@@ -55,7 +55,7 @@ def test_a_newer_format_asks_for_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(segment, "_FORMAT_VERSION", 2)
     newer = encode({}, [])
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 2.*upgrade"):
+    with pytest.raises(CheckpointError, match=r"format 2.*upgrade"):
         decode(newer)
 
 

@@ -21,7 +21,7 @@ class Killed(BaseException):
     """Raised in whoever was killed, at each of its steps: what it still tries has no effect."""
 
 
-class Stuck(AssertionError):
+class StuckError(AssertionError):
     """Nothing comes to an end."""
 
 
@@ -91,7 +91,7 @@ class World:
             self.now = max(self.now, soonest)
             self._go_on(self.random.choice([p for p in living if p.ready_at() <= self.now]))
         else:
-            raise Stuck(self.log[-20:])
+            raise StuckError(self.log[-20:])
         for process in self._processes:
             if process.error is not None:
                 raise process.error

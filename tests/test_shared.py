@@ -1,0 +1,500 @@
+"""A checkpoint in a shared folder and on a real S3 server: leases, fences, what is published."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from buckets import S3
+
+from ray_resume import Checkpoint, CheckpointError, shared
+from ray_resume.lease import Claim, Owner
+from ray_resume.record import Record, State, digest, encode
+from ray_resume.segment import encode as encode_segment
+from ray_resume.shard import ArrayTask
+from ray_resume.shared import SharedCheckpoint
+from ray_resume.storage import Location
+from ray_resume.testing import victim_of
+
+TTL_S = 3.0
+OTHER_HOST = "import ray_resume.shared\nray_resume.shared._boot = lambda: 'another host'\n"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    if request.param == "folder":
+        return Location(str(tmp_path / "ckpt"), shared=True, lease_ttl_s=TTL_S)
+    s3: S3 = request.getfixturevalue("s3")
+    return Location(s3.uri(f"bucket/{tmp_path.name}/ckpt"), lease_ttl_s=TTL_S)
+
+
+def opened(place: Location) -> SharedCheckpoint:
+    storage = place.open()
+    assert isinstance(storage, SharedCheckpoint)
+    storage.ensure()
+    return storage
+
+
+def claim(*source_ids: str) -> Claim:
+    return Claim(frozenset(map(digest, source_ids)))
+
+
+def run(number: int) -> str:
+    return f"{number:012x}"
+
+
+def objects_of(storage: SharedCheckpoint) -> Any:
+    return storage._objects
+
+
+def commit(storage: SharedCheckpoint, number: int, *source_ids: str, sequence: int = 0) -> None:
+    """Be a run that completes sources, and ends."""
+    lease = storage.acquire(Owner.here(run(number)), claim(*source_ids), wait_s=0)
+    ledger, writer = storage.place(run(number), lease).open({"sources_total": 7})
+    writer.commit(records(number, *source_ids, sequence=sequence))
+    writer.close()
+    ledger.release()
+    lease.end(wait_s=5)
+
+
+def records(number: int, *source_ids: str, sequence: int = 0) -> list[Record]:
+    return [
+        Record(source_id, State.COMPLETED, sequence + i, run(number), rows=1)
+        for i, source_id in enumerate(source_ids, 1)
+    ]
+
+
+def completed(storage: SharedCheckpoint, own: int = 0xFFF) -> set[str]:
+    return {record.source_id for record in storage.settled(run(own)).union}
+
+
+def script(place: Location, body: str, *, other_host: bool) -> list[str]:
+    """Make a program with a storage ``storage`` at ``place``; another host's, if that is wanted."""
+    return [
+        sys.executable,
+        "-c",
+        f"import sys, os, signal, time\n"
+        f"from ray_resume.storage import Location\n"
+        f"from ray_resume.lease import Claim, Owner\n"
+        f"{OTHER_HOST if other_host else ''}"
+        f"storage = Location(sys.argv[1], shared={place.shared}, lease_ttl_s={TTL_S}).open()\n"
+        f"{body}",
+        place.path,
+    ]
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[[list[str]], subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(command: list[str]) -> subprocess.Popen[str]:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, text=True, **pipes))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+# --- Identity, sink, ranks ---
+
+
+def test_it_is_made_once_and_bound_to_one_sink(place: Location) -> None:
+    storage = opened(place)
+    assert place.open().identity() == storage.ensure() == storage.identity()
+    assert storage.sink() is None
+    storage.bind("/out", run(1))
+    assert place.open().sink() == "/out"
+    lease = storage.acquire(Owner.here(run(2)), claim("a"), wait_s=0)
+    with pytest.raises(CheckpointError, match=r"being used for /out by another"):
+        storage.bind("/elsewhere", run(3))
+    storage.bind("/elsewhere", run(2))
+    lease.end(wait_s=0)
+    assert place.open().sink() == "/elsewhere"
+
+
+def test_what_is_not_there_is_told(place: Location) -> None:
+    for call in (place.open().identity, Checkpoint(place_of(place)).status):
+        with pytest.raises(CheckpointError, match="There is no checkpoint at"):
+            call()
+
+
+def place_of(place: Location) -> Checkpoint:
+    return Checkpoint(place.path, shared=place.shared, lease_ttl_s=TTL_S)
+
+
+def test_a_shared_folder_is_known_again(tmp_path: Path) -> None:
+    Location(str(tmp_path), shared=True).open().ensure()
+    assert isinstance(Location(str(tmp_path)).open(), SharedCheckpoint)
+
+
+def test_eight_tasks_draw_eight_ranks_at_once(place: Location) -> None:
+    opened(place)
+    ranks: dict[int, int] = {}
+
+    def draw(index: int) -> None:
+        ranks[index] = place.open().rank_of(ArrayTask("array", index, 8))
+
+    threads = [threading.Thread(target=draw, args=(7 * index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(ranks.values()) == list(range(8))
+    assert all(place.open().rank_of(ArrayTask("array", i, 8)) == rank for i, rank in ranks.items())
+    with pytest.raises(CheckpointError, match="task 3 is one more"):
+        place.open().rank_of(ArrayTask("array", 3, 8))
+    assert not objects_of(opened(place)).list("queue")
+
+
+# --- Leases ---
+
+
+def test_claims_that_meet_exclude_each_other_and_others_coexist(place: Location) -> None:
+    storage = opened(place)
+    first = storage.acquire(Owner.here(run(1)), claim("a", "b"), wait_s=0)
+    second = place.open().acquire(Owner.here(run(2)), claim("c"), wait_s=0)
+    for theirs in (claim("b", "d"), Claim(None)):
+        with pytest.raises(CheckpointError, match=rf"in use: run {run(1)}.*kill {os.getpid()}"):
+            opened(place).acquire(Owner.here(run(3)), theirs, wait_s=0)
+    first.check()
+    first.end(wait_s=0)
+    opened(place).acquire(Owner.here(run(4)), claim("b"), wait_s=0).end(wait_s=0)
+    second.end(wait_s=0)
+    assert not [name for name in objects_of(storage).list("leases") if ".claim" not in name]
+
+
+def test_who_waits_starts_when_the_other_ends(place: Location) -> None:
+    first = opened(place).acquire(Owner.here(run(1)), claim("a"), wait_s=0)
+    threading.Timer(0.5, lambda: first.end(wait_s=0)).start()
+    before = time.monotonic()
+    opened(place).acquire(Owner.here(run(2)), claim("a"), wait_s=60).end(wait_s=0)
+    assert 0.4 < time.monotonic() - before < TTL_S
+
+
+def test_threads_that_all_want_it_get_it_one_after_another(place: Location) -> None:
+    opened(place)
+    holding: list[int] = []
+    most: list[int] = []
+
+    def hold(number: int) -> None:
+        lease = opened(place).acquire(Owner.here(run(number)), claim("a"), wait_s=120)
+        holding.append(number)
+        most.append(len(holding))
+        time.sleep(0.05)
+        holding.remove(number)
+        lease.end(wait_s=0)
+
+    threads = [threading.Thread(target=hold, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 5
+
+
+HOLD = """
+lease = storage.acquire(Owner.here("00000000000a"), Claim(None), wait_s=0)
+ledger, writer = storage.place("00000000000a", lease).open({})
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_run_of_this_host_is_known_to_be_dead(
+    place: Location, started: Callable[[list[str]], subprocess.Popen[str]]
+) -> None:
+    storage = opened(place)
+    holder = started(script(place, HOLD, other_host=False))
+    assert said(holder) == "held"
+    with pytest.raises(CheckpointError, match="in use"):
+        storage.acquire(Owner.here(run(1)), claim("a"), wait_s=0.3)
+    holder.kill()
+    holder.wait()
+    before = time.monotonic()
+    lease = storage.acquire(Owner.here(run(1)), claim("a"), wait_s=0)
+    assert time.monotonic() - before < TTL_S / 2
+    storage.settled(run(1))
+    assert set(objects_of(storage).list("leases")) == {
+        f"leases/{run(1)}.{kind}" for kind in ("json", "claim", "driver")
+    }
+    lease.end(wait_s=0)
+
+
+def test_a_killed_run_of_another_host_is_dead_when_it_was_silent_for_long(
+    place: Location, started: Callable[[list[str]], subprocess.Popen[str]]
+) -> None:
+    storage = opened(place)
+    holder = started(script(place, HOLD, other_host=True))
+    assert said(holder) == "held"
+    # As long as it gives signs of life, nobody gets past it.
+    with pytest.raises(CheckpointError, match="in use"):
+        storage.acquire(Owner.here(run(1)), claim("a"), wait_s=TTL_S * 1.5)
+    holder.kill()
+    holder.wait()
+    before = time.monotonic()
+    storage.acquire(Owner.here(run(1)), claim("a"), wait_s=60).end(wait_s=0)
+    assert TTL_S * 0.8 < time.monotonic() - before < TTL_S * 4
+
+
+STOPPED = """
+from ray_resume.actor import LedgerHost, RunSpec
+from ray_resume.errors import ResumeError
+from ray_resume.ledger import Message, Seal
+from ray_resume.record import Fingerprint
+
+run_id = "00000000000a"
+lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=0)
+sources = [(f"s{i}", Fingerprint()) for i in range(3)]
+spec = RunSpec(run_id, storage.place(run_id, lease), sources, {}, 3, 0, "", {"sources_total": 3})
+host = LedgerHost(spec)
+lease.check()
+host.begin_pass(1)
+host.apply(Message(run_id, 1, (Seal(0, 0),)))
+host.flush()
+print("committed", flush=True)
+host.apply(Message(run_id, 1, (Seal(1, 0),)))
+os.kill(os.getpid(), signal.SIGSTOP)
+try:
+    print("committed again", host.flush(), flush=True)
+except ResumeError as error:
+    print("refused:", error, flush=True)
+try:
+    host.apply(Message(run_id, 1, (Seal(2, 0),)))
+except ResumeError as error:
+    print("refused too", flush=True)
+try:
+    lease.check()
+except ResumeError as error:
+    print("cleans nothing", flush=True)
+"""
+
+
+@pytest.mark.parametrize("other_host", [False, True])
+def test_an_owner_that_wakes_up_after_its_lease_is_gone_commits_nothing(
+    place: Location,
+    started: Callable[[list[str]], subprocess.Popen[str]],
+    other_host: bool,
+) -> None:
+    storage = opened(place)
+    owner = started(script(place, STOPPED, other_host=other_host))
+    assert said(owner) == "committed"
+    os.waitid(os.P_PID, owner.pid, os.WSTOPPED | os.WNOWAIT)
+    lease = storage.acquire(Owner.here(run(1)), claim("s0", "s1", "s2"), wait_s=60)
+    assert completed(storage, own=1) == {"s0"}
+    owner.send_signal(signal.SIGCONT)
+    assert said(owner).startswith("refused: This run has not been able to say that it is alive")
+    assert said(owner) == "refused too"
+    assert said(owner) == "cleans nothing"
+    owner.wait()
+    assert completed(storage, own=1) == {"s0"}
+    lease.end(wait_s=0)
+    assert completed(opened(place)) == {"s0"}
+
+
+FENCE = """
+from ray_resume.testing import kill_at
+lease = storage.acquire(Owner.here("00000000000b"), Claim(None), wait_s=0)
+with kill_at("shared.fenced", sys.argv[2]):
+    storage.settled("00000000000b")
+"""
+
+
+def test_a_successor_that_dies_when_it_has_fenced(
+    place: Location, tmp_path: Path, started: Callable[[list[str]], subprocess.Popen[str]]
+) -> None:
+    storage = opened(place)
+    commit(storage, 1, "a", "b")
+    holder = started(script(place, HOLD, other_host=False))
+    assert said(holder) == "held"
+    holder.kill()
+    holder.wait()
+    successor = started([*script(place, FENCE, other_host=False), str(tmp_path / "faults")])
+    assert successor.wait() == -signal.SIGKILL
+    assert victim_of("shared.fenced", tmp_path / "faults") == successor.pid
+    assert completed(storage) == {"a", "b"}
+    assert Checkpoint(place_of(place)).check(), Checkpoint(place_of(place)).check()
+    # Both dead runs are fenced now, and have no lease.
+    assert not [n for n in objects_of(storage).list("leases") if n.endswith(".json")]
+
+
+# --- What is published ---
+
+
+def test_what_is_committed_is_there_for_everybody_and_ends_up_in_one_object(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_FEW_PARTS", 4)
+    storage = opened(place)
+    lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
+    ledger, writer = storage.place(run(1), lease).open({"sources_total": 20})
+    looking = place_of(place)
+    for number in range(10):
+        writer.commit(records(1, f"s{number}", sequence=number))
+        assert looking.status().completed == number + 1
+        assert looking.status().live == 1
+    names = sorted(objects_of(storage).list(f"runs/{run(1)}"))
+    assert len(names) <= 5
+    assert any(name.endswith(".whole") for name in names)
+    writer.close()
+    ledger.release()
+    lease.end(wait_s=5)
+    assert len(objects_of(storage).list(f"runs/{run(1)}")) == 1
+    assert completed(storage) == {f"s{number}" for number in range(10)}
+    status = looking.status()
+    assert (status.total, status.completed, status.live, status.writers) == (20, 10, 0, 1)
+
+
+def test_only_dead_runs_are_relied_on(place: Location) -> None:
+    storage = opened(place)
+    commit(storage, 1, "a")
+    lease = storage.acquire(Owner.here(run(2)), claim("b"), wait_s=0)
+    ledger, writer = storage.place(run(2), lease).open({})
+    writer.commit(records(2, "b"))
+    assert completed(opened(place)) == {"a"}
+    assert {r.source_id for r in opened(place).everything().union} == {"a", "b"}
+    writer.close()
+    ledger.release()
+    lease.end(wait_s=5)
+    assert completed(opened(place)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove", "replace"])
+def test_damage_is_told_and_nothing_is_skipped(place: Location, damage: str) -> None:
+    storage = opened(place)
+    commit(storage, 1, "a")
+    commit(storage, 2, "b")
+    objects = objects_of(storage)
+    (name,) = objects.list(f"runs/{run(1)}")
+    data = objects.get(name)
+    objects.delete([name])
+    if damage == "remove":
+        # A part that others build on.
+        objects.put(f"runs/{run(1)}/000000003.part", data)
+    elif damage == "replace":
+        objects.put(name, b"something else")
+    else:
+        flipped = bytes([data[0], data[1] ^ 1]) + data[2:]
+        objects.put(name, data[:-1] if damage == "cut" else flipped)
+    with pytest.raises(CheckpointError, match=rf"runs/{run(1)}.* cannot be read"):
+        storage.settled(run(9))
+    report = place_of(place).check()
+    assert not report.ok
+    assert any(f"runs/{run(1)}" in problem for problem in report.problems)
+    assert report.records == 1
+
+
+def test_reset_compact_and_check(place: Location) -> None:
+    storage = opened(place)
+    for number in range(1, 6):
+        commit(storage, number, f"s{number}", "again", sequence=2 * number)
+    checkpoint = place_of(place)
+    assert checkpoint.reset("s1") == 1
+    assert {source.source_id for source in checkpoint.sources()} == {
+        "again",
+        *(f"s{number}" for number in range(2, 6)),
+    }
+    assert checkpoint.compact() == 6
+    assert checkpoint.status().writers == 1
+    assert checkpoint.compact() == 0
+    assert len(list(checkpoint.sources("completed"))) == 5
+    report = checkpoint.check()
+    assert report.ok, report
+    # What a run that was merged still publishes counts for nobody: the merged one stands for it.
+    commit_late(storage, 1)
+    assert len(list(checkpoint.sources("completed"))) == 5
+    assert storage.settled(run(9)).headers.keys() >= {run(number) for number in range(1, 6)}
+
+
+def commit_late(storage: SharedCheckpoint, number: int) -> None:
+    late = encode_segment({}, [(digest("late"), encode(records(1, "late")[0]))])
+    objects_of(storage).put(f"runs/{run(number)}/000000009.part", late)
+
+
+MAINTAIN = """
+from ray_resume import Checkpoint
+from ray_resume.testing import kill_at
+checkpoint = Checkpoint(sys.argv[1], lease_ttl_s=3.0)
+with kill_at(sys.argv[2], sys.argv[3], skip=int(sys.argv[2] == "compact.removing")):
+    checkpoint.compact()
+"""
+
+
+@pytest.mark.parametrize("point", ["compact.merged", "compact.removing"])
+def test_compaction_dies(
+    place: Location, tmp_path: Path, point: str, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    storage = opened(place)
+    for number in range(1, 4):
+        commit(storage, number, f"s{number}")
+    folder = str(tmp_path / "faults")
+    assert started([*script(place, MAINTAIN, other_host=False), point, folder]).wait() == -9
+    checkpoint = place_of(place)
+    assert checkpoint.check(), checkpoint.check()
+    assert completed(storage) == {"s1", "s2", "s3"}
+    assert checkpoint.compact() >= 1
+    assert checkpoint.status().writers == 1
+    assert completed(storage) == {"s1", "s2", "s3"}
+
+
+def test_a_local_checkpoint_is_not_taken_for_a_shared_one(place: Location) -> None:
+    storage = opened(place)
+    objects_of(storage).replace(
+        "checkpoint.json", json.dumps({"id": "0" * 8, "sink": None, "format": 1}).encode()
+    )
+    with pytest.raises(CheckpointError, match="directory of one host's own"):
+        place_of(place).status() if not place.shared else Location(
+            place.path, shared=True
+        ).open().identity()
+
+
+def test_an_unreachable_storage_is_one_clear_error(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray_resume import objects
+
+    monkeypatch.setattr(objects, "_RETRY_DELAYS_S", (0.01,))
+    uri = s3.uri("bucket/x").replace(str(s3.port), "1")
+    with pytest.raises(
+        CheckpointError, match=r"s3://bucket/x.* fails: cannot read checkpoint\.json"
+    ):
+        Checkpoint(uri).status()
+    with pytest.raises(CheckpointError, match=r"fails: cannot write"):
+        Location(s3.uri("no-such-bucket/x")).open().ensure()
+
+
+def test_the_command_line(s3: S3, tmp_path: Path) -> None:
+    place = Location(s3.uri(f"bucket/{tmp_path.name}"), lease_ttl_s=TTL_S)
+    storage = opened(place)
+    storage.bind("s3://bucket/out", run(1))
+    commit(storage, 1, "a", "b")
+
+    def command(*arguments: str) -> str:
+        result = subprocess.run(
+            [sys.executable, "-m", "ray_resume", *arguments], capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        assert "secret" not in result.stdout
+        return result.stdout
+
+    assert json.loads(command("status", place.path, "--json"))["completed"] == 2
+    assert "2 of 7 sources completed" in command("status", place.path)
+    assert len(command("sources", place.path).splitlines()) == 2
+    assert "1 source forgotten" in command("reset", place.path, "--source", "a")
+    assert "2 writers' files merged" in command("compact", place.path)
+    assert "is sound" in command("check", place.path)
+    assert len(json.loads(command("sources", place.path, "--json"))) == 1
