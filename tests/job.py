@@ -34,9 +34,11 @@ class Job:
         self.address = address
 
     def start(self, command: Sequence[str] = (sys.executable, str(DRIVER))) -> None:
-        arguments = [self.source, self.checkpoint, self.out, *filter(None, [self.address])]
+        self._run([*command, str(self.source), str(self.checkpoint), str(self.out)])
+
+    def _run(self, command: Sequence[str]) -> None:
         self.process = subprocess.Popen(
-            [*command, *map(str, arguments)],
+            [*command, *filter(None, [self.address])],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -30,6 +30,7 @@ from ray_resume.run import Run, RunPlan
 from ray_resume.shard import Shard
 from ray_resume.sink import Folder
 from ray_resume.source import Source
+from ray_resume.storage import Location
 from ray_resume.store import WriterFile
 
 DRIVER = Path(__file__).with_name("array_driver.py")
@@ -136,8 +137,11 @@ class Array:
 
 @pytest.fixture
 def array(request: pytest.FixtureRequest, tmp_path: Path, another_cluster: str) -> Iterator[Array]:
-    indexes, files = request.param
+    indexes, files, *shared = request.param
     array = Array(tmp_path, another_cluster, indexes, files)
+    if shared:
+        # Known again by what is in it, as on a network file system by its kind.
+        Location(str(array.checkpoint), shared=True).open().ensure()
     yield array
     array.end()
 
@@ -165,7 +169,11 @@ def test_three_tasks_with_gaps_one_killed_and_requeued(array: Array) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "array",
-    [(range(4, 12), 96), ([1, 2, 4, 8, 9, 11, 30, 31], 96)],
+    [
+        (range(4, 12), 96),
+        ([1, 2, 4, 8, 9, 11, 30, 31], 96),
+        ([1, 2, 4, 8, 9, 11, 30, 31], 96, "shared"),
+    ],
     indirect=True,
 )
 def test_eight_tasks_half_of_them_killed_and_requeued(array: Array) -> None:

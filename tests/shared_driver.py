@@ -1,0 +1,43 @@
+"""The job of `driver.py` with checkpoint and output in a storage that hosts share.
+
+    python shared_driver.py SOURCE CHECKPOINT OUT HOST [ADDRESS]
+
+HOST is what it takes its host for: another HOST cannot know by the kernel that this one is dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from driver import Score, drop_sevenths, fan_out
+
+
+def main() -> None:
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    from ray_resume import Checkpoint, resumable, resumable_read, resumable_write, shared
+
+    source, place, out, host, *address = sys.argv[1:]
+    shared._boot = lambda: host
+    cluster = {"address": address[0]} if address else {"address": "local", "num_cpus": 3}
+    ray.init(**cluster, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    checkpoint = Checkpoint(place, shared=True, lease_ttl_s=4, publish_interval_s=0.3)
+    ds = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint)
+    ds = ds.select_columns(["id"])
+    ds = ds.map_batches(resumable(drop_sevenths), batch_size=40, num_cpus=0.5)
+    ds = ds.map_batches(resumable(fan_out), batch_size=100, num_cpus=0.4)
+    ds = ds.map_batches(
+        resumable(Score),
+        fn_constructor_args=(3,),
+        batch_size=64,
+        compute=ActorPoolStrategy(size=1),
+        num_cpus=0.5,
+    )
+    print(resumable_write(ds, out), flush=True)
+
+
+if __name__ == "__main__":
+    main()
