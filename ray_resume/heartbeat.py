@@ -32,7 +32,7 @@ class Heart:
 
     Args:
         ttl_s: how long its silence must last until others call it dead.
-        also: called after each beat, in the same thread.
+        also: called once in ``ttl_s``, in the same thread.
 
     Raises:
         CheckpointError: the storage fails; the first beat is made here.
@@ -105,7 +105,8 @@ class Heart:
         while not self._ended.wait(self._ttl_s / _BEATS_PER_TTL) and self.is_alive():
             try:
                 self.beat()
-                self._also()
+                if self._beats % _BEATS_PER_TTL == 0:
+                    self._also()
             except CheckpointError:
                 # It failed for seconds already. Whether it is too late, `check` knows.
                 time.sleep(self._ttl_s / _BEATS_PER_TTL / 4)
