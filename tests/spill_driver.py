@@ -9,7 +9,6 @@ blocks that wait there, in memory and on disk. It prints the run's summary.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -23,10 +22,11 @@ import numpy as np
 Batch: TypeAlias = Any
 
 FILES, ROWS, PAYLOAD_BYTES = 24, 250, 50_000
+PIECES = 10
 STORE_BYTES = 80 << 20
 # Far less than all of it, so that there is a middle to lose a node in.
 ENOUGH_SPILLED_BYTES = 60 << 20
-MOMENT_S = 0.3
+MOMENT_S = 0.03
 
 
 def payload(row: int) -> bytes:
@@ -34,8 +34,8 @@ def payload(row: int) -> bytes:
 
 
 def make_payloads(batch: Batch) -> Iterator[Batch]:
-    # In pieces, so that a block can be lost whose neighbour was used.
-    for rows in np.array_split(batch["id"], 2):
+    # A block for each piece, so that some can be lost whose neighbours were used.
+    for rows in np.array_split(batch["id"], PIECES):
         yield {"id": rows, "payload": np.array([payload(i) for i in rows], dtype=object)}
 
 
@@ -74,10 +74,11 @@ def main() -> None:
     *options, name = sys.argv[1:]
     folder = Path(name)
     spilled = folder / "spilled"
-    makers = {
+    makers: dict[str, Any] = {
         "num_cpus": 2,
         "resources": {"makes": 2},
         "object_store_memory": STORE_BYTES,
+        "object_spilling_directory": str(spilled),
     }
     cluster = Cluster(
         initialize_head=True,
@@ -85,7 +86,6 @@ def main() -> None:
             "num_cpus": 2,
             "resources": {"weighs": 2},
             "object_store_memory": STORE_BYTES,
-            "object_spilling_directory": str(spilled),
         },
     )
     lost = cluster.add_node(**makers)
@@ -100,6 +100,7 @@ def main() -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.target_max_block_size = 1 << 20
     # Otherwise Ray Data makes no more blocks than fit.
     context.set_config("backpressure_policies.enabled", [])
     ds = resumable_read(
@@ -113,7 +114,7 @@ def main() -> None:
     )
     ds = ds.map_batches(
         resumable(Weigh),
-        batch_size=ROWS,
+        batch_size=None,
         compute=ActorPoolStrategy(size=1),
         num_cpus=0.5,
         resources={"weighs": 0.5},
@@ -126,10 +127,9 @@ def main() -> None:
         if not run.done():
             print("blocks are on disk", flush=True)
             if "--lose-node" in options:
+                print(f"a node is lost, and {spilled_bytes(spilled)} bytes", flush=True)
+                # Its disk goes with it.
                 cluster.remove_node(lost, allow_graceful=False)
-                (on_its_disk,) = spilled.glob(f"*{lost.node_id}*")
-                print(f"a node is lost, and {spilled_bytes(on_its_disk)} bytes", flush=True)
-                shutil.rmtree(on_its_disk)
                 cluster.add_node(**makers)
         print(run.result(), flush=True)
     ray.shutdown()
