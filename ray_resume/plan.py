@@ -13,6 +13,7 @@ module fails and says so. Each internal that is used:
 * ``DelegatingBlockBuilder``, ``eval_expr``, ``concat``: to make blocks of rows, to evaluate an
   expression and to join blocks exactly as Ray Data itself does.
 * ``ray.util.client.ray.is_connected``: to refuse Ray Client, as Ray Data asks for it itself.
+* Where Ray unpacks a job's ``working_dir``: a relative checkpoint would be made there, and be lost.
 * ``ExecutionCallback``: to refuse a plain ``ds.write_*`` that would look as if it were resumable.
 """
 
@@ -39,7 +40,7 @@ from ray.data.block import BlockAccessor
 from ray.data.datasource import Datasink, Datasource
 from ray.exceptions import UserCodeException
 
-from ray_resume.errors import NonResumableError, ResumeError
+from ray_resume.errors import CheckpointError, NonResumableError, ResumeError
 from ray_resume.lineage import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.source import Selection
 
@@ -109,6 +110,7 @@ __all__ = [
     "push_selection",
     "refuse_plain_writes",
     "refuse_ray_client",
+    "refuse_working_dir_copy",
     "row_group_datasource",
     "row_group_name",
     "rows_of",
@@ -179,6 +181,8 @@ _USED: dict[Any, str] = {
     PhysicalOperator: "_logical_operators",
 }
 
+_WORKING_DIR_COPIES = "/runtime_resources/working_dir_files/"
+
 _reading = threading.Lock()
 
 
@@ -188,7 +192,7 @@ def refuse_ray_client() -> None:
     Raises:
         ResumeError: it is a client, or Ray would make it one as soon as it starts.
     """
-    if ray.util.client.ray.is_connected():
+    if ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
         how = "This process is connected to its cluster through Ray Client (ray://)"
     elif not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
         how = "RAY_ADDRESS would connect this process to its cluster through Ray Client (ray://)"
@@ -200,6 +204,21 @@ def refuse_ray_client() -> None:
         "script run in the cluster: ray job submit --address http://HEAD:8265 --working-dir . -- "
         "python SCRIPT; or start it on one of the nodes, with ray.init() and no ray:// address."
     )
+
+
+def refuse_working_dir_copy(path: str) -> None:
+    """Make sure that the checkpoint at ``path`` is in no copy of a working directory of Ray's.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    if _WORKING_DIR_COPIES in os.path.realpath(path):
+        raise CheckpointError(
+            f"The checkpoint {path} is in the copy of your working directory that Ray has made for "
+            "this job. Whenever a file of yours changes it makes another copy, and all are gone "
+            "with the cluster: the next run would start from zero. Give an absolute path to a "
+            "disk that stays, for the checkpoint and for the output."
+        )
 
 
 @dataclass(frozen=True)

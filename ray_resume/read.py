@@ -124,6 +124,7 @@ def resumable_read(
     if granularity not in ("file", "row_group"):
         raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
     directory = CheckpointDirectory(checkpoint)
+    plan.refuse_working_dir_copy(str(directory.path))
     files = keys is None and not isinstance(reader, Datasource)
     if not files and (granularity != "file" or source_root is not None):
         raise TypeError("granularity and source_root are for ray.data's readers for files alone.")

@@ -7,6 +7,7 @@ It prints what became of each.
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def pipeline(folder: Path) -> Any:
 
 def main() -> None:
     folder, address = Path(sys.argv[1]), sys.argv[2]
-    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="error")
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR)
     before = pipeline(folder)
     ray.shutdown()
 

@@ -84,7 +84,7 @@ def test_a_worker_of_a_pool_is_killed_in_the_middle(tmp_path: Path) -> None:
             time.sleep(0.1)
             return {"id": batch["id"], "score": batch["id"] * 3}
 
-    killed = []
+    killed: list[int] = []
 
     def kill_one() -> None:
         while not killed:
