@@ -94,9 +94,9 @@ def test_a_relative_checkpoint_of_a_job_with_a_working_directory_is_refused(
         timeout=120,
         env=WITHOUT_TOKENS,
     )
-    told = submitted.stdout
+    told = submitted.stdout + submitted.stderr
     assert submitted.returncode != 0
-    assert "is in the copy of your working directory that Ray has made" in told
+    assert "is in the copy of your working directory that Ray has made" in told, told
     assert not (tmp_path / "out").exists()
 
 
