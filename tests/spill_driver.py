@@ -25,8 +25,8 @@ FILES, ROWS, PAYLOAD_BYTES = 24, 250, 50_000
 PIECES = 10
 STORE_BYTES = 80 << 20
 # Far less than all of it, so that there is a middle to lose a node in.
-ENOUGH_SPILLED_BYTES = 60 << 20
-MOMENT_S = 0.03
+ENOUGH_SPILLED_BYTES = 20 << 20
+MOMENT_S = 0.1
 
 
 def payload(row: int) -> bytes:
