@@ -12,6 +12,8 @@ module fails and says so. Each internal that is used:
 * ``ParquetDatasource``'s list of fragments: to read single row groups with Ray's own reader.
 * ``DelegatingBlockBuilder``, ``eval_expr``, ``concat``: to make blocks of rows, to evaluate an
   expression and to join blocks exactly as Ray Data itself does.
+* ``ray.util.client.ray.is_connected``: to refuse Ray Client, as Ray Data asks for it itself.
+* Where Ray unpacks a job's ``working_dir``: a relative checkpoint would be made there, and be lost.
 * ``ExecutionCallback``: to refuse a plain ``ds.write_*`` that would look as if it were resumable.
 """
 
@@ -21,6 +23,7 @@ import copy
 import dataclasses
 import dis
 import inspect
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,12 +34,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray.data
+import ray.util.client
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.block import BlockAccessor
 from ray.data.datasource import Datasink, Datasource
 from ray.exceptions import UserCodeException
 
-from ray_resume.errors import NonResumableError
+from ray_resume.errors import CheckpointError, NonResumableError, ResumeError
 from ray_resume.lineage import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.source import Selection
 
@@ -105,6 +109,8 @@ __all__ = [
     "plain_datasource",
     "push_selection",
     "refuse_plain_writes",
+    "refuse_ray_client",
+    "refuse_working_dir_copy",
     "row_group_datasource",
     "row_group_name",
     "rows_of",
@@ -175,7 +181,44 @@ _USED: dict[Any, str] = {
     PhysicalOperator: "_logical_operators",
 }
 
+_WORKING_DIR_COPIES = "/runtime_resources/working_dir_files/"
+
 _reading = threading.Lock()
+
+
+def refuse_ray_client() -> None:
+    """Make sure that this process is a driver in the cluster, not a client of one.
+
+    Raises:
+        ResumeError: it is a client, or Ray would make it one as soon as it starts.
+    """
+    if ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
+        how = "This process is connected to its cluster through Ray Client (ray://)"
+    elif not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
+        how = "RAY_ADDRESS would connect this process to its cluster through Ray Client (ray://)"
+    else:
+        return
+    raise ResumeError(
+        f"{how}, and so it is on none of the cluster's nodes. A run's checkpoint, its locks and "
+        "its ledger must be on the node where the driver is. Nothing was started. Have the same "
+        "script run in the cluster: ray job submit --address http://HEAD:8265 --working-dir . -- "
+        "python SCRIPT; or start it on one of the nodes, with ray.init() and no ray:// address."
+    )
+
+
+def refuse_working_dir_copy(path: str) -> None:
+    """Make sure that the checkpoint at ``path`` is in no copy of a working directory of Ray's.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    if _WORKING_DIR_COPIES in os.path.realpath(path):
+        raise CheckpointError(
+            f"The checkpoint {path} is in the copy of your working directory that Ray has made for "
+            "this job. Whenever a file of yours changes it makes another copy, and all are gone "
+            "with the cluster: the next run would start from zero. Give an absolute path to a "
+            "disk that stays, for the checkpoint and for the output."
+        )
 
 
 @dataclass(frozen=True)

@@ -115,14 +115,17 @@ def resumable_read(
         CheckpointError: the checkpoint cannot be used.
         NonResumableError: the reader cannot be made resumable.
         ResumeError: two sources have the same id; ``shard`` names a scheduler, and the
-            environment is not that of one of its array tasks.
+            environment is not that of one of its array tasks; the driver is a Ray Client.
     """
     _check_options(max_failed_runs, on_source_change, on_pipeline_change)
+    plan.refuse_ray_client()
     share = None if shard is None else shard_of(shard, os.environ)
     if granularity not in ("file", "row_group"):
         raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
     location = Checkpoint(checkpoint).location
     storage = location.open()
+    if location.local_path is not None:
+        plan.refuse_working_dir_copy(str(location.local_path))
     files = keys is None and not isinstance(reader, Datasource)
     if not files and (granularity != "file" or source_root is not None):
         raise TypeError("granularity and source_root are for ray.data's readers for files alone.")

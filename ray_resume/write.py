@@ -92,6 +92,7 @@ def resumable_write(
 
     Raises:
         NonResumableError: the pipeline cannot be resumed; raised before any task starts.
+        ResumeError: the driver is a Ray Client, or the run's ledger died.
         CheckpointError: the checkpoint is in use, unreadable or bound to another folder; the
             folder has other data files, or misses files of completed sources.
         SourceChangedError: as ``on_source_change="error"`` of the read asked for.
@@ -99,6 +100,8 @@ def resumable_write(
         KeyboardInterrupt: Ctrl-C; likewise. Uncaught, it ends the process with exit code 130.
         SystemExit: SIGTERM, with exit code 143, unless you have a handler of your own; likewise.
     """
+    # Ray may have been started since the read.
+    plan.refuse_ray_client()
     chain = plan.chain_of(
         ds,
         resumable_datasource=ResumableDatasource,

@@ -8,10 +8,11 @@ The rows are those of `driver.py`. It prints the run's summary.
 from __future__ import annotations
 
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from driver import Score, drop_sevenths, fan_out
+from job import FILES
 
 
 def main() -> None:
@@ -30,19 +31,12 @@ def main() -> None:
     cluster.wait_for_nodes()
     ray.data.DataContext.get_current().enable_progress_bars = False
 
-    def lose_a_node() -> None:
-        while True:
-            try:
-                if Checkpoint(checkpoint).status().completed >= 5:
-                    break
-            except CheckpointError:
-                pass
-            time.sleep(0.05)
-        cluster.remove_node(lost, allow_graceful=False)
-        print("a node is lost", flush=True)
-        cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+    def committed() -> int:
+        try:
+            return Checkpoint(checkpoint).status().completed
+        except CheckpointError:
+            return 0
 
-    threading.Thread(target=lose_a_node, daemon=True).start()
     ds = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint)
     ds = ds.select_columns(["id"])
     ds = ds.map_batches(resumable(drop_sevenths), batch_size=40, num_cpus=0.5)
@@ -55,7 +49,15 @@ def main() -> None:
         )
     else:
         ds = ds.map_batches(resumable(Score(3).__call__), batch_size=64, num_cpus=0.5)
-    print(resumable_write(ds, out), flush=True)
+    with ThreadPoolExecutor(1) as executor:
+        # Ray starts a node in the main thread only.
+        run = executor.submit(resumable_write, ds, out)
+        while not run.done() and committed() < 5:
+            time.sleep(0.05)
+        cluster.remove_node(lost, allow_graceful=False)
+        print(f"a node is lost after {committed()} of {FILES} sources", flush=True)
+        cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+        print(run.result(), flush=True)
     ray.shutdown()
     cluster.shutdown()  # type: ignore[no-untyped-call]
 
