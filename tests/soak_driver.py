@@ -163,8 +163,25 @@ class Letters(Pipeline):
         return [i for i in range(IDS) if i % 11 == 3]
 
 
+class Shared(Letters):
+    """With a checkpoint that hosts share: known by what is in it, as a mount is by its kind."""
+
+    def write_input(self) -> None:
+        from ray_resume.storage import Location
+
+        super().write_input()
+        Location(str(self.checkpoint), shared=True).open().ensure()
+
+
+class SharedPair(Shared, Pair):
+    """Two drivers at once on such a checkpoint."""
+
+    run, expected, dead = Pair.run, Pair.expected, Pair.dead
+
+
 PIPELINES: dict[str, Callable[[Path], Pipeline]] = {
-    kind.__name__: kind for kind in (Scored, Pair, Packed, Keys, Partitioned, Letters)
+    kind.__name__: kind
+    for kind in (Scored, Pair, Packed, Keys, Partitioned, Letters, Shared, SharedPair)
 }
 
 

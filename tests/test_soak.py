@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ class Driver:
 
     def lease(self) -> Path | None:
         """The lease that this driver holds, if it does."""
-        for path in self.job.pipeline.checkpoint.glob("*.lease"):
+        for path in self.job.leases():
             with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
                 if json.loads(file.readline())["pid"] == self.process.pid:
                     return path
@@ -129,6 +130,16 @@ class Job:
         with contextlib.suppress(CheckpointError):
             return Checkpoint(self.pipeline.checkpoint).status().completed == FILES
         return False
+
+    def leases(self) -> Iterator[Path]:
+        """The files that processes of this host hold."""
+        checkpoint = self.pipeline.checkpoint
+        yield from checkpoint.glob("*.lease")
+        # Where hosts share it, those are apart.
+        with contextlib.suppress(OSError, ValueError):
+            identity = json.loads((checkpoint / "checkpoint.json").read_bytes())["id"]
+            user = Path(tempfile.gettempdir(), f"ray_resume-{os.getuid()}")
+            yield from (user / identity).glob("*.lease")
 
     def check_sound(self) -> None:
         """Nothing that is committed is damaged or gone, whatever was killed."""
