@@ -314,6 +314,7 @@ class Run:
             return
         results, rows = ray.get(handle.unpublished.remote())
         reached("run.before_publish")
+        self._lease.check()
         if results:
             self._plan.publish(results, rows)
         reached("run.published")

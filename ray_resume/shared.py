@@ -46,6 +46,7 @@ from ray_resume.faults import reached
 from ray_resume.heartbeat import Heart, Watch
 from ray_resume.lease import Claim, Lease, Owner, refusal
 from ray_resume.letters import LetterObjects
+from ray_resume.mounts import remote_fstype
 from ray_resume.objects import Objects, Stamp, StoredObjects
 from ray_resume.reader import Reading
 from ray_resume.record import Record, digest, encode
@@ -229,8 +230,8 @@ class SharedCheckpoint:
                 if rival is not None and self._clock() >= deadline:
                     raise refusal(self.uri, owner, rival, wait_s)
                 self._sleep(self._ttl_s / _POLLS_PER_TTL)
-            heart.start()
             self._tidy_scratch(scratch)
+            heart.start()
             return SharedLease(self._objects, run_id, heart, lock)
         except BaseException:
             with contextlib.suppress(CheckpointError):
@@ -309,7 +310,8 @@ class SharedCheckpoint:
                 for name, stamp in listing.items()
                 if name.startswith(f"leases/{run_id}.") and stamp.mtime_ns is not None
             ]
-            if times and time.time() - max(times) / 1e9 > self._leases[run_id].ttl_s:
+            taken = self._leases.get(run_id)
+            if times and taken and time.time() - max(times) / 1e9 > taken.ttl_s:
                 killed[run_id] = live.pop(run_id)
         return Note(live, killed, dict(self.writers()))
 
@@ -488,6 +490,14 @@ class SharedCheckpoint:
         )
 
     def _read_identity(self) -> dict[str, Any]:
+        try:
+            return self._parsed_identity()
+        except CheckpointError:
+            # Where an object cannot be replaced in one step, half of it may have been there.
+            self._sleep(0.2)
+            return self._parsed_identity()
+
+    def _parsed_identity(self) -> dict[str, Any]:
         data = self._objects.get(IDENTITY)
         if data is None:
             raise CheckpointError(
@@ -536,6 +546,12 @@ class SharedCheckpoint:
                 # Somebody else could put files there.
                 user = Path(tempfile.mkdtemp(prefix="ray_resume-"))
             self._scratch = user / self.identity()
+        if (fstype := remote_fstype(self._scratch)) is not None:
+            raise CheckpointError(
+                f"The directory {self._scratch} for this host's part of the checkpoint is on a "
+                f"network file system ({fstype}), where LMDB and locks cannot be trusted. Set "
+                "TMPDIR to a directory on a local disk, and run again."
+            )
         try:
             self._scratch.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -550,7 +566,8 @@ class SharedCheckpoint:
         for lock in scratch.glob("*.lease"):
             if lock.stem not in self._leases and Lease.is_abandoned(lock):
                 for path in (*scratch.glob(f"{lock.stem}.mdb*"), lock):
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ class Location:
     @property
     def local_path(self) -> Path | None:
         """The directory that is meant, if it is one on this host's file systems."""
-        if self.filesystem is not None and self.filesystem.type_name != "local":
+        if self.filesystem is not None and not _is_local(self.filesystem):
             return None
         return local_path(self.path)
 
@@ -233,6 +233,11 @@ class Location:
                 "with credentials where pyarrow finds them; or Checkpoint(path, filesystem=...)."
             ) from error
         return StoredObjects(filesystem, path, shown)
+
+
+def _is_local(filesystem: Any) -> bool:
+    # fsspec's filesystems have a protocol in place of a type_name.
+    return getattr(filesystem, "type_name", None) == "local"
 
 
 def _is_shared(path: Path) -> bool:
