@@ -21,7 +21,7 @@ import secrets
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from ray_resume.errors import CheckpointError
@@ -30,7 +30,10 @@ from ray_resume.lease import Owner, guard, known_runs, live_runs
 from ray_resume.mounts import remote_fstype
 from ray_resume.reader import Reading, read_writers
 from ray_resume.shard import ArrayTask
-from ray_resume.store import Union, fsync_directory, writer_files
+from ray_resume.store import fsync_directory, writer_files
+
+if TYPE_CHECKING:
+    from ray_resume.union import Union
 
 __all__ = [
     "MERGED",
@@ -320,12 +323,11 @@ def _contents(
         headers[reading.run_id] = dict(reading.header)
         pairs[reading.run_id], files[reading.run_id] = reading.pairs, reading.path
 
-    def owner(value: bytes) -> str:
-        # Only a damaged record is looked for, so that the others need not say whose they are.
-        for reading in _readings(files, live):
-            if any(value == other for _, other in reading.pairs):
-                return f"the checkpoint file {reading.path}"
-        return "a checkpoint file"
+    def owner(run_id: str) -> str:
+        return f"the checkpoint file {files[run_id]}"
+
+    # Not before the files are read: a process that reads nothing need not load numpy.
+    from ray_resume.union import Union
 
     return Contents(Union(pairs, owner=owner), headers, live, files, killed)
 

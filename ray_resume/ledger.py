@@ -69,6 +69,7 @@ from typing import TypeAlias
 
 from ray_resume.errors import ResumeError
 from ray_resume.lineage import MODULUS
+from ray_resume.shelf import Counter, Shelf
 
 __all__ = [
     "Applied",
@@ -196,21 +197,6 @@ class _Group:
 
 
 @dataclass(slots=True)
-class _Counter:
-    value: int = 0
-    sealed: int | None = None
-    poisoned: bool = False
-    balanced: bool = False
-    rows_read: int = 0
-    rows_written: int = 0
-    drained: set[int] = field(default_factory=set)
-    files: list[str] = field(default_factory=list)
-    results: list[bytes] = field(default_factory=list)
-    dead_rows: int = 0
-    dead_letters: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class _Failed:
     error: str
     rows: int = 0
@@ -225,15 +211,17 @@ class Ledger:
         source_count: sources are numbered ``0 .. source_count - 1``.
 
     Guarantees: an illegal message raises :class:`LedgerError`, and nothing changes. A source
-    completes at most once in the life of a ledger. Memory is held for pending sources that were
-    heard of, and one byte for each other source.
+    completes at most once in the life of a ledger. Memory: 5 bytes for each source, and 72 more
+    while it is pending and was heard of (see `shelf`).
     """
 
     def __init__(self, run_id: str, source_count: int) -> None:
         self._run_id = run_id
         self._complete = bytearray(source_count)
         self._pass_number = 0
-        self._counters: dict[int, _Counter] = {}
+        self._shelf = Shelf(source_count)
+        # Counters that the message in hand has to do with; on the shelf before and after.
+        self._hand: dict[int, Counter] = {}
         self._groups: dict[int, _Group] = {}
         self._failed: dict[int, _Failed] = {}
 
@@ -246,7 +234,7 @@ class Ledger:
         if pass_number <= self._pass_number:
             raise LedgerError(f"pass {pass_number} begins after pass {self._pass_number}")
         self._pass_number = pass_number
-        self._counters = {}
+        self._shelf = Shelf(len(self._complete))
         self._groups = {}
         for sources in together:
             self._unite([source for source in sources if not self._complete[source]])
@@ -258,27 +246,38 @@ class Ledger:
         """
         self._check(message)
         completions: list[Completion] = []
-        outcomes = tuple(self._apply_event(event, completions) for event in message.events)
+        outcomes = tuple([self._apply_event(event, completions) for event in message.events])
+        for source, counter in self._hand.items():
+            self._shelf.put(source, counter)
+        self._hand.clear()
         return Applied(outcomes, tuple(completions))
 
     def pending(self) -> list[int]:
         """Return the numbers of the sources that are not complete, ascending."""
         return [source for source, complete in enumerate(self._complete) if not complete]
 
+    def is_pending(self, source: int) -> bool:
+        """Say whether ``source`` is not complete."""
+        return not self._complete[source]
+
     def waiting(self) -> list[int]:
         """Return the pending sources that only others of their group keep from completion."""
-        return sorted(source for source, counter in self._counters.items() if counter.balanced)
+        return sorted(source for source in self._groups if self._is_balanced(source))
 
     def failed(self) -> dict[int, str]:
         """Return why the pending sources have failed of which rows have, in any pass of the run."""
-        return {
-            source: f"{failed.rows} rows failed, the first in {failed.error}"
-            for source, failed in self._failed.items()
-        }
+        return {source: self.failure(source) or "" for source in self._failed}
+
+    def failure(self, source: int) -> str | None:
+        """Say why a pending source has failed, if rows of it have."""
+        failed = self._failed.get(source)
+        if failed is None:
+            return None
+        return f"{failed.rows} rows failed, the first in {failed.error}"
 
     def explain(self, source: int) -> str:
         """Say in one clause why ``source`` is not complete in the current pass."""
-        counter = self._counters.get(source)
+        counter = self._found(source)
         if counter is None:
             return "its read did not finish, and nothing of it arrived"
         if counter.balanced:
@@ -369,11 +368,19 @@ class Ledger:
             return Outcome.POISONED
         return Outcome.REPEATED if drain.delta in counter.drained else Outcome.APPLIED
 
-    def _counter(self, source: int) -> _Counter:
-        counter = self._counters.get(source)
+    def _counter(self, source: int) -> Counter:
+        """Take the counter of ``source`` in hand, a new one if need be."""
+        counter = self._hand.get(source)
         if counter is None:
-            counter = self._counters[source] = _Counter()
+            counter = self._hand[source] = self._shelf.get(source) or Counter()
         return counter
+
+    def _found(self, source: int) -> Counter | None:
+        return self._hand.get(source) or self._shelf.get(source)
+
+    def _is_balanced(self, source: int) -> bool:
+        counter = self._found(source)
+        return counter is not None and counter.balanced
 
     def _unite(self, sources: Collection[int]) -> None:
         """Make one group of these sources and of all that are in a group with one of them."""
@@ -381,8 +388,7 @@ class Ledger:
         for source in sources:
             group = self._groups.get(source)
             if group is None:
-                counter = self._counters.get(source)
-                group = _Group([source], int(counter is not None and counter.balanced))
+                group = _Group([source], int(self._is_balanced(source)))
                 self._groups[source] = group
             if united is None:
                 united = group
@@ -395,7 +401,7 @@ class Ledger:
 
     def _settle(self, source: int, completions: list[Completion]) -> None:
         """See whether ``source`` is balanced now, and complete what that completes."""
-        counter = self._counters.get(source)
+        counter = self._hand.get(source)
         if counter is None:  # it was completed by another part of the same event
             return
         balanced = counter.sealed is not None and counter.value == 0 and not counter.poisoned
@@ -409,7 +415,9 @@ class Ledger:
             self._complete[member] = 1
             self._groups.pop(member, None)
             self._failed.pop(member, None)
-            whole = self._counters.pop(member)
+            whole = self._counter(member)
+            del self._hand[member]
+            self._shelf.drop(member)
             completions.append(
                 Completion(
                     member,
@@ -427,7 +435,7 @@ def _parts(event: Event) -> tuple[Seal | Drain | Failure, ...]:
     return event.drains if isinstance(event, Pack) else (event,)
 
 
-def _seal(counter: _Counter, seal: Seal) -> Outcome:
+def _seal(counter: Counter, seal: Seal) -> Outcome:
     if counter.poisoned:
         return Outcome.POISONED
     if counter.sealed is None:
@@ -441,7 +449,7 @@ def _seal(counter: _Counter, seal: Seal) -> Outcome:
     return Outcome.POISONED
 
 
-def _drain(counter: _Counter, drain: Drain) -> Outcome:
+def _drain(counter: Counter, drain: Drain) -> Outcome:
     if counter.poisoned:
         return Outcome.POISONED
     if drain.delta in counter.drained:

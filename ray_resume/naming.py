@@ -2,6 +2,8 @@
 
 ``<checkpoint>-<run>-<source's digest>-<random>.<format>``; zeros for the digest where several
 sources share the file. The random part is drawn for each write.
+
+There may be millions of them, so a name that is spelt as usual also has a short form (`packed`).
 """
 
 from __future__ import annotations
@@ -10,14 +12,24 @@ import re
 import secrets
 from dataclasses import dataclass
 
-__all__ = ["DIGEST_BYTES", "OutputName", "stem_of"]
+__all__ = ["DIGEST_BYTES", "ENDINGS", "PACKED_BYTES", "OutputName", "packed", "stem_of", "unpacked"]
 
 DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
 
+ENDINGS = ("parquet", "json", "csv", "orc", "feather")
+"""The endings that a short form has a number for. Records are spelt with it: only append."""
+
+PACKED_BYTES = 27
+"""Checkpoint (4 bytes), run (6), digest (8), random part (8), number of the ending (1)."""
+
 _SHARED = bytes(DIGEST_BYTES)
 
 _NAME = re.compile(r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})\.[a-z]+")
+_USUAL = re.compile(
+    r"([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})\.(" + "|".join(ENDINGS) + ")"
+)
+_NUMBER_OF = {ending: number for number, ending in enumerate(ENDINGS)}
 
 
 @dataclass(frozen=True)
@@ -53,3 +65,24 @@ def stem_of(prefix: str, digest: bytes | None) -> str:
         digest: ``DIGEST_BYTES`` bytes of the source's digest; None if several share the file.
     """
     return f"{prefix}-{(_SHARED if digest is None else digest).hex()}-{secrets.token_hex(8)}"
+
+
+def packed(name: str) -> bytes | None:
+    """Return ``PACKED_BYTES`` bytes for a name in no subfolder, with a usual ending; else None."""
+    match = _USUAL.fullmatch(name)
+    if match is None:
+        return None
+    checkpoint, run_id, digest, random, ending = match.groups()
+    return bytes.fromhex(checkpoint + run_id + digest + random) + bytes((_NUMBER_OF[ending],))
+
+
+def unpacked(value: bytes) -> str:
+    """Return the name that :func:`packed` made ``value`` of.
+
+    Raises:
+        ValueError: it is of no name.
+    """
+    if len(value) != PACKED_BYTES or value[26] >= len(ENDINGS):
+        raise ValueError(f"{value!r} is no packed name")
+    text = value.hex()
+    return f"{text[:8]}-{text[8:20]}-{text[20:36]}-{text[36:52]}.{ENDINGS[value[26]]}"

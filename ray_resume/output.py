@@ -5,16 +5,20 @@ The bytes are written by `sink` and `datasinks`, on workers; this is the driver'
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from ray_resume.directory import Contents
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
-from ray_resume.naming import OutputName
-from ray_resume.record import Record
+from ray_resume.filelist import FileList, listed_files, other_rows, packed_files
+from ray_resume.naming import PACKED_BYTES
+from ray_resume.naming import packed as packed_name
 from ray_resume.sink import Folder
+from ray_resume.union import Records
 
 __all__ = ["FolderOutput", "Output", "RemoteOutput"]
 
@@ -35,7 +39,7 @@ class Output(Protocol):
         checkpoint: str,
         names: Collection[str],
         contents: Contents,
-        skipped: Iterable[Record],
+        skipped: Records,
     ) -> None:
         """Make sure that it can be written to, and that ``skipped`` sources' rows are there.
 
@@ -72,7 +76,7 @@ class FolderOutput:
 
     def names(self) -> Collection[str]:
         try:
-            return self.folder.names()
+            return FileList.of(self.folder.names())
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -82,40 +86,32 @@ class FolderOutput:
         checkpoint: str,
         names: Collection[str],
         contents: Contents,
-        skipped: Iterable[Record],
+        skipped: Records,
     ) -> None:
         inside = checkpoint.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
-        names = [name for name in names if not name.startswith(inside)]
+        present = FileList.of(names)
+        present = FileList(
+            present.usual, [name for name in present.others if not name.startswith(inside)]
+        )
         known = contents.headers.keys() | contents.live.keys()
-        unknown = [
-            name
-            for name in names
-            if (parsed := OutputName.parse(name)) is not None
-            and parsed.checkpoint == checkpoint_id
-            and parsed.run_id not in known
-        ]
+        unknown = present.made_by(checkpoint_id, known, known=False)
         if unknown:
             raise CheckpointError(
                 f"The output folder {self.uri} has {len(unknown)} files of runs that the "
-                f"checkpoint {checkpoint} does not know, {unknown[0]} among them: an .mdb file was "
-                "removed from it, or it was restored from an older copy. Going on would write "
-                "their rows a second time. Put the .mdb files back, or remove those files too."
+                f"checkpoint {checkpoint} does not know, {next(iter(unknown))} among them: an .mdb "
+                "file was removed from it, or it was restored from an older copy. Going on would "
+                "write their rows a second time. Put the .mdb files back, or remove those files "
+                "too."
             )
         if not self.append:
-            foreign = [name for name in names if _is_foreign(name, checkpoint_id)]
+            foreign = [name for name in present.not_of(checkpoint_id) if not _is_hidden(name)]
             if foreign:
                 raise CheckpointError(
                     f"The output folder {self.uri} has {len(foreign)} files that this checkpoint "
                     f"did not make, {foreign[0]} among them. Give an empty folder, or pass "
                     "append=True to write beside them."
                 )
-        present = set(names)
-        gone = {
-            f"{self.uri}/{file}": record.source_id
-            for record in skipped
-            for file in record.files
-            if file not in present
-        }
+        gone = {f"{self.uri}/{file}": source_id for file, source_id in _missing(skipped, present)}
         if gone:
             file, source_id = next(iter(gone.items()))
             sources = sorted(set(gone.values()))
@@ -142,18 +138,12 @@ class FolderOutput:
     def remove_leftovers(
         self, checkpoint_id: str, runs: Collection[str], contents: Contents
     ) -> None:
-        listed = {file for record in contents.union for file in record.files}
-        for name in self.folder.names():
-            parsed = OutputName.parse(name)
-            if (
-                parsed is not None
-                and parsed.checkpoint == checkpoint_id
-                and parsed.run_id in runs
-                and name not in listed
-            ):
-                reached("cleanup.removing")
-                self.folder.remove(name)
-                reached("cleanup.removed")
+        left = FileList.of(self.folder.names()).made_by(checkpoint_id, runs, known=True)
+        # The records are looked at only where there is something that they may list.
+        for name in left.without(listed_files(contents.union)) if left else ():
+            reached("cleanup.removing")
+            self.folder.remove(name)
+            reached("cleanup.removed")
 
 
 @dataclass(frozen=True)
@@ -171,7 +161,7 @@ class RemoteOutput:
         checkpoint: str,
         names: Collection[str],
         contents: Contents,
-        skipped: Iterable[Record],
+        skipped: Records,
     ) -> None:
         return
 
@@ -184,8 +174,32 @@ class RemoteOutput:
         return
 
 
-def _is_foreign(name: str, checkpoint_id: str) -> bool:
-    if any(part.startswith((".", "_")) for part in name.split("/")):
-        return False
-    parsed = OutputName.parse(name)
-    return parsed is None or parsed.checkpoint != checkpoint_id
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name.split("/"))
+
+
+def _missing(records: Records, present: FileList) -> Iterator[tuple[str, str]]:
+    """Yield the files of ``records`` that are not ``present``, each with a source that lists it."""
+    rows, packed = packed_files(records.union, records.rows)
+    gone = np.flatnonzero(~present.holds(packed))
+    for place in gone.tolist():
+        record = records.union.record(int(rows[place]))
+        yield record.files[0], record.source_id
+    # Of the others some may be packed all the same, as those of a source that has several.
+    listed = [
+        (file, row)
+        for row in other_rows(records.union, records.rows).tolist()
+        for file in records.union.record(row).files
+    ]
+    usual = [
+        (short, place) for place, (file, _) in enumerate(listed) if (short := packed_name(file))
+    ]
+    gone_places = [place for place, (file, _) in enumerate(listed) if file not in present.others]
+    if usual:
+        rows_of = np.frombuffer(b"".join(short for short, _ in usual), np.uint8)
+        held = present.holds(rows_of.reshape(-1, PACKED_BYTES))
+        there = {place for (_, place), is_held in zip(usual, held.tolist(), strict=True) if is_held}
+        gone_places = [place for place in gone_places if place not in there]
+    for place in gone_places:
+        file, row = listed[place]
+        yield file, records.union.record(row).source_id

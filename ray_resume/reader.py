@@ -17,10 +17,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_resume.errors import CheckpointError
-from ray_resume.store import read_writer
+from ray_resume.record import cut
+from ray_resume.store import read_writer_into
+
+if TYPE_CHECKING:
+    from ray_resume.table import Table
 
 __all__ = ["Reading", "read_writers"]
 
@@ -53,12 +57,12 @@ class Reading:
     run_id: str
     path: Path
     header: Mapping[str, Any]
-    pairs: list[tuple[bytes, bytes]]
+    pairs: Table
     error: CheckpointError | None = None
 
 
 def read_writers(files: Mapping[str, tuple[Path, bool]]) -> Iterator[Reading]:
-    """Read ``{run id: (path, live)}`` in that order; see :func:`ray_resume.store.read_writer`.
+    """Read ``{run id: (path, live)}`` in that order; see :func:`ray_resume.store.read_writer_into`.
 
     Nothing is raised for a file that cannot be read, nor does it keep others from being read.
     """
@@ -86,14 +90,29 @@ def _read_in_child(files: list[tuple[str, str, bool]]) -> Iterator[Reading]:
             with contextlib.suppress(BrokenPipeError):
                 marshal.dump(([str(path) for path in sys.path], files), child.stdin)
                 child.stdin.close()
+            # While the child starts: it takes as long to load.
+            from ray_resume.table import Table
+
             for run_id, path, _ in list(files):
+                header: Mapping[str, Any] = {}
+                columns = (bytearray(), bytearray(), bytearray(), bytearray())
                 try:
-                    header, pairs, message = marshal.load(child.stdout)
+                    while (part := marshal.load(child.stdout)) is not None:
+                        kind, content = part
+                        if kind == "header":
+                            header = content
+                        elif kind == "error":
+                            raise CheckpointError(content)
+                        else:
+                            for column, more in zip(columns, content, strict=True):
+                                column += more
+                except CheckpointError as error:
+                    yield Reading(run_id, Path(path), {}, Table.of(()), error)
                 except EOFError:
-                    yield Reading(run_id, Path(path), {}, [], _fatal(path, child))
+                    yield Reading(run_id, Path(path), {}, Table.of(()), _fatal(path, child))
                     return
-                error = None if message is None else CheckpointError(message)
-                yield Reading(run_id, Path(path), header, pairs, error)
+                else:
+                    yield Reading(run_id, Path(path), header, Table(*columns))
         finally:
             child.kill()
 
@@ -117,18 +136,25 @@ def _fatal(path: str, child: subprocess.Popen[bytes]) -> CheckpointError:
 
 
 def _serve(files: list[tuple[str, str, bool]]) -> None:
-    """Be the child: send each file's header, pairs and error."""
+    """Be the child: send each file's header, columns of its records, and None or an error."""
     out = sys.stdout.buffer
+
+    def send(part: tuple[str, Any] | None) -> None:
+        marshal.dump(part, out)
+
     for _, path, live in files:
         signal.alarm(_TIMEOUT_S)
-        message: str | None = None
-        header, pairs = dict[str, Any](), list[tuple[bytes, bytes]]()
         try:
-            header, found = read_writer(Path(path), live=live)
-            pairs = list(found)
+            read_writer_into(
+                Path(path),
+                lambda header: send(("header", header)),
+                lambda stored: send(("records", cut(stored))),
+                live=live,
+            )
         except CheckpointError as error:
-            message = str(error)
+            send(("error", str(error)))
         except Exception as error:
-            message = f"The checkpoint file {path} cannot be read: {error!r}."
-        marshal.dump((header, pairs, message), out)
+            send(("error", f"The checkpoint file {path} cannot be read: {error!r}."))
+        else:
+            send(None)
         out.flush()

@@ -52,15 +52,15 @@ class Folder:
         """Create the folder if it is missing."""
         self.filesystem.create_dir(self.path, recursive=True)
 
-    def names(self) -> list[str]:
+    def names(self) -> Iterator[str]:
         """List the files in it by their relative path, subfolders too; none if it is missing."""
         base = self.path.rstrip("/") + "/"
         selector = FileSelector(self.path, allow_not_found=True, recursive=True)
-        return [
+        return (
             path_of(info).removeprefix(base)
             for info in self.filesystem.get_file_info(selector)
             if info.is_file
-        ]
+        )
 
     def remove(self, name: str) -> None:
         """Remove a file; not an error if it is gone."""

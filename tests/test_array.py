@@ -28,7 +28,7 @@ from ray_resume.record import Record, State, digest
 from ray_resume.run import Run, RunPlan
 from ray_resume.shard import Shard
 from ray_resume.sink import Folder
-from ray_resume.source import Source
+from ray_resume.source import Source, SourceTable
 from ray_resume.store import WriterFile
 
 DRIVER = Path(__file__).with_name("array_driver.py")
@@ -345,7 +345,7 @@ def test_the_example(batch: Batch, tmp_path: Path, another_cluster: str) -> None
 
 
 def plan_of(directory: CheckpointDirectory, out: Path, shard: Shard | None = None) -> RunPlan:
-    sources = [Source("a", "a")]
+    sources = SourceTable.of([Source("a", "a")])
     return RunPlan(
         directory=directory,
         sources=sources,
