@@ -148,11 +148,10 @@ class LedgerHost:
                     self._unpublished.extend(applied.completions)
                 else:
                     self._queue.extend(applied.completions)
-                for completion in applied.completions:
-                    self._completed += 1
-                    self._rows_read += completion.rows_read
-                    self._rows_written += completion.rows_written
-                    self._dead_rows += completion.dead_rows
+                self._completed += len(applied.completions)
+                self._rows_read += sum([done.rows_read for done in applied.completions])
+                self._rows_written += sum([done.rows_written for done in applied.completions])
+                self._dead_rows += sum([done.dead_rows for done in applied.completions])
                 # The completions of one file are all in one answer.
                 self._files += len({f for done in applied.completions for f in done.files})
                 self._state.notify_all()

@@ -95,15 +95,19 @@ class FileList(Collection[str]):
         # In ascending order: a million searches that jump about take ten times as long.
         random = _random(wanted)
         asked = np.argsort(random)
-        rank = np.searchsorted(ordered, random[asked]).astype(np.int64)
-        left = np.arange(len(asked))
-        while len(left):
-            left = left[rank[left] < len(ordered)]
-            left = left[ordered[rank[left]] == random[asked[left]]]
-            same = (self.usual[order[rank[left]]] == wanted[asked[left]]).all(axis=1)
-            found[asked[left[same]]] = True
-            left = left[~same]
-            rank[left] += 1
+        # A part at a time, since names are compared whole.
+        for start in range(0, len(asked), _AT_ONCE):
+            part = asked[start : start + _AT_ONCE]
+            rank = np.searchsorted(ordered, random[part]).astype(np.int64)
+            left = np.arange(len(part))
+            while len(left):
+                left = left[rank[left] < len(ordered)]
+                left = left[ordered[rank[left]] == random[part[left]]]
+                here = _names(self.usual[order[rank[left]]])
+                same = here == _names(wanted[part[left]])
+                found[part[left[same]]] = True
+                left = left[~same]
+                rank[left] += 1
         return found
 
     def without(self, other: FileList) -> FileList:
@@ -177,10 +181,20 @@ def other_rows(union: Union, rows: Positions) -> Positions:
 
 
 def _sorted_out(usual: Rows, others: Iterable[str]) -> tuple[Rows, Collection[str]]:
-    """Pack those of ``others`` that can be; leave out what is there twice."""
+    """Pack those of ``others`` that can be; leave out what is there twice.
+
+    A source's own file is in no other record. One that is shared may be in many.
+    """
     rest = FileList.of(others)
-    rows = np.unique(np.concatenate([usual, rest.usual]).view(f"V{PACKED_BYTES}").ravel())
-    return rows.view(np.uint8).reshape(-1, PACKED_BYTES), rest.others
+    shared = ~usual[:, 10:18].any(axis=1)
+    if not shared.any() and not len(rest.usual):
+        return usual, rest.others
+    some = np.concatenate([usual[shared], rest.usual])
+    own = usual[~shared]
+    some = np.unique(some.view(f"V{PACKED_BYTES}").ravel()).view(np.uint8)
+    some = some.reshape(-1, PACKED_BYTES)
+    some = some[~FileList(own).holds(some)]
+    return np.concatenate([own, some]), rest.others
 
 
 def _pack(names: list[str], length: int, ending: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
@@ -197,6 +211,12 @@ def _pack(names: list[str], length: int, ending: int) -> tuple[Rows, npt.NDArray
 def _random(rows: Rows) -> npt.NDArray[np.uint64]:
     words: npt.NDArray[np.uint64] = np.ascontiguousarray(rows[:, _RANDOM]).view(np.uint64).ravel()
     return words
+
+
+def _names(rows: Rows) -> npt.NDArray[np.void]:
+    """Look at each row as one value, to compare rows as a whole."""
+    names: npt.NDArray[np.void] = np.ascontiguousarray(rows).view(f"V{PACKED_BYTES}").ravel()
+    return names
 
 
 def _numbers(rows: Rows) -> npt.NDArray[np.uint64]:

@@ -63,13 +63,22 @@ take the place of its per-edge ids, because nothing here acknowledges single row
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ray_resume.errors import ResumeError
 from ray_resume.lineage import MODULUS
-from ray_resume.shelf import Counter, Shelf
+from ray_resume.naming import unpacked
+from ray_resume.shelf import (
+    SLOT_BALANCED,
+    SLOT_DRAINED,
+    SLOT_FILE,
+    SLOT_POISONED,
+    SLOT_SEALED,
+    Counter,
+    Shelf,
+)
 
 __all__ = [
     "Applied",
@@ -84,6 +93,10 @@ __all__ = [
     "Pack",
     "Seal",
 ]
+
+# What a source must not have seen for its next seal, or drain, to be the first and no trouble.
+_NO_FIRST_SEAL = SLOT_SEALED | SLOT_POISONED | SLOT_BALANCED
+_NO_FIRST_DRAIN = SLOT_DRAINED | SLOT_POISONED | SLOT_BALANCED
 
 # Of so many failures of a source it is known whether they are repeats.
 _MOST_FAILURES = 10_000
@@ -169,8 +182,9 @@ class Outcome(enum.Enum):
     ALREADY_COMPLETE = "already complete"
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+# A tuple is made in a third of the time that a frozen dataclass takes, and of these there is one
+# for each source.
+class Completion(NamedTuple):
     """A source that has become complete: what there is to commit."""
 
     source: int
@@ -182,8 +196,7 @@ class Completion:
     dead_letters: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(NamedTuple):
     """The answer to a message: an outcome for each event, and the sources that it completed."""
 
     outcomes: tuple[Outcome, ...]
@@ -246,11 +259,17 @@ class Ledger:
         """
         self._check(message)
         completions: list[Completion] = []
-        outcomes = tuple([self._apply_event(event, completions) for event in message.events])
-        for source, counter in self._hand.items():
-            self._shelf.put(source, counter)
-        self._hand.clear()
-        return Applied(outcomes, tuple(completions))
+        outcomes = []
+        for event in message.events:
+            kind, outcome = type(event), None
+            if kind is Seal or kind is Drain:
+                outcome = self._apply_first(event, kind is Seal, completions)  # type: ignore[arg-type]
+            outcomes.append(outcome or self._apply_event(event, completions))
+        if self._hand:
+            for source, counter in self._hand.items():
+                self._shelf.put(source, counter)
+            self._hand.clear()
+        return Applied(tuple(outcomes), tuple(completions))
 
     def pending(self) -> list[int]:
         """Return the numbers of the sources that are not complete, ascending."""
@@ -302,17 +321,69 @@ class Ledger:
             raise LedgerError(
                 f"a message of pass {message.pass_number} came in pass {self._pass_number}"
             )
+        count = len(self._complete)
         for event in message.events:
+            parts: Sequence[Seal | Drain | Failure]
             if isinstance(event, Pack):
                 sources = [drain.source for drain in event.drains]
                 if not sources or len(set(sources)) < len(sources):
                     raise LedgerError(f"a pack of the sources {sources}")
-            for part in _parts(event):
-                if not 0 <= part.source < len(self._complete):
+                parts = event.drains
+            else:
+                parts = (event,)
+            for part in parts:
+                if not 0 <= part.source < count:
                     raise LedgerError(f"source number {part.source} is not in this run's table")
                 value = part.delta if isinstance(part, Drain) else part.total
                 if not 0 <= value < MODULUS:
                     raise LedgerError(f"{value} is not a 64-bit sum")
+
+    def _apply_first(
+        self, event: Seal | Drain, is_seal: bool, completions: list[Completion]
+    ) -> Outcome | None:
+        """Do what :meth:`_apply_event` does, in less time, for what nearly all events are.
+
+        Namely for the first seal or drain of a source that is in no group, as far as a slot
+        of the shelf has room for it. For any other, nothing is done, and None returned.
+        """
+        source = event.source
+        if self._complete[source]:
+            return Outcome.ALREADY_COMPLETE
+        if source in self._hand or source in self._groups:
+            return None
+        slot = self._shelf.slot(source)
+        if slot is None:
+            return None
+        value, sealed, drained, read, written, flags, file = slot
+        files: tuple[str, ...] = ()
+        if is_seal:
+            assert isinstance(event, Seal)
+            if flags & _NO_FIRST_SEAL:
+                return None
+            sealed, read, flags = event.total, event.rows, flags | SLOT_SEALED
+            value = (value + sealed) % MODULUS
+        else:
+            assert isinstance(event, Drain)
+            files = event.files
+            if flags & _NO_FIRST_DRAIN or len(files) > 1 or event.results or event.dead_letters:
+                return None
+            if event.dead_rows:
+                return None
+            drained, written, flags = event.delta, event.rows, flags | SLOT_DRAINED
+            value = (value + drained) % MODULUS
+        if value == 0 and flags & SLOT_SEALED:
+            if flags & SLOT_FILE:
+                files = (unpacked(file),)
+            self._shelf.drop(source)
+            self._complete[source] = 1
+            if self._failed:
+                self._failed.pop(source, None)
+            completions.append(Completion(source, read, written, files))
+        elif not self._shelf.fill(
+            source, value, sealed, drained, read, written, flags, file, files
+        ):
+            return None
+        return Outcome.APPLIED
 
     def _apply_event(self, event: Event, completions: list[Completion]) -> Outcome:
         if isinstance(event, Pack):

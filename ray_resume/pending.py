@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable
 
 from ray_resume.record import Fingerprint
@@ -62,14 +63,13 @@ class PendingSources:
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Keep nothing of ``numbers`` any more."""
-        touched = set()
+        places: defaultdict[int, list[int]] = defaultdict(list)
         for number in numbers:
-            block = self._blocks[number >> _SHIFT]
-            if block is not None:
-                block.forget(number & _MASK)
-                touched.add(number >> _SHIFT)
-        for place in touched:
+            places[number >> _SHIFT].append(number & _MASK)
+        for place, gone in places.items():
             block = self._blocks[place]
+            if block is not None:
+                block.forget(gone)
             if block is not None and block.is_loose():
                 self._blocks[place] = block.packed()
 
@@ -110,14 +110,15 @@ class _Block:
             self.mtimes[at] if known & 2 else None,
         )
 
-    def forget(self, place: int) -> None:
-        try:
-            at = self._at(place)
-        except KeyError:
-            return
-        if self.known[at] != _GONE:
+    def forget(self, places: Iterable[int]) -> None:
+        for place in places:
+            at = place
+            if self.places is not None:
+                at = bisect_left(self.places, place)
+                if at == len(self.places) or self.places[at] != place:
+                    continue
             self.known[at] = _GONE
-            self.gone += 1
+        self.gone = self.known.count(_GONE)
 
     def is_loose(self) -> bool:
         return self.gone * 3 >= len(self.known)

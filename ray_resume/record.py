@@ -31,6 +31,7 @@ __all__ = [
     "cut",
     "decode",
     "digest",
+    "digest_of",
     "encode",
     "encode_completed",
     "pipeline_of",
@@ -102,7 +103,12 @@ class Record:
 
 def digest(source_id: str) -> bytes:
     """Return the 16-byte digest of a source's id: how sources are told apart and found."""
-    return hashlib.blake2b(source_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return digest_of(source_id.encode("utf-8", "surrogatepass"))
+
+
+def digest_of(source: bytes) -> bytes:
+    """Return the digest of a source's id that is spelt as UTF-8 (lone surrogates pass)."""
+    return hashlib.blake2b(source, digest_size=DIGEST_BYTES).digest()
 
 
 def pipeline_of(signature: str) -> bytes:
@@ -235,7 +241,7 @@ def encode_completed(
     Returns:
         The digest, followed by the encoded record.
     """
-    key = hashlib.blake2b(source, digest_size=DIGEST_BYTES).digest()
+    key = digest_of(source)
     flags, ending = Flag.TIME, 0
     checkpoint, random = _NO_CHECKPOINT, _NO_RANDOM
     if file is not None:
@@ -304,7 +310,7 @@ def decode(value: bytes) -> Record:
         )
         files: tuple[str, ...] = ()
         if flags & Flag.FILE:
-            named = bytes(8) if flags & Flag.SHARED else _digest(source)[:8]
+            named = bytes(8) if flags & Flag.SHARED else digest_of(source)[:8]
             files = (unpacked(checkpoint + run + named + random + bytes((ending,))),)
         elif listed is not None:
             files = _strings(listed)
@@ -366,10 +372,6 @@ def precedence(value: bytes) -> int:
     return sequence
 
 
-def _digest(source: bytes) -> bytes:
-    return hashlib.blake2b(source, digest_size=16).digest()
-
-
 def _run_bytes(run_id: str) -> tuple[bytes, str | None]:
     """Return what the head has of a run id, and the id itself if that says too little."""
     if len(run_id) == 12:
@@ -386,7 +388,7 @@ def _is_own(file: bytes, run: bytes, odd_run: str | None, source: bytes) -> bool
     """Say whether a file's name follows from the head of the record that lists it."""
     if odd_run is not None or file[4:10] != run:
         return False
-    return not any(file[10:18]) or file[10:18] == _digest(source)[:8]
+    return not any(file[10:18]) or file[10:18] == digest_of(source)[:8]
 
 
 def _is_shared(file: str) -> bool:

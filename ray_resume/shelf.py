@@ -13,11 +13,20 @@ from dataclasses import dataclass, field
 
 from ray_resume.naming import packed, unpacked
 
-__all__ = ["Counter", "Shelf"]
+__all__ = [
+    "SLOT_BALANCED",
+    "SLOT_DRAINED",
+    "SLOT_FILE",
+    "SLOT_POISONED",
+    "SLOT_SEALED",
+    "Counter",
+    "Shelf",
+]
 
 _SLOT = struct.Struct("<QQQqqB27s")
-_SEALED, _DRAINED, _POISONED, _BALANCED, _FILE = 1, 2, 4, 8, 16
+SLOT_SEALED, SLOT_DRAINED, SLOT_POISONED, SLOT_BALANCED, SLOT_FILE = 1, 2, 4, 8, 16
 _NO_FILE = bytes(27)
+_EMPTY = (0, 0, 0, 0, 0, 0, _NO_FILE)
 _FEW_SLOTS = 1024
 
 
@@ -65,14 +74,54 @@ class Shelf:
         )
         return Counter(
             value,
-            sealed if flags & _SEALED else None,
-            bool(flags & _POISONED),
-            bool(flags & _BALANCED),
+            sealed if flags & SLOT_SEALED else None,
+            bool(flags & SLOT_POISONED),
+            bool(flags & SLOT_BALANCED),
             read,
             written,
-            {drained} if flags & _DRAINED else set(),
-            [unpacked(file)] if flags & _FILE else [],
+            {drained} if flags & SLOT_DRAINED else set(),
+            [unpacked(file)] if flags & SLOT_FILE else [],
         )
+
+    def slot(self, source: int) -> tuple[int, int, int, int, int, int, bytes] | None:
+        """Return what the slot of ``source`` holds; None if it has none, but a counter.
+
+        That is the counter's value, the seal, the drain, rows read and written, flags
+        (``SLOT_...``), and the packed name of the file; all zero if nothing is known of it.
+        """
+        place = self._slot_of[source]
+        if place < 0:
+            return None if source in self._whole else _EMPTY
+        return _SLOT.unpack_from(self._slots, place * _SLOT.size)
+
+    def fill(
+        self,
+        source: int,
+        value: int,
+        sealed: int,
+        drained: int,
+        read: int,
+        written: int,
+        flags: int,
+        file: bytes,
+        files: tuple[str, ...],
+    ) -> bool:
+        """Set what the slot of ``source``, which has no counter, holds; say whether it could.
+
+        Args:
+            files: one that is added to it, if any.
+        """
+        if files:
+            short = packed(files[0])
+            if short is None or flags & SLOT_FILE:
+                return False
+            flags, file = flags | SLOT_FILE, short
+        try:
+            content = _SLOT.pack(value, sealed, drained, read, written, flags, file)
+        except struct.error:
+            return False
+        self._set(source, content)
+        return True
 
     def put(self, source: int, counter: Counter) -> None:
         """Keep ``counter`` in place of what there is of ``source``."""
@@ -82,6 +131,9 @@ class Shelf:
             self._whole[source] = counter
             return
         self._whole.pop(source, None)
+        self._set(source, content)
+
+    def _set(self, source: int, content: bytes) -> None:
         slot = self._slot_of[source]
         if slot < 0:
             if self._free:
@@ -94,8 +146,10 @@ class Shelf:
 
     def drop(self, source: int) -> None:
         """Forget the counter of ``source``, if there is one."""
-        self._whole.pop(source, None)
-        self._vacate(source)
+        if self._whole:
+            self._whole.pop(source, None)
+        if self._slot_of[source] >= 0:
+            self._vacate(source)
 
     def _vacate(self, source: int) -> None:
         slot = self._slot_of[source]
@@ -137,19 +191,19 @@ def _content(counter: Counter) -> bytes | None:
         return None
     flags, drained, file = 0, 0, _NO_FILE
     if counter.sealed is not None:
-        flags |= _SEALED
+        flags |= SLOT_SEALED
     if counter.drained:
-        flags |= _DRAINED
+        flags |= SLOT_DRAINED
         (drained,) = counter.drained
     for name in counter.files:
         short = packed(name)
         if short is None:
             return None
-        flags, file = flags | _FILE, short
+        flags, file = flags | SLOT_FILE, short
     if counter.poisoned:
-        flags |= _POISONED
+        flags |= SLOT_POISONED
     if counter.balanced:
-        flags |= _BALANCED
+        flags |= SLOT_BALANCED
     try:
         return _SLOT.pack(
             counter.value,

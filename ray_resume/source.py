@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ray_resume.digests import Digests, Positions
 from ray_resume.errors import ResumeError
-from ray_resume.record import Fingerprint, digest
+from ray_resume.record import Fingerprint, digest_of
 
 __all__ = [
     "Reading",
@@ -28,6 +28,8 @@ __all__ = [
 
 
 _UNKNOWN = Fingerprint()
+# So many objects are made at once.
+_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,21 @@ class SourceTable(Sequence[Source]):
     def digests(self) -> Digests:
         """The digest of each id; made when it is first asked for."""
         if self._digests is None:
-            self._digests = Digests.of(b"".join(map(digest, self.ids())))
+            self._digests = Digests.of(self._digested())
         return self._digests
+
+    def _digested(self) -> bytearray:
+        digests, ids = bytearray(), self._ids
+        for first in range(0, len(self), _AT_ONCE):
+            starts = self._starts[first : first + _AT_ONCE].tolist()
+            lengths = self._lengths[first : first + _AT_ONCE].tolist()
+            digests += b"".join(
+                [
+                    digest_of(ids[start : start + length])
+                    for start, length in zip(starts, lengths, strict=True)
+                ]
+            )
+        return digests
 
     def ids(self) -> Iterator[str]:
         """Return the ids, in order."""

@@ -156,11 +156,11 @@ def todo_of(
 
 def _same(union: Union, rows: Positions, now: Fingerprints) -> npt.NDArray[np.bool_]:
     """Say of each row whether it has the fingerprint that its source has now."""
-    known = union.column("flags", rows) & (Flag.SIZE | Flag.MTIME)
+    # What is not known is 0 in both.
     same: npt.NDArray[np.bool_] = (
-        (known == now.known)
-        & ((union.column("size", rows) == now.sizes) | (known & Flag.SIZE == 0))
-        & ((union.column("mtime_ns", rows) == now.mtimes_ns) | (known & Flag.MTIME == 0))
+        (union.column("flags", rows) & (Flag.SIZE | Flag.MTIME) == now.known)
+        & (union.column("size", rows) == now.sizes)
+        & (union.column("mtime_ns", rows) == now.mtimes_ns)
     )
     return same
 
