@@ -24,7 +24,7 @@ _RANDOM = slice(18, 26)
 _DASHES = [8, 21, 38]
 _STEM = 55
 # Where the digits of a stem are.
-_DIGITS = np.array([i for i in range(_STEM) if i not in _DASHES])
+_DIGITS = [slice(0, 8), slice(9, 21), slice(22, 38), slice(39, _STEM)]
 _VALUES = np.full(256, 255, np.uint8)
 _VALUES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
@@ -48,13 +48,22 @@ class FileList(Collection[str]):
         others: list[str] = []
         rest = iter(names)
         while part := list(itertools.islice(rest, _AT_ONCE)):
+            # Nearly always all of them are alike.
+            for number, ending in enumerate(ENDINGS[:1]):
+                length = _STEM + 1 + len(ending)
+                whole = "".join(part)
+                if len(whole) == length * len(part) and whole.isascii():
+                    packed, fits = _pack(whole, length, number)
+                    if fits.all():
+                        usual.append(packed)
+                        part = []
             for number, ending in enumerate(ENDINGS):
                 tail = f".{ending}"
                 length = _STEM + len(tail)
                 alike = [n for n in part if len(n) == length and n.endswith(tail) and n.isascii()]
                 if not alike:
                     continue
-                packed, fits = _pack(alike, length, number)
+                packed, fits = _pack("".join(alike), length, number)
                 usual.append(packed[fits])
                 others += [alike[position] for position in np.flatnonzero(~fits)]
                 if len(alike) == len(part):
@@ -112,15 +121,14 @@ class FileList(Collection[str]):
 
     def without(self, other: FileList) -> FileList:
         """Return those that are not in ``other``."""
-        return FileList(self.usual[~other.holds(self.usual)], self.others - other.others)
+        return FileList(_where(self.usual, ~other.holds(self.usual)), self.others - other.others)
 
     def made_by(self, checkpoint: str, runs: Collection[str], *, known: bool) -> FileList:
         """Return the output files of ``checkpoint`` that are of ``runs``, or of none of them."""
-        head = bytes.fromhex(checkpoint)
-        ours = self.usual[(self.usual[:, :4] == np.frombuffer(head, np.uint8)).all(axis=1)]
+        ours = _where(self.usual, self._is_of(checkpoint))
         numbers = _numbers(ours[:, 4:10])
         wanted = [int.from_bytes(bytes.fromhex(run), "big") for run in runs if _is_usual(run)]
-        ours = ours[np.isin(numbers, np.array(wanted, np.uint64), invert=not known)]
+        ours = _where(ours, np.isin(numbers, np.array(wanted, np.uint64), invert=not known))
         others = [
             name
             for name in self.others
@@ -130,16 +138,24 @@ class FileList(Collection[str]):
         ]
         return FileList(ours, others)
 
+    def _is_of(self, checkpoint: str) -> npt.NDArray[np.bool_]:
+        heads = np.ascontiguousarray(self.usual[:, :4]).view(np.uint32).ravel()
+        mask: npt.NDArray[np.bool_] = heads == np.frombuffer(bytes.fromhex(checkpoint), np.uint32)
+        return mask
+
     def not_of(self, checkpoint: str) -> FileList:
         """Return the files that are no output files of ``checkpoint``."""
-        head = np.frombuffer(bytes.fromhex(checkpoint), np.uint8)
-        foreign = self.usual[(self.usual[:, :4] != head).any(axis=1)]
+        foreign = _where(self.usual, ~self._is_of(checkpoint))
         others = [
             name
             for name in self.others
             if (parsed := OutputName.parse(name)) is None or parsed.checkpoint != checkpoint
         ]
         return FileList(foreign, others)
+
+
+def _where(rows: Rows, mask: npt.NDArray[np.bool_]) -> Rows:
+    return rows if mask.all() else rows[mask]
 
 
 def listed_files(union: Union, rows: Positions | None = None) -> FileList:
@@ -197,12 +213,17 @@ def _sorted_out(usual: Rows, others: Iterable[str]) -> tuple[Rows, Collection[st
     return np.concatenate([own, some]), rest.others
 
 
-def _pack(names: list[str], length: int, ending: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
-    """Pack names of one length and ending; say which of them are as they should be."""
-    text = np.frombuffer("".join(names).encode(), np.uint8).reshape(-1, length)
-    digits = _VALUES[text[:, _DIGITS]]
-    fits = (digits < 16).all(axis=1) & (text[:, _DASHES] == ord("-")).all(axis=1)
-    packed = np.empty((len(names), PACKED_BYTES), np.uint8)
+def _pack(names: str, length: int, ending: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """Pack names of one length, one after another; say which of them are as they should be."""
+    text = np.frombuffer(names.encode(), np.uint8).reshape(-1, length)
+    digits = np.take(_VALUES, np.concatenate([text[:, place] for place in _DIGITS], axis=1))
+    tail = np.frombuffer(f".{ENDINGS[ending]}".encode(), np.uint8)
+    fits = (
+        (digits < 16).all(axis=1)
+        & (text[:, _DASHES] == ord("-")).all(axis=1)
+        & (text[:, _STEM:] == tail).all(axis=1)
+    )
+    packed = np.empty((len(text), PACKED_BYTES), np.uint8)
     packed[:, :26] = digits[:, ::2] << 4 | digits[:, 1::2] & 15
     packed[:, 26] = ending
     return packed, fits

@@ -15,9 +15,9 @@ from ray_resume.directory import Contents
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
 from ray_resume.filelist import FileList, listed_files, other_rows, packed_files
+from ray_resume.folder import Folder
 from ray_resume.naming import PACKED_BYTES
 from ray_resume.naming import packed as packed_name
-from ray_resume.sink import Folder
 from ray_resume.union import Records
 
 __all__ = ["FolderOutput", "Output", "RemoteOutput"]
@@ -58,9 +58,18 @@ class Output(Protocol):
         """
 
     def remove_leftovers(
-        self, checkpoint_id: str, runs: Collection[str], contents: Contents
+        self,
+        checkpoint_id: str,
+        runs: Collection[str],
+        contents: Contents,
+        names: Collection[str] | None = None,
     ) -> None:
-        """Remove what ``runs``, all of them over, have left and no record lists."""
+        """Remove what ``runs``, all of them over, have left and no record lists.
+
+        Args:
+            names: the files in it, if they were listed under this run's lease, and nobody wrote
+                for this run since.
+        """
 
 
 @dataclass(frozen=True)
@@ -136,9 +145,14 @@ class FolderOutput:
         )
 
     def remove_leftovers(
-        self, checkpoint_id: str, runs: Collection[str], contents: Contents
+        self,
+        checkpoint_id: str,
+        runs: Collection[str],
+        contents: Contents,
+        names: Collection[str] | None = None,
     ) -> None:
-        left = FileList.of(self.folder.names()).made_by(checkpoint_id, runs, known=True)
+        there = FileList.of(self.folder.names() if names is None else names)
+        left = there.made_by(checkpoint_id, runs, known=True)
         # The records are looked at only where there is something that they may list.
         for name in left.without(listed_files(contents.union)) if left else ():
             reached("cleanup.removing")
@@ -169,7 +183,11 @@ class RemoteOutput:
         return
 
     def remove_leftovers(
-        self, checkpoint_id: str, runs: Collection[str], contents: Contents
+        self,
+        checkpoint_id: str,
+        runs: Collection[str],
+        contents: Contents,
+        names: Collection[str] | None = None,
     ) -> None:
         return
 

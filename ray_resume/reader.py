@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_resume.errors import CheckpointError
-from ray_resume.record import cut
+from ray_resume.record import columns_of
 from ray_resume.store import read_writer_into
 
 if TYPE_CHECKING:
@@ -104,10 +104,11 @@ def _read_in_child(files: list[tuple[str, str, bool]]) -> Iterator[Reading]:
                         elif kind == "error":
                             raise CheckpointError(content)
                         else:
-                            for column, more in zip(columns, content, strict=True):
+                            for column, more in zip(columns, columns_of(content), strict=True):
                                 column += more
                 except CheckpointError as error:
-                    yield Reading(run_id, Path(path), {}, Table.of(()), error)
+                    _skip_rest(child.stdout, part)
+                    yield Reading(run_id, Path(path), {}, Table.of(()), _named(error, path))
                 except EOFError:
                     yield Reading(run_id, Path(path), {}, Table.of(()), _fatal(path, child))
                     return
@@ -115,6 +116,21 @@ def _read_in_child(files: list[tuple[str, str, bool]]) -> Iterator[Reading]:
                     yield Reading(run_id, Path(path), header, Table(*columns))
         finally:
             child.kill()
+
+
+def _skip_rest(stream: Any, part: tuple[str, Any] | None) -> None:
+    """Read on to the end of a file that has turned out to be damaged."""
+    while part is not None and part[0] != "error":
+        part = marshal.load(stream)
+
+
+def _named(error: CheckpointError, path: str) -> CheckpointError:
+    if path in str(error):
+        return error
+    return CheckpointError(
+        f"The checkpoint file {path} cannot be read: {error}. It is damaged: restore it from a "
+        "copy, or start over with an empty checkpoint and an empty output folder."
+    )
 
 
 def _fatal(path: str, child: subprocess.Popen[bytes]) -> CheckpointError:
@@ -148,7 +164,7 @@ def _serve(files: list[tuple[str, str, bool]]) -> None:
             read_writer_into(
                 Path(path),
                 lambda header: send(("header", header)),
-                lambda stored: send(("records", cut(stored))),
+                lambda block: send(("records", block)),
                 live=live,
             )
         except CheckpointError as error:

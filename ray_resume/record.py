@@ -11,8 +11,8 @@ import enum
 import hashlib
 import json
 import struct
-from array import array
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,8 @@ __all__ = [
     "Flag",
     "Record",
     "State",
-    "cut",
+    "block_of",
+    "columns_of",
     "decode",
     "digest",
     "digest_of",
@@ -36,6 +37,7 @@ __all__ = [
     "encode_completed",
     "pipeline_of",
     "precedence",
+    "stored_in",
 ]
 
 
@@ -139,6 +141,8 @@ HEAD_FIELDS = (
 HEAD = struct.Struct("<BBB6s4sIQqqqd8s8s")
 """The head of an encoded record. ``ending``, ``checkpoint`` and ``random`` are of its one file."""
 
+# How many records a block has, and the CRC-32 of the rest.
+_BLOCK = struct.Struct("<II")
 _SEQUENCE = struct.Struct("<Q")
 _SEQUENCE_AT = 17
 _NO_RUN, _NO_CHECKPOINT, _NO_RANDOM = bytes(6), bytes(4), bytes(8)
@@ -336,13 +340,10 @@ def decode(value: bytes) -> Record:
         raise CheckpointError(f"a record cannot be read ({error})") from error
 
 
-def cut(stored: Sequence[bytes]) -> tuple[bytes, bytes, bytes, bytes]:
-    """Cut digests that are followed by encoded records into columns.
+def block_of(stored: Sequence[bytes]) -> bytes:
+    """Put digests that are followed by encoded records into one value, as columns.
 
-    Returns:
-        All digests, one after another; all heads; what follows these; and how many bytes of that
-        are whose (``uint32`` in this machine's order). Of what is too short for a head, the head is
-        zeros, and all of it follows.
+    What is too short for a head gets one of zeros, which no record has.
     """
     end = DIGEST_BYTES + HEAD.size
     lengths = list(map(len, stored))
@@ -352,12 +353,53 @@ def cut(stored: Sequence[bytes]) -> tuple[bytes, bytes, bytes, bytes]:
             v if len(v) >= end else v[:DIGEST_BYTES] + none + v[DIGEST_BYTES:] for v in stored
         ]
         lengths = list(map(len, stored))
-    return (
-        b"".join([value[:DIGEST_BYTES] for value in stored]),
-        b"".join([value[DIGEST_BYTES:end] for value in stored]),
-        b"".join([value[end:] for value in stored]),
-        array("I", [length - end for length in lengths]).tobytes(),
+    body = b"".join(
+        [
+            *[value[:DIGEST_BYTES] for value in stored],
+            *[value[DIGEST_BYTES:end] for value in stored],
+            struct.pack(f"<{len(stored)}I", *[length - end for length in lengths]),
+            *[value[end:] for value in stored],
+        ]
     )
+    return _BLOCK.pack(len(stored), zlib.crc32(body)) + body
+
+
+def columns_of(block: bytes) -> tuple[memoryview, memoryview, memoryview, memoryview]:
+    """Return the columns of a value that :func:`block_of` made.
+
+    Returns:
+        All digests, one after another; all heads; how many bytes behind it belong to each
+        (``<u4``); and these bytes.
+
+    Raises:
+        CheckpointError: it is anything else, or was damaged.
+    """
+    view = memoryview(block)
+    if len(view) < _BLOCK.size:
+        raise CheckpointError(f"a block of records has {len(view)} bytes")
+    count, check = _BLOCK.unpack_from(view)
+    body = view[_BLOCK.size :]
+    if zlib.crc32(body) != check or len(body) < count * (DIGEST_BYTES + HEAD.size + 4):
+        raise CheckpointError("a block of records is not as it was written")
+    heads = count * DIGEST_BYTES
+    lengths = heads + count * HEAD.size
+    tails = lengths + count * 4
+    return body[:heads], body[heads:lengths], body[lengths:tails], body[tails:]
+
+
+def stored_in(block: bytes) -> Iterator[bytes]:
+    """Return what :func:`block_of` was given, damaged records as they are there.
+
+    Raises:
+        CheckpointError: as :func:`columns_of`.
+    """
+    digests, heads, lengths, tails = columns_of(block)
+    end = 0
+    for row, (length,) in enumerate(struct.iter_unpack("<I", lengths)):
+        head = bytes(heads[row * HEAD.size : (row + 1) * HEAD.size])
+        start, end = end, end + length
+        digest = bytes(digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES])
+        yield digest + (head if any(head) else b"") + bytes(tails[start:end])
 
 
 def precedence(value: bytes) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +156,7 @@ class Run:
             checkpoint = str(self._plan.directory.path)
             self._plan.output.check(self._checkpoint_id, checkpoint, names, contents, todo.skipped)
             if not todo.pending:
-                self._remove_leftovers(contents)
+                self._remove_leftovers(contents, names)
                 return self._summary(todo, _NOTHING)
             self._bind_sink()
             reached("run.bound")
@@ -353,11 +353,11 @@ class Run:
         except (ResumeError, OSError) as error:
             logger.warning("Left-overs in %s were not removed: %s", self._plan.output.uri, error)
 
-    def _remove_leftovers(self, contents: Contents) -> None:
+    def _remove_leftovers(self, contents: Contents, names: Collection[str] | None = None) -> None:
         """Remove the files of this run and of dead runs that no record lists."""
         reached("cleanup.before")
         runs = contents.dead_runs | {self._run_id}
-        self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents)
+        self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents, names)
         union = contents.union
         # Dead letters stand in what the head of a record has no room for.
         records = union.records(union.flagged(Flag.MORE))

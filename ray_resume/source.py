@@ -322,6 +322,12 @@ def _column(
     values: Iterable[int | None],
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     every = list(values)
+    try:
+        column = np.array(every, np.int64)
+    except TypeError:
+        pass
+    else:
+        return np.ones(len(every), np.uint8), column
     known = np.fromiter((value is not None for value in every), np.uint8, len(every))
     return known, np.fromiter((value or 0 for value in every), np.int64, len(every))
 

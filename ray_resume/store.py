@@ -1,11 +1,10 @@
 """The store: one LMDB file per writer. The only import of lmdb.
 
 A writer's file is called ``<run id>.mdb`` and appears under that name only as a valid store.
-Records are added and superseded, never deleted. The key of a record is its number in the file, so
-that they fill its pages from left to right: by a key that is random, each commit would write most
-of the pages of a large file again (75,000 records a second with 3 million in it; so it is ten times
-as many, with any number). The value is the source's 16-byte digest, and the record as
-:mod:`ray_resume.record` spells it.
+Records are added and superseded, never deleted. They stand in blocks (`record.block_of`), whose
+keys are their numbers in the file, so that they fill its pages from left to right: by a key that is
+random, each commit would write most of the pages of a large file again (75,000 records a second
+with 3 million in it, and ever fewer; this way it is ten times as many, with any number).
 
 Guarantees of :meth:`WriterFile.commit`: when it returns, the records survive the death of the
 process and of the machine (LMDB with ``sync`` and ``metasync``, its defaults); if it raises or the
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
 import os
 import struct
@@ -27,7 +25,7 @@ from typing import Any
 
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
-from ray_resume.record import DIGEST_BYTES, Record, digest, encode
+from ray_resume.record import DIGEST_BYTES, Record, block_of, digest, encode, stored_in
 
 __all__ = [
     "FORMAT_VERSION",
@@ -53,8 +51,8 @@ _NASCENT = ".new"
 # A sparse address range, not disk space: the file grows as it is written.
 _INITIAL_MAP_BYTES = 16 << 20
 _LITTLE_SPACE_BYTES = 1 << 20
-# So many records are read at once: two megabytes or so.
-_AT_ONCE = 1 << 14
+# Half a megabyte or so.
+_RECORDS_IN_BLOCK = 1 << 12
 _KEY = struct.Struct(">Q").pack
 # What LMDB makes it for the 126 readers that py-lmdb asks for.
 _LOCK_FILE_BYTES = 8192
@@ -100,8 +98,9 @@ class WriterFile:
     def commit_encoded(self, stored: Sequence[bytes]) -> None:
         """Do as :meth:`commit`, with digests that are followed by encoded records."""
         try:
-            _put_all(self._env, self._records, _numbered(stored, self._count), named=True)
-            self._count += len(stored)
+            blocks = _blocks(stored, self._count)
+            _put_all(self._env, self._records, blocks, named=True)
+            self._count += len(blocks)
         except (_lmdb().Error, OSError) as error:
             raise CheckpointError(
                 f"The checkpoint file {self._path} cannot be written: {_why(self._path, error)}. "
@@ -139,7 +138,7 @@ def write_whole(
             _put_all(env, env.open_db(_META), [(_HEADER_KEY, text.encode())])
             # In the order of their digests nobody need sort them again.
             stored = [digest + value for digest, value in sorted(pairs)]
-            _put_all(env, env.open_db(_RECORDS), _numbered(stored, 0))
+            _put_all(env, env.open_db(_RECORDS), _blocks(stored, 0))
         Path(f"{nascent}-lock").unlink(missing_ok=True)
         reached("store.making")
         os.rename(nascent, path)
@@ -185,8 +184,9 @@ def read_writer(path: Path, *, live: bool) -> tuple[dict[str, Any], Iterator[tup
     headers: list[dict[str, Any]] = []
     pairs: list[tuple[bytes, bytes]] = []
 
-    def take(stored: list[bytes]) -> None:
-        pairs.extend((value[:DIGEST_BYTES], value[DIGEST_BYTES:]) for value in stored)
+    def take(block: bytes) -> None:
+        with _told(path):
+            pairs.extend((value[:DIGEST_BYTES], value[DIGEST_BYTES:]) for value in stored_in(block))
 
     read_writer_into(path, headers.append, take, live=live)
     return headers[0], iter(pairs)
@@ -195,7 +195,7 @@ def read_writer(path: Path, *, live: bool) -> tuple[dict[str, Any], Iterator[tup
 def read_writer_into(
     path: Path,
     take_header: Callable[[dict[str, Any]], object],
-    take: Callable[[list[bytes]], object],
+    take: Callable[[bytes], object],
     *,
     live: bool,
 ) -> None:
@@ -203,7 +203,7 @@ def read_writer_into(
 
     Args:
         take_header: is given the header, first.
-        take: is given digests that are followed by encoded records, time and again.
+        take: is given a block of records (see `record.block_of`), time and again.
         live: as in :func:`read_writer`.
 
     Raises:
@@ -270,8 +270,12 @@ def _reserve(lock_file: Path) -> None:
         os.close(descriptor)
 
 
-def _numbered(stored: Sequence[bytes], first: int) -> list[tuple[bytes, bytes]]:
-    return [(_KEY(number), value) for number, value in enumerate(stored, first)]
+def _blocks(stored: Sequence[bytes], first: int) -> list[tuple[bytes, bytes]]:
+    starts = range(0, len(stored), _RECORDS_IN_BLOCK)
+    return [
+        (_KEY(number), block_of(stored[start : start + _RECORDS_IN_BLOCK]))
+        for number, start in enumerate(starts, first)
+    ]
 
 
 def _put_all(
@@ -328,6 +332,8 @@ def _lmdb() -> Any:
 def _told(path: Path) -> Iterator[None]:
     try:
         yield
+    except CheckpointError:
+        raise
     except (_lmdb().Error, OSError) as error:
         raise CheckpointError(
             f"The checkpoint file {path} cannot be read: {error}. If it is damaged, restore it "
@@ -341,15 +347,12 @@ def _read(
     meta: Any,
     records: Any,
     take_header: Callable[[dict[str, Any]], object],
-    take: Callable[[list[bytes]], object],
+    take: Callable[[bytes], object],
 ) -> None:
     with env.begin() as transaction:
         take_header(_header(path, transaction.get(_HEADER_KEY, db=meta)))
-        values = transaction.cursor(db=records).iternext(keys=False, values=True)
-        while part := list(itertools.islice(values, _AT_ONCE)):
-            if any(len(value) < DIGEST_BYTES for value in part):
-                raise OSError("a record is too short")
-            take(part)
+        for block in transaction.cursor(db=records).iternext(keys=False, values=True):
+            take(block)
 
 
 def _check_whole(path: Path, env: Any) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ray_resume.digests import DIGEST_SIZE, Digests
 from ray_resume.naming import ENDINGS
-from ray_resume.record import HEAD, HEAD_FIELDS, Flag, Record, State, cut, decode
+from ray_resume.record import HEAD, HEAD_FIELDS, Flag, Record, State, block_of, columns_of, decode
 
 __all__ = ["HEAD_TYPE", "Table"]
 
@@ -35,11 +35,8 @@ class Table:
 
     __slots__ = ("_ends", "_tails", "digests", "heads")
 
-    def __init__(self, digests: Buffer, heads: Buffer, tails: Buffer, lengths: Buffer) -> None:
-        """Make a table of columns: of each pair its digest, its record's head, what follows it.
-
-        Args:
-            lengths: how many bytes of ``tails`` are whose, ``uint32`` in this machine's order.
+    def __init__(self, digests: Buffer, heads: Buffer, lengths: Buffer, tails: Buffer) -> None:
+        """Make a table of columns, as `record.columns_of` returns them.
 
         Raises:
             ValueError: they do not fit together.
@@ -47,7 +44,7 @@ class Table:
         self.digests = Digests.of(digests)
         self.heads = np.frombuffer(heads, HEAD_TYPE)
         self._tails = tails
-        self._ends = np.cumsum(np.frombuffer(lengths, np.uint32), dtype=np.int64)
+        self._ends = np.cumsum(np.frombuffer(lengths, "<u4"), dtype=np.int64)
         total = int(self._ends[-1]) if len(self._ends) else 0
         if not len(self.digests) == len(self.heads) == len(self._ends) or total != len(tails):
             raise ValueError("the columns of a table do not fit together")
@@ -56,7 +53,8 @@ class Table:
     def of(cls, pairs: Iterable[tuple[bytes, bytes]]) -> Table:
         """Make a table of pairs."""
         every = list(pairs)
-        return cls(*cut([digest + value for digest, value in every]))
+        block = block_of([digest + value for digest, value in every])
+        return cls(*map(bytes, columns_of(block)))
 
     def __len__(self) -> int:
         return len(self.heads)

@@ -24,12 +24,13 @@ from ray_resume.datasinks import (
 from ray_resume.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.errors import CheckpointError, NonResumableError
+from ray_resume.folder import Folder
 from ray_resume.formats import checked_format
 from ray_resume.listing import resolve
 from ray_resume.output import FolderOutput, Output, RemoteOutput
 from ray_resume.packing import Packing, groups_of
 from ray_resume.run import LEASE_WAIT_S, Pass, Run, RunPlan
-from ray_resume.sink import FileSink, Folder, Layout
+from ray_resume.sink import FileSink, Layout
 from ray_resume.source import Source
 from ray_resume.summary import RunSummary
 

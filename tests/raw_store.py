@@ -6,6 +6,8 @@ from pathlib import Path
 
 import lmdb
 
+from ray_resume.record import block_of, stored_in
+
 
 def put(file: Path, key: bytes, value: bytes, *, name: bytes = b"meta") -> None:
     """Put a value under a key, past all rules."""
@@ -22,6 +24,10 @@ def put_record(file: Path, digest: bytes, value: bytes) -> None:
         lmdb.open(str(file), subdir=False, max_dbs=2) as env,
         env.begin(db=env.open_db(b"records"), write=True) as transaction,
     ):
-        pairs = list(transaction.cursor())
-        own = [key for key, stored in pairs if stored.startswith(digest)]
-        transaction.put(own[0] if own else len(pairs).to_bytes(8, "big"), digest + value)
+        blocks = [block for _, block in transaction.cursor()]
+        stored = [record for block in blocks for record in stored_in(block)]
+        stored = [digest + value if old.startswith(digest) else old for old in stored]
+        stored += [] if digest + value in stored else [digest + value]
+        for number in range(len(blocks)):
+            transaction.delete(number.to_bytes(8, "big"))
+        transaction.put(bytes(8), block_of(stored))

@@ -51,6 +51,7 @@ ORDER = [
     "letters",
     "pending",
     "filelist",
+    "folder",
     "union",
     "table",
     "listing",

@@ -22,12 +22,12 @@ from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError, resumable_read, resumable_write
 from ray_resume.directory import CheckpointDirectory, Contents
+from ray_resume.folder import Folder
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.output import FolderOutput
 from ray_resume.record import Record, State, digest
 from ray_resume.run import Run, RunPlan
 from ray_resume.shard import Shard
-from ray_resume.sink import Folder
 from ray_resume.source import Source, SourceTable
 from ray_resume.store import WriterFile
 
