@@ -63,9 +63,9 @@ take the place of its per-edge ids, because nothing here acknowledges single row
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ray_resume.errors import ResumeError
 from ray_resume.lineage import MODULUS
@@ -172,6 +172,39 @@ class Message:
     pass_number: int
     events: tuple[Event, ...]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Events go over the wire as plain tuples: as pickle does dataclasses by itself, reading
+        # them would take the ledger's process longer than all that it does with them.
+        return _message, (self.run_id, self.pass_number, tuple(map(_plain, self.events)))
+
+
+def _plain(event: Event) -> tuple[Any, ...]:
+    """Spell an event as the name of its kind, and its fields up to the last that says anything."""
+    if isinstance(event, Seal):
+        return "S", event.source, event.total, event.rows
+    if isinstance(event, Failure):
+        return "F", event.source, event.total, event.rows, event.error
+    if isinstance(event, Pack):
+        return "P", tuple(map(_plain, event.drains)), event.files
+    head = ("D", event.source, event.delta, event.rows, event.files)
+    if not event.results and not event.dead_rows and not event.dead_letters:
+        return head
+    return (*head, event.results, event.dead_rows, event.dead_letters)
+
+
+def _event(kind: str, *fields: Any) -> Event:
+    if kind == "P":
+        drains, files = fields
+        return Pack(tuple([Drain(*drain[1:]) for drain in drains]), files)
+    return _KINDS[kind](*fields)
+
+
+def _message(run_id: str, pass_number: int, events: tuple[tuple[Any, ...], ...]) -> Message:
+    return Message(run_id, pass_number, tuple([_event(*event) for event in events]))
+
+
+_KINDS: dict[str, Callable[..., Event]] = {"S": Seal, "D": Drain, "F": Failure}
+
 
 class Outcome(enum.Enum):
     """What became of one event."""
@@ -261,9 +294,9 @@ class Ledger:
         completions: list[Completion] = []
         outcomes = []
         for event in message.events:
-            kind, outcome = type(event), None
-            if kind is Seal or kind is Drain:
-                outcome = self._apply_first(event, kind is Seal, completions)  # type: ignore[arg-type]
+            outcome = None
+            if isinstance(event, (Seal, Drain)):
+                outcome = self._apply_first(event, completions)
             outcomes.append(outcome or self._apply_event(event, completions))
         if self._hand:
             for source, counter in self._hand.items():
@@ -338,9 +371,7 @@ class Ledger:
                 if not 0 <= value < MODULUS:
                     raise LedgerError(f"{value} is not a 64-bit sum")
 
-    def _apply_first(
-        self, event: Seal | Drain, is_seal: bool, completions: list[Completion]
-    ) -> Outcome | None:
+    def _apply_first(self, event: Seal | Drain, completions: list[Completion]) -> Outcome | None:
         """Do what :meth:`_apply_event` does, in less time, for what nearly all events are.
 
         Namely for the first seal or drain of a source that is in no group, as far as a slot
@@ -356,14 +387,12 @@ class Ledger:
             return None
         value, sealed, drained, read, written, flags, file = slot
         files: tuple[str, ...] = ()
-        if is_seal:
-            assert isinstance(event, Seal)
+        if isinstance(event, Seal):
             if flags & _NO_FIRST_SEAL:
                 return None
             sealed, read, flags = event.total, event.rows, flags | SLOT_SEALED
             value = (value + sealed) % MODULUS
         else:
-            assert isinstance(event, Drain)
             files = event.files
             if flags & _NO_FIRST_DRAIN or len(files) > 1 or event.results or event.dead_letters:
                 return None

@@ -8,6 +8,7 @@ There may be millions of them, so a name that is spelt as usual also has a short
 
 from __future__ import annotations
 
+import functools
 import re
 import secrets
 from dataclasses import dataclass
@@ -26,10 +27,8 @@ PACKED_BYTES = 27
 _SHARED = bytes(DIGEST_BYTES)
 
 _NAME = re.compile(r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})\.[a-z]+")
-_USUAL = re.compile(
-    r"([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})\.(" + "|".join(ENDINGS) + ")"
-)
-_NUMBER_OF = {ending: number for number, ending in enumerate(ENDINGS)}
+_BEGINNING = re.compile("([0-9a-f]{8})-([0-9a-f]{12})-")
+_NUMBER_OF = {f".{ending}": bytes((number,)) for number, ending in enumerate(ENDINGS)}
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,23 @@ def stem_of(prefix: str, digest: bytes | None) -> str:
 
 def packed(name: str) -> bytes | None:
     """Return ``PACKED_BYTES`` bytes for a name in no subfolder, with a usual ending; else None."""
-    match = _USUAL.fullmatch(name)
-    if match is None:
+    whose, ending = _whose(name[:22]), _NUMBER_OF.get(name[55:])
+    if whose is None or ending is None or name[38] != "-":
         return None
-    checkpoint, run_id, digest, random, ending = match.groups()
-    return bytes.fromhex(checkpoint + run_id + digest + random) + bytes((_NUMBER_OF[ending],))
+    digits = name[22:38] + name[39:55]
+    try:
+        value = bytes.fromhex(digits)
+    except ValueError:
+        return None
+    # It takes capitals and spaces, too.
+    return whose + value + ending if value.hex() == digits else None
+
+
+@functools.lru_cache(1024)
+def _whose(beginning: str) -> bytes | None:
+    """Pack the beginning of a name, which those of one run have in common."""
+    match = _BEGINNING.fullmatch(beginning)
+    return None if match is None else bytes.fromhex(match[1] + match[2])
 
 
 def unpacked(value: bytes) -> str:

@@ -58,6 +58,7 @@ class Shelf:
         self._slots = bytearray()
         self._free = array("i")
         self._whole: dict[int, Counter] = {}
+        self._few = max(_FEW_SLOTS, source_count // 32)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Shelf) and dict(self._items()) == dict(other._items())
@@ -116,11 +117,12 @@ class Shelf:
             if short is None or flags & SLOT_FILE:
                 return False
             flags, file = flags | SLOT_FILE, short
-        try:
-            content = _SLOT.pack(value, sealed, drained, read, written, flags, file)
-        except struct.error:
+        # Counts for which the slot has no room: half of it must not be written.
+        if read >> 63 or written >> 63:
             return False
-        self._set(source, content)
+        _SLOT.pack_into(
+            self._slots, self._place(source), value, sealed, drained, read, written, flags, file
+        )
         return True
 
     def put(self, source: int, counter: Counter) -> None:
@@ -131,9 +133,11 @@ class Shelf:
             self._whole[source] = counter
             return
         self._whole.pop(source, None)
-        self._set(source, content)
+        place = self._place(source)
+        self._slots[place : place + _SLOT.size] = content
 
-    def _set(self, source: int, content: bytes) -> None:
+    def _place(self, source: int) -> int:
+        """Return where the slot of ``source`` begins, a new one if need be."""
         slot = self._slot_of[source]
         if slot < 0:
             if self._free:
@@ -142,7 +146,7 @@ class Shelf:
                 slot = len(self._slots) // _SLOT.size
                 self._slots += bytes(_SLOT.size)
             self._slot_of[source] = slot
-        self._slots[slot * _SLOT.size : (slot + 1) * _SLOT.size] = content
+        return slot * _SLOT.size
 
     def drop(self, source: int) -> None:
         """Forget the counter of ``source``, if there is one."""
@@ -157,10 +161,8 @@ class Shelf:
             return
         self._slot_of[source] = -1
         self._free.append(slot)
-        total = len(self._slots) // _SLOT.size
         # Rarely enough, since it looks at all sources.
-        few = max(_FEW_SLOTS, len(self._slot_of) // 16)
-        if total > few and len(self._free) * 4 > total * 3:
+        if len(self._free) > self._few and len(self._free) * 3 * _SLOT.size > len(self._slots):
             self._repack()
 
     def _repack(self) -> None:

@@ -350,6 +350,12 @@ def run_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 
     count = arguments.sources
     digests = sources_of(count).digests.to_bytes()
+    # What is loaded once, with the first message, is not a source's.
+    with host_of(2, commit_interval_s=3600) as host:
+        files = files_of(range(2), digests)
+        host.apply(Message(RUN, 1, (Seal(0, 1, 10), Drain(1, 1, 10, (files[0],)))))
+        host.apply(Message(RUN, 1, (Drain(0, MODULUS - 1, 10, (files[0],)),)))
+        host.flush()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     weights: dict[str, float] = {}
@@ -366,17 +372,16 @@ def run_memory(arguments: argparse.Namespace) -> dict[str, Any]:
             for number in part:
                 drain = Drain(number, MODULUS - number - 1, 10, (files[number - start],))
                 host.apply(Message(RUN, 1, (drain,)))
+        files.clear()
         weigh("pending, with rows in a file")
-        half = count // 2
-        for start in range(0, count, 10_000):
-            # As good as in any order: every second one first.
-            for number in range(2 * start, min(2 * start + 20_000, 2 * count), 2):
-                source = number if number < count else number - count + 1 - count % 2
+        # As bad as in any order: every second one first.
+        for what, rest in (("half of them complete", 0), ("complete", 1)):
+            for source in range(rest, count, 2):
                 host.apply(Message(RUN, 1, (Seal(source, source + 1, 10),)))
+                if source % 10_000 == rest:
+                    host.flush()
             host.flush()
-            if start <= half < start + 10_000:
-                weigh("half of them complete")
-        weigh("complete")
+            weigh(what)
     return {"sources": count, "bytes_per_source": weights}
 
 
@@ -391,7 +396,13 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     from ray_resume.directory import CheckpointDirectory
     from ray_resume.lease import Claim, Lease, Owner
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     work = Path(tempfile.mkdtemp(prefix="ray-resume-scale-"))
     found = []
     try:
@@ -415,6 +426,8 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             ray.get(handle.begin_pass.remote(1))
             sender = ray.remote(num_cpus=0)(send)
+            process = ledger_process()
+            cpu_s = cpu_of(process)
             share = count // arguments.senders
             began = time.perf_counter()
             sent = ray.get(
@@ -427,11 +440,17 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
             progress = ray.get(handle.close.remote())
             durable_s = time.perf_counter() - began
             assert progress.committed == sum(one["sources"] for one in sent)
+            cpu_s = cpu_of(process) - cpu_s
+            messages = sum(one["messages"] for one in sent)
             found.append(
                 {
                     "sources_per_message": each,
-                    "messages_per_s": round(sum(one["messages"] for one in sent) / sent_s),
+                    "messages_per_s": round(messages / sent_s),
                     "completions_per_s": round(progress.committed / durable_s),
+                    # What a machine would do that had a core for it, and one for Ray's threads.
+                    "messages_per_cpu_s": round(messages / cpu_s),
+                    "completions_per_cpu_s": round(progress.committed / cpu_s),
+                    "cores_used": round(cpu_s / durable_s, 2),
                     "answer_ms": round(1000 * max(one["answer_s"] for one in sent), 1),
                 }
             )
@@ -442,6 +461,29 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     finally:
         ray.shutdown()
         shutil.rmtree(work)
+
+
+def ledger_process() -> Any:
+    """Find the process of the ledger that was started last."""
+    import psutil
+
+    found = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "ray::_LedgerActor" in " ".join(process.cmdline())
+    ]
+    found += [
+        process
+        for process in psutil.process_iter(["cmdline", "create_time"])
+        if "ray::_LedgerActor" in " ".join(process.info["cmdline"] or ())
+    ]
+    return max(found, key=lambda process: process.create_time())
+
+
+def cpu_of(process: Any) -> float:
+    """Return the processor time, in seconds, that a process has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def send(
