@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray_resume.errors import CheckpointError, ResumeError
@@ -21,10 +22,15 @@ from ray_resume.faults import Fault, reached
 from ray_resume.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
 from ray_resume.letters import Letter
 from ray_resume.lineage import MODULUS
-from ray_resume.record import Fingerprint, Record, State
+from ray_resume.pending import PendingSources
+from ray_resume.record import Record, State, digest, encode, encode_completed, pipeline_of
+from ray_resume.source import SourceTable
 from ray_resume.storage import LedgerPlace
 
 __all__ = ["Failed", "LedgerHost", "Progress", "RunSpec", "start"]
+
+# So many failed sources are committed in one transaction.
+_FAILED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class RunSpec:
 
     run_id: str
     place: LedgerPlace
-    sources: Sequence[tuple[str, Fingerprint]]
+    sources: SourceTable
     # What is on record of a source, by its number.
     records: Mapping[int, Record]
     max_failed_runs: int
@@ -49,10 +55,11 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. ``pending`` holds, for each pending source, why it is not complete.
+    """How far a run is. ``pending`` are the numbers of the sources that are not complete.
 
-    ``failed`` says why of those of them of which rows have failed in any pass. ``waiting`` are
-    those of them that only others, who share a file with them, keep from it.
+    ``failed`` are those of them of which rows have failed in any pass. ``waiting`` are those of
+    them that only others, who share a file with them, keep from it. ``example`` says why the first
+    of them is not complete: there may be too many to say it of each.
     """
 
     completed: int
@@ -60,10 +67,11 @@ class Progress:
     rows_read: int
     rows_written: int
     files: int
-    pending: Mapping[int, str]
+    pending: Sequence[int] = ()
     waiting: frozenset[int] = frozenset()
-    failed: Mapping[int, str] = field(default_factory=dict)
+    failed: frozenset[int] = frozenset()
     dead_rows: int = 0
+    example: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,11 @@ class LedgerHost:
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._ledger = Ledger(spec.run_id, len(spec.sources))
+        self._sources = PendingSources(spec.sources)
+        # The table itself is not needed any more, and is as large as all the rest.
+        self._spec = replace(spec, sources=SourceTable.of(()))
+        self._pipeline = pipeline_of(spec.signature)
+        self._run = bytes.fromhex(spec.run_id) if _is_usual(spec.run_id) else None
         self._lease, self._writer = spec.place.open(spec.header)
         self._sequence = spec.first_sequence
         self._completed = self._committed = 0
@@ -123,11 +136,10 @@ class LedgerHost:
                     self._unpublished.extend(applied.completions)
                 else:
                     self._queue.extend(applied.completions)
-                for completion in applied.completions:
-                    self._completed += 1
-                    self._rows_read += completion.rows_read
-                    self._rows_written += completion.rows_written
-                    self._dead_rows += completion.dead_rows
+                self._completed += len(applied.completions)
+                self._rows_read += sum([done.rows_read for done in applied.completions])
+                self._rows_written += sum([done.rows_written for done in applied.completions])
+                self._dead_rows += sum([done.dead_rows for done in applied.completions])
                 # The completions of one file are all in one answer.
                 self._files += len({f for done in applied.completions for f in done.files})
                 self._state.notify_all()
@@ -139,7 +151,7 @@ class LedgerHost:
         with self._state:
             self._check_open()
         for letter in letters:
-            if not 0 <= letter.source < len(self._spec.sources):
+            if not 0 <= letter.source < len(self._sources):
                 raise LedgerError(f"source number {letter.source} is not in this run's table")
         try:
             drains = tuple(
@@ -148,7 +160,7 @@ class LedgerHost:
                     -letter.total % MODULUS,
                     dead_rows=len(letter.errors),
                     dead_letters=(
-                        self._letters.write(run_id, self._spec.sources[letter.source][0], letter),
+                        self._letters.write(run_id, self._sources.id(letter.source), letter),
                     ),
                 )
                 for letter in letters
@@ -171,16 +183,18 @@ class LedgerHost:
         with self._state:
             if self._fault is not None:
                 raise self._fault
+            pending = self._ledger.pending()
             return Progress(
                 self._completed,
                 self._committed,
                 self._rows_read,
                 self._rows_written,
                 self._files,
-                {source: self._ledger.explain(source) for source in self._ledger.pending()},
+                array("i", pending),
                 frozenset(self._ledger.waiting()),
-                self._ledger.failed(),
+                frozenset(self._ledger.failed()),
                 self._dead_rows,
+                self._why(pending[0]) if pending else None,
             )
 
     def unpublished(self) -> tuple[list[bytes], int]:
@@ -202,6 +216,28 @@ class LedgerHost:
             self._queue, self._publishing = self._queue + self._publishing, []
         self.flush()
 
+    def give_up(self, lost: Mapping[int, str | None]) -> tuple[int, int]:
+        """Commit what is pending as failed, but for what only waits for others.
+
+        Args:
+            lost: the sources that got lost although they were executed alone, and what their
+                worker died of, if it did.
+
+        Returns:
+            How many have failed, and how many of these are quarantined now.
+        """
+        with self._state:
+            self._check_open()
+            waiting = frozenset(self._ledger.waiting())
+            failed = [source for source in self._ledger.pending() if source not in waiting]
+        quarantined = 0
+        for start in range(0, len(failed), _FAILED_AT_ONCE):
+            part = failed[start : start + _FAILED_AT_ONCE]
+            with self._state:
+                why = {source: self._how(source, lost) for source in part}
+            quarantined += self.fail(why)
+        return len(failed), quarantined
+
     def fail(self, failed: Mapping[int, Failed]) -> int:
         """Commit sources, by number, as failed in this run, or as quarantined by now.
 
@@ -210,19 +246,28 @@ class LedgerHost:
         """
         with self._state:
             self._check_open()
-            pending = set(self._ledger.pending())
+            # What is complete stays so, whatever a straggler made of it.
+            pending = {s: how for s, how in failed.items() if self._ledger.is_pending(s)}
         with self._commits:
             now = time.time()
-            # What is complete stays so, whatever a straggler made of it.
-            records = [
-                self._failed(source, how, now)
-                for source, how in failed.items()
-                if source in pending
-            ]
+            records = [self._failed(source, how, now) for source, how in pending.items()]
             self._lease.check()
             reached("ledger.failing")
             self._writer.commit(records)
             return sum(record.state is State.QUARANTINED for record in records)
+
+    def _why(self, source: int) -> str:
+        return self._ledger.failure(source) or self._ledger.explain(source)
+
+    def _how(self, source: int, lost: Mapping[int, str | None]) -> Failed:
+        failure = self._ledger.failure(source)
+        if failure is not None:
+            return Failed(failure, counts=True)
+        why = self._ledger.explain(source)
+        crash = lost.get(source)
+        if crash is not None:
+            why = f"a worker died whenever it was executed ({crash})"
+        return Failed(f"rows unaccounted for: {why}", counts=source in lost)
 
     def close(self) -> Progress:
         """Commit what is complete, then refuse every later message and close the file."""
@@ -271,22 +316,12 @@ class LedgerHost:
                 return
             try:
                 now = time.time()
-                records = [
-                    self._record(
-                        completion.source,
-                        State.COMPLETED,
-                        rows=completion.rows_written,
-                        files=completion.files,
-                        completed_at=now,
-                        dead_rows=completion.dead_rows,
-                        dead_letters=completion.dead_letters,
-                    )
-                    for completion in group
-                ]
+                stored = [self._stored(completion, now) for completion in group]
                 self._lease.check()
                 reached("ledger.before_commit")
-                self._writer.commit(records)
+                self._writer.commit_encoded(stored)
                 reached("ledger.committed")
+                self._sources.forget([completion.source for completion in group])
             except Exception as error:
                 # Whatever it is, nothing may be called complete after a group got lost.
                 fault = ResumeError(
@@ -315,18 +350,50 @@ class LedgerHost:
             dead_letters=earlier.dead_letters if earlier else (),
         )
 
+    def _stored(self, done: Completion, now: float) -> bytes:
+        """Return the digest and the encoded record of a source that is complete."""
+        if self._run is not None and len(done.files) < 2 and not done.dead_rows:
+            source, size, mtime_ns = self._sources.find(done.source)
+            stored = encode_completed(
+                source,
+                self._run,
+                self._sequence + 1,
+                done.rows_written,
+                done.files[0] if done.files else None,
+                size,
+                mtime_ns,
+                now,
+                self._pipeline,
+            )
+            if stored is not None and not done.dead_letters:
+                self._sequence += 1
+                return stored
+        record = self._record(
+            done.source,
+            State.COMPLETED,
+            rows=done.rows_written,
+            files=done.files,
+            completed_at=now,
+            dead_rows=done.dead_rows,
+            dead_letters=done.dead_letters,
+        )
+        return digest(record.source_id) + encode(record)
+
     def _record(self, source: int, state: State, **values: Any) -> Record:
-        source_id, fingerprint = self._spec.sources[source]
         self._sequence += 1
         return Record(
-            source_id=source_id,
+            source_id=self._sources.id(source),
             state=state,
             sequence=self._sequence,
             run_id=self._spec.run_id,
-            fingerprint=fingerprint,
-            signature=self._spec.signature,
+            fingerprint=self._sources.fingerprint(source),
+            pipeline=self._pipeline,
             **values,
         )
+
+
+def _is_usual(run_id: str) -> bool:
+    return len(run_id) == 12 and set(run_id) <= set("0123456789abcdef")
 
 
 def start(spec: RunSpec) -> Any:
@@ -389,8 +456,8 @@ class _LedgerActor:
     def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> None:
         self._opened().bury(run_id, pass_number, letters)
 
-    def fail(self, failed: Mapping[int, Failed]) -> int:
-        return self._opened().fail(failed)
+    def give_up(self, lost: Mapping[int, str | None]) -> tuple[int, int]:
+        return self._opened().give_up(lost)
 
     def close(self) -> Progress:
         return self._opened().close()

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_resume.checkup import CheckReport, check, plain
 from ray_resume.compaction import compact
@@ -19,9 +19,11 @@ from ray_resume.faults import reached
 from ray_resume.lease import Claim, Owner
 from ray_resume.letters import FOLDER
 from ray_resume.objects import public_uri
-from ray_resume.record import Record, State, digest, encode
+from ray_resume.record import Flag, Record, State, digest, encode
 from ray_resume.storage import Location, Storage
-from ray_resume.store import Union
+
+if TYPE_CHECKING:
+    from ray_resume.union import Union
 
 __all__ = ["CheckReport", "Checkpoint", "CheckpointStatus", "SourceRecord", "last_line", "plain"]
 
@@ -187,7 +189,7 @@ class Checkpoint:
             live=len(contents.live),
             sink=self._storage.sink(),
             rows=counts.rows,
-            files=len(counts.files),
+            files=counts.files,
             last_completed_at=counts.last_completed_at,
             errors=dict(counts.errors.most_common(10)),
             runs=[
@@ -209,10 +211,8 @@ class Checkpoint:
     def _sources(self, state: str | None) -> Iterator[SourceRecord]:
         names = {value: name for name, value in _STATES.items()}
         sink, letters = self._storage.sink(), f"{self.path}/{FOLDER}"
-        for record in self._storage.everything().union:
-            name = names.get(record.state)
-            if name is not None and state in (None, name):
-                yield _public(record, name, sink, letters)
+        for record in _in_state(self._storage.everything().union, state or "all"):
+            yield _public(record, names[record.state], sink, letters)
 
     def files(self) -> list[str]:
         """Return the paths of the output files, sorted.
@@ -222,7 +222,9 @@ class Checkpoint:
         new output takes its place.
         """
         sink, union = self._storage.sink(), self._storage.everything().union
-        return sorted({f"{sink}/{file}" for record in union for file in record.files})
+        from ray_resume.filelist import listed_files
+
+        return sorted(f"{sink}/{file}" for file in listed_files(union))
 
     def dead_letters(self) -> list[str]:
         """Return the paths of the dead letters, sorted: Parquet files.
@@ -232,7 +234,9 @@ class Checkpoint:
         """
         union = self._storage.everything().union
         return sorted(
-            f"{self.path}/{FOLDER}/{name}" for record in union for name in record.dead_letters
+            f"{self.path}/{FOLDER}/{name}"
+            for record in union.records(union.flagged(Flag.MORE))
+            for name in record.dead_letters
         )
 
     def reset(self, source_ids: Iterable[str] | None = None, *, state: str | None = None) -> int:
@@ -315,28 +319,33 @@ class Checkpoint:
 
 @dataclass
 class _Counts:
-    """What is counted over all records, in one go: there may be millions."""
+    """What is counted over all records, as columns: there may be millions."""
 
     states: Counter[State]
     errors: Counter[str]
-    files: set[str]
-    rows: int = 0
-    last_completed_at: float | None = None
+    files: int
+    rows: int
+    last_completed_at: float | None
 
     @classmethod
     def of(cls, union: Union) -> _Counts:
-        counts = cls(Counter(), Counter(), set())
-        for record in union:
-            counts.states[record.state] += 1
-            counts.files.update(record.files)
-            if record.state is State.COMPLETED:
-                counts.rows += record.rows
-                if record.completed_at is not None:
-                    latest = counts.last_completed_at or record.completed_at
-                    counts.last_completed_at = max(latest, record.completed_at)
-            elif record.error is not None:
-                counts.errors[last_line(record.error)] += 1
-        return counts
+        from ray_resume.filelist import listed_files
+
+        completed = union.in_state(State.COMPLETED)
+        timed = completed & (union.column("flags") & Flag.TIME != 0)
+        times = union.column("completed_at")[timed]
+        errors: Counter[str] = Counter()
+        for record in union.records(union.flagged(Flag.MORE)):
+            if record.state is not State.COMPLETED and record.error is not None:
+                errors[last_line(record.error)] += 1
+        return cls(
+            Counter({state: int(union.in_state(state).sum()) for state in State}),
+            errors,
+            len(listed_files(union)),
+            # Python's numbers do not overflow.
+            sum(union.column("rows")[completed].tolist()),
+            float(times.max()) if len(times) else None,
+        )
 
 
 def last_line(error: str) -> str:
@@ -346,7 +355,7 @@ def last_line(error: str) -> str:
 
 def _in_state(union: Union, state: str) -> Iterator[Record]:
     wanted = set(_STATES.values()) if state == "all" else {_STATES[state]}
-    return (record for record in union if record.state in wanted)
+    return iter(union.records(union.in_state(*wanted).nonzero()[0]))
 
 
 def _resets(records: Iterable[Record], run_id: str, highest_sequence: int) -> list[Record]:

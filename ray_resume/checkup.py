@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray_resume.contents import merged_headers
 from ray_resume.errors import CheckpointError
@@ -19,7 +20,9 @@ from ray_resume.naming import OutputName
 from ray_resume.reader import Reading
 from ray_resume.record import Record, State, decode, digest, precedence
 from ray_resume.storage import Storage
-from ray_resume.store import Union
+
+if TYPE_CHECKING:
+    from ray_resume.union import Union
 
 __all__ = ["CheckReport", "check", "plain"]
 
@@ -120,6 +123,8 @@ class _Look:
             sound[reading.run_id] = self._check_writer(reading, damage)
             records += len(reading.pairs)
             self._problems += damage.told()
+        from ray_resume.union import Union
+
         union = Union(sound)
         self._check_contradictions(union, sound)
         files = self._check_output(union)

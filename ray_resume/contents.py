@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_resume.errors import CheckpointError
 from ray_resume.lease import Owner
 from ray_resume.reader import Reading
-from ray_resume.store import Union
+
+if TYPE_CHECKING:
+    from ray_resume.union import Union
 
 __all__ = ["MERGED", "Contents", "Look", "Note", "contents_of", "merged_headers"]
 
@@ -59,15 +61,9 @@ class Contents:
 
 
 def contents_of(
-    readings: Iterable[Reading],
-    live: dict[str, Owner],
-    killed: dict[str, Owner],
-    again: Callable[[], Iterable[Reading]],
+    readings: Iterable[Reading], live: dict[str, Owner], killed: dict[str, Owner]
 ) -> Contents:
     """Make the union of what was read.
-
-    Args:
-        again: reads the same once more, to find out where a damaged record is.
 
     Raises:
         CheckpointError: something could not be read.
@@ -81,12 +77,11 @@ def contents_of(
         headers[reading.run_id] = dict(reading.header)
         pairs[reading.run_id], files[reading.run_id] = reading.pairs, reading.path
 
-    def owner(value: bytes) -> str:
-        # Only a damaged record is looked for, so that the others need not say whose they are.
-        for reading in again():
-            if any(value == other for _, other in reading.pairs):
-                return f"the checkpoint file {reading.path}"
-        return "a checkpoint file"
+    def owner(run_id: str) -> str:
+        return f"the checkpoint file {files[run_id]}"
+
+    # Not before the files are read: a process that reads nothing need not load numpy.
+    from ray_resume.union import Union
 
     return Contents(Union(pairs, owner=owner), headers, live, files, killed)
 

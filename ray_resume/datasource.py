@@ -31,7 +31,7 @@ from ray_resume.lineage import (
     token_sum,
     tokens,
 )
-from ray_resume.source import Reading, Selection, Source, Watch
+from ray_resume.source import Reading, Selection, Source, SourceTable, Watch
 
 __all__ = ["ArmedDatasource", "ResumableDatasource", "SourceReader"]
 
@@ -49,7 +49,7 @@ _CHANGED = "the read: the source changed after it was listed. The next run reads
 class _SourceDatasource(Datasource):
     """What both have in common: sources that are known, and tasks that are made when needed."""
 
-    def __init__(self, reading: Reading, sources: Sequence[Source]) -> None:
+    def __init__(self, reading: Reading, sources: SourceTable) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.reading = reading
         self.sources = sources
@@ -74,8 +74,11 @@ class _SourceDatasource(Datasource):
     def _placeholders(self, parallelism: int) -> list[ReadTask]:
         # Ray asks for tasks several times to count them, before the call whose tasks run.
         # Opening sources only to be counted would cost as much as reading their footers.
-        groups = _grouped(self.sources, parallelism)
-        return [ReadTask(_never_run, self._metadata(group)) for group in groups]
+        groups = _grouped(range(len(self.sources)), parallelism)
+        return [
+            ReadTask(_never_run, self._metadata(self.sources[group.start : group.stop]))
+            for group in groups
+        ]
 
     def _metadata(self, sources: Sequence[Source]) -> BlockMetadata:
         return BlockMetadata(
@@ -87,12 +90,13 @@ class _SourceDatasource(Datasource):
 
     def _reads(
         self, parallelism: int, data_context: DataContext
-    ) -> Iterator[tuple[Sequence[Source], list[ReadTask | None], Selection]]:
-        """Open the sources, and cut them into at most ``parallelism`` groups."""
+    ) -> Iterator[tuple[range, Sequence[Source], list[ReadTask | None], Selection]]:
+        """Open the sources, and cut them into at most ``parallelism`` groups, by position."""
         selection = Selection(self._predicates, self.selected_columns)
         tasks, left = self.reading.open(self.sources, selection, data_context)
-        for group in _grouped(self.sources, parallelism):
-            yield group, [tasks.get(source.source_id) for source in group], left
+        for positions in _grouped(range(len(self.sources)), parallelism):
+            group = [self.sources[position] for position in positions]
+            yield positions, group, [tasks.get(source.source_id) for source in group], left
 
 
 class ResumableDatasource(_SourceDatasource):
@@ -103,7 +107,7 @@ class ResumableDatasource(_SourceDatasource):
     """
 
     def __init__(
-        self, reading: Reading, sources: Sequence[Source], checkpoint: Any, options: Any
+        self, reading: Reading, sources: SourceTable, checkpoint: Any, options: Any
     ) -> None:
         super().__init__(reading, sources)
         self.checkpoint = checkpoint
@@ -123,7 +127,7 @@ class ResumableDatasource(_SourceDatasource):
                 self._metadata(group),
                 per_task_row_limit=per_task_row_limit,
             )
-            for group, tasks, left in self._reads(parallelism, data_context)
+            for _, group, tasks, left in self._reads(parallelism, data_context)
         ]
 
 
@@ -133,16 +137,14 @@ class ArmedDatasource(_SourceDatasource):
     def __init__(
         self,
         base: ResumableDatasource,
-        sources: Sequence[Source],
+        sources: SourceTable,
         numbers: Sequence[int],
         client: LedgerClient,
     ) -> None:
         super().__init__(base.reading, sources)
         self._projection_map = base._projection_map
         self._predicates = base._predicates
-        self._numbers = {
-            source.source_id: number for source, number in zip(sources, numbers, strict=True)
-        }
+        self._numbers = numbers
         self._client = client
 
     def preferred_read_tasks(self, target_bytes: int) -> int:
@@ -174,8 +176,8 @@ class ArmedDatasource(_SourceDatasource):
             ReadTask(
                 SourceReader(
                     tuple(
-                        NumberedRead(self._numbers[source.source_id], source, task)
-                        for source, task in zip(group, tasks, strict=True)
+                        NumberedRead(self._numbers[position], source, task)
+                        for position, source, task in zip(positions, group, tasks, strict=True)
                     ),
                     left,
                     self.reading.repeatable,
@@ -184,7 +186,7 @@ class ArmedDatasource(_SourceDatasource):
                 ),
                 self._metadata(group),
             )
-            for group, tasks, left in self._reads(parallelism, data_context)
+            for positions, group, tasks, left in self._reads(parallelism, data_context)
         ]
 
 
@@ -280,7 +282,7 @@ def _never_run() -> list[Any]:
     raise AssertionError("a placeholder was run: Ray asked for these tasks only to count them")
 
 
-def _grouped(items: Sequence[Any], count: int) -> list[Sequence[Any]]:
+def _grouped(items: range, count: int) -> list[range]:
     """Cut ``items`` into at most ``count`` runs of nearly equal length, none of them empty."""
     n = min(max(count, 1), len(items))
     return [items[i * len(items) // n : (i + 1) * len(items) // n] for i in range(n)]

@@ -266,7 +266,7 @@ class CheckpointDirectory:
             files: dict[str, Path | str] = {
                 run: path for run, path in writer_files(self.path).items() if run not in live
             }
-        return contents_of(_readings(files, live), live, {}, again=lambda: _readings(files, live))
+        return contents_of(_readings(files, live), live, {})
 
     def everything(self) -> Contents:
         """Read what dead and live runs committed up to now: good to look at.
@@ -275,9 +275,7 @@ class CheckpointDirectory:
         """
         self._read_identity()
         look = self.look()
-        return contents_of(
-            look.readings, look.live, look.killed, again=lambda: _readings(look.files, look.live)
-        )
+        return contents_of(look.readings, look.live, look.killed)
 
     def look(self) -> Look:
         """Read every writer's file, damaged or not, and say who is about."""

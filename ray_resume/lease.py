@@ -18,7 +18,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ _SUFFIX = ".lease"
 _GUARD = "lock"
 _POLL_INTERVAL_S = 0.1
 _DIGEST_BYTES = 16
+# So many digests are compared in the time that it takes to load numpy.
+_FEW = 20_000
 
 
 @dataclass(frozen=True)
@@ -70,31 +73,101 @@ class Owner:
         return f"run {self.run_id} ({shard}host {self.host}, pid {self.pid}, started {age_s} s ago)"
 
 
-@dataclass(frozen=True)
 class Claim:
-    """The sources that a lease makes a run's own, as digests; ``None`` claims every source."""
+    """The sources that a lease makes a run's own, as digests; ``None`` claims every source.
 
-    digests: frozenset[bytes] | None
+    Args:
+        digests: of 16 bytes each; as `bytes`, one after another, where there are many.
+        shard: ``(index, count)`` if they are a share of the sources by their digests. Then it is
+            known without a look at the digests that claims of disjoint shares do not meet.
+    """
 
-    def to_bytes(self) -> bytes:
-        """Spell it for :meth:`from_bytes`."""
-        return b"" if self.digests is None else b"sources\n" + b"".join(sorted(self.digests))
+    def __init__(
+        self,
+        digests: Collection[bytes] | bytes | None,
+        shard: tuple[int, int] | None = None,
+    ) -> None:
+        if digests is not None and not isinstance(digests, bytes):
+            digests = b"".join(digests)
+        self._digests = digests
+        self._shard = shard
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Claim:
-        """Read what :meth:`to_bytes` wrote."""
-        if not data.startswith(b"sources\n"):
-            return cls(None)
-        body = data.removeprefix(b"sources\n")
-        return cls(
-            frozenset(body[i : i + _DIGEST_BYTES] for i in range(0, len(body), _DIGEST_BYTES))
-        )
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Claim):
+            return NotImplemented
+        return self._shard == other._shard and self._as_set() == other._as_set()
+
+    def __hash__(self) -> int:
+        return hash((self._shard, self._as_set()))
+
+    def __repr__(self) -> str:
+        what = "everything" if self._digests is None else f"{len(self._digests) // _DIGEST_BYTES}"
+        return f"Claim({what}, shard={self._shard})"
 
     def meets(self, other: Claim) -> bool:
         """Say whether the two runs have a source in common."""
-        if self.digests is None or other.digests is None:
+        if self._digests is None or other._digests is None:
             return True
-        return not self.digests.isdisjoint(other.digests)
+        if not self._digests or not other._digests or self._is_apart_from(other):
+            return False
+        if min(len(self._digests), len(other._digests)) < _FEW * _DIGEST_BYTES:
+            small, large = sorted((self._digests, other._digests), key=len)
+            return not _each(small).isdisjoint(_each(large))
+        # Not where it is not needed: it takes as long to load as all the rest.
+        from ray_resume.digests import Digests, SortedDigests
+
+        mine, theirs = Digests.of(self._digests), Digests.of(other._digests)
+        return bool(SortedDigests(mine).holds(theirs).any())
+
+    def to_bytes(self) -> bytes:
+        """Spell it: a line that says what it is, then the digests."""
+        line: dict[str, object] = {"shard": self._shard}
+        if self._digests is None:
+            return json.dumps({**line, "sources": None}).encode() + b"\n"
+        count = len(self._digests) // _DIGEST_BYTES
+        # As a killed driver leaves it half written, it must not look like less than it is.
+        check = zlib.crc32(self._digests)
+        line |= {"sources": count, "crc32": check}
+        return json.dumps(line).encode() + b"\n" + self._digests
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Claim:
+        """Read what :meth:`to_bytes` wrote.
+
+        Raises:
+            CheckpointError: it is anything else.
+        """
+        text, _, digests = data.partition(b"\n")
+        try:
+            line = json.loads(text)
+            shard, count = line["shard"], line["sources"]
+            if shard is not None:
+                index, of = shard
+                if type(index) is not int or type(of) is not int or not 0 <= index < of:
+                    raise ValueError(f"its shard is {shard!r}")
+                shard = (index, of)
+            if count is None and not digests:
+                return cls(None, shard)
+            if len(digests) != count * _DIGEST_BYTES or zlib.crc32(digests) != line["crc32"]:
+                raise ValueError(f"it has {len(digests)} bytes of the digests of {count} sources")
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"The claim of a lease cannot be read: {error}.") from error
+        return cls(digests, shard)
+
+    def _as_set(self) -> frozenset[bytes] | None:
+        return None if self._digests is None else _each(self._digests)
+
+    def _is_apart_from(self, other: Claim) -> bool:
+        """Say whether no number is in both shards: i mod n and j mod m."""
+        if self._shard is None or other._shard is None:
+            return False
+        (index, count), (another, of) = self._shard, other._shard
+        return (index - another) % math.gcd(count, of) != 0
+
+
+def _each(digests: bytes) -> frozenset[bytes]:
+    starts = range(0, len(digests), _DIGEST_BYTES)
+    return frozenset(digests[start : start + _DIGEST_BYTES] for start in starts)
 
 
 class Lease:
@@ -139,9 +212,7 @@ class Lease:
             reached("lease.created")
             with os.fdopen(os.dup(descriptor), "wb") as file:
                 file.write(json.dumps(asdict(owner)).encode() + b"\n")
-                if claim.digests is not None:
-                    file.write(b"sources\n")
-                    file.write(b"".join(claim.digests))
+                file.write(claim.to_bytes())
         except OSError as error:
             os.close(descriptor)
             path.unlink(missing_ok=True)
@@ -345,9 +416,9 @@ def _read_owner(path: Path) -> Owner:
 
 
 def _read_claim(path: Path) -> Claim:
-    content = path.read_bytes()
-    _, _, rest = content.partition(b"\n")
-    if not rest.startswith(b"sources\n"):
+    _, _, rest = path.read_bytes().partition(b"\n")
+    try:
+        return Claim.from_bytes(rest)
+    except CheckpointError:
+        # It is being written, or was damaged: whatever its run does, it keeps others out.
         return Claim(None)
-    body = rest.removeprefix(b"sources\n")
-    return Claim(frozenset(body[i : i + _DIGEST_BYTES] for i in range(0, len(body), _DIGEST_BYTES)))

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,14 +30,13 @@ from pyarrow.fs import (
 
 from ray_resume.errors import ResumeError
 from ray_resume.record import Fingerprint
-from ray_resume.source import Source, refuse_repeated
+from ray_resume.source import Source, SourceTable, refuse_repeated
 
 __all__ = ["has_changed", "list_files", "list_row_groups", "path_of", "relative_to", "resolve"]
 
 Paths: TypeAlias = "str | Path | Sequence[str | Path]"
 
 _PASSED_OVER = (".", "_")
-_DROPPED_BY_RAY = frozenset("\t\r\n")
 _FOOTERS_AT_ONCE = 16
 
 
@@ -70,7 +69,7 @@ def list_files(
     extensions: Sequence[str] | None,
     keep: Callable[[list[str]], list[str]] | None,
     ignore_missing: bool,
-) -> list[Source]:
+) -> SourceTable:
     """List the files at and under ``paths``, in the order given, directories sorted.
 
     Args:
@@ -91,21 +90,26 @@ def list_files(
             infos.append(info)
         elif not ignore_missing:
             raise FileNotFoundError(f"There is no file or directory {path!r} to read.")
-    infos = [info for info in infos if _has_extension(info.path, extensions)]
+    if extensions is not None:
+        infos = [info for info in infos if _has_extension(info.path, extensions)]
+    names = [info.path for info in infos]
     if keep is not None:
-        kept = set(keep([info.path for info in infos]))
-        infos = [info for info in infos if info.path in kept]
+        kept = set(keep(names))
+        infos = [info for info, name in zip(infos, names, strict=True) if name in kept]
+        names = [name for name in names if name in kept]
     if not infos and not ignore_missing:
         among = f" that ends in {' or '.join(extensions)}" if extensions else ""
         raise FileNotFoundError(f"There is no file{among} to read under {', '.join(given)}.")
-    refuse_repeated(info.path for info in infos)
-    unreadable = [info.path for info in infos if not _DROPPED_BY_RAY.isdisjoint(info.path)]
-    if unreadable:
-        raise ResumeError(
-            f"The name of {unreadable[0]!r} has a tab or a line break in it, which Ray Data's path "
-            "code drops, so it cannot be opened. Rename it."
-        )
-    return [Source(info.path, info.path, _fingerprint(info)) for info in infos]
+    for name in names:
+        if "\t" in name or "\r" in name or "\n" in name:
+            raise ResumeError(
+                f"The name of {name!r} has a tab or a line break in it, which Ray Data's path code "
+                "drops, so it cannot be opened. Rename it."
+            )
+    sizes, mtimes_ns = (info.size for info in infos), (info.mtime_ns for info in infos)
+    sources = SourceTable.of_files(names, sizes, mtimes_ns)
+    refuse_repeated(sources)
+    return sources
 
 
 def has_changed(filesystem: FileSystem, path: str, fingerprint: Fingerprint) -> bool:
@@ -118,7 +122,7 @@ def _fingerprint(info: FileInfo) -> Fingerprint:
     return Fingerprint(info.size, info.mtime_ns)
 
 
-def list_row_groups(filesystem: FileSystem, files: Sequence[Source]) -> list[Source]:
+def list_row_groups(filesystem: FileSystem, files: Sequence[Source]) -> SourceTable:
     """List the row groups of Parquet files, ``<path>#rg<N>``, by their footers alone."""
 
     def row_groups(file: Source) -> list[Source]:
@@ -129,22 +133,22 @@ def list_row_groups(filesystem: FileSystem, files: Sequence[Source]) -> list[Sou
         ]
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        return [source for sources in pool.map(row_groups, files) for source in sources]
+        return SourceTable.of(chain.from_iterable(pool.map(row_groups, files)))
 
 
-def relative_to(sources: Sequence[Source], root: str) -> list[Source]:
+def relative_to(sources: SourceTable, root: str) -> SourceTable:
     """Make the ids of files relative to ``root``, so that the data may move.
 
     Raises:
         ResumeError: a file is not under it.
     """
     base = root.rstrip("/") + "/"
-    outside = [source.source_id for source in sources if not source.source_id.startswith(base)]
-    if outside:
+    outside = next((name for name in sources.ids() if not name.startswith(base)), None)
+    if outside is not None:
         raise ResumeError(
-            f"{outside[0]} is not under source_root={root!r}, so it has no path relative to it."
+            f"{outside} is not under source_root={root!r}, so it has no path relative to it."
         )
-    return [replace(source, source_id=source.source_id.removeprefix(base)) for source in sources]
+    return sources.relative_to(base)
 
 
 def _list_directory(filesystem: FileSystem, directory: str) -> list[FileInfo]:

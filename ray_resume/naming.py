@@ -2,22 +2,33 @@
 
 ``<checkpoint>-<run>-<source's digest>-<random>.<format>``; zeros for the digest where several
 sources share the file. The random part is drawn for each write.
+
+There may be millions of them, so a name that is spelt as usual also has a short form (`packed`).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import secrets
 from dataclasses import dataclass
 
-__all__ = ["DIGEST_BYTES", "OutputName", "stem_of"]
+__all__ = ["DIGEST_BYTES", "ENDINGS", "PACKED_BYTES", "OutputName", "packed", "stem_of", "unpacked"]
 
 DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
 
+ENDINGS = ("parquet", "json", "csv", "orc", "feather")
+"""The endings that a short form has a number for. Records are spelt with it: only append."""
+
+PACKED_BYTES = 27
+"""Checkpoint (4 bytes), run (6), digest (8), random part (8), number of the ending (1)."""
+
 _SHARED = bytes(DIGEST_BYTES)
 
 _NAME = re.compile(r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})\.[a-z]+")
+_BEGINNING = re.compile("([0-9a-f]{8})-([0-9a-f]{12})-")
+_NUMBER_OF = {f".{ending}": bytes((number,)) for number, ending in enumerate(ENDINGS)}
 
 
 @dataclass(frozen=True)
@@ -53,3 +64,36 @@ def stem_of(prefix: str, digest: bytes | None) -> str:
         digest: ``DIGEST_BYTES`` bytes of the source's digest; None if several share the file.
     """
     return f"{prefix}-{(_SHARED if digest is None else digest).hex()}-{secrets.token_hex(8)}"
+
+
+def packed(name: str) -> bytes | None:
+    """Return ``PACKED_BYTES`` bytes for a name in no subfolder, with a usual ending; else None."""
+    whose, ending = _whose(name[:22]), _NUMBER_OF.get(name[55:])
+    if whose is None or ending is None or name[38] != "-":
+        return None
+    digits = name[22:38] + name[39:55]
+    try:
+        value = bytes.fromhex(digits)
+    except ValueError:
+        return None
+    # It takes capitals and spaces, too.
+    return whose + value + ending if value.hex() == digits else None
+
+
+@functools.lru_cache(1024)
+def _whose(beginning: str) -> bytes | None:
+    """Pack the beginning of a name, which those of one run have in common."""
+    match = _BEGINNING.fullmatch(beginning)
+    return None if match is None else bytes.fromhex(match[1] + match[2])
+
+
+def unpacked(value: bytes) -> str:
+    """Return the name that :func:`packed` made ``value`` of.
+
+    Raises:
+        ValueError: it is of no name.
+    """
+    if len(value) != PACKED_BYTES or value[26] >= len(ENDINGS):
+        raise ValueError(f"{value!r} is no packed name")
+    text = value.hex()
+    return f"{text[:8]}-{text[8:20]}-{text[20:36]}-{text[36:52]}.{ENDINGS[value[26]]}"

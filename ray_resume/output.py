@@ -5,17 +5,21 @@ The bytes are written by `sink` and `datasinks`, on workers; this is the driver'
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from ray_resume.contents import Contents
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
-from ray_resume.naming import OutputName
-from ray_resume.record import Record
-from ray_resume.sink import Folder
+from ray_resume.filelist import FileList, listed_files, other_rows, packed_files
+from ray_resume.folder import Folder
+from ray_resume.naming import PACKED_BYTES
+from ray_resume.naming import packed as packed_name
 from ray_resume.storage import Storage
+from ray_resume.union import Records
 
 __all__ = ["FolderOutput", "Output", "RemoteOutput"]
 
@@ -36,7 +40,7 @@ class Output(Protocol):
         checkpoint: Storage,
         names: Collection[str],
         contents: Contents,
-        skipped: Iterable[Record],
+        skipped: Records,
     ) -> None:
         """Make sure that it can be written to, and that ``skipped`` sources' rows are there.
 
@@ -55,9 +59,18 @@ class Output(Protocol):
         """
 
     def remove_leftovers(
-        self, checkpoint_id: str, runs: Collection[str], contents: Contents
+        self,
+        checkpoint_id: str,
+        runs: Collection[str],
+        contents: Contents,
+        names: Collection[str] | None = None,
     ) -> None:
-        """Remove what ``runs``, all of them over, have left and no record lists."""
+        """Remove what ``runs``, all of them over, have left and no record lists.
+
+        Args:
+            names: the files in it, if they were listed under this run's lease, and nobody wrote
+                for this run since.
+        """
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class FolderOutput:
 
     def names(self) -> Collection[str]:
         try:
-            return self.folder.names()
+            return FileList.of(self.folder.names())
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -83,40 +96,32 @@ class FolderOutput:
         checkpoint: Storage,
         names: Collection[str],
         contents: Contents,
-        skipped: Iterable[Record],
+        skipped: Records,
     ) -> None:
         inside = checkpoint.root.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
-        names = [name for name in names if not name.startswith(inside)]
+        present = FileList.of(names)
+        present = FileList(
+            present.usual, [name for name in present.others if not name.startswith(inside)]
+        )
         known = contents.headers.keys() | contents.live.keys()
-        unknown = [
-            name
-            for name in names
-            if (parsed := OutputName.parse(name)) is not None
-            and parsed.checkpoint == checkpoint_id
-            and parsed.run_id not in known
-        ]
+        unknown = present.made_by(checkpoint_id, known, known=False)
         if unknown:
             raise CheckpointError(
                 f"The output folder {self.uri} has {len(unknown)} files of runs that the "
-                f"checkpoint {checkpoint.uri} does not know, {unknown[0]} among them: a writer's "
-                "file (.mdb) was removed from it, or it was restored from an older copy. Going on "
-                "would write their rows a second time. Put it back, or remove those files too."
+                f"checkpoint {checkpoint.uri} does not know, {next(iter(unknown))} among them: a "
+                "writer's file (.mdb) was removed from it, or it was restored from an older copy. "
+                "Going on would write their rows a second time. Put it back, or remove those files "
+                "too."
             )
         if not self.append:
-            foreign = [name for name in names if _is_foreign(name, checkpoint_id)]
+            foreign = [name for name in present.not_of(checkpoint_id) if not _is_hidden(name)]
             if foreign:
                 raise CheckpointError(
                     f"The output folder {self.uri} has {len(foreign)} files that this checkpoint "
                     f"did not make, {foreign[0]} among them. Give an empty folder, or pass "
                     "append=True to write beside them."
                 )
-        present = set(names)
-        gone = {
-            f"{self.uri}/{file}": record.source_id
-            for record in skipped
-            for file in record.files
-            if file not in present
-        }
+        gone = {f"{self.uri}/{file}": source_id for file, source_id in _missing(skipped, present)}
         if gone:
             file, source_id = next(iter(gone.items()))
             sources = sorted(set(gone.values()))
@@ -141,20 +146,19 @@ class FolderOutput:
         )
 
     def remove_leftovers(
-        self, checkpoint_id: str, runs: Collection[str], contents: Contents
+        self,
+        checkpoint_id: str,
+        runs: Collection[str],
+        contents: Contents,
+        names: Collection[str] | None = None,
     ) -> None:
-        listed = {file for record in contents.union for file in record.files}
-        for name in self.folder.names():
-            parsed = OutputName.parse(name)
-            if (
-                parsed is not None
-                and parsed.checkpoint == checkpoint_id
-                and parsed.run_id in runs
-                and name not in listed
-            ):
-                reached("cleanup.removing")
-                self.folder.remove(name)
-                reached("cleanup.removed")
+        there = FileList.of(self.folder.names() if names is None else names)
+        left = there.made_by(checkpoint_id, runs, known=True)
+        # The records are looked at only where there is something that they may list.
+        for name in left.without(listed_files(contents.union)) if left else ():
+            reached("cleanup.removing")
+            self.folder.remove(name)
+            reached("cleanup.removed")
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class RemoteOutput:
         checkpoint: Storage,
         names: Collection[str],
         contents: Contents,
-        skipped: Iterable[Record],
+        skipped: Records,
     ) -> None:
         return
 
@@ -180,13 +184,41 @@ class RemoteOutput:
         return
 
     def remove_leftovers(
-        self, checkpoint_id: str, runs: Collection[str], contents: Contents
+        self,
+        checkpoint_id: str,
+        runs: Collection[str],
+        contents: Contents,
+        names: Collection[str] | None = None,
     ) -> None:
         return
 
 
-def _is_foreign(name: str, checkpoint_id: str) -> bool:
-    if any(part.startswith((".", "_")) for part in name.split("/")):
-        return False
-    parsed = OutputName.parse(name)
-    return parsed is None or parsed.checkpoint != checkpoint_id
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name.split("/"))
+
+
+def _missing(records: Records, present: FileList) -> Iterator[tuple[str, str]]:
+    """Yield the files of ``records`` that are not ``present``, each with a source that lists it."""
+    rows, packed = packed_files(records.union, records.rows)
+    gone = np.flatnonzero(~present.holds(packed))
+    for place in gone.tolist():
+        record = records.union.record(int(rows[place]))
+        yield record.files[0], record.source_id
+    # Of the others some may be packed all the same, as those of a source that has several.
+    listed = [
+        (file, row)
+        for row in other_rows(records.union, records.rows).tolist()
+        for file in records.union.record(row).files
+    ]
+    usual = [
+        (short, place) for place, (file, _) in enumerate(listed) if (short := packed_name(file))
+    ]
+    gone_places = [place for place, (file, _) in enumerate(listed) if file not in present.others]
+    if usual:
+        rows_of = np.frombuffer(b"".join(short for short, _ in usual), np.uint8)
+        held = present.holds(rows_of.reshape(-1, PACKED_BYTES))
+        there = {place for (_, place), is_held in zip(usual, held.tolist(), strict=True) if is_held}
+        gone_places = [place for place in gone_places if place not in there]
+    for place in gone_places:
+        file, row = listed[place]
+        yield file, records.union.record(row).source_id

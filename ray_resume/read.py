@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray.data
 from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data import Dataset
@@ -26,7 +27,7 @@ from ray_resume.readings import (
     key_sources,
 )
 from ray_resume.shard import ArrayTask, Shard, shard_of
-from ray_resume.source import Reading, Source
+from ray_resume.source import Reading, SourceTable
 
 __all__ = ["ReadOptions", "resumable_read"]
 
@@ -147,7 +148,7 @@ def resumable_read(
         share = Shard(storage.rank_of(share), share.count)
     sources = reading.sources
     if share is not None:
-        sources = [source for source in sources if share.holds(source.source_id)]
+        sources = sources.take(np.flatnonzero(share.of(sources.digests)))
     options = ReadOptions(max_failed_runs, on_source_change, on_pipeline_change, share)
     datasource = ResumableDatasource(reading, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
@@ -208,7 +209,7 @@ def _file_reading(
 
 def _list(
     signature: inspect.Signature, arguments: dict[str, Any]
-) -> tuple[FileSystem, list[str], Sequence[Source]]:
+) -> tuple[FileSystem, list[str], SourceTable]:
     """List the files, and take out of ``arguments`` what that has settled."""
     if arguments.get("catalog") is not None:
         raise NonResumableError("resumable_read does not resolve catalogs. Give the paths.")
@@ -224,7 +225,9 @@ def _list(
     )
     if skipped:
         without = set(resolve(skipped, filesystem)[1])
-        sources = [source for source in sources if source.item not in without]
+        sources = sources.take(
+            np.flatnonzero([source_id not in without for source_id in sources.ids()])
+        )
     # The reader gets each file by name from here on.
     if not isinstance(filesystem, LocalFileSystem):
         arguments["filesystem"] = filesystem

@@ -17,10 +17,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_resume.errors import CheckpointError
-from ray_resume.store import read_writer
+from ray_resume.record import columns_of
+from ray_resume.store import read_writer_into
+
+if TYPE_CHECKING:
+    from ray_resume.table import Table
 
 __all__ = ["Reading", "read_writers"]
 
@@ -53,12 +57,12 @@ class Reading:
     run_id: str
     path: Path | str
     header: Mapping[str, Any]
-    pairs: list[tuple[bytes, bytes]]
+    pairs: Table
     error: CheckpointError | None = None
 
 
 def read_writers(files: Mapping[str, tuple[Path, bool]]) -> Iterator[Reading]:
-    """Read ``{run id: (path, live)}`` in that order; see :func:`ray_resume.store.read_writer`.
+    """Read ``{run id: (path, live)}`` in that order; see :func:`ray_resume.store.read_writer_into`.
 
     Nothing is raised for a file that cannot be read, nor does it keep others from being read.
     """
@@ -86,16 +90,47 @@ def _read_in_child(files: list[tuple[str, str, bool]]) -> Iterator[Reading]:
             with contextlib.suppress(BrokenPipeError):
                 marshal.dump(([str(path) for path in sys.path], files), child.stdin)
                 child.stdin.close()
+            # While the child starts: it takes as long to load.
+            from ray_resume.table import Table
+
             for run_id, path, _ in list(files):
+                header: Mapping[str, Any] = {}
+                columns = (bytearray(), bytearray(), bytearray(), bytearray())
                 try:
-                    header, pairs, message = marshal.load(child.stdout)
+                    while (part := marshal.load(child.stdout)) is not None:
+                        kind, content = part
+                        if kind == "header":
+                            header = content
+                        elif kind == "error":
+                            raise CheckpointError(content)
+                        else:
+                            for column, more in zip(columns, columns_of(content), strict=True):
+                                column += more
+                except CheckpointError as error:
+                    _skip_rest(child.stdout, part)
+                    yield Reading(run_id, Path(path), {}, Table.of(()), _named(error, path))
                 except EOFError:
-                    yield Reading(run_id, Path(path), {}, [], _fatal(path, child))
+                    yield Reading(run_id, Path(path), {}, Table.of(()), _fatal(path, child))
                     return
-                error = None if message is None else CheckpointError(message)
-                yield Reading(run_id, Path(path), header, pairs, error)
+                else:
+                    yield Reading(run_id, Path(path), header, Table(*columns))
         finally:
             child.kill()
+
+
+def _skip_rest(stream: Any, part: tuple[str, Any] | None) -> None:
+    """Read on to the end of a file that has turned out to be damaged."""
+    while part is not None and part[0] != "error":
+        part = marshal.load(stream)
+
+
+def _named(error: CheckpointError, path: str) -> CheckpointError:
+    if path in str(error):
+        return error
+    return CheckpointError(
+        f"The checkpoint file {path} cannot be read: {error}. It is damaged: restore it from a "
+        "copy, or start over with an empty checkpoint and an empty output folder."
+    )
 
 
 def _fatal(path: str, child: subprocess.Popen[bytes]) -> CheckpointError:
@@ -117,18 +152,25 @@ def _fatal(path: str, child: subprocess.Popen[bytes]) -> CheckpointError:
 
 
 def _serve(files: list[tuple[str, str, bool]]) -> None:
-    """Be the child: send each file's header, pairs and error."""
+    """Be the child: send each file's header, columns of its records, and None or an error."""
     out = sys.stdout.buffer
+
+    def send(part: tuple[str, Any] | None) -> None:
+        marshal.dump(part, out)
+
     for _, path, live in files:
         signal.alarm(_TIMEOUT_S)
-        message: str | None = None
-        header, pairs = dict[str, Any](), list[tuple[bytes, bytes]]()
         try:
-            header, found = read_writer(Path(path), live=live)
-            pairs = list(found)
+            read_writer_into(
+                Path(path),
+                lambda header: send(("header", header)),
+                lambda block: send(("records", block)),
+                live=live,
+            )
         except CheckpointError as error:
-            message = str(error)
+            send(("error", str(error)))
         except Exception as error:
-            message = f"The checkpoint file {path} cannot be read: {error!r}."
-        marshal.dump((header, pairs, message), out)
+            send(("error", f"The checkpoint file {path} cannot be read: {error!r}."))
+        else:
+            send(None)
         out.flush()

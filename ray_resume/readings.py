@@ -19,7 +19,7 @@ from ray.data.datasource import Datasource, ReadTask
 from ray_resume import plan
 from ray_resume.errors import NonResumableError, ResumeError
 from ray_resume.listing import has_changed
-from ray_resume.source import Selection, Source, Watch, refuse_repeated
+from ray_resume.source import Selection, Source, SourceTable, Watch, refuse_repeated
 
 __all__ = [
     "DatasourceReading",
@@ -40,7 +40,7 @@ class FileReading:
     """
 
     name: str
-    sources: Sequence[Source]
+    sources: SourceTable
     reader: Callable[..., Any]
     arguments: Mapping[str, Any]
     inflation: float
@@ -49,6 +49,8 @@ class FileReading:
     repeatable: bool = True
 
     def size_bytes(self, sources: Sequence[Source]) -> int | None:
+        if isinstance(sources, SourceTable):
+            return round(int(sources.fingerprints.sizes.sum()) * self.inflation)
         return round(sum(source.fingerprint.size or 0 for source in sources) * self.inflation)
 
     def open(
@@ -120,7 +122,7 @@ class KeyReading:
     """
 
     name: str
-    sources: Sequence[Source]
+    sources: SourceTable
     load: Callable[[Any], Any]
     repeatable: bool = False
 
@@ -159,14 +161,14 @@ class _KeyRead:
             yield BlockAccessor.batch_to_block(part)
 
 
-def key_sources(keys: Iterable[Any]) -> list[Source]:
+def key_sources(keys: Iterable[Any]) -> SourceTable:
     """Make a source of each key: strings as they are, other plain values as they are written.
 
     Raises:
         ResumeError: two keys are the same, or one has no stable spelling.
     """
-    sources = [Source(_key_id(key), key) for key in keys]
-    refuse_repeated(source.source_id for source in sources)
+    sources = SourceTable.of(Source(_key_id(key), key) for key in keys)
+    refuse_repeated(sources)
     return sources
 
 
@@ -197,7 +199,7 @@ class DatasourceReading:
     """
 
     name: str
-    sources: Sequence[Source]
+    sources: SourceTable
     datasource: Datasource
     task_count: int
     repeatable: bool = False
@@ -235,8 +237,8 @@ class DatasourceReading:
             ids = [paths[0] for paths in files]
         else:
             ids = [str(source_id(task, index)) for index, task in enumerate(tasks)]
-        refuse_repeated(ids)
-        sources = [Source(name, index) for index, name in enumerate(ids)]
+        sources = SourceTable.of(Source(name, index) for index, name in enumerate(ids))
+        refuse_repeated(sources)
         return cls(datasource.get_name(), sources, datasource, task_count)
 
     def size_bytes(self, sources: Sequence[Source]) -> int | None:

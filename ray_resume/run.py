@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import (
     NodeDiedError,
@@ -24,7 +25,7 @@ from ray.exceptions import (
 )
 
 from ray_resume import actor
-from ray_resume.actor import Failed, Progress, RunSpec
+from ray_resume.actor import Progress, RunSpec
 from ray_resume.client import LedgerClient
 from ray_resume.compaction import compact
 from ray_resume.contents import Contents
@@ -34,14 +35,15 @@ from ray_resume.faults import armed, reached
 from ray_resume.lease import Claim, Owner
 from ray_resume.naming import DIGEST_BYTES
 from ray_resume.output import Output
-from ray_resume.record import State, digest
+from ray_resume.record import Flag, State
 from ray_resume.schedule import PassPlan, Schedule
 from ray_resume.shard import Shard
 from ray_resume.signals import terminable
-from ray_resume.source import Source
+from ray_resume.source import SourceTable
 from ray_resume.storage import Storage
 from ray_resume.summary import RunSummary
 from ray_resume.todo import Todo, todo_of
+from ray_resume.union import Union
 
 __all__ = ["LEASE_WAIT_S", "MOST_WRITER_FILES", "Pass", "Run", "RunPlan"]
 
@@ -71,8 +73,8 @@ class RunPlan:
 
     storage: Storage
     # Those of this run, in ``shard`` if it has one, and all that were listed.
-    sources: Sequence[Source]
-    listed: Sequence[Source]
+    sources: SourceTable
+    listed: SourceTable
     shard: Shard | None
     output: Output
     # How results are made visible, for a sink that does so at the end of a pass; else None.
@@ -90,7 +92,7 @@ class Pass:
     ``digests`` is what `FileSink` names the files of each source number with.
     """
 
-    sources: Sequence[Source]
+    sources: SourceTable
     plan: PassPlan
     client: LedgerClient
     file_prefix: str
@@ -133,6 +135,7 @@ class Run:
                 signature=self._plan.signature,
                 on_pipeline_change=self._plan.on_pipeline_change,
                 listed=self._plan.listed,
+                signatures=_signatures(contents),
             )
             self._tell_gone(contents)
             if todo.held:
@@ -154,7 +157,7 @@ class Run:
                 self._checkpoint_id, self._plan.storage, names, contents, todo.skipped
             )
             if not todo.pending:
-                self._remove_leftovers(contents)
+                self._remove_leftovers(contents, names)
                 return self._summary(todo, _NOTHING)
             self._bind_sink()
             reached("run.bound")
@@ -179,9 +182,12 @@ class Run:
     def _leased(self, wait_s: float | None) -> Iterator[None]:
         if wait_s is None:
             wait_s = self._plan.storage.dying_s + LEASE_WAIT_S
-        claim = Claim(frozenset(digest(source.source_id) for source in self._plan.sources))
-        shard = None if self._plan.shard is None else str(self._plan.shard)
-        owner = Owner.here(self._run_id, shard)
+        share = self._plan.shard
+        owner = Owner.here(self._run_id, None if share is None else str(share))
+        claim = Claim(
+            self._plan.sources.digests.to_bytes(),
+            None if share is None else (share.index, share.count),
+        )
         self._lease = self._plan.storage.acquire(owner, claim, wait_s=wait_s)
         try:
             yield
@@ -190,10 +196,7 @@ class Run:
 
     def _check_bound(self, contents: Contents) -> None:
         output, bound = self._plan.output, self._plan.storage.sink()
-        committed = any(
-            record.files or (record.rows and record.state is State.COMPLETED)
-            for record in contents.union
-        )
+        committed = _has_output(contents.union)
         if bound is not None and bound != output.uri and (committed or contents.live):
             raise CheckpointError(
                 f"The checkpoint {self._plan.storage.uri} belongs to the output {bound}, and "
@@ -202,8 +205,7 @@ class Run:
             )
 
     def _tell_gone(self, contents: Contents) -> None:
-        digests = {digest(source.source_id) for source in self._plan.listed}
-        count, example = contents.union.completed_outside(digests)
+        count, example = contents.union.completed_outside(self._plan.listed.digests)
         if example is not None:
             logger.warning(
                 "%d completed sources are not in the input any more, %s for one. Their output "
@@ -219,12 +221,14 @@ class Run:
         try:
             # The ledger keeps the lease from now on, if the driver has kept it until now.
             self._lease.check()
-            failed = self._run_passes(handle, todo, run_pass)
-            quarantined: int = ray.get(handle.fail.remote(failed)) if failed else 0
+            lost = self._run_passes(handle, todo, run_pass)
+            failed = quarantined = 0
+            if lost is not None:
+                failed, quarantined = ray.get(handle.give_up.remote(lost))
             reached("run.before_close")
             progress: Progress = ray.get(handle.close.remote())
             reached("run.closed")
-            return self._summary(todo, progress, len(failed) - quarantined, quarantined)
+            return self._summary(todo, progress, failed - quarantined, quarantined)
         except BaseException as error:
             # What is complete is committed, whatever went wrong; the first error is the user's.
             try:
@@ -259,17 +263,24 @@ class Run:
 
     def _run_passes(
         self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]
-    ) -> dict[int, Failed]:
-        """Execute passes until nothing more can be done; return which sources have failed."""
+    ) -> dict[int, str | None] | None:
+        """Execute passes until nothing more can be done.
+
+        Returns:
+            None if nothing is left but what waits for others; else the sources that got lost
+            although they were executed alone (see `schedule.Schedule`).
+        """
         prefix = f"{self._checkpoint_id}-{self._run_id}"
-        digests = b"".join(digest(source.source_id)[:DIGEST_BYTES] for source in todo.pending)
+        digests = todo.pending.digests.to_bytes(DIGEST_BYTES)
         schedule = Schedule(len(todo.pending))
         pass_number = 0
         while (passing := schedule.next()) is not None:
             pass_number += 1
             ray.get(handle.begin_pass.remote(pass_number))
             client = LedgerClient(handle, self._run_id, pass_number, armed())
-            sources = [todo.pending[number] for number in passing.sources]
+            sources = todo.pending
+            if len(passing.sources) < len(sources):
+                sources = sources.take(np.array(passing.sources))
             crash: str | None = None
             reached("run.before_pass")
             try:
@@ -289,23 +300,18 @@ class Run:
             )
             if schedule.next() is not None:
                 self._tell_lost(pass_number, todo, progress, crash)
-        return {
-            source: _failed(source, why, progress, schedule)
-            for source, why in progress.pending.items()
-            if source not in progress.waiting
-        }
+        return schedule.lost if set(progress.pending) - progress.waiting else None
 
     def _tell_lost(
         self, pass_number: int, todo: Todo, progress: Progress, crash: str | None
     ) -> None:
-        number, why = next(iter(progress.pending.items()))
         logger.warning(
             "Pass %d of run %s left %d sources incomplete, %s for one: %s.%s",
             pass_number,
             self._run_id,
             len(progress.pending),
-            todo.pending[number].source_id,
-            progress.failed.get(number, why),
+            todo.pending.id(progress.pending[0]),
+            progress.example,
             "" if crash is None else f" It ended with a crash: {crash}",
         )
 
@@ -324,7 +330,7 @@ class Run:
         return RunSpec(
             run_id=self._run_id,
             place=self._plan.storage.place(self._run_id, self._lease),
-            sources=[(source.source_id, source.fingerprint) for source in todo.pending],
+            sources=todo.pending.trimmed(),
             records=todo.records,
             first_sequence=contents.union.highest_sequence(),
             max_failed_runs=self._plan.max_failed_runs,
@@ -351,12 +357,15 @@ class Run:
         except (ResumeError, OSError) as error:
             logger.warning("Left-overs in %s were not removed: %s", self._plan.output.uri, error)
 
-    def _remove_leftovers(self, contents: Contents) -> None:
+    def _remove_leftovers(self, contents: Contents, names: Collection[str] | None = None) -> None:
         """Remove the files of this run and of dead runs that no record lists."""
         reached("cleanup.before")
         runs = contents.dead_runs | {self._run_id}
-        self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents)
-        listed = {name for record in contents.union for name in record.dead_letters}
+        self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents, names)
+        union = contents.union
+        # Dead letters stand in what the head of a record has no room for.
+        records = union.records(union.flagged(Flag.MORE))
+        listed = {name for record in records for name in record.dead_letters}
         self._plan.storage.letters().remove_leftovers(runs, listed)
 
     def _summary(
@@ -383,15 +392,18 @@ class Run:
         )
 
 
-def _failed(source: int, why: str, progress: Progress, schedule: Schedule) -> Failed:
-    if source in progress.failed:
-        return Failed(progress.failed[source], counts=True)
-    if source in schedule.lost:
-        crash = schedule.lost[source]
-        if crash is not None:
-            why = f"a worker died whenever it was executed ({crash})"
-        return Failed(f"rows unaccounted for: {why}", counts=True)
-    return Failed(f"rows unaccounted for: {why}", counts=False)
+def _has_output(union: Union) -> bool:
+    """Say whether output was written: files, or rows that went elsewhere."""
+    rows = union.column("rows")[union.in_state(State.COMPLETED)]
+    if rows.any() or len(union.flagged(Flag.FILE)):
+        return True
+    return any(record.files for record in union.records(union.flagged(Flag.MORE)))
 
 
-_NOTHING = Progress(0, 0, 0, 0, 0, {})
+def _signatures(contents: Contents) -> list[str]:
+    """Return the signatures of the pipelines of all runs, for messages."""
+    texts = (header.get("signature") for header in contents.headers.values())
+    return [text for text in texts if isinstance(text, str)]
+
+
+_NOTHING = Progress(0, 0, 0, 0, 0)

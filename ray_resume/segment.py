@@ -36,12 +36,10 @@ __all__ = [
     "whole_name",
 ]
 
-Pairs = list[tuple[bytes, bytes]]
-
 _MAGIC = b"ray-resume segment\n"
 _FORMAT_VERSION = 1
-_LENGTHS = struct.Struct("<IQ")  # of the header, in bytes; of the records, in number
-_DIGEST_BYTES = 16
+_LENGTHS = struct.Struct("<IQ")  # of the header, in bytes; of the blocks, in number
+_LENGTH_BYTES = 8
 _CHECKSUM_BYTES = 16
 
 _SEGMENT = re.compile(r"([0-9]{9})\.(part|whole)")
@@ -115,29 +113,23 @@ class Segment:
     name: str
 
 
-def encode(header: Mapping[str, Any], pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Spell a header (plain JSON data) and ``(digest, encoded record)`` pairs, with a checksum."""
-    keys, values = [], []
-    for key, value in pairs:
-        if len(key) != _DIGEST_BYTES:
-            raise ValueError(f"a digest of {len(key)} bytes")
-        keys.append(key)
-        values.append(value)
+def encode(header: Mapping[str, Any], blocks: Iterable[bytes]) -> bytes:
+    """Spell a header, plain JSON data, and blocks of records (see `record.block_of`)."""
+    every = list(blocks)
     text = json.dumps({**header, "segment_format": _FORMAT_VERSION}).encode()
     body = b"".join(
         [
             _MAGIC,
-            _LENGTHS.pack(len(text), len(keys)),
+            _LENGTHS.pack(len(text), len(every)),
             text,
-            *keys,
-            struct.pack(f"<{len(values)}I", *map(len, values)),
-            *values,
+            struct.pack(f"<{len(every)}Q", *map(len, every)),
+            *every,
         ]
     )
     return body + _checksum(body)
 
 
-def decode(data: bytes) -> tuple[dict[str, Any], Pairs]:
+def decode(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """Read what :func:`encode` wrote.
 
     Raises:
@@ -160,18 +152,15 @@ def decode(data: bytes) -> tuple[dict[str, Any], Pairs]:
             f"it has format {version}, and this ray_resume reads format {_FORMAT_VERSION}: upgrade "
             "ray_resume"
         )
-    keys_at = start + header_bytes
-    lengths_at = keys_at + count * _DIGEST_BYTES
-    values_at = lengths_at + count * 4
-    if values_at > len(body):
+    lengths_at = start + header_bytes
+    blocks_at = lengths_at + count * _LENGTH_BYTES
+    if blocks_at > len(body):
         raise CheckpointError("it is damaged: records are missing")
-    lengths = struct.unpack(f"<{count}I", body[lengths_at:values_at])
-    ends = list(itertools.accumulate(lengths, initial=values_at))
+    lengths = struct.unpack(f"<{count}Q", body[lengths_at:blocks_at])
+    ends = list(itertools.accumulate(lengths, initial=blocks_at))
     if ends[-1] != len(body):
         raise CheckpointError("it is damaged: its records have other lengths")
-    keys = (data[at : at + _DIGEST_BYTES] for at in range(keys_at, lengths_at, _DIGEST_BYTES))
-    values = (data[a:b] for a, b in itertools.pairwise(ends))
-    return header, list(zip(keys, values, strict=True))
+    return header, [data[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _checksum(body: bytes | memoryview) -> bytes:

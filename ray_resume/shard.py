@@ -28,10 +28,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_resume.errors import ResumeError
 from ray_resume.record import digest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from ray_resume.digests import Digests
 
 __all__ = ["ArrayTask", "Shard", "shard_of"]
 
@@ -56,6 +62,11 @@ class Shard:
     def holds(self, source_id: str) -> bool:
         """Say whether the source is in this share."""
         return int.from_bytes(digest(source_id), "big") % self.count == self.index
+
+    def of(self, digests: Digests) -> npt.NDArray[np.bool_]:
+        """Say of each source, by its digest, whether it is in this share."""
+        held: npt.NDArray[np.bool_] = digests.modulo(self.count) == self.index
+        return held
 
 
 @dataclass(frozen=True)

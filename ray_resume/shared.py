@@ -34,7 +34,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,7 +49,7 @@ from ray_resume.letters import LetterObjects
 from ray_resume.mounts import remote_fstype
 from ray_resume.objects import Objects, Stamp, StoredObjects
 from ray_resume.reader import Reading
-from ray_resume.record import Record, digest, encode
+from ray_resume.record import Record, block_of, columns_of, digest, encode
 from ray_resume.segment import (
     accepted,
     fence_name,
@@ -76,6 +76,7 @@ _LOOKS = 10
 _POLLS_PER_TTL = 15
 
 # So many parts, or so large a part of all records in them, are published anew as one.
+_RECORDS_A_BLOCK = 50_000
 _FEW_PARTS = 64
 _MOST_PARTS = 1000
 
@@ -261,10 +262,7 @@ class SharedCheckpoint:
             if run_id in known and run_id not in live
         }
 
-        def readings() -> list[Reading]:
-            return self._without_merged(self._read(runs))
-
-        return contents_of(readings(), live, {}, again=readings)
+        return contents_of(self._without_merged(self._read(runs)), live, {})
 
     def _fence_the_dead(self, own: str) -> None:
         _, dead = self._living()
@@ -284,7 +282,7 @@ class SharedCheckpoint:
     def everything(self) -> Contents:
         self._read_identity()
         look = self.look()
-        return contents_of(look.readings, look.live, look.killed, again=lambda: look.readings)
+        return contents_of(look.readings, look.live, look.killed)
 
     def look(self) -> Look:
         for attempt in range(_LOOKS):
@@ -329,7 +327,13 @@ class SharedCheckpoint:
         self, run_id: str, header: Mapping[str, Any], pairs: Iterable[tuple[bytes, bytes]]
     ) -> Reading:
         name = f"runs/{run_id}/{whole_name(1)}"
-        self._objects.put(name, encode_segment({**header, "run_id": run_id}, sorted(pairs)))
+        # In the order of their digests nobody need sort them again.
+        stored = [key + value for key, value in sorted(pairs)]
+        blocks = (
+            block_of(stored[start : start + _RECORDS_A_BLOCK])
+            for start in range(0, len(stored), _RECORDS_A_BLOCK)
+        )
+        self._objects.put(name, encode_segment({**header, "run_id": run_id}, blocks))
         (reading,) = self._read({run_id: [name.rpartition("/")[2]]})
         return reading
 
@@ -388,7 +392,10 @@ class SharedCheckpoint:
             # It has ended since; if not, everything is its own, for all that we know.
             if data is None:
                 return Claim(None)
-            self._claims[run_id] = Claim.from_bytes(data)
+            try:
+                self._claims[run_id] = Claim.from_bytes(data)
+            except CheckpointError:
+                return Claim(None)  # Damaged, it keeps others out for as long as its run lives.
         return self._claims[run_id]
 
     def _living(self) -> tuple[dict[str, Owner], dict[str, Owner]]:
@@ -444,6 +451,9 @@ class SharedCheckpoint:
 
     def _read(self, runs: Mapping[str, list[str]]) -> list[Reading]:
         """Read what counts of each run; what cannot be read is said in its reading."""
+        # Not before something is read: a process that reads nothing need not load numpy.
+        from ray_resume.table import Table
+
         wanted: dict[str, list[str]] = {}
         readings: list[Reading] = []
         for run_id, names in sorted(runs.items()):
@@ -451,7 +461,8 @@ class SharedCheckpoint:
             try:
                 counted = accepted(names)
             except CheckpointError as error:
-                readings.append(Reading(run_id, place, {}, [], self._unreadable(place, error)))
+                fault = self._unreadable(place, error)
+                readings.append(Reading(run_id, place, {}, Table.of(()), fault))
                 continue
             if counted:
                 wanted[run_id] = counted
@@ -461,18 +472,19 @@ class SharedCheckpoint:
         for run_id, counted in wanted.items():
             place = f"{self.uri}/runs/{run_id}"
             header: dict[str, Any] = {}
-            pairs: dict[bytes, bytes] = {}
-            fault: CheckpointError | None = None
+            columns = (bytearray(), bytearray(), bytearray(), bytearray())
+            damage: CheckpointError | None = None
             for name, data in zip(counted, objects, strict=False):
                 try:
-                    found, more = decode_segment(_there(data))
+                    found, blocks = decode_segment(_there(data))
+                    for block in blocks:
+                        for column, more in zip(columns, columns_of(block), strict=True):
+                            column += more
+                    header = header or found
                 except CheckpointError as error:
-                    fault = fault or self._unreadable(f"{place}/{name}", error)
-                    continue
-                header = header or found
-                # A later record of a source takes the place of an earlier one.
-                pairs.update(more)
-            readings.append(Reading(run_id, place, header, list(pairs.items()), fault))
+                    damage = damage or self._unreadable(f"{place}/{name}", error)
+            table = Table(*columns) if damage is None else Table.of(())
+            readings.append(Reading(run_id, place, header, table, damage))
         return sorted(readings, key=lambda reading: reading.run_id)
 
     def _without_merged(self, readings: list[Reading]) -> list[Reading]:
@@ -725,17 +737,21 @@ class SharedWriter:
         self._in_parts = self._in_whole = 0
         self._publish(part_name, ())
 
-    def commit(self, records: list[Record]) -> None:
+    def commit(self, records: Sequence[Record]) -> None:
         """Publish ``records`` in one object. When this returns, every successor will see them.
 
         Raises:
             CheckpointError: a disk or the storage fails, or this run may have been called dead.
                 Whether they count is not known, and nothing more may be committed.
         """
-        self._local.commit(records)
+        self.commit_encoded([digest(record.source_id) + encode(record) for record in records])
+
+    def commit_encoded(self, stored: Sequence[bytes]) -> None:
+        """Do as :meth:`commit`, with digests that are followed by encoded records."""
+        self._local.commit_encoded(stored)
         reached("shared.before_publish")
-        self._publish(part_name, [(digest(r.source_id), encode(r)) for r in records])
-        self._in_parts += len(records)
+        self._publish(part_name, [block_of(stored)])
+        self._in_parts += len(stored)
         parts = len(self._published)
         if parts >= _MOST_PARTS or (parts >= _FEW_PARTS and self._in_parts * 4 >= self._in_whole):
             self._publish_whole()
@@ -755,19 +771,18 @@ class SharedWriter:
         if len(self._published) < 2:
             return
         before, self._published = self._published, []
-        whole = list(self._local.pairs())
-        self._publish(whole_name, whole)
+        self._publish(whole_name, self._local.blocks())
         reached("shared.whole")
         # Confirmed, so whoever puts up a fence has seen the whole, and needs no part of it.
         self._objects.delete(before)
-        self._in_parts, self._in_whole = 0, len(whole)
+        self._in_parts, self._in_whole = 0, self._in_whole + self._in_parts
 
-    def _publish(self, name_of: Callable[[int], str], pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    def _publish(self, name_of: Callable[[int], str], blocks: Iterable[bytes]) -> None:
         self._lease.confirm()
         self._number += 1
         name = f"runs/{self._run_id}/{name_of(self._number)}"
         header = self._header if name_of is whole_name or self._number == 1 else {}
-        self._objects.put(name, encode_segment(header, pairs))
+        self._objects.put(name, encode_segment(header, blocks))
         reached("shared.published")
         # Only now it is known that nobody had called this run dead when it was put there.
         self._lease.confirm()

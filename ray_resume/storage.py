@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,13 +38,16 @@ _SHORTEST_TTL_S = 2.0
 class Writer(Protocol):
     """What a run commits to."""
 
-    def commit(self, records: list[Record]) -> None:
+    def commit(self, records: Sequence[Record]) -> None:
         """Commit records in one step: when this returns they count, whoever dies.
 
         Raises:
             CheckpointError: the storage is full or fails, or the lease is lost. It is not known
                 whether they count, and nothing more may be committed.
         """
+
+    def commit_encoded(self, stored: Sequence[bytes]) -> None:
+        """Do as :meth:`commit`, with digests that are followed by encoded records."""
 
     def close(self) -> None:
         """End writing; what was committed can be read afterwards."""

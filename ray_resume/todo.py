@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
+from ray_resume.digests import Positions, SortedDigests
 from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
 from ray_resume.naming import OutputName
-from ray_resume.record import Record, State
-from ray_resume.source import Source
-from ray_resume.store import Union
+from ray_resume.record import Flag, Record, State, pipeline_of
+from ray_resume.source import Fingerprints, Source, SourceTable
+from ray_resume.table import Table
+from ray_resume.union import Records, Union
 
 __all__ = ["Todo", "todo_of"]
+
+
+class Earlier(Mapping[int, Record]):
+    """What is on record of sources, by a number that each has; decoded when it is asked for.
+
+    ``anew`` says of which of them earlier failures do not count any more.
+    """
+
+    def __init__(
+        self, numbers: npt.NDArray[np.int64], table: Table, anew: npt.NDArray[np.bool_]
+    ) -> None:
+        """Take the records of ``table``; ``numbers`` are ascending."""
+        self._numbers, self._table, self._anew = numbers, table, anew
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers.tolist())
+
+    def __getitem__(self, number: int) -> Record:
+        row = int(np.searchsorted(self._numbers, number))
+        if row == len(self._numbers) or self._numbers[row] != number:
+            raise KeyError(number)
+        record = self._table.record(row)
+        return replace(record, failed_runs=0) if self._anew[row] else record
 
 
 @dataclass(frozen=True)
@@ -26,9 +57,9 @@ class Todo:
     that were listed and are another shard's.
     """
 
-    pending: Sequence[Source]
+    pending: SourceTable
     records: Mapping[int, Record]
-    skipped: Sequence[Record]
+    skipped: Records
     quarantined: int
     held: Sequence[str] = ()
     apart: Sequence[str] = ()
@@ -43,12 +74,15 @@ def todo_of(
     signature: str,
     on_pipeline_change: str,
     listed: Sequence[Source] = (),
+    signatures: Iterable[str] = (),
 ) -> Todo:
     """Sort ``sources`` by what is on record of them.
 
     Args:
+        sources: no two of them have the same id.
         signature: of the pipeline that they are to go through now.
         listed: all that were listed, if ``sources`` are a share of them.
+        signatures: of the pipelines that earlier runs have had, for messages.
 
     Raises:
         SourceChangedError: completed sources have changed, and ``on_source_change`` is "error".
@@ -57,91 +91,141 @@ def todo_of(
         CheckpointError: earlier output can not be replaced without that of sources that are not
             among ``sources``, nor listed.
     """
-    records: dict[str, Record] = {}
-    skipped: dict[str, Record] = {}
-    quarantined: set[str] = set()
-    changed: list[Record] = []
-    otherwise: list[Record] = []
-    restart = on_pipeline_change == "restart"
-    for source in sources:
-        record = union.get(source.source_id)
-        if record is None:
+    table = SourceTable.of(sources)
+    rows = union.find(table.digests)
+    on_record = np.flatnonzero(rows >= 0)
+    known = rows[on_record]
+    same = _same(union, known, table.fingerprints.take(on_record))
+    state = union.column("state", known)
+    completed = state == State.COMPLETED.value
+    pipeline = np.frombuffer(pipeline_of(signature), np.int64)[0]
+    otherwise = union.column("pipeline", known).view(np.int64) != pipeline
+    done = completed & (same | (on_source_change == "ignore"))
+    over = (state == State.QUARANTINED.value) & same
+    stays = ~otherwise | (on_pipeline_change != "restart")
+    quarantined = over & stays
+    skipped = done & stays
+    again = ~(quarantined | skipped)
+    changed = again & completed & ~same
+    # What failed was another content of the source, or in another pipeline.
+    anew = again & (~same | otherwise)
+    if on_pipeline_change == "error" and (done & otherwise).any():
+        raise PipelineChangedError(
+            _pipelines(union.records(known[done & otherwise]), signature, signatures)
+        )
+    if on_source_change == "error" and changed.any():
+        raise SourceChangedError(_changes(union.records(known[changed])))
+    # The outcome of each source: by default it is to be read.
+    passed_over = np.zeros(len(table), bool)
+    passed_over[on_record[quarantined | skipped]] = True
+    groups: list[list[int]] = []
+    held: list[str] = []
+    apart: list[str] = []
+    place_of = _Places(known)
+    for group in _sharing_files(known[again], union):
+        places = place_of.of(group)
+        to_read = [
+            place for place, again_ in zip(places, _at(again, places), strict=True) if again_
+        ]
+        outside = [row for row, place in zip(group, places, strict=True) if place < 0]
+        if outside:
+            _refuse_unlisted(outside, [int(known[place]) for place in to_read], union, listed)
+        elif not _at(quarantined, places).any():
+            members = on_record[places]
+            passed_over[members] = False
+            groups.append(sorted(members.tolist()))
+            skipped[places] = False
+            again[places] = True
             continue
-        same = record.fingerprint == source.fingerprint
-        done = record.state is State.COMPLETED and (same or on_source_change == "ignore")
-        over = record.state is State.QUARANTINED and same
-        if done and record.signature != signature:
-            otherwise.append(record)
-        if over and not (restart and record.signature != signature):
-            quarantined.add(source.source_id)
-        elif done and not (restart and record.signature != signature):
-            skipped[source.source_id] = record
-        else:
-            if record.state is State.COMPLETED and not same:
-                changed.append(record)
-            # What failed was another content of the source, or in another pipeline.
-            fresh = same and record.signature == signature
-            records[source.source_id] = record if fresh else replace(record, failed_runs=0)
-    if otherwise and on_pipeline_change == "error":
-        raise PipelineChangedError(_pipelines(otherwise, signature))
-    if changed and on_source_change == "error":
-        raise SourceChangedError(_changes(changed))
-    known = {source.source_id for source in sources}
-    groups = []
-    held: set[str] = set()
-    apart: set[str] = set()
-    for group in _sharing_files(records, union):
-        if outside := group - known:
-            unlisted = outside.difference(source.source_id for source in listed)
-            if unlisted:
-                raise CheckpointError(_out_of_reach(min(group & records.keys()), sorted(unlisted)))
-            apart |= group & records.keys()
-            continue
-        if group & quarantined:
-            held |= group & records.keys()
-            continue
-        groups.append(group)
-        records |= {mate: skipped.pop(mate) for mate in group & skipped.keys()}
-    passed_over = skipped.keys() | quarantined | held | apart
-    pending = [source for source in sources if source.source_id not in passed_over]
-    positions = {source.source_id: position for position, source in enumerate(pending)}
+        members = on_record[to_read]
+        passed_over[members] = True
+        again[to_read] = False
+        (apart if outside else held).extend(map(table.id, members.tolist()))
+    pending = np.flatnonzero(~passed_over)
+    numbers = np.searchsorted(pending, on_record[again])
     return Todo(
-        pending,
-        {positions[source_id]: r for source_id, r in records.items() if source_id in positions},
-        list(skipped.values()),
-        len(quarantined),
+        table if len(pending) == len(table) else table.take(pending),
+        Earlier(numbers, union.table(known[again]), anew[again]),
+        union.records(known[skipped]),
+        int(np.count_nonzero(quarantined)),
         sorted(held),
         sorted(apart),
-        [sorted(positions[source_id] for source_id in group) for group in groups],
+        [np.searchsorted(pending, group).tolist() for group in groups],
     )
 
 
-def _sharing_files(records: Mapping[str, Record], union: Union) -> Iterator[set[str]]:
-    """Group the sources of ``records`` with all that share files with them, however indirectly."""
-    if not any(_shared(record) for record in records.values()):
+def _same(union: Union, rows: Positions, now: Fingerprints) -> npt.NDArray[np.bool_]:
+    """Say of each row whether it has the fingerprint that its source has now."""
+    # What is not known is 0 in both.
+    same: npt.NDArray[np.bool_] = (
+        (union.column("flags", rows) & (Flag.SIZE | Flag.MTIME) == now.known)
+        & (union.column("size", rows) == now.sizes)
+        & (union.column("mtime_ns", rows) == now.mtimes_ns)
+    )
+    return same
+
+
+def _at(mask: npt.NDArray[np.bool_], places: Sequence[int]) -> npt.NDArray[np.bool_]:
+    return np.array([place >= 0 and mask[place] for place in places], bool)
+
+
+class _Places:
+    """Where rows of the union stand among the sources that are on record."""
+
+    def __init__(self, known: Positions) -> None:
+        self._order: Positions | None = None
+        self._known = known
+
+    def of(self, rows: Sequence[int]) -> list[int]:
+        """Return the place of each row, -1 if it is not of these sources."""
+        if self._order is None:
+            self._order = np.argsort(self._known)
+            self._sorted = self._known[self._order]
+        at = np.searchsorted(self._sorted, rows)
+        return [
+            int(self._order[i]) if i < len(self._sorted) and self._sorted[i] == row else -1
+            for i, row in zip(at.tolist(), rows, strict=True)
+        ]
+
+
+def _refuse_unlisted(
+    outside: Sequence[int], to_read: Sequence[int], union: Union, listed: Sequence[Source]
+) -> None:
+    """Make sure that the sources in the rows ``outside`` are at least listed.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    rows = np.array(outside)
+    found = SortedDigests(SourceTable.of(listed).digests).holds(union.digests.take(rows))
+    if not found.all():
+        unlisted = sorted(union.record(row).source_id for row in rows[~found].tolist())
+        to_blame = min(union.record(row).source_id for row in to_read)
+        raise CheckpointError(_out_of_reach(to_blame, unlisted))
+
+
+def _sharing_files(again: Positions, union: Union) -> Iterator[list[int]]:
+    """Group the rows ``again`` with all that share files with them, however indirectly."""
+    shared = union.flagged(Flag.SHARED)
+    left = set(np.intersect1d(again, shared).tolist())
+    if not left:
         return
-    files: dict[str, set[str]] = {}
-    sources: defaultdict[str, set[str]] = defaultdict(set)
-    for record in union:
-        if shared := _shared(record):
-            files[record.source_id] = shared
-            for file in shared:
-                sources[file].add(record.source_id)
-    left = {source_id for source_id in records if source_id in files}
+    files: dict[int, set[str]] = {}
+    sources: defaultdict[str, set[int]] = defaultdict(set)
+    for row in shared.tolist():
+        files[row] = {file for file in union.record(row).files if _is_shared(file)}
+        for file in files[row]:
+            sources[file].add(row)
     while left:
-        group: set[str] = set()
+        group: set[int] = set()
         reached = {left.pop()}
         while reached:
             group |= reached
-            near = {file for source_id in reached for file in files[source_id]}
+            near = {file for row in reached for file in files[row]}
             reached = {mate for file in near for mate in sources[file]} - group
         left -= group
         if len(group) > 1:
-            yield group
-
-
-def _shared(record: Record) -> set[str]:
-    return {file for file in record.files if _is_shared(file)}
+            yield sorted(group)
 
 
 def _is_shared(file: str) -> bool:
@@ -149,12 +233,14 @@ def _is_shared(file: str) -> bool:
     return name is not None and name.is_shared
 
 
-def _pipelines(otherwise: Sequence[Record], signature: str) -> str:
-    then = otherwise[0].signature
-    alike = sum(record.signature == then for record in otherwise)
+def _pipelines(otherwise: Sequence[Record], now: str, signatures: Iterable[str]) -> str:
+    then = otherwise[0].pipeline
+    alike = sum(record.pipeline == then for record in otherwise)
+    known = {pipeline_of(signature): signature for signature in signatures}
     return (
         f"The pipeline is not the one that {alike} of the sources in the checkpoint were completed "
-        f"with, {otherwise[0].source_id} for one.\n  then: {then}\n  now:  {signature}\n"
+        f"with, {otherwise[0].source_id} for one.\n"
+        f"  then: {known.get(then, 'not on record')}\n  now:  {now}\n"
         "To keep their output as it is and go on with the others, pass "
         'on_pipeline_change="continue" to resumable_read; to process them anew, their new output '
         'replacing the old, "restart".'

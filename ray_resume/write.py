@@ -23,13 +23,14 @@ from ray_resume.datasinks import (
 )
 from ray_resume.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.errors import CheckpointError, NonResumableError
+from ray_resume.folder import Folder
 from ray_resume.formats import checked_format
 from ray_resume.listing import resolve
 from ray_resume.objects import canonical_uri
 from ray_resume.output import FolderOutput, Output, RemoteOutput
 from ray_resume.packing import Packing, groups_of
 from ray_resume.run import Pass, Run, RunPlan
-from ray_resume.sink import FileSink, Folder, Layout
+from ray_resume.sink import FileSink, Layout
 from ray_resume.source import Source
 from ray_resume.summary import RunSummary
 

@@ -23,13 +23,13 @@ from pyarrow.fs import LocalFileSystem
 from ray_resume import Checkpoint, CheckpointError, resumable_read, resumable_write
 from ray_resume.contents import Contents
 from ray_resume.directory import CheckpointDirectory
+from ray_resume.folder import Folder
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.output import FolderOutput
 from ray_resume.record import Record, State, digest
 from ray_resume.run import Run, RunPlan
 from ray_resume.shard import Shard
-from ray_resume.sink import Folder
-from ray_resume.source import Source
+from ray_resume.source import Source, SourceTable
 from ray_resume.storage import Location
 from ray_resume.store import WriterFile
 
@@ -354,7 +354,7 @@ def test_the_example(batch: Batch, tmp_path: Path, another_cluster: str) -> None
 
 
 def plan_of(directory: CheckpointDirectory, out: Path, shard: Shard | None = None) -> RunPlan:
-    sources = [Source("a", "a")]
+    sources = SourceTable.of([Source("a", "a")])
     return RunPlan(
         storage=directory,
         sources=sources,

@@ -24,10 +24,10 @@ from ray_resume import (
     stage,
 )
 from ray_resume.datasource import ResumableDatasource
-from ray_resume.record import Fingerprint, Record, State, digest, encode
+from ray_resume.record import Fingerprint, Record, State, digest, encode, pipeline_of
 from ray_resume.source import Source
-from ray_resume.store import Union
 from ray_resume.todo import Todo, todo_of
+from ray_resume.union import Union
 
 # What there is to do ------------------------------------------------------------------------------
 
@@ -36,7 +36,7 @@ def sorted_out(policy: str, **signatures: str) -> Todo:
     """Sort sources out for the pipeline "now"; "a" is completed, "q" quarantined, "f" failed."""
     states = {"a": State.COMPLETED, "q": State.QUARANTINED, "f": State.FAILED}
     records = [
-        Record(name, states[name[0]], 1, "run", signature=signature, failed_runs=2)
+        Record(name, states[name[0]], 1, "run", pipeline=pipeline_of(signature), failed_runs=2)
         for name, signature in signatures.items()
     ]
     union = Union({"run": [(digest(r.source_id), encode(r)) for r in records]})
@@ -46,6 +46,7 @@ def sorted_out(policy: str, **signatures: str) -> Todo:
         on_source_change="reprocess",
         signature="now",
         on_pipeline_change=policy,
+        signatures=signatures.values(),
     )
 
 
@@ -57,7 +58,7 @@ def test_another_pipeline_is_an_error_that_shows_both() -> None:
 
 def test_continue_keeps_what_is_there() -> None:
     todo = sorted_out("continue", a1="old", a2="now", q1="old")
-    assert (len(todo.skipped), todo.quarantined, todo.pending) == (2, 1, [])
+    assert (len(todo.skipped), todo.quarantined, list(todo.pending)) == (2, 1, [])
 
 
 def test_restart_does_anew_what_went_through_another_pipeline() -> None:

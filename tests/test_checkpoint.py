@@ -16,7 +16,7 @@ from ray_resume import Checkpoint, CheckpointError, CheckpointStatus, SourceReco
 from ray_resume import directory as directory_module
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.record import Fingerprint, Record, State, digest
+from ray_resume.record import Fingerprint, Record, State, digest, pipeline_of
 from ray_resume.store import WriterFile
 
 SINK = "/data/out"
@@ -35,7 +35,7 @@ def record(source_id: str, state: State, sequence: int, run_id: str, *files: str
         failed_runs=3 if state is State.QUARANTINED else int(failed),
         completed_at=None if failed else 1.7e9,
         fingerprint=Fingerprint(1, 2),
-        signature="s",
+        pipeline=pipeline_of("s"),
     )
 
 
@@ -221,7 +221,7 @@ from ray_resume import Checkpoint
 checkpoint = Checkpoint(sys.argv[1])
 print(checkpoint.status().completed, len(list(checkpoint.sources())), len(checkpoint.files()))
 print(checkpoint.reset(state="failed"))
-print(sorted({"ray", "pyarrow", "numpy", "pandas"} & set(sys.modules)))
+print(sorted({"ray", "pyarrow", "pandas"} & set(sys.modules)))
 print(time.process_time())
 """
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
+from raw_store import put, put_record
 
 from ray_resume import Checkpoint, CheckpointError, CheckReport
 from ray_resume import lease as lease_module
@@ -61,13 +62,9 @@ class Job:
     def file(self, run_id: str = RUN) -> Path:
         return self.path / f"{run_id}.mdb"
 
-    def put(self, key: bytes, value: bytes, *, name: bytes = b"records") -> None:
-        """Write past all rules into the first run's file."""
-        with (
-            lmdb.open(str(self.file()), subdir=False, max_dbs=2) as env,
-            env.begin(db=env.open_db(name), write=True) as transaction,
-        ):
-            transaction.put(key, value)
+    def put(self, key: bytes, value: bytes) -> None:
+        """Write a record past all rules into the first run's file."""
+        put_record(self.file(), key, value)
 
     def check(self) -> CheckReport:
         return Checkpoint(self.path).check()
@@ -152,7 +149,7 @@ def test_a_foreign_file(job: Job) -> None:
 
 def test_a_newer_format(job: Job) -> None:
     header = {"format": 99, "run_id": RUN}
-    job.put(b"header", json.dumps(header).encode(), name=b"meta")
+    put(job.file(), b"header", json.dumps(header).encode())
     problem = job.problem()
     assert str(job.file()) in problem
     assert "Upgrade ray_resume" in problem

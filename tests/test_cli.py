@@ -131,7 +131,7 @@ try:
     code = main(sys.argv[1:])
 except SystemExit as over:
     code = over.code
-heavy = ("ray", "pyarrow", "numpy", "pandas", "lmdb", "click")
+heavy = ("ray", "pyarrow", "pandas", "lmdb", "click")
 print(code, [name for name in heavy if name in sys.modules], file=sys.stderr)
 """
 

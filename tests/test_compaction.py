@@ -16,13 +16,15 @@ import pytest
 from conftest import ids_in, write_file
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_store import put_record
 
 from ray_resume import Checkpoint, CheckpointError, store
 from ray_resume import directory as directory_module
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.record import Record, State, digest, encode
-from ray_resume.store import Union, WriterFile, read_writer
+from ray_resume.store import WriterFile, read_writer
+from ray_resume.union import Union
 
 DEADLINE_S = 30.0
 
@@ -167,13 +169,7 @@ def test_a_damaged_file_stops_it(path: Path) -> None:
 
 
 def test_a_record_that_cannot_be_read_stops_it(path: Path) -> None:
-    import lmdb
-
-    with (
-        lmdb.open(str(path / "run03.mdb"), subdir=False, max_dbs=2) as env,
-        env.begin(db=env.open_db(b"records"), write=True) as transaction,
-    ):
-        transaction.put(digest("s1"), encode(done("s1", 9999, "run03"))[:-3])
+    put_record(path / "run03.mdb", digest("s1"), encode(done("s1", 9999, "run03"))[:-3])
     before = names(path)
     with pytest.raises(CheckpointError, match=r"run03\.mdb.*restore it"):
         Checkpoint(path).compact()

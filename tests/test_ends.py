@@ -14,11 +14,12 @@ from pyarrow.fs import LocalFileSystem
 
 from ray_resume import batches
 from ray_resume.datasource import NumberedRead, SourceReader
+from ray_resume.folder import Folder
 from ray_resume.formats import FORMATS
 from ray_resume.ledger import Drain, Event, Failure, Seal
 from ray_resume.lineage import MODULUS, token_sum, tokens
 from ray_resume.naming import DIGEST_BYTES
-from ray_resume.sink import FileSink, Folder, Layout
+from ray_resume.sink import FileSink, Layout
 from ray_resume.source import Selection, Source
 
 

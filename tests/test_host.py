@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.ledger import Drain, LedgerError, Message, Outcome, Seal
 from ray_resume.lineage import MODULUS
-from ray_resume.record import Fingerprint, Record, State, decode
+from ray_resume.record import Fingerprint, Record, State, decode, pipeline_of
+from ray_resume.source import Source, SourceTable
 from ray_resume.store import WriterFile, read_writer
 
 DEADLINE_S = 20.0
@@ -37,6 +38,10 @@ def wait_until(condition: Callable[[], object]) -> None:
 def records_in(path: Path, *, live: bool = False) -> dict[str, Record]:
     """What a writer's file holds, by source id."""
     return {r.source_id: r for r in (decode(v) for _, v in read_writer(path, live=live)[1])}
+
+
+def table(fingerprints: Iterable[Fingerprint]) -> SourceTable:
+    return SourceTable.of(Source(f"s{i}", None, known) for i, known in enumerate(fingerprints))
 
 
 class Run:
@@ -60,7 +65,7 @@ class Run:
             "place": DirectoryPlace(
                 str(path), str(self.lease.path), run_id, commit_interval_s=commit_interval_s
             ),
-            "sources": [(f"s{i}", Fingerprint(i, 10 * i)) for i in range(sources)],
+            "sources": table(Fingerprint(i, 10 * i) for i in range(sources)),
             "records": {},
             "max_failed_runs": 3,
             "first_sequence": 0,
@@ -105,8 +110,7 @@ def test_flush_commits_what_is_complete_and_tells_the_rest(run: Run) -> None:
     assert (progress.completed, progress.committed) == (2, 2)
     assert (progress.rows_read, progress.rows_written, progress.files) == (2, 3, 2)
     assert set(progress.pending) == {1, 2}
-    assert "4 rows were read" in progress.pending[1]
-    assert "did not finish" in progress.pending[2]
+    assert "4 rows were read" in (progress.example or "")
 
     committed = run.committed()
     assert set(committed) == {"s0", "s3"}
@@ -120,7 +124,7 @@ def test_flush_commits_what_is_complete_and_tells_the_rest(run: Run) -> None:
         files=("a", "b"),
         completed_at=committed["s0"].completed_at,
         fingerprint=Fingerprint(0, 0),
-        signature="read>f",
+        pipeline=pipeline_of("read>f"),
     )
     assert committed["s0"] == expected
     assert committed["s3"].sequence == 2
@@ -222,12 +226,12 @@ def test_nothing_is_committed_once_the_lease_is_lost(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_to_everybody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: WriterFile, records: Sequence[Record]) -> None:
+    def full(self: WriterFile, stored: Sequence[bytes]) -> None:
         raise CheckpointError("disk full")
 
     run.apply(Seal(0, 0))
     with monkeypatch.context() as patch:
-        patch.setattr(WriterFile, "commit", full)
+        patch.setattr(WriterFile, "commit_encoded", full)
         with pytest.raises(CheckpointError, match="disk full"):
             run.host.flush()
     # Also when there is space again: what was queued is gone, so nothing must look as if it held.
@@ -295,16 +299,16 @@ def test_threads_that_apply_at_once_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources, faults = 3000, list[BaseException]()
-    committing, commit = threading.Lock(), WriterFile.commit
+    committing, commit = threading.Lock(), WriterFile.commit_encoded
 
-    def commit_alone(self: WriterFile, records: Sequence[Record]) -> None:
+    def commit_alone(self: WriterFile, stored: Sequence[bytes]) -> None:
         assert committing.acquire(blocking=False), "two commits at once"
         try:
-            commit(self, records)
+            commit(self, stored)
         finally:
             committing.release()
 
-    monkeypatch.setattr(WriterFile, "commit", commit_alone)
+    monkeypatch.setattr(WriterFile, "commit_encoded", commit_alone)
     run = Run(tmp_path, sources=sources, commit_interval_s=0.01)
 
     def send(make: Callable[[int], Seal | Drain], order: Sequence[int]) -> None:
@@ -374,9 +378,9 @@ from ray_resume.actor import LedgerHost, RunSpec
 from ray_resume.directory import DirectoryPlace
 from ray_resume.errors import ResumeError
 from ray_resume.ledger import Message, Seal
-from ray_resume.record import Fingerprint
+from ray_resume.source import Source, SourceTable
 
-sources = [(f"s{i}", Fingerprint()) for i in range(3)]
+sources = SourceTable.of(Source(f"s{i}", None) for i in range(3))
 lease = str(Path(sys.argv[1]) / "old.lease")
 place = DirectoryPlace(sys.argv[1], lease, "old", commit_interval_s=0.3)
 spec = RunSpec("old", place, sources, {}, 3, 0, "", {"sources_total": 3})

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import lmdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -22,6 +21,7 @@ import test_architecture
 from conftest import ids_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_store import put, put_record
 from test_failures import Desk, batch_of, x_of
 
 from ray_resume import (
@@ -36,9 +36,9 @@ from ray_resume import (
 from ray_resume.cli import main
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.lineage import SOURCE_COLUMN, TOKEN_COLUMN
-from ray_resume.record import Record, State, digest, encode
+from ray_resume.record import HEAD, Record, State, digest, encode
 from ray_resume.stage import armed
-from ray_resume.store import WriterFile
+from ray_resume.store import FORMAT_VERSION, WriterFile
 
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any
@@ -95,15 +95,6 @@ def path(tmp_path: Path) -> Path:
     return directory.path
 
 
-def put(path: Path, database: bytes, key: bytes, value: bytes) -> None:
-    """Write into a store what no writer of ours would."""
-    with (
-        lmdb.open(str(path / f"{RUN}.mdb"), subdir=False, max_dbs=2) as env,
-        env.begin(db=env.open_db(database), write=True) as transaction,
-    ):
-        transaction.put(key, value)
-
-
 def looks(path: Path) -> list[Callable[[], object]]:
     checkpoint = Checkpoint(path)
     return [
@@ -134,11 +125,12 @@ def test_a_pickle_in_any_place_is_not_opened(path: Path, tmp_path: Path, place: 
     pickle.loads(trap)
     sprung.unlink()
     if place == "value":
-        put(path, b"records", digest("a"), trap)
+        put_record(path / f"{RUN}.mdb", digest("a"), trap)
     elif place == "head and value":
-        put(path, b"records", digest("a"), encode(Record("a", State.FAILED, 1, RUN))[:9] + trap)
+        value = encode(Record("a", State.FAILED, 1, RUN, error="boom"))
+        put_record(path / f"{RUN}.mdb", digest("a"), value[: HEAD.size + 1] + trap)
     elif place == "header":
-        put(path, b"meta", b"header", trap)
+        put(path / f"{RUN}.mdb", b"header", trap)
     elif place == "identity":
         (path / "checkpoint.json").write_bytes(trap)
     else:
@@ -155,7 +147,7 @@ values = st.recursive(
     max_leaves=5,
 )
 headers = values | st.fixed_dictionaries(
-    {"format": st.just(1)},
+    {"format": st.just(FORMAT_VERSION)},
     optional={"sources_total": values, "merged": values, "run_id": values, "signature": values},
 )
 slowly = settings(
@@ -168,7 +160,7 @@ slowly = settings(
 @slowly
 @given(headers)
 def test_any_header_is_read_or_refused(path: Path, header: object) -> None:
-    put(path, b"meta", b"header", json.dumps(header).encode())
+    put(path / f"{RUN}.mdb", b"header", json.dumps(header).encode())
     assert all(f"{RUN}.mdb" in error for error in refusals(path, looks(path)[:5]))
 
 
@@ -265,7 +257,7 @@ def test_a_terminal_gets_no_control_characters(
         )
         records.append((digest(name), encode(record)))
     for key, value in records:
-        put(path, b"records", key, value)
+        put_record(path / f"{RUN}.mdb", key, value)
     CheckpointDirectory(path).bind(str(path.parent / "out\x1b[31m"), RUN)
     owner = {"run_id": "\x1b[31m", "host": "\x1b[31m\n", "pid": 1, "started_at": 1e300}
     (path / "\x1b[31m.lease").write_text(json.dumps(owner))

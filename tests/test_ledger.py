@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import pickle
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,7 @@ from ray_resume.ledger import (
     Applied,
     Completion,
     Drain,
+    Failure,
     Ledger,
     LedgerError,
     Message,
@@ -304,6 +306,28 @@ def test_messages_cannot_be_changed() -> None:
     message = Message("run", 1, (Seal(0, 1),))
     with pytest.raises(dataclasses.FrozenInstanceError):
         message.run_id = "nur"  # type: ignore[misc]
+
+
+SENT: list[Seal | Drain | Pack | Failure] = [
+    Seal(1, MODULUS - 1, 3),
+    Seal(1, 0),
+    Drain(2, 5),
+    Drain(2, 5, 7, ("a", "b")),
+    Drain(2, 5, 7, ("a",), (b"r",), 1, ("l",)),
+    Drain(2, 5, results=(b"",)),
+    Drain(2, 5, dead_rows=1),
+    Drain(2, 5, dead_letters=("l",)),
+    Pack((Drain(1, 2), Drain(2, 3, 4, dead_rows=1)), ("f",)),
+    Failure(1, 2, 3, "boom"),
+]
+
+
+@pytest.mark.parametrize("event", SENT)
+def test_a_message_arrives_as_it_was_sent(event: Seal | Drain | Pack | Failure) -> None:
+    message = Message("run", 1, (event, *SENT))
+    back = pickle.loads(pickle.dumps(message))
+    assert back == message
+    assert [type(part) for part in back.events] == [type(part) for part in message.events]
 
 
 def test_no_sources() -> None:

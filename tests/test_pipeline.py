@@ -562,11 +562,12 @@ def test_if_the_ledger_dies_the_run_fails_loudly_and_the_next_goes_on(
 def test_the_ledgers_start_up_errors_reach_the_user(tmp_path: Path) -> None:
     from ray_resume import actor
     from ray_resume.directory import DirectoryPlace
+    from ray_resume.source import SourceTable
 
     spec = actor.RunSpec(
         run_id="cccccccccccc",
         place=DirectoryPlace(str(tmp_path), str(tmp_path / "cccccccccccc.lease"), "cccccccccccc"),
-        sources=[],
+        sources=SourceTable.of([]),
         records={},
         max_failed_runs=3,
         first_sequence=0,

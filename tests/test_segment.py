@@ -20,19 +20,19 @@ from ray_resume.segment import (
     whole_name,
 )
 
-pairs = st.lists(st.tuples(st.binary(min_size=16, max_size=16), st.binary(max_size=40)))
+blocks = st.lists(st.binary(max_size=40))
 headers = st.dictionaries(st.text(), st.none() | st.integers() | st.text(), max_size=4)
 
 
-@given(headers, pairs)
-def test_what_is_written_comes_back(header: dict[str, object], given: list[object]) -> None:
+@given(headers, blocks)
+def test_what_is_written_comes_back(header: dict[str, object], given: list[bytes]) -> None:
     header.pop("segment_format", None)
-    assert decode(encode(header, given)) == (header, given)  # type: ignore[arg-type]
+    assert decode(encode(header, given)) == (header, given)
 
 
 @given(st.data())
 def test_every_flipped_bit_and_every_cut_is_told(data: st.DataObject) -> None:
-    whole = encode({"run_id": "a"}, [(b"k" * 16, b"value"), (b"l" * 16, b"")])
+    whole = encode({"run_id": "a"}, [b"k" * 16, b"value", b""])
     at = data.draw(st.integers(0, len(whole) - 1))
     flipped = bytearray(whole)
     flipped[at] ^= 1 << data.draw(st.integers(0, 7))

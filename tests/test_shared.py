@@ -18,7 +18,7 @@ from buckets import S3
 
 from ray_resume import Checkpoint, CheckpointError, shared
 from ray_resume.lease import Claim, Owner
-from ray_resume.record import Record, State, digest, encode
+from ray_resume.record import Record, State, block_of, digest, encode
 from ray_resume.segment import encode as encode_segment
 from ray_resume.shard import ArrayTask
 from ray_resume.shared import SharedCheckpoint
@@ -423,7 +423,7 @@ def test_reset_compact_and_check(place: Location) -> None:
 
 
 def commit_late(storage: SharedCheckpoint, number: int) -> None:
-    late = encode_segment({}, [(digest("late"), encode(records(1, "late")[0]))])
+    late = encode_segment({}, [block_of([digest("late") + encode(records(1, "late")[0])])])
     objects_of(storage).put(f"runs/{run(number)}/000000009.part", late)
 
 

@@ -8,7 +8,7 @@ for each of its pending sources, commits, and cleans up, as `run` and `actor` do
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ray_resume import segment, shared
 from ray_resume.errors import CheckpointError
 from ray_resume.heartbeat import Heart
 from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.record import Record, State, digest, encode
+from ray_resume.record import Record, State, block_of, digest
 from ray_resume.shared import SharedCheckpoint, SharedLease, SharedWriter
 
 TTL_S = 6.0
@@ -68,13 +68,13 @@ class LocalFile:
     """What LMDB does, in memory."""
 
     path: Path = Path("nowhere")
-    records: dict[bytes, bytes] = field(default_factory=dict)
+    stored: list[bytes] = field(default_factory=list)
 
-    def commit(self, records: list[Record]) -> None:
-        self.records.update({digest(r.source_id): encode(r) for r in records})
+    def commit_encoded(self, stored: Sequence[bytes]) -> None:
+        self.stored += stored
 
-    def pairs(self) -> Iterator[tuple[bytes, bytes]]:
-        return iter(self.records.items())
+    def blocks(self) -> list[bytes]:
+        return [block_of(self.stored)]
 
     def close(self) -> None: ...
 

@@ -16,7 +16,7 @@ from driver import rows_of
 from job import FILES, ROWS, Job
 
 from ray_resume import Checkpoint, mark_failed, resumable, resumable_read, resumable_write
-from ray_resume.sink import Folder
+from ray_resume.folder import Folder
 from ray_resume.storage import Location
 
 DRIVER = Path(__file__).with_name("shared_driver.py")
@@ -147,10 +147,10 @@ def test_a_file_that_could_not_be_written_is_not_in_the_bucket(s3: S3, tmp_path:
 
     with pytest.raises(RuntimeError):
         folder.write("a/b.parquet", fail)
-    assert folder.names() == []
+    assert list(folder.names()) == []
 
     def succeed(file: Any) -> None:
         file.write(b"whole")
 
     folder.write("a/b.parquet", succeed)
-    assert folder.names() == ["a/b.parquet"]
+    assert list(folder.names()) == ["a/b.parquet"]

@@ -1,0 +1,470 @@
+"""What is done to a million sources at once: the same as to each of them, in little time."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster import Cluster, Costs, needs, simulate
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from plain_todo import plain_todo_of
+
+from ray_resume.digests import Digests, SortedDigests
+from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
+from ray_resume.filelist import FileList, listed_files
+from ray_resume.naming import OutputName, packed, unpacked
+from ray_resume.pending import PendingSources
+from ray_resume.record import Fingerprint, Record, State, digest, encode, pipeline_of
+from ray_resume.shard import Shard
+from ray_resume.shelf import Counter, Shelf
+from ray_resume.source import Source, SourceTable, refuse_repeated
+from ray_resume.table import Table
+from ray_resume.todo import todo_of
+from ray_resume.union import Union
+
+BENCHMARK = Path(__file__).parent / "benchmarks" / "scale.py"
+
+# Digests ------------------------------------------------------------------------------------------
+
+# Few, and with the same first half often, so that the second one has to decide.
+halves = st.sampled_from([bytes(8), b"\0" * 7 + b"\1", b"\xff" * 8])
+digests = st.builds(lambda high, low: high + low, halves, halves)
+
+
+@given(st.lists(digests), st.lists(digests))
+def test_digests_are_found_as_in_a_dictionary(known: list[bytes], wanted: list[bytes]) -> None:
+    index = SortedDigests(Digests.of(b"".join(known)))
+    assert [index.digests[rank] for rank in range(len(index))] == sorted(known)
+    ranks = index.ranks(Digests.of(b"".join(wanted))).tolist()
+    for value, rank in zip(wanted, ranks, strict=True):
+        assert (rank >= 0) == (value in known)
+        assert rank < 0 or index.digests[rank] == value
+    repeated = Digests.of(b"".join(known)).repeated().tolist()
+    assert repeated == [i for i, value in enumerate(known) if known.count(value) > 1]
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16)), st.integers(1, 1 << 40))
+def test_a_share_is_the_same_for_all_at_once(values: list[bytes], count: int) -> None:
+    rest = Digests.of(b"".join(values)).modulo(count).tolist()
+    assert rest == [int.from_bytes(value, "big") % count for value in values]
+
+
+def test_shards_hold_the_same_sources_as_columns() -> None:
+    sources = SourceTable.of(Source(f"s{i}", None) for i in range(100))
+    for count in (1, 2, 7):
+        for index in range(count):
+            shard = Shard(index, count)
+            held = shard.of(sources.digests).tolist()
+            assert held == [shard.holds(source.source_id) for source in sources]
+
+
+# Tables of sources --------------------------------------------------------------------------------
+
+anything = st.text(st.characters(exclude_categories=()), max_size=20)
+sizes = st.none() | st.integers(0, 2**62)
+sources = st.builds(
+    Source, anything, st.none() | st.integers(), st.builds(Fingerprint, sizes, sizes)
+)
+
+
+@given(st.lists(sources), st.data())
+@example([Source("\ud800", 1), Source("\udc00", 2)], None)
+def test_a_table_gives_its_sources_back(given_: list[Source], data: st.DataObject | None) -> None:
+    table = SourceTable.of(given_)
+    assert list(table) == given_
+    assert table == given_
+    assert pickle.loads(pickle.dumps(table)) == given_
+    assert table.digests.to_bytes() == b"".join(digest(s.source_id) for s in given_)
+    assert [s.source_id for s in table.trimmed()] == [s.source_id for s in given_]
+    if data is not None and given_:
+        some = data.draw(st.lists(st.integers(0, len(given_) - 1)))
+        part = table.take(np.array(some, np.int64))
+        assert list(part) == [given_[i] for i in some]
+        assert [s.source_id for s in part.trimmed()] == [given_[i].source_id for i in some]
+        assert part.digests.to_bytes() == b"".join(digest(given_[i].source_id) for i in some)
+
+
+def test_files_are_found_by_their_path_and_may_be_called_otherwise() -> None:
+    files = SourceTable.of_files(["/data/a", "/data/b/ü"], [1, None], [2, 3])
+    assert list(files) == [
+        Source("/data/a", "/data/a", Fingerprint(1, 2)),
+        Source("/data/b/ü", "/data/b/ü", Fingerprint(None, 3)),
+    ]
+    inside = files.relative_to("/data/")
+    assert [(s.source_id, s.item) for s in inside] == [("a", "/data/a"), ("b/ü", "/data/b/ü")]
+    deeper = inside[1:].relative_to("b/")
+    assert [(s.source_id, s.item) for s in deeper] == [("ü", "/data/b/ü")]
+    assert [s.source_id for s in deeper.trimmed()] == ["ü"]
+    assert deeper.digests.to_bytes() == digest("ü")
+
+
+def test_repeated_sources_are_named() -> None:
+    with pytest.raises(Exception, match=r"2 sources are named more than once.*: a, c"):
+        refuse_repeated(SourceTable.of(Source(name, None) for name in "abcacc"))
+    refuse_repeated(SourceTable.of(Source(name, None) for name in "abc"))
+
+
+# Tables of records --------------------------------------------------------------------------------
+
+RUNS = ["0123456789ab", "0123456789ac", "run"]
+NAMES = ["a", "b", "c", "\udcff", "d" * 600]
+
+
+def usual_file(source_id: str, run_id: str, number: int) -> str:
+    return f"aaaaaaaa-{run_id}-{digest(source_id)[:8].hex()}-{number:016x}.parquet"
+
+
+def shared_file(number: int) -> str:
+    return f"aaaaaaaa-{RUNS[0]}-{'0' * 16}-{number:016x}.parquet"
+
+
+@st.composite
+def records(draw: st.DrawFn, source_id: str) -> Record:
+    run_id = draw(st.sampled_from(RUNS))
+    own = usual_file(source_id, RUNS[0], draw(st.integers(0, 2)))
+    files = st.lists(
+        st.sampled_from([own, shared_file(1), shared_file(2), "k=1/" + own, "odd"]),
+        max_size=2,
+        unique=True,
+    )
+    return Record(
+        source_id,
+        draw(st.sampled_from(State)),
+        draw(st.integers(1, 3)),
+        run_id,
+        rows=draw(st.integers(0, 3)),
+        files=tuple(draw(files)),
+        error=draw(st.sampled_from([None, "boom"])),
+        failed_runs=draw(st.integers(0, 2)),
+        fingerprint=draw(fingerprints),
+        pipeline=pipeline_of(draw(st.sampled_from(["now", "then", ""]))),
+    )
+
+
+fingerprints = st.builds(Fingerprint, st.sampled_from([None, 0, 1]), st.sampled_from([None, 0, 1]))
+on_record = st.lists(st.sampled_from(NAMES), unique=True).flatmap(
+    lambda names: st.tuples(*(records(name) for name in names))
+)
+
+
+def pairs(some: tuple[Record, ...] | list[Record]) -> list[tuple[bytes, bytes]]:
+    return [(digest(r.source_id), encode(r)) for r in some]
+
+
+@given(on_record)
+def test_a_table_of_records_gives_its_pairs_back(some: tuple[Record, ...]) -> None:
+    table = Table.of(pairs(some))
+    assert list(table) == pairs(some)
+    assert [table.record(row) for row in range(len(table))] == list(some)
+    assert table.damaged() is None
+    back = pickle.loads(pickle.dumps(table.take(np.arange(len(table))[::-1])))
+    assert list(back) == pairs(some)[::-1]
+
+
+USUAL = Record("a", State.COMPLETED, 1, RUNS[0], files=(usual_file("a", RUNS[0], 1),))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda value: value[:-1],
+        lambda value: value + b"x",
+        lambda value: b"",
+        lambda value: value[:40],
+        lambda value: b"\0" + value[1:],
+        lambda value: b"\5" + value[1:],
+        lambda value: value[:1] + b"\x88" + value[2:],
+        lambda value: value[:2] + b"\x09" + value[3:],
+        lambda value: bytes(len(value)),
+    ],
+)
+def test_damage_is_seen_among_many_and_names_the_file(damage: object) -> None:
+    assert callable(damage)
+    good = pairs([replace(USUAL, source_id=f"s{i}", files=()) for i in range(100)])
+    bad = [(digest("a"), damage(encode(USUAL)))]
+    Union({"x": good, "y": pairs([USUAL])})
+    with pytest.raises(CheckpointError, match=r"file of y .*restore it"):
+        Union({"x": good, "y": [*bad, *good]}, owner="the file of {} ".format)
+
+
+@given(on_record, st.sets(st.sampled_from(NAMES)))
+def test_what_a_union_counts_at_once_is_what_its_records_say(
+    some: tuple[Record, ...], here: set[str]
+) -> None:
+    union = Union({"x": pairs(some[::2]), "y": pairs(some[1::2])})
+    by_id = {record.source_id: record for record in some}
+    assert {r.source_id: r for r in union} == by_id
+    assert set(listed_files(union)) == {file for record in some for file in record.files}
+    assert len(listed_files(union)) == len({file for record in some for file in record.files})
+    outside = [r for r in some if r.state is State.COMPLETED and r.source_id not in here]
+    count, one = union.completed_outside(Digests.of(b"".join(map(digest, here))))
+    assert count == len(outside)
+    assert one is None or one in outside
+    assert (one is None) == (not outside)
+    assert dict(union.pairs()) == dict(pairs(some))
+
+
+# What there is to do ------------------------------------------------------------------------------
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    on_record,
+    st.lists(st.tuples(st.sampled_from(NAMES), fingerprints), unique_by=lambda pair: pair[0]),
+    st.lists(st.sampled_from(NAMES), unique=True),
+    st.sampled_from(["reprocess", "ignore", "error"]),
+    st.sampled_from(["error", "continue", "restart"]),
+)
+def test_todo_is_what_its_model_says(
+    some: tuple[Record, ...],
+    own: list[tuple[str, Fingerprint]],
+    listed: list[str],
+    on_source_change: str,
+    on_pipeline_change: str,
+) -> None:
+    mine = [Source(source_id, source_id, known) for source_id, known in own]
+    options = {
+        "on_source_change": on_source_change,
+        "on_pipeline_change": on_pipeline_change,
+        "signature": "now",
+    }
+    everyone = [*mine, *(Source(name, name) for name in listed)]
+    everyone = list({source.source_id: source for source in everyone}.values())
+    try:
+        model = plain_todo_of(mine, {r.source_id: r for r in some}, listed=everyone, **options)
+    except (CheckpointError, PipelineChangedError, SourceChangedError) as error:
+        with pytest.raises(type(error)):
+            todo_of(mine, Union({"x": pairs(some)}), listed=everyone, **options)
+        return
+    todo = todo_of(mine, Union({"x": pairs(some)}), listed=everyone, **options)
+    names = [source.source_id for source in todo.pending]
+    assert names == model.pending
+    assert [s for s in mine if s.source_id in names] == list(todo.pending)
+    assert {names[n]: record for n, record in todo.records.items()} == model.records
+    assert len(todo.records) == len(model.records)
+    assert {record.source_id for record in todo.skipped} == model.skipped
+    assert len(todo.skipped) == len(model.skipped)
+    assert todo.quarantined == model.quarantined
+    assert (todo.held, todo.apart) == (model.held, model.apart)
+    assert {frozenset(names[n] for n in group) for group in todo.together} == model.together
+
+
+# File names ---------------------------------------------------------------------------------------
+
+NAME = usual_file("a", RUNS[0], 1)
+FILES = [
+    NAME,
+    usual_file("a", RUNS[0], 2),
+    usual_file("b", RUNS[0], 1),
+    usual_file("b", RUNS[1], 1),
+    NAME.replace(".parquet", ".csv"),
+    NAME.replace(".parquet", ".json"),
+    NAME.replace(".parquet", ".txt"),
+    NAME.replace("aaaaaaaa", "bbbbbbbb"),
+    NAME.upper(),
+    NAME[:-1] + "ü",
+    "." + NAME,
+    "k=1/" + NAME,
+    "k/" + NAME,
+    NAME.replace("-", "_"),
+    "x" * len(NAME[:-8]) + ".parquet",
+    "",
+    "other.parquet",
+    "\udcff",
+]
+
+
+@given(st.sets(st.sampled_from(FILES)), st.sets(st.sampled_from(FILES)))
+def test_a_list_of_files_is_like_a_set(one: set[str], other: set[str]) -> None:
+    mine, theirs = FileList.of(sorted(one)), FileList.of(other)
+    assert set(mine) == one
+    assert len(mine) == len(one)
+    assert [name in mine for name in FILES] == [name in one for name in FILES]
+    assert set(mine.without(theirs)) == one - other
+    for runs in (set[str](), {RUNS[0]}, set(RUNS)):
+        for known in (True, False):
+            assert set(mine.made_by("a" * 8, runs, known=known)) == {
+                name
+                for name in one
+                if (parsed := OutputName.parse(name)) is not None
+                and parsed.checkpoint == "a" * 8
+                and (parsed.run_id in runs) == known
+            }
+    assert set(mine.not_of("a" * 8)) == {
+        name
+        for name in one
+        if (parsed := OutputName.parse(name)) is None or parsed.checkpoint != "a" * 8
+    }
+
+
+def test_a_packed_name_comes_back() -> None:
+    for name in FILES:
+        short = packed(name)
+        assert short is None or unpacked(short) == name
+    assert sum(packed(name) is not None for name in FILES) == 7
+    for value in (b"", bytes(26), bytes(26) + b"\x05"):
+        with pytest.raises(ValueError, match="no packed name"):
+            unpacked(value)
+
+
+# The ledger's tables ------------------------------------------------------------------------------
+
+counters = st.builds(
+    Counter,
+    value=st.integers(0, 2**64 - 1),
+    sealed=st.none() | st.integers(0, 2**64 - 1),
+    poisoned=st.booleans(),
+    balanced=st.booleans(),
+    rows_read=st.integers(0, 2**64),
+    rows_written=st.integers(0, 5),
+    drained=st.sets(st.integers(0, 2**64 - 1), max_size=2),
+    files=st.lists(st.sampled_from(FILES), max_size=2),
+    results=st.lists(st.binary(max_size=2), max_size=1),
+    dead_rows=st.integers(0, 1),
+    dead_letters=st.lists(st.just("x"), max_size=1),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.none() | counters)))
+def test_a_shelf_is_like_a_dictionary(steps: list[tuple[int, Counter | None]]) -> None:
+    shelf, model = Shelf(4), dict[int, Counter]()
+    for source, counter in steps:
+        if counter is None:
+            shelf.drop(source)
+            model.pop(source, None)
+        else:
+            shelf.put(source, counter)
+            model[source] = counter
+        assert [shelf.get(i) for i in range(4)] == [model.get(i) for i in range(4)]
+
+
+def test_a_shelf_gives_room_back() -> None:
+    count = 50_000
+    shelf = Shelf(count)
+    for source in range(count):
+        shelf.put(source, Counter(value=source))
+    order = list(range(count))
+    random.Random(1).shuffle(order)
+    for source in order[100:]:
+        shelf.drop(source)
+    assert len(shelf._slots) < count * 68 / 8
+    assert all(shelf.get(source) == Counter(value=source) for source in order[:100])
+    assert all(shelf.get(source) is None for source in order[100:])
+
+
+@given(st.lists(sources, max_size=30), st.data())
+def test_pending_sources_are_there_until_they_are_forgotten(
+    given_: list[Source], data: st.DataObject
+) -> None:
+    pending = PendingSources(SourceTable.of(given_))
+    assert len(pending) == len(given_)
+    left = set(range(len(given_)))
+    while left:
+        for number, source in enumerate(given_):
+            if number in left:
+                assert pending.id(number) == source.source_id
+                assert pending.fingerprint(number) == source.fingerprint
+            else:
+                with pytest.raises(KeyError):
+                    pending.id(number)
+        gone = data.draw(st.sets(st.sampled_from(sorted(left)), min_size=1))
+        pending.forget([*gone, *gone])
+        left -= gone
+
+
+def test_pending_sources_over_several_blocks() -> None:
+    count = 3000
+    pending = PendingSources(SourceTable.of(Source(f"s{i}", None) for i in range(count)))
+    order = list(range(count))
+    random.Random(1).shuffle(order)
+    for start in range(0, count, 100):
+        pending.forget(order[start : start + 100])
+        assert all(pending.id(i) == f"s{i}" for i in order[start + 100 :])
+    assert pending._blocks == [None] * 3
+
+
+# How much it takes --------------------------------------------------------------------------------
+
+
+def benchmark(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(BENCHMARK), *arguments]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def test_the_ledgers_process_keeps_little_of_a_source() -> None:
+    weights = benchmark("memory", "--sources", "20000")["bytes_per_source"]
+    assert weights["pending"] < 120
+    assert weights["pending, with rows in a file"] < 200
+    assert weights["half of them complete"] < (200 + 32) / 2
+    assert weights["complete"] < 32
+
+
+def test_the_ledger_and_the_store_without_ray() -> None:
+    found = benchmark("ledger", "--sources", "20000")
+    # Generous, for busy machines: a tenth of what an idle one does.
+    assert found["durable_completions_per_s"] > 10_000
+
+
+def test_planning_takes_the_same_for_few() -> None:
+    """What the slow test measures works at all."""
+    found = benchmark("plan", "--sources", "2000")
+    assert found["plan"]["total_cpu_s"] < 5
+    assert found["bytes_per_source"] < 200
+
+
+@pytest.mark.slow
+def test_a_million_finished_sources_are_planned_in_seconds() -> None:
+    found = benchmark("plan")
+    # Processor time, since tests share the machine with others; 3 s where nobody else is at work.
+    assert found["plan"]["total_cpu_s"] < 6
+    assert found["plan"]["peak_mb"] < 500
+    assert found["status"]["cpu_seconds"]["status"] < 5
+    assert found["status"]["status_mb"] < 500
+
+
+@pytest.mark.slow
+def test_ten_million_sources_in_ledger_and_store() -> None:
+    found = benchmark("ledger", "--sources", "10000000")
+    assert found["durable_completions_per_s"] > 20_000
+    assert found["longest_answer_s"] < 10
+
+
+# A cluster ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("workers", "source_s", "per_task"), [(10_000, 5.0, 100), (1000, 1.0, 1), (10_000, 1.0, 10)]
+)
+def test_the_model_of_a_cluster_agrees_with_its_arithmetic(
+    workers: int, source_s: float, per_task: int
+) -> None:
+    job = Cluster(workers=workers, source_s=source_s, sources_per_task=per_task)
+    core = next(need for need in needs(job, Costs()) if need.what == "ledger: a core")
+    traffic = simulate(job, Costs())
+    assert core.load < 0.9
+    assert traffic.busy == pytest.approx(core.load, rel=0.15)
+    assert traffic.slowdown < 1.2
+
+
+def test_a_ledger_that_is_asked_too_much_slows_the_cluster_down_as_much() -> None:
+    job = Cluster(source_s=1.0, sources_per_task=1)
+    core = next(need for need in needs(job, Costs()) if need.what == "ledger: a core")
+    assert core.load > 2
+    traffic = simulate(job, Costs())
+    assert traffic.busy > 0.95
+    assert traffic.slowdown == pytest.approx(core.load, rel=0.15)
+    # As many ledgers as it takes.
+    several = replace(job, shards=2 * math.ceil(core.load))
+    assert simulate(several, Costs()).slowdown < 1.2
