@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import socket
 import subprocess
 import sys
@@ -87,8 +88,8 @@ def s3() -> Iterator[S3]:
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-        server_of_s3 = S3(port)
-        server_of_s3.filesystem.create_dir("bucket")
+        server_of_s3 = S3(port, f"bucket-{secrets.token_hex(4)}")
+        server_of_s3.filesystem.create_dir(server_of_s3.bucket)
         yield server_of_s3
     finally:
         process.kill()

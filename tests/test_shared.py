@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     if request.param == "folder":
         return Location(str(tmp_path / "ckpt"), shared=True, lease_ttl_s=TTL_S)
     s3: S3 = request.getfixturevalue("s3")
-    return Location(s3.uri(f"bucket/{tmp_path.name}/ckpt"), lease_ttl_s=TTL_S)
+    return Location(s3.uri(f"{tmp_path.name}/ckpt"), lease_ttl_s=TTL_S)
 
 
 def opened(place: Location) -> SharedCheckpoint:
@@ -459,26 +460,22 @@ def test_a_local_checkpoint_is_not_taken_for_a_shared_one(place: Location) -> No
         "checkpoint.json", json.dumps({"id": "0" * 8, "sink": None, "format": 1}).encode()
     )
     with pytest.raises(CheckpointError, match="directory of one host's own"):
-        place_of(place).status() if not place.shared else Location(
-            place.path, shared=True
-        ).open().identity()
+        place.open().identity()
 
 
 def test_an_unreachable_storage_is_one_clear_error(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray_resume import objects
 
     monkeypatch.setattr(objects, "_RETRY_DELAYS_S", (0.01,))
-    uri = s3.uri("bucket/x").replace(str(s3.port), "1")
-    with pytest.raises(
-        CheckpointError, match=r"s3://bucket/x.* fails: cannot read checkpoint\.json"
-    ):
+    uri = s3.uri("x").replace(str(s3.port), "1")
+    with pytest.raises(CheckpointError, match=r"s3://bucket-\w+/x.* fails: cannot read "):
         Checkpoint(uri).status()
     with pytest.raises(CheckpointError, match=r"fails: cannot write"):
-        Location(s3.uri("no-such-bucket/x")).open().ensure()
+        Location(replace(s3, bucket="no-such-bucket").uri("x")).open().ensure()
 
 
 def test_the_command_line(s3: S3, tmp_path: Path) -> None:
-    place = Location(s3.uri(f"bucket/{tmp_path.name}"), lease_ttl_s=TTL_S)
+    place = Location(s3.uri(tmp_path.name), lease_ttl_s=TTL_S)
     storage = opened(place)
     storage.bind("s3://bucket/out", run(1))
     commit(storage, 1, "a", "b")

@@ -31,8 +31,8 @@ class StoredJob(Job):
         self.place, self.sink = str(self.checkpoint), str(self.out)
         self.s3 = s3
         if s3 is not None:
-            self.place = s3.uri(f"bucket/{folder.name}/ckpt")
-            self.sink = s3.uri(f"bucket/{folder.name}/out")
+            self.place = s3.uri(f"{folder.name}/ckpt")
+            self.sink = s3.uri(f"{folder.name}/out")
 
     def start_on_another_host(self) -> None:
         self.hosts += 1
@@ -52,7 +52,7 @@ class StoredJob(Job):
         return len(location.open().everything().union)
 
     def _key(self, what: str) -> str:
-        return f"bucket/{self.source.parent.name}/{what}"
+        return f"{self.source.parent.name}/{what}"
 
     def check(self) -> None:
         rows: list[tuple[int, int]] = []
@@ -60,7 +60,8 @@ class StoredJob(Job):
             names = sorted(str(path) for path in self.out.iterdir())
             tables = [pq.read_table(name) for name in names]
         else:
-            keys = [f"{self._key('out')}/{name}" for name in self.s3.names(self._key("out"))]
+            out = self._key("out")
+            keys = [self.s3.key(f"{out}/{name}") for name in self.s3.names(out)]
             tables = [pq.read_table(key, filesystem=self.s3.filesystem) for key in keys]
             names = [f"s3://{key}" for key in keys]
         for table in tables:
@@ -107,7 +108,7 @@ def test_a_job_that_is_killed_on_one_host_resumes_on_another(stored_job: StoredJ
 
 @pytest.mark.usefixtures("cluster")
 def test_dead_letters_and_partitions_in_a_bucket(s3: S3, source: Path, tmp_path: Path) -> None:
-    base = f"bucket/{tmp_path.name}"
+    base = tmp_path.name
     checkpoint = Checkpoint(s3.uri(f"{base}/ckpt"), lease_ttl_s=5, publish_interval_s=0.2)
 
     @resumable(on_error="dead_letter")
@@ -126,9 +127,9 @@ def test_dead_letters_and_partitions_in_a_bucket(s3: S3, source: Path, tmp_path:
     summary = run()
     assert (summary.sources_completed, summary.rows_dead_lettered) == (7, 60)
     names = s3.names(f"{base}/out")
-    assert checkpoint.files() == [f"s3://{base}/out/{name}" for name in names]
+    assert checkpoint.files() == [f"s3://{s3.key(base)}/out/{name}" for name in names]
     assert {name.partition("/")[0] for name in names} == {"half=0", "half=1"}
-    tables = [pq.read_table(f"{base}/out/{n}", filesystem=s3.filesystem) for n in names]
+    tables = [pq.read_table(s3.key(f"{base}/out/{n}"), filesystem=s3.filesystem) for n in names]
     ids = sorted(i for table in tables for i in table.column("id").to_pylist())
     assert ids == [i for i in range(600) if i % 10 != 3]
     letters = [path.rpartition("/")[2] for path in checkpoint.dead_letters()]
@@ -139,7 +140,7 @@ def test_dead_letters_and_partitions_in_a_bucket(s3: S3, source: Path, tmp_path:
 
 
 def test_a_file_that_could_not_be_written_is_not_in_the_bucket(s3: S3, tmp_path: Path) -> None:
-    folder = Folder(s3.filesystem, f"bucket/{tmp_path.name}", "s3://")
+    folder = Folder(s3.filesystem, s3.key(tmp_path.name), "s3://")
 
     def fail(file: Any) -> None:
         file.write(b"half of")

@@ -344,7 +344,7 @@ def test_a_reader_in_another_process_sees_whole_commits(tmp_path: Path) -> None:
         deadline = time.monotonic() + DEADLINE_S
         assert writer.stdout is not None
         assert writer.stdout.readline() == "1\n"
-        while len(seen) < 20 and time.monotonic() < deadline:
+        while len(seen) < 10 and time.monotonic() < deadline:
             look = records_in(tmp_path / "run.mdb", live=True)
             assert len(look) == size
             (sequence,) = {record.sequence for record in look.values()}
@@ -352,7 +352,7 @@ def test_a_reader_in_another_process_sees_whole_commits(tmp_path: Path) -> None:
     finally:
         writer.kill()
         writer.communicate()
-    assert len(seen) == 10
+    assert len(seen) >= 10
     assert seen == sorted(seen)
 
 
