@@ -21,6 +21,12 @@ __all__ = ["FileList", "listed_files", "other_rows", "packed_files"]
 
 _AT_ONCE = 1 << 16
 _RANDOM = slice(18, 26)
+_IN_HEAD = (
+    ("checkpoint", slice(0, 4)),
+    ("run", slice(4, 10)),
+    ("random", _RANDOM),
+    ("ending", slice(26, 27)),
+)
 _DASHES = [8, 21, 38]
 _STEM = 55
 # Where the digits of a stem are.
@@ -104,6 +110,7 @@ class FileList(Collection[str]):
         # In ascending order: a million searches that jump about take ten times as long.
         random = _random(wanted)
         asked = np.argsort(random)
+        mine, theirs = _names(self.usual), _names(wanted)
         # A part at a time, since names are compared whole.
         for start in range(0, len(asked), _AT_ONCE):
             part = asked[start : start + _AT_ONCE]
@@ -112,8 +119,7 @@ class FileList(Collection[str]):
             while len(left):
                 left = left[rank[left] < len(ordered)]
                 left = left[ordered[rank[left]] == random[part[left]]]
-                here = _names(self.usual[order[rank[left]]])
-                same = here == _names(wanted[part[left]])
+                same = mine[order[rank[left]]] == theirs[part[left]]
                 found[part[left[same]]] = True
                 left = left[~same]
                 rank[left] += 1
@@ -175,18 +181,15 @@ def packed_files(union: Union, rows: Positions) -> tuple[Positions, Rows]:
     """Return which of ``rows`` have their file in the head of their record, and these, packed."""
     with_file = rows[union.column("flags", rows) & Flag.FILE != 0]
     packed = np.empty((len(with_file), PACKED_BYTES), np.uint8)
-    for name, place in (
-        ("checkpoint", slice(0, 4)),
-        ("run", slice(4, 10)),
-        ("random", _RANDOM),
-    ):
-        column = union.column(name, with_file)
-        packed[:, place] = column.view(np.uint8).reshape(-1, column.itemsize)
-    shared = union.column("flags", with_file) & Flag.SHARED != 0
-    digests = union.digests.take(with_file).to_bytes(8)
-    packed[:, 10:18] = np.frombuffer(digests, np.uint8).reshape(-1, 8)
-    packed[shared, 10:18] = 0
-    packed[:, 26] = union.column("ending", with_file)
+    for start in range(0, len(with_file), _AT_ONCE):
+        part, some = packed[start : start + _AT_ONCE], with_file[start : start + _AT_ONCE]
+        heads = union.heads(some)
+        for name, place in _IN_HEAD:
+            column = np.ascontiguousarray(heads[name])
+            part[:, place] = column.view(np.uint8).reshape(-1, column.itemsize)
+        digests = union.digests.take(some).to_bytes(8)
+        part[:, 10:18] = np.frombuffer(digests, np.uint8).reshape(-1, 8)
+        part[heads["flags"] & Flag.SHARED != 0, 10:18] = 0
     return with_file, packed
 
 

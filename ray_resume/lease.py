@@ -121,14 +121,11 @@ class Claim:
 
     def to_bytes(self) -> bytes:
         """Spell it: a line that says what it is, then the digests."""
-        line: dict[str, object] = {"shard": self._shard}
-        if self._digests is None:
-            return json.dumps({**line, "sources": None}).encode() + b"\n"
-        count = len(self._digests) // _DIGEST_BYTES
+        count = None if self._digests is None else len(self._digests) // _DIGEST_BYTES
         # As a killed driver leaves it half written, it must not look like less than it is.
-        check = zlib.crc32(self._digests)
-        line |= {"sources": count, "crc32": check}
-        return json.dumps(line).encode() + b"\n" + self._digests
+        check = _check_of(self._shard, count, self._digests or b"")
+        line = {"shard": self._shard, "sources": count, "crc32": check}
+        return json.dumps(line).encode() + b"\n" + (self._digests or b"")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Claim:
@@ -146,13 +143,13 @@ class Claim:
                 if type(index) is not int or type(of) is not int or not 0 <= index < of:
                     raise ValueError(f"its shard is {shard!r}")
                 shard = (index, of)
-            if count is None and not digests:
-                return cls(None, shard)
-            if len(digests) != count * _DIGEST_BYTES or zlib.crc32(digests) != line["crc32"]:
+            if line["crc32"] != _check_of(shard, count, digests):
+                raise ValueError("it is not as it was written")
+            if len(digests) != (count or 0) * _DIGEST_BYTES:
                 raise ValueError(f"it has {len(digests)} bytes of the digests of {count} sources")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"The claim of a lease cannot be read: {error}.") from error
-        return cls(digests, shard)
+        return cls(None if count is None else digests, shard)
 
     def _as_set(self) -> frozenset[bytes] | None:
         return None if self._digests is None else _each(self._digests)
@@ -163,6 +160,10 @@ class Claim:
             return False
         (index, count), (another, of) = self._shard, other._shard
         return (index - another) % math.gcd(count, of) != 0
+
+
+def _check_of(shard: tuple[int, int] | None, count: int | None, digests: bytes) -> int:
+    return zlib.crc32(digests, zlib.crc32(json.dumps([shard, count]).encode()))
 
 
 def _each(digests: bytes) -> frozenset[bytes]:

@@ -85,6 +85,19 @@ class Union:
         )
         return column[at]
 
+    def heads(self, rows: Positions) -> npt.NDArray[np.void]:
+        """Return the heads of ``rows``, whole: for several fields of a part of all rows."""
+        at = self._at[rows]
+        if len(self._tables) == 1:
+            # Whole heads are copied five times as fast as heads of many fields.
+            whole = self._tables[0].heads.view(f"V{HEAD_TYPE.itemsize}")
+            return whole[at].view(HEAD_TYPE)
+        heads = np.empty(len(at), HEAD_TYPE)
+        for table, start in zip(self._tables, self._starts, strict=False):
+            here = (at >= start) & (at < start + len(table))
+            heads[here] = table.heads[at[here] - start]
+        return heads
+
     def find(self, digests: Digests) -> Positions:
         """Return the row of each of ``digests``, -1 where there is none."""
         return self._index.ranks(digests)

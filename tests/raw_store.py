@@ -31,3 +31,14 @@ def put_record(file: Path, digest: bytes, value: bytes) -> None:
         for number in range(len(blocks)):
             transaction.delete(number.to_bytes(8, "big"))
         transaction.put(bytes(8), block_of(stored))
+
+
+def scatter_records(file: Path) -> None:
+    """Put each record into a block of its own, so that they take many pages of LMDB's tree."""
+    with (
+        lmdb.open(str(file), subdir=False, max_dbs=2) as env,
+        env.begin(db=env.open_db(b"records"), write=True) as transaction,
+    ):
+        stored = [record for _, block in transaction.cursor() for record in stored_in(block)]
+        for number, record in enumerate(stored):
+            transaction.put(number.to_bytes(8, "big"), block_of([record]))

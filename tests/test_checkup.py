@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from raw_store import put, put_record
+from raw_store import put, put_record, scatter_records
 
 from ray_resume import Checkpoint, CheckpointError, CheckReport
 from ray_resume import lease as lease_module
@@ -158,6 +158,7 @@ def test_a_newer_format(job: Job) -> None:
 def test_a_page_of_zeros_kills_no_more_than_a_child(tmp_path: Path) -> None:
     """LMDB ends the process that touches it; the files after it are read by another one."""
     job = Job(tmp_path, 400)
+    scatter_records(job.file())
     data = job.file().read_bytes()
     for page in range(2, len(data) // 4096):
         job.file().write_bytes(data[: page * 4096] + bytes(4096) + data[(page + 1) * 4096 :])

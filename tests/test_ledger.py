@@ -157,6 +157,19 @@ def test_a_completion_lists_what_was_counted() -> None:
     assert applied == Applied((APPLIED,), (Completion(1, 20, 14, ("a", "b", "c")),))
 
 
+@pytest.mark.parametrize(
+    "file", ["aaaaaaaa-0123456789ab-0123456789abcdef-0123456789abcdef.csv", "f"]
+)
+def test_a_file_is_listed_whatever_comes_first(file: str) -> None:
+    drain, seal = Drain(0, minus(5), rows=2, files=(file,)), Seal(0, 5, rows=3)
+    for first, second in ((drain, seal), (seal, drain)):
+        ledger = new_ledger()
+        assert send(ledger, first).completions == ()
+        assert send(ledger, second).completions == (Completion(0, 3, 2, (file,)),)
+        together = send(new_ledger(), first, second)
+        assert together.completions == (Completion(0, 3, 2, (file,)),)
+
+
 def test_one_message_completes_several_sources() -> None:
     ledger = new_ledger()
     applied = send(ledger, Seal(2, 0), Drain(0, minus(1)), Seal(1, 0), Seal(0, 1), Seal(2, 0))

@@ -15,11 +15,13 @@ from ray_resume.record import (
     Fingerprint,
     Record,
     State,
+    block_of,
     decode,
     digest,
     encode,
     encode_completed,
     precedence,
+    stored_in,
 )
 
 # Lone surrogates too: that is how Python spells file names that are not UTF-8.
@@ -241,3 +243,26 @@ def test_digests_are_the_same_in_every_version() -> None:
 def test_digests_fit_into_a_key_and_tell_sources_apart(one: str, other: str) -> None:
     assert len(digest(one)) == 16
     assert (digest(one) == digest(other)) == (one == other)
+
+
+# Blocks -------------------------------------------------------------------------------------------
+
+
+@given(st.lists(records, max_size=4), st.binary(max_size=10))
+def test_a_block_gives_back_what_was_put_into_it(some: list[Record], damaged: bytes) -> None:
+    stored = [digest(record.source_id) + encode(record) for record in some]
+    stored.append(bytes(16) + damaged)
+    assert list(stored_in(block_of(stored))) == stored
+
+
+@given(st.data())
+def test_a_block_that_was_damaged_is_refused(data: st.DataObject) -> None:
+    sound = block_of([digest(record.source_id) + encode(record) for record in (USUAL, FULL)])
+    at = data.draw(st.integers(0, len(sound) - 1))
+    instead = data.draw(st.binary(max_size=2))
+    damaged = sound[:at] + instead + sound[at + 1 :]
+    if damaged != sound:
+        with pytest.raises(CheckpointError):
+            list(stored_in(damaged))
+    with pytest.raises(CheckpointError):
+        list(stored_in(sound[:at]))

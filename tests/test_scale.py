@@ -445,7 +445,7 @@ def test_ten_million_sources_in_ledger_and_store() -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "source_s", "per_task"), [(10_000, 5.0, 100), (1000, 1.0, 1), (10_000, 1.0, 10)]
+    ("workers", "source_s", "per_task"), [(10_000, 5.0, 100), (500, 1.0, 1), (10_000, 2.0, 10)]
 )
 def test_the_model_of_a_cluster_agrees_with_its_arithmetic(
     workers: int, source_s: float, per_task: int

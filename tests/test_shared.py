@@ -258,11 +258,11 @@ STOPPED = """
 from ray_resume.actor import LedgerHost, RunSpec
 from ray_resume.errors import ResumeError
 from ray_resume.ledger import Message, Seal
-from ray_resume.record import Fingerprint
+from ray_resume.source import Source, SourceTable
 
 run_id = "00000000000a"
 lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=0)
-sources = [(f"s{i}", Fingerprint()) for i in range(3)]
+sources = SourceTable.of(Source(f"s{i}", None) for i in range(3))
 spec = RunSpec(run_id, storage.place(run_id, lease), sources, {}, 3, 0, "", {"sources_total": 3})
 host = LedgerHost(spec)
 lease.check()

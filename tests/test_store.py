@@ -337,6 +337,7 @@ for group in itertools.count(1):
 
 
 def test_a_reader_in_another_process_sees_whole_commits(tmp_path: Path) -> None:
+    # Few looks: nothing is overwritten, so each finds more to read than the one before.
     size = 50
     writer = start_python(COMMIT_GROUPS, tmp_path, "run", size, "s{k}")
     seen: list[int] = []
@@ -344,7 +345,7 @@ def test_a_reader_in_another_process_sees_whole_commits(tmp_path: Path) -> None:
         deadline = time.monotonic() + DEADLINE_S
         assert writer.stdout is not None
         assert writer.stdout.readline() == "1\n"
-        while len(seen) < 10 and time.monotonic() < deadline:
+        while len(seen) < 8 and time.monotonic() < deadline:
             look = records_in(tmp_path / "run.mdb", live=True)
             assert len(look) == size
             (sequence,) = {record.sequence for record in look.values()}
@@ -352,7 +353,7 @@ def test_a_reader_in_another_process_sees_whole_commits(tmp_path: Path) -> None:
     finally:
         writer.kill()
         writer.communicate()
-    assert len(seen) >= 10
+    assert len(seen) == 8
     assert seen == sorted(seen)
 
 

@@ -24,7 +24,7 @@ __all__ = ["Cluster", "Costs", "Need", "needs", "simulate"]
 class Costs:
     """What was measured, in seconds of one core and in bytes."""
 
-    message_s: float = 250e-6
+    message_s: float = 450e-6
     """A call of the actor, whatever is in it: Ray's share."""
     event_s: float = 3.4e-6
     """A seal or a drain, unpickled and applied."""

@@ -389,6 +389,7 @@ def run_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     """Have senders send messages of 1, 10 and 100 sources to one actor until it is saturated."""
+    import psutil
     import ray
 
     from ray_resume import actor
@@ -424,7 +425,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             ray.get(handle.begin_pass.remote(1))
             sender = ray.remote(num_cpus=0)(send)
-            process = ledger_process()
+            process = psutil.Process(ray.get(handle.__ray_call__.remote(lambda _: os.getpid())))
             cpu_s = cpu_of(process)
             share = count // arguments.senders
             began = time.perf_counter()
@@ -459,23 +460,6 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     finally:
         ray.shutdown()
         shutil.rmtree(work)
-
-
-def ledger_process() -> Any:
-    """Find the process of the ledger that was started last."""
-    import psutil
-
-    found = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "ray::_LedgerActor" in " ".join(process.cmdline())
-    ]
-    found += [
-        process
-        for process in psutil.process_iter(["cmdline", "create_time"])
-        if "ray::_LedgerActor" in " ".join(process.info["cmdline"] or ())
-    ]
-    return max(found, key=lambda process: process.create_time())
 
 
 def cpu_of(process: Any) -> float:
