@@ -150,20 +150,22 @@ class LedgerHost:
         """Write dead letters durably, then drain what their rows carried; otherwise as `apply`."""
         with self._state:
             self._check_open()
-        for letter in letters:
-            if not 0 <= letter.source < len(self._sources):
-                raise LedgerError(f"source number {letter.source} is not in this run's table")
+            for letter in letters:
+                if not 0 <= letter.source < len(self._sources):
+                    raise LedgerError(f"source number {letter.source} is not in this run's table")
+            ids = [self._id_of_pending(letter.source) for letter in letters]
         try:
             drains = tuple(
                 Drain(
                     letter.source,
                     -letter.total % MODULUS,
                     dead_rows=len(letter.errors),
-                    dead_letters=(
-                        self._letters.write(run_id, self._sources.id(letter.source), letter),
-                    ),
+                    # What is complete has its letters, and whoever sends them again needs none.
+                    dead_letters=()
+                    if source_id is None
+                    else (self._letters.write(run_id, source_id, letter),),
                 )
-                for letter in letters
+                for letter, source_id in zip(letters, ids, strict=True)
             )
         except CheckpointError as error:
             # The run ends by this error, and not by what Ray makes of it on its way through a UDF.
@@ -172,6 +174,9 @@ class LedgerHost:
                 self._fault = self._fault or error
             raise
         return self.apply(Message(run_id, pass_number, drains))
+
+    def _id_of_pending(self, source: int) -> str | None:
+        return self._sources.id(source) if self._ledger.is_pending(source) else None
 
     def flush(self) -> Progress:
         """Commit everything that is complete, and return how far the run is.
@@ -321,7 +326,6 @@ class LedgerHost:
                 reached("ledger.before_commit")
                 self._writer.commit_encoded(stored)
                 reached("ledger.committed")
-                self._sources.forget([completion.source for completion in group])
             except Exception as error:
                 # Whatever it is, nothing may be called complete after a group got lost.
                 fault = ResumeError(
@@ -335,6 +339,7 @@ class LedgerHost:
                 return
             with self._state:
                 self._committed += len(group)
+                self._sources.forget([completion.source for completion in group])
 
     def _failed(self, source: int, how: Failed, now: float) -> Record:
         earlier = self._spec.records.get(source)

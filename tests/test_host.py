@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from ray_resume.actor import Failed, LedgerHost, RunSpec
@@ -20,6 +21,7 @@ from ray_resume.directory import CheckpointDirectory, DirectoryPlace
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.ledger import Drain, LedgerError, Message, Outcome, Seal
+from ray_resume.letters import Letter
 from ray_resume.lineage import MODULUS
 from ray_resume.record import Fingerprint, Record, State, decode, pipeline_of
 from ray_resume.source import Source, SourceTable
@@ -463,3 +465,17 @@ def test_a_host_that_wakes_up_without_its_lease_commits_nothing(tmp_path: Path) 
         assert set(records_in(tmp_path / "old.mdb")) == {"s0"}
         lease.check()
         lease.end(wait_s=0)
+
+
+def test_letters_of_a_source_that_is_complete_are_not_kept(run: Run) -> None:
+    """A task whose letters had arrived was executed again: by then nobody remembers the source."""
+    table = pa.table({"id": [1]})
+    letter = Letter.of(0, 5, "map(f)", table, ["bad"])
+    run.host.bury("run", 1, [letter])
+    run.apply(Seal(0, 5, 1))
+    run.host.flush()
+    folder = run.directory.path / "dead-letters"
+    (kept,) = folder.iterdir()
+    again = run.host.bury("run", 1, [letter])
+    assert again.outcomes == (Outcome.ALREADY_COMPLETE,)
+    assert list(folder.iterdir()) == [kept]

@@ -16,13 +16,18 @@ from typing import Any
 
 import pytest
 from buckets import S3
+from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError, shared
+from ray_resume.folder import Folder
 from ray_resume.lease import Claim, Owner
+from ray_resume.output import FolderOutput
 from ray_resume.record import Record, State, block_of, digest, encode
+from ray_resume.run import MOST_WRITER_FILES, Run, RunPlan
 from ray_resume.segment import encode as encode_segment
 from ray_resume.shard import ArrayTask
 from ray_resume.shared import SharedCheckpoint
+from ray_resume.source import Source, SourceTable
 from ray_resume.storage import Location
 from ray_resume.testing import victim_of
 
@@ -495,3 +500,29 @@ def test_the_command_line(s3: S3, tmp_path: Path) -> None:
     assert "2 writers' files merged" in command("compact", place.path)
     assert "is sound" in command("check", place.path)
     assert len(json.loads(command("sources", place.path, "--json"))) == 1
+
+
+def test_what_runs_leave_does_not_pile_up(place: Location, tmp_path: Path) -> None:
+    storage = opened(place)
+    out = Folder(LocalFileSystem(), str(tmp_path / "out"), str(tmp_path / "out"))
+    commit(storage, 1, "a")
+    for number in range(2, MOST_WRITER_FILES + 2):
+        storage.write_whole(run(number), {"purpose": "reset"}, ())
+    sources = SourceTable.of([Source("a", "a")])
+    plan = RunPlan(
+        storage=place.open(),
+        sources=sources,
+        listed=sources,
+        shard=None,
+        output=FolderOutput(out, append=False),
+        publish=None,
+        signature="",
+        max_failed_runs=3,
+        on_source_change="ignore",
+        on_pipeline_change="continue",
+    )
+    summary = Run(plan).execute(lambda _: None)
+    assert (summary.sources_total, summary.sources_skipped) == (1, 1)
+    assert len(storage.writers()) == 1
+    assert completed(storage) == {"a"}
+    assert place_of(place).check(), place_of(place).check()
