@@ -246,9 +246,12 @@ class SharedCheckpoint:
     def settled(self, own: str) -> Contents:
         """Read what all dead runs committed, and run ``own``, whose ledger is closed or not open.
 
-        Dead runs that nobody has told dead before are fenced first, and lose their lease.
+        Dead runs that nobody has told dead before are fenced first, and lose their lease. So is
+        run ``own``, if it has published: its ledger's last request may be under way although its
+        process is gone, or has given up waiting for an answer.
         """
         self._fence_the_dead(own)
+        _fence_own(self._objects, own)
         # Who has a lease now may be at work, whoever he is. Who has published and has none is over
         # for good, and was fenced before it was taken from him: so its names are listed after that.
         known = self._runs().keys()
@@ -635,6 +638,8 @@ class SharedLease:
     def end(self, *, wait_s: float) -> None:
         with contextlib.suppress(CheckpointError):
             if self.alone(wait_s=wait_s) and self._heart.is_alive():
+                # Who has no lease is not fenced any more; as a rule, its clean-up has done it.
+                _fence_own(self._objects, self._run_id)
                 reached("shared.ending")
                 self._objects.delete([f"leases/{self._run_id}.json"])
                 self._objects.delete(
@@ -706,6 +711,7 @@ class SharedWriter:
         self._number = 0
         self._published: list[str] = []
         self._in_parts = self._in_whole = 0
+        self._uncertain = False
         self._publish(part_name, ())
 
     def commit(self, records: list[Record]) -> None:
@@ -715,6 +721,13 @@ class SharedWriter:
             CheckpointError: a disk or the storage fails, or this run may have been called dead.
                 Whether they count is not known, and nothing more may be committed.
         """
+        if self._uncertain:
+            # Its number may be missing for ever, and what comes after it could not be read.
+            raise CheckpointError(
+                f"Run {self._run_id} does not know whether its last commit counts, so it commits "
+                "nothing more. What was committed before is safe; run again to go on."
+            )
+        self._uncertain = True
         self._local.commit(records)
         reached("shared.before_publish")
         self._publish(part_name, [(digest(r.source_id), encode(r)) for r in records])
@@ -722,6 +735,7 @@ class SharedWriter:
         parts = len(self._published)
         if parts >= _MOST_PARTS or (parts >= _FEW_PARTS and self._in_parts * 4 >= self._in_whole):
             self._publish_whole()
+        self._uncertain = False
 
     def close(self) -> None:
         """Publish everything in one object in place of many, as far as that can be done."""
@@ -741,7 +755,9 @@ class SharedWriter:
         whole = list(self._local.pairs())
         self._publish(whole_name, whole)
         reached("shared.whole")
-        # Confirmed, so whoever puts up a fence has seen the whole, and needs no part of it.
+        # Confirmed, so whoever puts up a fence has seen the whole, and needs no part of it; and
+        # nobody has put one up already, whatever this host's clock is worth.
+        self._lease.check()
         self._objects.delete(before)
         self._in_parts, self._in_whole = 0, len(whole)
 
@@ -755,6 +771,14 @@ class SharedWriter:
         # Only now it is known that nobody had called this run dead when it was put there.
         self._lease.confirm()
         self._published.append(name)
+
+
+def _fence_own(objects: Objects, run_id: str) -> None:
+    """Have what this run has under way count for nobody, now that its ledger is closed."""
+    names = [name.rpartition("/")[2] for name in objects.list(f"runs/{run_id}")]
+    last = last_number(names)
+    if last and not any(map(is_fence, names)):
+        objects.put(f"runs/{run_id}/{fence_name(run_id, last)}", b"")
 
 
 def _there(data: bytes | None) -> bytes:

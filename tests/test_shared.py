@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray_resume import Checkpoint, CheckpointError, shared
 from ray_resume.lease import Claim, Owner
 from ray_resume.record import Record, State, digest, encode
 from ray_resume.segment import encode as encode_segment
+from ray_resume.segment import fence_name
 from ray_resume.shard import ArrayTask
 from ray_resume.shared import SharedCheckpoint
 from ray_resume.storage import Location
@@ -355,10 +357,88 @@ def test_what_is_committed_is_there_for_everybody_and_ends_up_in_one_object(
     writer.close()
     ledger.release()
     lease.end(wait_s=5)
-    assert len(objects_of(storage).list(f"runs/{run(1)}")) == 1
+    # All in one, and up to where it counts.
+    assert len(objects_of(storage).list(f"runs/{run(1)}")) == 2
     assert completed(storage) == {f"s{number}" for number in range(10)}
     status = looking.status()
     assert (status.total, status.completed, status.live, status.writers) == (20, 10, 0, 1)
+
+
+class Unanswered:
+    """A storage that gives no answer when something of this name is put; that lands later."""
+
+    def __init__(self, objects: Any, name: str) -> None:
+        self._objects = objects
+        self._name = name
+        self.under_way: list[tuple[str, bytes]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objects, name)
+
+    def put(self, name: str, data: bytes) -> None:
+        if name.endswith(self._name):
+            self.under_way.append((name, data))
+            raise CheckpointError(f"cannot write {name}")
+        self._objects.put(name, data)
+
+    def land(self) -> None:
+        for name, data in self.under_way:
+            self._objects.put(name, data)
+
+
+@pytest.mark.parametrize("tidy", [True, False])
+def test_what_lands_when_its_own_run_has_ended_counts_for_nobody(
+    tmp_path: Path, tidy: bool
+) -> None:
+    """Its ledger got no answer, or was killed, and its driver has removed the files already."""
+    storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
+    lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
+    slow = Unanswered(objects_of(storage), "3.part")
+    place = replace(storage.place(run(1), lease), objects=slow)  # type: ignore[arg-type]
+    ledger, writer = place.open({})
+    writer.commit(records(1, "a"))
+    with pytest.raises(CheckpointError, match="cannot write"):
+        writer.commit(records(1, "b", sequence=1))
+    # As if it were killed now.
+    ledger.release()
+    if tidy:
+        assert completed(storage, own=1) == {"a"}
+    lease.end(wait_s=5)
+    slow.land()
+    assert completed(storage) == {"a"}
+
+
+def test_who_does_not_know_what_became_of_a_commit_commits_nothing_more(tmp_path: Path) -> None:
+    """The next one would be there without the one before, and nobody could read either."""
+    storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
+    lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
+    slow = Unanswered(objects_of(storage), "2.part")
+    place = replace(storage.place(run(1), lease), objects=slow)  # type: ignore[arg-type]
+    ledger, writer = place.open({})
+    with pytest.raises(CheckpointError, match="cannot write"):
+        writer.commit(records(1, "a"))
+    with pytest.raises(CheckpointError, match="does not know whether"):
+        writer.commit(records(1, "b", sequence=1))
+    ledger.release()
+    lease.end(wait_s=5)
+    assert completed(storage) == set()
+
+
+def test_parts_stay_when_somebody_has_put_up_a_fence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of a virtual machine that was paused does not know of it."""
+    monkeypatch.setattr(shared, "_FEW_PARTS", 3)
+    storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
+    lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
+    ledger, writer = storage.place(run(1), lease).open({})
+    writer.commit(records(1, "a"))
+    objects_of(storage).put(f"runs/{run(1)}/{fence_name(run(2), 2)}", b"")
+    with pytest.raises(CheckpointError, match="another run has called it dead"):
+        writer.commit(records(1, "b", sequence=1))
+    ledger.release()
+    lease.end(wait_s=5)
+    assert completed(storage) == {"a"}
 
 
 def test_only_dead_runs_are_relied_on(place: Location) -> None:
@@ -381,7 +461,7 @@ def test_damage_is_told_and_nothing_is_skipped(place: Location, damage: str) -> 
     commit(storage, 1, "a")
     commit(storage, 2, "b")
     objects = objects_of(storage)
-    (name,) = objects.list(f"runs/{run(1)}")
+    (name,) = [name for name in objects.list(f"runs/{run(1)}") if "fence" not in name]
     data = objects.get(name)
     objects.delete([name])
     if damage == "remove":
