@@ -394,7 +394,7 @@ def test_what_lands_when_its_own_run_has_ended_counts_for_nobody(
     storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
     lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
     slow = Unanswered(objects_of(storage), "3.part")
-    place = replace(storage.place(run(1), lease), objects=slow)  # type: ignore[arg-type]
+    place = replace(storage.place(run(1), lease), objects=slow)
     ledger, writer = place.open({})
     writer.commit(records(1, "a"))
     with pytest.raises(CheckpointError, match="cannot write"):
@@ -413,7 +413,7 @@ def test_who_does_not_know_what_became_of_a_commit_commits_nothing_more(tmp_path
     storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
     lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
     slow = Unanswered(objects_of(storage), "2.part")
-    place = replace(storage.place(run(1), lease), objects=slow)  # type: ignore[arg-type]
+    place = replace(storage.place(run(1), lease), objects=slow)
     ledger, writer = place.open({})
     with pytest.raises(CheckpointError, match="cannot write"):
         writer.commit(records(1, "a"))
