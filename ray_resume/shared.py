@@ -235,6 +235,9 @@ class SharedCheckpoint:
         except BaseException:
             with contextlib.suppress(CheckpointError):
                 self._objects.delete([f"{name}.json", f"{name}.claim", f"{name}.driver"])
+            with contextlib.suppress(CheckpointError):
+                if heart is not None:
+                    heart.end()
             lock.end(wait_s=0)
             raise
 
@@ -305,6 +308,8 @@ class SharedCheckpoint:
         told to people, and nothing is decided by it.
         """
         live, killed = self._living()
+        # Another thread may look at the same time.
+        leases = self._leases
         listing = self._objects.list("leases")
         for run_id in list(live):
             times = [
@@ -312,7 +317,8 @@ class SharedCheckpoint:
                 for name, stamp in listing.items()
                 if name.startswith(f"leases/{run_id}.") and stamp.mtime_ns is not None
             ]
-            if times and time.time() - max(times) / 1e9 > self._leases[run_id].ttl_s:
+            taken = leases.get(run_id)
+            if times and taken and time.time() - max(times) / 1e9 > taken.ttl_s:
                 killed[run_id] = live.pop(run_id)
         return Note(live, killed, dict(self.writers()))
 
@@ -530,21 +536,15 @@ class SharedCheckpoint:
 
     def _scratch_directory(self) -> Path:
         """Return this host's directory for this checkpoint, nobody else's; made if missing."""
-        if self._scratch is None:
-            user = Path(tempfile.gettempdir(), f"ray_resume-{os.getuid()}")
-            with contextlib.suppress(FileExistsError):
-                user.mkdir(mode=0o700)
-            about = user.lstat()
-            if about.st_uid != os.getuid() or about.st_mode & 0o077 or user.is_symlink():
-                # Somebody else could put files there.
-                user = Path(tempfile.mkdtemp(prefix="ray_resume-"))
-            self._scratch = user / self.identity()
         try:
+            if self._scratch is None:
+                self._scratch = _own_directory() / self.identity()
             self._scratch.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(
-                f"The directory {self._scratch} for this host's part of the checkpoint cannot be "
-                f"made: {error}. Set TMPDIR to one on a local disk with space, and run again."
+                f"The directory {self._scratch or ''} for this host's part of the checkpoint "
+                f"{self.uri} cannot be made: {error}. Set TMPDIR to one on a local disk with "
+                "space, and run again."
             ) from error
         return self._scratch
 
@@ -771,6 +771,18 @@ class SharedWriter:
         # Only now it is known that nobody had called this run dead when it was put there.
         self._lease.confirm()
         self._published.append(name)
+
+
+def _own_directory() -> Path:
+    """Return a directory of this host's, and nobody else's; made if missing."""
+    user = Path(tempfile.gettempdir(), f"ray_resume-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        user.mkdir(mode=0o700)
+    about = user.lstat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o077 or user.is_symlink():
+        # Somebody else could put files there.
+        user = Path(tempfile.mkdtemp(prefix="ray_resume-"))
+    return user
 
 
 def _fence_own(objects: Objects, run_id: str) -> None:
