@@ -2,7 +2,8 @@
 
 ::
 
-    checkpoint.json               identity, format version, the sink that it is bound to
+    checkpoint.json               identity, format version: the same, however late it lands
+    sink.json                     the sink that it is bound to
     arrays/<array>/<rank>-<task>  which rank each task of an array has drawn (see `shard`)
     queue/...                     who wants to take or look at leases (see `bakery`)
     leases/<run>.json, .claim     while that run may be alive: who it is, which sources are its own
@@ -70,6 +71,7 @@ IDENTITY = "checkpoint.json"
 LAYOUT = "shared"
 """What the identity of such a checkpoint says of it."""
 
+_SINK = "sink.json"
 _FORMAT_VERSION = 1
 _LOOKS = 10
 _POLLS_PER_TTL = 15
@@ -136,7 +138,9 @@ class SharedCheckpoint:
 
             def make(_: Turn) -> None:
                 if self._objects.get(IDENTITY) is None:
-                    self._write_identity({"id": identity, "sink": None})
+                    text = json.dumps({"id": identity, "layout": LAYOUT, "format": _FORMAT_VERSION})
+                    reached("checkpoint.writing")
+                    self._objects.replace(IDENTITY, text.encode())
 
             self._in_turn(os.urandom(6).hex(), make)
         return self.identity()
@@ -145,21 +149,27 @@ class SharedCheckpoint:
         return str(self._read_identity()["id"])
 
     def sink(self) -> str | None:
-        sink = self._read_identity()["sink"]
-        return None if sink is None else str(sink)
+        data = self._objects.get(_SINK)
+        if data is None:
+            return None
+        try:
+            return str(json.loads(data)["sink"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._unreadable(f"{self.uri}/{_SINK}", error) from error
 
     def bind(self, sink: str, own: str) -> None:
-        if self._read_identity()["sink"] == sink:
+        if self.sink() == sink:
             return
 
         def bind(_: Turn) -> None:
-            identity = self._read_identity()
-            if identity["sink"] not in (None, sink) and self._living()[0].keys() - {own}:
+            bound = self.sink()
+            if bound not in (None, sink) and self._living()[0].keys() - {own}:
                 raise CheckpointError(
-                    f"The checkpoint {self.uri} is being used for {identity['sink']} by another "
+                    f"The checkpoint {self.uri} is being used for {bound} by another "
                     f"run, and this one would write to {sink}. Give it a checkpoint of its own."
                 )
-            self._write_identity({**identity, "sink": sink})
+            reached("checkpoint.writing")
+            self._objects.replace(_SINK, json.dumps({"sink": sink}).encode())
 
         self._in_turn(own, bind)
 
@@ -490,7 +500,7 @@ class SharedCheckpoint:
                 merged |= merged_headers(reading.path, reading.header).keys()
         return [reading for reading in readings if reading.run_id not in merged]
 
-    def _unreadable(self, place: str, error: CheckpointError) -> CheckpointError:
+    def _unreadable(self, place: str, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"The checkpoint file {place} cannot be read: {error}. If it is damaged, restore it "
             "from a copy, or start over with an empty checkpoint and an empty output folder."
@@ -509,8 +519,6 @@ class SharedCheckpoint:
             # It is in the names of output files, so it must not lead elsewhere.
             if re.fullmatch("[0-9a-f]{8}", identity["id"]) is None:
                 raise ValueError(f"its id is {identity['id']!r}")
-            if not isinstance(identity["sink"], str | None):
-                raise TypeError(f"its sink is {identity['sink']!r}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"The checkpoint file {self.uri}/{IDENTITY} cannot be read: {error!r}. Restore it "
@@ -528,11 +536,6 @@ class SharedCheckpoint:
                 f"format {_FORMAT_VERSION}. Upgrade ray_resume, and run again."
             )
         return dict(identity)
-
-    def _write_identity(self, identity: Mapping[str, Any]) -> None:
-        text = json.dumps({**identity, "layout": LAYOUT, "format": _FORMAT_VERSION})
-        reached("checkpoint.writing")
-        self._objects.replace(IDENTITY, text.encode())
 
     def _scratch_directory(self) -> Path:
         """Return this host's directory for this checkpoint, nobody else's; made if missing."""

@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import pytest
 from pyarrow.fs import LocalFileSystem
 
@@ -54,7 +54,7 @@ def test_a_filesystem_of_fsspec_will_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["lease_ttl_s", "publish_interval_s"])
 def test_times_that_nobody_can_wait_for_are_refused(option: str, seconds: float) -> None:
     with pytest.raises(ValueError, match=option):
-        Checkpoint("s3://bucket/path", **{option: seconds})
+        Checkpoint("s3://bucket/path", **{option: seconds})  # type: ignore[arg-type]
 
 
 def test_slashes_are_kept_and_added_where_one_is_missing() -> None:
@@ -62,7 +62,7 @@ def test_slashes_are_kept_and_added_where_one_is_missing() -> None:
     assert Checkpoint(Path("s3://bucket/x")).path == "s3://bucket/x"
 
 
-class Failing(LocalFileSystem):
+class Failing(LocalFileSystem):  # type: ignore[misc]
     """Fails for some times, as clients do that raise errors of their own."""
 
     def __init__(self, *errors: Exception) -> None:

@@ -32,7 +32,13 @@ OTHER_HOST = "import ray_resume.shared\nray_resume.shared._boot = lambda: 'anoth
 
 
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Location:
+    # What this host keeps for itself: of an S3 server that is gone it would still be there.
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
     if request.param == "folder":
         return Location(str(tmp_path / "ckpt"), shared=True, lease_ttl_s=TTL_S)
     s3: S3 = request.getfixturevalue("s3")
@@ -129,6 +135,18 @@ def test_it_is_made_once_and_bound_to_one_sink(place: Location) -> None:
     storage.bind("/elsewhere", run(2))
     lease.end(wait_s=0)
     assert place.open().sink() == "/elsewhere"
+
+
+def test_it_stays_bound_when_it_is_made_again_much_later(tmp_path: Path) -> None:
+    """Who was stopped while he made it goes on when others have long been at work."""
+    place = Location(str(tmp_path), shared=True)
+    late = place.open()
+    slow = late._objects = Unanswered(objects_of(late), "checkpoint.json")  # type: ignore[arg-type,attr-defined]
+    with pytest.raises(CheckpointError, match="cannot write"):
+        late.ensure()
+    opened(place).bind("/out", run(1))
+    slow.land()
+    assert place.open().sink() == "/out"
 
 
 def test_what_is_not_there_is_told(place: Location) -> None:
@@ -381,9 +399,11 @@ class Unanswered:
             raise CheckpointError(f"cannot write {name}")
         self._objects.put(name, data)
 
+    replace = put
+
     def land(self) -> None:
         for name, data in self.under_way:
-            self._objects.put(name, data)
+            self._objects.replace(name, data)
 
 
 @pytest.mark.parametrize("tidy", [True, False])
