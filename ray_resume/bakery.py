@@ -8,23 +8,30 @@ by whoever looks later, so it works where nothing is atomic but a single object.
 Processes die and stop. A place in the queue that does not move on for ``patience_s``, on the clock
 of whoever waits behind it, is taken away. So each has only a part of that time for its turn:
 :meth:`Turn.confirm` says afterwards whether what was done was done in time. An effect that is not
-confirmed must be undone and counts for nothing. Clocks of different hosts are never compared.
+confirmed must be undone and counts for nothing. Clocks of different hosts are never compared. How
+patient others are to be with it, each says in the name of its place: it need not be the same for
+all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from ray_resume.objects import Objects
 
 __all__ = ["Bakery", "OutOfTurn", "Turn", "boottime_s"]
 
-_ENTRY = re.compile(r"[0-9a-z]+/(?:a|b-([0-9]{12}))-([0-9a-f]+)")
+_ENTRY = re.compile(r"[0-9a-z]+/(?:a-[0-9]+|b-([0-9]{12}))-([0-9a-f]+)-([0-9]+)")
 _SHORTEST_POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
+
+# Who chooses again has another name: it must not seem to have stood still in between.
+_choices = itertools.count(1)
 
 
 def boottime_s() -> float:
@@ -60,7 +67,7 @@ class Bakery:
 
     Args:
         who: hexadecimal digits that nobody else has.
-        patience_s: how long a place in the queue may stand still before it is taken away.
+        patience_s: how long its place in the queue may stand still before others take it away.
     """
 
     def __init__(
@@ -79,7 +86,7 @@ class Bakery:
         self._patience_s = patience_s
         self._clock = clock
         self._sleep = sleep
-        self._choosing = f"{folder}/a-{who}"
+        self._choosing = ""
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[Turn]:
@@ -104,11 +111,14 @@ class Bakery:
 
     def _take_a_ticket(self) -> tuple[float, str]:
         """Return this process's place in the queue, and when it was not there yet."""
+        mine = f"{self._who}-{round(self._patience_s * 1000)}"
         while True:
             began_at = self._clock()
+            self._choosing = f"{self._folder}/a-{next(_choices)}-{mine}"
             self._objects.put(self._choosing, b"")
-            numbers = [number for number, _ in _tickets(self._objects.list(self._folder))]
-            ticket = f"{self._folder}/b-{max(numbers, default=0) + 1:012d}-{self._who}"
+            tickets = _entries(self._objects.list(self._folder))
+            number = max((entry.number for entry in tickets), default=0) + 1
+            ticket = f"{self._folder}/b-{number:012d}-{mine}"
             taken_at = self._clock()
             self._objects.put(ticket, b"")
             self._objects.delete([self._choosing])
@@ -119,7 +129,7 @@ class Bakery:
 
     def _wait(self, ticket: str, looked_at: float) -> float | None:
         """Wait until it is our turn; return when that was seen, None if our place is lost."""
-        ((number, _),) = _tickets([ticket])
+        (own,) = _entries([ticket])
         # Who was choosing before we had our number may get a lower one; who began later may not.
         choosers: set[str] | None = None
         # What stands still, and since when.
@@ -128,21 +138,23 @@ class Bakery:
             before, looked_at = looked_at, self._clock()
             # A listing is no snapshot: who had chosen is to be seen before the numbers are.
             nobody_chooses = choosers is not None and not choosers
-            names = set(self._objects.list(self._folder))
+            names = self._objects.list(self._folder)
             if ticket not in names or looked_at - before > self._patience_s / 4:
                 return None  # Others have waited for us in vain, or may have for some time.
-            now = {name for name in names if _is_choosing(name) and name != self._choosing}
+            others = [entry for entry in _entries(names) if entry.who != self._who]
+            choosing = [entry for entry in others if entry.number == 0]
+            now = {entry.name for entry in choosing}
             choosers = now if choosers is None else choosers & now
-            ahead = sorted(entry for entry in _tickets(names) if entry < (number, self._who))
+            ahead = [entry for entry in others if entry.number > 0 and entry.place < own.place]
             if nobody_chooses and not ahead:
                 return looked_at
-            if now or ahead:
+            if choosing or ahead:
                 # One stands for all behind it: they cannot move before it does.
-                blocker = min(now) if now else f"{self._folder}/b-{ahead[0][0]:012d}-{ahead[0][1]}"
-                if still is None or still[0] != blocker:
-                    still = blocker, self._clock()
-                elif looked_at - still[1] > self._patience_s:
-                    self._objects.delete([blocker])
+                blocker = min(choosing or ahead, key=lambda entry: (entry.place, entry.name))
+                if still is None or still[0] != blocker.name:
+                    still = blocker.name, self._clock()
+                elif looked_at - still[1] > blocker.patience_s:
+                    self._objects.delete([blocker.name])
                     still = None
                 place = len(ahead) + len(choosers)
                 self._sleep(
@@ -153,14 +165,24 @@ class Bakery:
         self._objects.delete([self._choosing, *([] if ticket is None else [ticket])])
 
 
-def _is_choosing(name: str) -> bool:
-    match = _ENTRY.fullmatch(name)
-    return match is not None and match[1] is None
+@dataclass(frozen=True)
+class _Entry:
+    """What is in the queue: a place in it, or, with number 0, somebody who is choosing one."""
+
+    name: str
+    number: int
+    who: str
+    patience_s: float
+
+    @property
+    def place(self) -> tuple[int, str]:
+        return self.number, self.who
 
 
-def _tickets(names: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Yield the numbers that were taken, and by whom."""
-    for name in names:
-        match = _ENTRY.fullmatch(name)
-        if match is not None and match[1] is not None:
-            yield int(match[1]), match[2]
+def _entries(names: Iterable[str]) -> list[_Entry]:
+    matches = ((name, _ENTRY.fullmatch(name)) for name in names)
+    return [
+        _Entry(name, int(match[1] or 0), match[2], int(match[3]) / 1000)
+        for name, match in matches
+        if match is not None
+    ]

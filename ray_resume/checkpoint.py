@@ -123,7 +123,7 @@ class Checkpoint:
             (On a local disk it is committed within 0.2 s.)
         lease_ttl_s: there, a run that gives no sign of life for so long is dead: 30 s by default
             on object stores, 120 s on network file systems. A run that cannot give one for three
-            quarters of that commits nothing more.
+            quarters of that commits nothing more. 2 s to a day; hosts may give different ones.
         shared: that hosts share a directory although it looks like a local disk. Network file
             systems are known for what they are.
 

@@ -21,8 +21,9 @@ from ray_resume.objects import Objects, Stamp
 
 __all__ = ["Heart", "Watch"]
 
-# A listing may give times in seconds only, so successive beats have different sizes, too.
-_SIZES = 61
+# A listing may give times in seconds only, or none, so beats have different sizes, too; as many as
+# make it unlikely that who looks again after a long time sees the same.
+_SIZES = 4093
 _BEATS_PER_TTL = 6
 _TRUST = 0.75
 

@@ -30,6 +30,7 @@ __all__ = [
     "is_atomic",
     "public_uri",
     "put_whole",
+    "whole_uri",
 ]
 
 T = TypeVar("T")
@@ -46,10 +47,14 @@ _LONGEST_LINE = 400
 _RETRY_DELAYS_S = (0.1, 0.3, 1.0, 2.0, 4.0)
 
 # What trying again does not mend, as pyarrow spells it.
-_FINAL = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|403")
+_FINAL = re.compile(
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH"
+    # The status of an answer, and not a part of some name.
+    r"|(?<![\w./:-])403(?![\w./:-])"
+)
 
 _SECRET_OPTION = re.compile(
-    r"([?&][^=&]*(?:secret|token|key|password|sas)[^=&]*=)[^&]*", re.IGNORECASE
+    r"([?&][^=&]*(?:secret|token|key|password|sas|sig)[^=&]*=)[^&]*", re.IGNORECASE
 )
 
 
@@ -160,7 +165,8 @@ class StoredObjects:
         while True:
             try:
                 return operation()
-            except (OSError, ValueError) as error:
+            except Exception as error:
+                # Other people's filesystems raise what their clients do, which may be anything.
                 delay_s = next(delays, None)
                 if delay_s is None or _is_final(error):
                     raise CheckpointError(
@@ -215,7 +221,12 @@ def is_atomic(filesystem: Any) -> bool:
 
 def public_uri(uri: str) -> str:
     """Spell ``uri`` without passwords and keys: it goes into messages and into logs."""
-    return _SECRET_OPTION.sub(r"\1***", _without_secrets(uri))
+    return _SECRET_OPTION.sub(r"\1***", _without_secrets(whole_uri(uri)))
+
+
+def whole_uri(uri: str) -> str:
+    """Give ``uri`` back the second slash that pathlib has taken out of it."""
+    return re.sub("^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", uri)
 
 
 def canonical_uri(filesystem: Any, path: str, uri: str) -> str:
@@ -234,6 +245,9 @@ def canonical_uri(filesystem: Any, path: str, uri: str) -> str:
 def _without_secrets(uri: str) -> str:
     scheme, separator, rest = uri.partition("://")
     authority, slash, path = rest.partition("/")
+    if scheme.lower() in _KEYS_FOR_USERS and ":" in authority and "@" not in authority:
+        # A secret with a "/" in it, which should have been spelt "%2F".
+        authority, slash, path = rest.rpartition("@")[2].partition("/")
     user, at, host = authority.rpartition("@")
     if scheme.lower() in _KEYS_FOR_USERS:
         user = at = ""

@@ -5,8 +5,9 @@ the run's records up to its number, so that the parts before it can go. Number 1
 header and no records: a run is known before it writes any row.
 
 A *fence* says up to which number the segments of a run count. It is put up by a successor that has
-found the run dead, before it relies on what the run has left: whatever the dead run may still
-publish has a higher number, and counts for nobody. Of several fences the lowest holds.
+found the run dead, or by the run itself when it ends, before anybody relies on what it has left:
+whatever it may still publish has a higher number, and counts for nobody. Of several fences the
+lowest holds.
 
 Pure: bytes and names, no storage.
 """
@@ -93,6 +94,8 @@ def accepted(names: Collection[str]) -> list[str]:
     start = max((i for i, segment in enumerate(found) if segment.is_whole), default=0)
     counted = found[start:]
     if not counted:
+        if limit:
+            raise CheckpointError(f"segment {limit} is missing")
         return []
     first = counted[0].number if counted[0].is_whole else 1
     expected = range(first, first + len(counted))

@@ -2,7 +2,8 @@
 
 ::
 
-    checkpoint.json               identity, format version, the sink that it is bound to
+    checkpoint.json               identity, format version: the same, however late it lands
+    sink.json                     the sink that it is bound to
     arrays/<array>/<rank>-<task>  which rank each task of an array has drawn (see `shard`)
     queue/...                     who wants to take or look at leases (see `bakery`)
     leases/<run>.json, .claim     while that run may be alive: who it is, which sources are its own
@@ -46,7 +47,6 @@ from ray_resume.faults import reached
 from ray_resume.heartbeat import Heart, Watch
 from ray_resume.lease import Claim, Lease, Owner, refusal
 from ray_resume.letters import LetterObjects
-from ray_resume.mounts import remote_fstype
 from ray_resume.objects import Objects, Stamp, StoredObjects
 from ray_resume.reader import Reading
 from ray_resume.record import Record, block_of, columns_of, digest, encode
@@ -71,6 +71,7 @@ IDENTITY = "checkpoint.json"
 LAYOUT = "shared"
 """What the identity of such a checkpoint says of it."""
 
+_SINK = "sink.json"
 _FORMAT_VERSION = 1
 _LOOKS = 10
 _POLLS_PER_TTL = 15
@@ -138,7 +139,9 @@ class SharedCheckpoint:
 
             def make(_: Turn) -> None:
                 if self._objects.get(IDENTITY) is None:
-                    self._write_identity({"id": identity, "sink": None})
+                    text = json.dumps({"id": identity, "layout": LAYOUT, "format": _FORMAT_VERSION})
+                    reached("checkpoint.writing")
+                    self._objects.replace(IDENTITY, text.encode())
 
             self._in_turn(os.urandom(6).hex(), make)
         return self.identity()
@@ -147,21 +150,27 @@ class SharedCheckpoint:
         return str(self._read_identity()["id"])
 
     def sink(self) -> str | None:
-        sink = self._read_identity()["sink"]
-        return None if sink is None else str(sink)
+        data = self._objects.get(_SINK)
+        if data is None:
+            return None
+        try:
+            return str(json.loads(data)["sink"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._unreadable(f"{self.uri}/{_SINK}", error) from error
 
     def bind(self, sink: str, own: str) -> None:
-        if self._read_identity()["sink"] == sink:
+        if self.sink() == sink:
             return
 
         def bind(_: Turn) -> None:
-            identity = self._read_identity()
-            if identity["sink"] not in (None, sink) and self._living()[0].keys() - {own}:
+            bound = self.sink()
+            if bound not in (None, sink) and self._living()[0].keys() - {own}:
                 raise CheckpointError(
-                    f"The checkpoint {self.uri} is being used for {identity['sink']} by another "
+                    f"The checkpoint {self.uri} is being used for {bound} by another "
                     f"run, and this one would write to {sink}. Give it a checkpoint of its own."
                 )
-            self._write_identity({**identity, "sink": sink})
+            reached("checkpoint.writing")
+            self._objects.replace(_SINK, json.dumps({"sink": sink}).encode())
 
         self._in_turn(own, bind)
 
@@ -237,6 +246,9 @@ class SharedCheckpoint:
         except BaseException:
             with contextlib.suppress(CheckpointError):
                 self._objects.delete([f"{name}.json", f"{name}.claim", f"{name}.driver"])
+            with contextlib.suppress(CheckpointError):
+                if heart is not None:
+                    heart.end()
             lock.end(wait_s=0)
             raise
 
@@ -248,9 +260,12 @@ class SharedCheckpoint:
     def settled(self, own: str) -> Contents:
         """Read what all dead runs committed, and run ``own``, whose ledger is closed or not open.
 
-        Dead runs that nobody has told dead before are fenced first, and lose their lease.
+        Dead runs that nobody has told dead before are fenced first, and lose their lease. So is
+        run ``own``, if it has published: its ledger's last request may be under way although its
+        process is gone, or has given up waiting for an answer.
         """
         self._fence_the_dead(own)
+        _fence_own(self._objects, own)
         # Who has a lease now may be at work, whoever he is. Who has published and has none is over
         # for good, and was fenced before it was taken from him: so its names are listed after that.
         known = self._runs().keys()
@@ -301,6 +316,8 @@ class SharedCheckpoint:
         told to people, and nothing is decided by it.
         """
         live, killed = self._living()
+        # Another thread may look at the same time.
+        leases = self._leases
         listing = self._objects.list("leases")
         for run_id in list(live):
             times = [
@@ -308,7 +325,7 @@ class SharedCheckpoint:
                 for name, stamp in listing.items()
                 if name.startswith(f"leases/{run_id}.") and stamp.mtime_ns is not None
             ]
-            taken = self._leases.get(run_id)
+            taken = leases.get(run_id)
             if times and taken and time.time() - max(times) / 1e9 > taken.ttl_s:
                 killed[run_id] = live.pop(run_id)
         return Note(live, killed, dict(self.writers()))
@@ -495,7 +512,7 @@ class SharedCheckpoint:
                 merged |= merged_headers(reading.path, reading.header).keys()
         return [reading for reading in readings if reading.run_id not in merged]
 
-    def _unreadable(self, place: str, error: CheckpointError) -> CheckpointError:
+    def _unreadable(self, place: str, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"The checkpoint file {place} cannot be read: {error}. If it is damaged, restore it "
             "from a copy, or start over with an empty checkpoint and an empty output folder."
@@ -522,8 +539,6 @@ class SharedCheckpoint:
             # It is in the names of output files, so it must not lead elsewhere.
             if re.fullmatch("[0-9a-f]{8}", identity["id"]) is None:
                 raise ValueError(f"its id is {identity['id']!r}")
-            if not isinstance(identity["sink"], str | None):
-                raise TypeError(f"its sink is {identity['sink']!r}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"The checkpoint file {self.uri}/{IDENTITY} cannot be read: {error!r}. Restore it "
@@ -542,34 +557,17 @@ class SharedCheckpoint:
             )
         return dict(identity)
 
-    def _write_identity(self, identity: Mapping[str, Any]) -> None:
-        text = json.dumps({**identity, "layout": LAYOUT, "format": _FORMAT_VERSION})
-        reached("checkpoint.writing")
-        self._objects.replace(IDENTITY, text.encode())
-
     def _scratch_directory(self) -> Path:
         """Return this host's directory for this checkpoint, nobody else's; made if missing."""
-        if self._scratch is None:
-            user = Path(tempfile.gettempdir(), f"ray_resume-{os.getuid()}")
-            with contextlib.suppress(FileExistsError):
-                user.mkdir(mode=0o700)
-            about = user.lstat()
-            if about.st_uid != os.getuid() or about.st_mode & 0o077 or user.is_symlink():
-                # Somebody else could put files there.
-                user = Path(tempfile.mkdtemp(prefix="ray_resume-"))
-            self._scratch = user / self.identity()
-        if (fstype := remote_fstype(self._scratch)) is not None:
-            raise CheckpointError(
-                f"The directory {self._scratch} for this host's part of the checkpoint is on a "
-                f"network file system ({fstype}), where LMDB and locks cannot be trusted. Set "
-                "TMPDIR to a directory on a local disk, and run again."
-            )
         try:
+            if self._scratch is None:
+                self._scratch = _own_directory() / self.identity()
             self._scratch.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(
-                f"The directory {self._scratch} for this host's part of the checkpoint cannot be "
-                f"made: {error}. Set TMPDIR to one on a local disk with space, and run again."
+                f"The directory {self._scratch or ''} for this host's part of the checkpoint "
+                f"{self.uri} cannot be made: {error}. Set TMPDIR to one on a local disk with "
+                "space, and run again."
             ) from error
         return self._scratch
 
@@ -664,6 +662,8 @@ class SharedLease:
     def end(self, *, wait_s: float) -> None:
         with contextlib.suppress(CheckpointError):
             if self.alone(wait_s=wait_s) and self._heart.is_alive():
+                # Who has no lease is not fenced any more; as a rule, its clean-up has done it.
+                _fence_own(self._objects, self._run_id)
                 reached("shared.ending")
                 self._objects.delete([f"leases/{self._run_id}.json"])
                 self._objects.delete(
@@ -735,6 +735,7 @@ class SharedWriter:
         self._number = 0
         self._published: list[str] = []
         self._in_parts = self._in_whole = 0
+        self._uncertain = False
         self._publish(part_name, ())
 
     def commit(self, records: Sequence[Record]) -> None:
@@ -748,6 +749,13 @@ class SharedWriter:
 
     def commit_encoded(self, stored: Sequence[bytes]) -> None:
         """Do as :meth:`commit`, with digests that are followed by encoded records."""
+        if self._uncertain:
+            # Its number may be missing for ever, and what comes after it could not be read.
+            raise CheckpointError(
+                f"Run {self._run_id} does not know whether its last commit counts, so it commits "
+                "nothing more. What was committed before is safe; run again to go on."
+            )
+        self._uncertain = True
         self._local.commit_encoded(stored)
         reached("shared.before_publish")
         self._publish(part_name, [block_of(stored)])
@@ -755,6 +763,7 @@ class SharedWriter:
         parts = len(self._published)
         if parts >= _MOST_PARTS or (parts >= _FEW_PARTS and self._in_parts * 4 >= self._in_whole):
             self._publish_whole()
+        self._uncertain = False
 
     def close(self) -> None:
         """Publish everything in one object in place of many, as far as that can be done."""
@@ -773,7 +782,9 @@ class SharedWriter:
         before, self._published = self._published, []
         self._publish(whole_name, self._local.blocks())
         reached("shared.whole")
-        # Confirmed, so whoever puts up a fence has seen the whole, and needs no part of it.
+        # Confirmed, so whoever puts up a fence has seen the whole, and needs no part of it; and
+        # nobody has put one up already, whatever this host's clock is worth.
+        self._lease.check()
         self._objects.delete(before)
         self._in_parts, self._in_whole = 0, self._in_whole + self._in_parts
 
@@ -787,6 +798,32 @@ class SharedWriter:
         # Only now it is known that nobody had called this run dead when it was put there.
         self._lease.confirm()
         self._published.append(name)
+
+
+def _own_directory() -> Path:
+    """Return a directory of this host's, and nobody else's; made if missing."""
+    user = Path(tempfile.gettempdir(), f"ray_resume-{os.getuid()}")
+    if (fstype := remote_fstype(user)) is not None:
+        raise CheckpointError(
+            f"The directory {user} for this host's part of a checkpoint is on a network file "
+            f"system ({fstype}), where LMDB and locks cannot be trusted. Set TMPDIR to a directory "
+            "on a local disk, and run again."
+        )
+    with contextlib.suppress(FileExistsError):
+        user.mkdir(mode=0o700)
+    about = user.lstat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o077 or user.is_symlink():
+        # Somebody else could put files there.
+        user = Path(tempfile.mkdtemp(prefix="ray_resume-"))
+    return user
+
+
+def _fence_own(objects: Objects, run_id: str) -> None:
+    """Have what this run has under way count for nobody, now that its ledger is closed."""
+    names = [name.rpartition("/")[2] for name in objects.list(f"runs/{run_id}")]
+    last = last_number(names)
+    if last and not any(map(is_fence, names)):
+        objects.put(f"runs/{run_id}/{fence_name(run_id, last)}", b"")
 
 
 def _there(data: bytes | None) -> bytes:

@@ -8,7 +8,6 @@ published from it). A :class:`Location` is how a user writes it down.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from ray_resume.errors import CheckpointError
 from ray_resume.lease import Claim, Owner
 from ray_resume.letters import LetterBox
 from ray_resume.mounts import remote_fstype
-from ray_resume.objects import StoredObjects, brief, public_uri
+from ray_resume.objects import StoredObjects, brief, public_uri, whole_uri
 from ray_resume.reader import Reading
 from ray_resume.record import Record
 from ray_resume.shard import ArrayTask
@@ -33,6 +32,8 @@ _OBJECT_TTL_S = 30.0
 _MOUNT_TTL_S = 120.0
 _PUBLISH_INTERVAL_S = 5.0
 _SHORTEST_TTL_S = 2.0
+# Longer than this, no thread can wait at once; and who is dead would be taken for alive for days.
+_LONGEST_S = 86_400.0
 
 
 class Writer(Protocol):
@@ -185,17 +186,22 @@ class Location:
     shared: bool = False
 
     def __post_init__(self) -> None:
-        if not self.publish_interval_s >= 0:
-            raise ValueError(f"publish_interval_s must not be {self.publish_interval_s}")
-        if self.lease_ttl_s is not None and not self.lease_ttl_s >= _SHORTEST_TTL_S:
+        if not 0 <= self.publish_interval_s <= _LONGEST_S:
             raise ValueError(
-                f"lease_ttl_s must be at least {_SHORTEST_TTL_S:g} seconds, not {self.lease_ttl_s}"
+                f"publish_interval_s must be 0 to {_LONGEST_S:g} seconds, not "
+                f"{self.publish_interval_s}"
+            )
+        ttl_s = self.lease_ttl_s
+        if ttl_s is not None and not _SHORTEST_TTL_S <= ttl_s <= _LONGEST_S:
+            raise ValueError(
+                f"lease_ttl_s must be {_SHORTEST_TTL_S:g} to {_LONGEST_S:g} seconds, not {ttl_s}"
             )
 
     @property
     def local_path(self) -> Path | None:
         """The directory that is meant, if it is one on this host's file systems."""
-        if self.filesystem is not None and not _is_local(self.filesystem):
+        # Those of fsspec have no such name.
+        if self.filesystem is not None and getattr(self.filesystem, "type_name", "") != "local":
             return None
         return local_path(self.path)
 
@@ -225,22 +231,19 @@ class Location:
 
     def _objects(self) -> StoredObjects:
         shown = public_uri(self.path)
+        given = whole_uri(self.path)
         try:
             from ray_resume.listing import resolve
 
-            filesystem, (path,) = resolve(re.sub(":/+", "://", self.path, count=1), self.filesystem)
+            filesystem, (path,) = resolve(given, self.filesystem)
         except (OSError, ValueError, ImportError, NotImplementedError) as error:
+            why = brief(OSError(str(error).replace(given, shown)))
             raise CheckpointError(
-                f"The checkpoint {shown} cannot be opened: {brief(error)}. Give a directory, or a "
+                f"The checkpoint {shown} cannot be opened: {why}. Give a directory, or a "
                 "URI of a storage that pyarrow knows (s3://bucket/path, gs://, abfs://, hdfs://), "
                 "with credentials where pyarrow finds them; or Checkpoint(path, filesystem=...)."
-            ) from error
+            ) from (error if shown == self.path else None)
         return StoredObjects(filesystem, path, shown)
-
-
-def _is_local(filesystem: Any) -> bool:
-    # fsspec's filesystems have a protocol in place of a type_name.
-    return getattr(filesystem, "type_name", None) == "local"
 
 
 def _is_shared(path: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from typing import Any
 
 import pytest
 from world import World, WorldObjects
@@ -92,3 +94,33 @@ def test_who_does_not_confirm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert any(
         overlaps(history(seed, customers=4, turns=3, deaths=0, stops=0.02)) for seed in range(100)
     )
+
+
+def test_who_is_more_patient_than_another_keeps_his_place() -> None:
+    """Each host may have a checkpoint with another `lease_ttl_s`."""
+    for seed in range(20):
+        turns = history_of(seed, {"0a": (8.0, 3.0), "0b": (2.0, 0.1)})
+        assert len(turns) == 2
+        assert not overlaps(turns), seed
+
+
+def history_of(seed: int, customers: dict[str, tuple[float, float]]) -> list[Any]:
+    """Have each customer, of some patience, stay inside for some seconds."""
+    world = World(seed)
+    objects = WorldObjects(world)
+    confirmed: list[tuple[float, float, str]] = []
+
+    def customer(who: str, patience_s: float, stay_s: float) -> None:
+        clocks: Any = {"clock": world.clock, "sleep": world.sleep}
+        shop = Bakery(objects, "queue", who, patience_s=patience_s, **clocks)
+        while who not in [other for _, _, other in confirmed]:
+            with contextlib.suppress(OutOfTurn), shop.turn() as turn:
+                began = world.now
+                world.sleep(stay_s)
+                turn.confirm()
+                confirmed.append((began, world.now, who))
+
+    for who, (patience_s, stay_s) in customers.items():
+        world.spawn(who, lambda who=who, p=patience_s, s=stay_s: customer(who, p, s))  # type: ignore[misc]
+    world.run()
+    return sorted(confirmed)

@@ -96,6 +96,8 @@ def test_what_counts(last: int, wholes: set[int], fences: list[int], data: st.Da
         ([part_name(1), part_name(3)], 2),
         ([whole_name(4), part_name(6)], 5),
         ([part_name(1), part_name(2), fence_name("a" * 12, 3)], 3),
+        ([whole_name(4), fence_name("a" * 12, 3)], 3),
+        ([fence_name("a" * 12, 2)], 2),
         ([part_name(5), fence_name("a" * 12, 4), part_name(1)], 2),
     ],
 )

@@ -25,6 +25,7 @@ from ray_resume.output import FolderOutput
 from ray_resume.record import Record, State, block_of, digest, encode
 from ray_resume.run import MOST_WRITER_FILES, Run, RunPlan
 from ray_resume.segment import encode as encode_segment
+from ray_resume.segment import fence_name
 from ray_resume.shard import ArrayTask
 from ray_resume.shared import SharedCheckpoint
 from ray_resume.source import Source, SourceTable
@@ -36,7 +37,13 @@ OTHER_HOST = "import ray_resume.shared\nray_resume.shared._boot = lambda: 'anoth
 
 
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Location:
+    # What this host keeps for itself: of an S3 server that is gone it would still be there.
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
     if request.param == "folder":
         return Location(str(tmp_path / "ckpt"), shared=True, lease_ttl_s=TTL_S)
     s3: S3 = request.getfixturevalue("s3")
@@ -133,6 +140,18 @@ def test_it_is_made_once_and_bound_to_one_sink(place: Location) -> None:
     storage.bind("/elsewhere", run(2))
     lease.end(wait_s=0)
     assert place.open().sink() == "/elsewhere"
+
+
+def test_it_stays_bound_when_it_is_made_again_much_later(tmp_path: Path) -> None:
+    """Who was stopped while he made it goes on when others have long been at work."""
+    place = Location(str(tmp_path), shared=True)
+    late = place.open()
+    slow = late._objects = Unanswered(objects_of(late), "checkpoint.json")  # type: ignore[arg-type,attr-defined]
+    with pytest.raises(CheckpointError, match="cannot write"):
+        late.ensure()
+    opened(place).bind("/out", run(1))
+    slow.land()
+    assert place.open().sink() == "/out"
 
 
 def test_what_is_not_there_is_told(place: Location) -> None:
@@ -361,10 +380,90 @@ def test_what_is_committed_is_there_for_everybody_and_ends_up_in_one_object(
     writer.close()
     ledger.release()
     lease.end(wait_s=5)
-    assert len(objects_of(storage).list(f"runs/{run(1)}")) == 1
+    # All in one, and up to where it counts.
+    assert len(objects_of(storage).list(f"runs/{run(1)}")) == 2
     assert completed(storage) == {f"s{number}" for number in range(10)}
     status = looking.status()
     assert (status.total, status.completed, status.live, status.writers) == (20, 10, 0, 1)
+
+
+class Unanswered:
+    """A storage that gives no answer when something of this name is put; that lands later."""
+
+    def __init__(self, objects: Any, name: str) -> None:
+        self._objects = objects
+        self._name = name
+        self.under_way: list[tuple[str, bytes]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objects, name)
+
+    def put(self, name: str, data: bytes) -> None:
+        if name.endswith(self._name):
+            self.under_way.append((name, data))
+            raise CheckpointError(f"cannot write {name}")
+        self._objects.put(name, data)
+
+    replace = put
+
+    def land(self) -> None:
+        for name, data in self.under_way:
+            self._objects.replace(name, data)
+
+
+@pytest.mark.parametrize("tidy", [True, False])
+def test_what_lands_when_its_own_run_has_ended_counts_for_nobody(
+    tmp_path: Path, tidy: bool
+) -> None:
+    """Its ledger got no answer, or was killed, and its driver has removed the files already."""
+    storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
+    lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
+    slow = Unanswered(objects_of(storage), "3.part")
+    place = replace(storage.place(run(1), lease), objects=slow)
+    ledger, writer = place.open({})
+    writer.commit(records(1, "a"))
+    with pytest.raises(CheckpointError, match="cannot write"):
+        writer.commit(records(1, "b", sequence=1))
+    # As if it were killed now.
+    ledger.release()
+    if tidy:
+        assert completed(storage, own=1) == {"a"}
+    lease.end(wait_s=5)
+    slow.land()
+    assert completed(storage) == {"a"}
+
+
+def test_who_does_not_know_what_became_of_a_commit_commits_nothing_more(tmp_path: Path) -> None:
+    """The next one would be there without the one before, and nobody could read either."""
+    storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
+    lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
+    slow = Unanswered(objects_of(storage), "2.part")
+    place = replace(storage.place(run(1), lease), objects=slow)
+    ledger, writer = place.open({})
+    with pytest.raises(CheckpointError, match="cannot write"):
+        writer.commit(records(1, "a"))
+    with pytest.raises(CheckpointError, match="does not know whether"):
+        writer.commit(records(1, "b", sequence=1))
+    ledger.release()
+    lease.end(wait_s=5)
+    assert completed(storage) == set()
+
+
+def test_parts_stay_when_somebody_has_put_up_a_fence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of a virtual machine that was paused does not know of it."""
+    monkeypatch.setattr(shared, "_FEW_PARTS", 3)
+    storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
+    lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
+    ledger, writer = storage.place(run(1), lease).open({})
+    writer.commit(records(1, "a"))
+    objects_of(storage).put(f"runs/{run(1)}/{fence_name(run(2), 2)}", b"")
+    with pytest.raises(CheckpointError, match="another run has called it dead"):
+        writer.commit(records(1, "b", sequence=1))
+    ledger.release()
+    lease.end(wait_s=5)
+    assert completed(storage) == {"a"}
 
 
 def test_only_dead_runs_are_relied_on(place: Location) -> None:
@@ -387,7 +486,7 @@ def test_damage_is_told_and_nothing_is_skipped(place: Location, damage: str) -> 
     commit(storage, 1, "a")
     commit(storage, 2, "b")
     objects = objects_of(storage)
-    (name,) = objects.list(f"runs/{run(1)}")
+    (name,) = [name for name in objects.list(f"runs/{run(1)}") if "fence" not in name]
     data = objects.get(name)
     objects.delete([name])
     if damage == "remove":

@@ -2,12 +2,17 @@
 
 The shipped code of `shared`, `bakery`, `heartbeat` and `segment` runs in a `world`; only Ray, LMDB
 and the kernel's locks are left out. Each run takes its lease, reads what is done, writes a file
-for each of its pending sources, commits, and cleans up, as `run` and `actor` do it.
+for each of its pending sources, commits, and cleans up, as `run` and `actor` do it; its driver and
+its ledger are two processes, which stop and die each by itself, or with their host. Storages fail,
+before or after the effect, and what was under way lands later. Compactions and resets come between.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +21,13 @@ from typing import Any
 import pytest
 from world import World, WorldLock, WorldObjects
 
-from ray_resume import segment, shared
+from ray_resume import bakery, segment, shared
+from ray_resume.checkpoint import _resets
+from ray_resume.contents import Contents
 from ray_resume.errors import CheckpointError
 from ray_resume.heartbeat import Heart
 from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.record import Record, State, block_of, digest
+from ray_resume.record import Record, State, block_of, digest, encode
 from ray_resume.shared import SharedCheckpoint, SharedLease, SharedWriter
 
 TTL_S = 6.0
@@ -33,6 +40,11 @@ def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "_boot", lambda: None)
     monkeypatch.setattr(Lease, "hold", classmethod(lambda cls, directory, owner: NoLock()))
     monkeypatch.setattr(shared, "_FEW_PARTS", 3)
+    monkeypatch.setattr(os, "urandom", lambda count: chance.randbytes(count))
+
+
+chance = random.Random()
+"""What is drawn at random; each history sets it anew."""
 
 
 class NoLock:
@@ -57,8 +69,9 @@ class WorldHeart(Heart):
         def beat() -> None:
             while not body.over and self.is_alive():
                 world.sleep(TTL_S / 6)
-                self.beat()
-                self._also()
+                with contextlib.suppress(CheckpointError):
+                    self.beat()
+                    self._also()
 
         world.spawn(f"{body.name}'s heart", beat, body=body)
 
@@ -79,12 +92,95 @@ class LocalFile:
     def close(self) -> None: ...
 
 
+class Ledger:
+    """The ledger of a run, in a process that stops and dies by itself: as `actor` does it."""
+
+    def __init__(self, history: History, run_id: str, sequence: int) -> None:
+        self.run_id = run_id
+        self._history = history
+        self._driver = history.world.current()
+        self._sequence = sequence
+        self._asked: list[tuple[str, dict[str, str]]] = []
+        self._answers: list[CheckpointError | None] = []
+        self._process = history.world.spawn(f"ledger {run_id}", self._work, host=self._driver)
+        history.world.spawn(f"end of ledger {run_id}", self._end)
+
+    def ask(self, what: str, files: dict[str, str] | None = None) -> None:
+        """Have it done in the ledger's process, and wait for it.
+
+        Raises:
+            CheckpointError: what was raised there; or its process died.
+        """
+        self._asked.append((what, files or {}))
+        while not self._answers:
+            if self._process.is_dead() or self._process.over:
+                raise CheckpointError("the ledger died")
+            self._history.world.sleep(0.05)
+        if (error := self._answers.pop(0)) is not None:
+            raise error
+
+    def kill(self) -> None:
+        self._process.dead = True
+
+    def _end(self) -> None:
+        """Ray ends the ledger of a driver that died, some time after that."""
+        while not (self._driver.over or self._driver.is_dead() or self._process.over):
+            self._history.world.sleep(0.5)
+        self._history.world.sleep(self._history.world.random.uniform(0, 2 * TTL_S))
+        self.kill()
+
+    def _work(self) -> None:
+        world, objects = self._history.world, self._history.objects
+        lock: Any = NoLock()
+        while True:
+            while not self._asked:
+                world.sleep(0.05)
+            what, files = self._asked.pop(0)
+            error = None
+            try:
+                if what == "open":
+                    heart = self._history.heart(f"leases/{self.run_id}.ledger")
+                    held = SharedLease.join(objects, self.run_id, heart, lock)
+                    local: Any = LocalFile()
+                    writer = SharedWriter(objects, self.run_id, {}, held, local)
+                elif what == "commit":
+                    held.check()
+                    self._commit(writer, files)
+                else:
+                    writer.close()
+                    held.release()
+            except CheckpointError as raised:
+                error = raised
+            self._answers.append(error)
+            if what == "close":
+                return
+
+    def _commit(self, writer: SharedWriter, files: dict[str, str]) -> None:
+        history, records = self._history, []
+        for source, file in files.items():
+            self._sequence += 1
+            records.append(
+                Record(source, State.COMPLETED, self._sequence, self.run_id, rows=1, files=(file,))
+            )
+        writer.commit(records)
+        for source in files:
+            # Nobody may do again what somebody was told is done.
+            if source in history.acknowledged:
+                other = history.acknowledged[source]
+                history.faults.append(f"{source} of {other} again by {self.run_id}")
+            history.acknowledged[source] = self.run_id
+        history.world.say(f"has committed {list(files)}")
+
+
 class History:
     """A world with one checkpoint, and what its runs believe."""
 
-    def __init__(self, seed: int, **faults: Any) -> None:
+    def __init__(self, seed: int, *, errors: float = 0.0, **faults: Any) -> None:
+        chance.seed(seed)
+        bakery._choices = itertools.count(1)
         self.world = World(seed, longest_s=3 * TTL_S, **faults)
-        self.objects = WorldObjects(self.world)
+        latest_s = 3 * TTL_S if errors else 0.0
+        self.objects = WorldObjects(self.world, errors=errors, latest_s=latest_s)
         self.acknowledged: dict[str, str] = {}
         self.faults: list[str] = []
         self._runs = 0
@@ -128,49 +224,74 @@ class History:
         claim = Claim(frozenset(map(digest, sources)))
         owner = Owner(run_id, "host", 1, 0.0)
         lease = checkpoint.acquire(owner, claim, wait_s=20 * TTL_S)
-        world.say("has its lease")
-        contents = checkpoint.settled(run_id)
-        done = {r.source_id for r in contents.union if r.state is State.COMPLETED}
-        sequence = contents.union.highest_sequence()
-        heart, lock, local = self.heart(f"leases/{run_id}.ledger"), NoLock(), LocalFile()
-        ledger_lease = SharedLease.join(self.objects, run_id, heart, lock)  # type: ignore[arg-type]
-        lease.check()
-        writer = SharedWriter(self.objects, run_id, {}, ledger_lease, local)  # type: ignore[arg-type]
-        pending = [source for source in sources if source not in done]
-        while pending:
-            some = pending[: world.random.randrange(1, 3)]
-            records = []
-            for source in some:
-                sequence += 1
-                file = f"{run_id}-{source}"
-                self.objects.put(f"out/{file}", b"rows")
-                records.append(
-                    Record(source, State.COMPLETED, sequence, run_id, rows=1, files=(file,))
-                )
-            ledger_lease.check()
-            writer.commit(records)
-            for source in some:
-                # Nobody may do again what somebody was told is done.
-                if source in self.acknowledged:
-                    self.faults.append(f"{source} of {self.acknowledged[source]} again by {run_id}")
-                self.acknowledged[source] = run_id
-            world.say(f"has committed {some}")
-            pending = pending[len(some) :]
-        writer.close()
-        ledger_lease.release()
-        self._clean_up(checkpoint, lease, run_id)
-        lease.end(wait_s=0)
+        try:
+            world.say("has its lease")
+            names = self.objects.list("out")
+            contents = checkpoint.settled(run_id)
+            done = [r for r in contents.union if r.state is State.COMPLETED]
+            for record in done:
+                if record.source_id in sources and f"out/{record.files[0]}" not in names:
+                    self.faults.append(f"{run_id} misses {record.files[0]}")
+            pending = [s for s in sources if s not in {r.source_id for r in done}]
+            if not pending:
+                self._remove_leftovers(contents, run_id)
+                return
+            ledger = Ledger(self, run_id, contents.union.highest_sequence())
+            try:
+                self._passes(ledger, lease, pending)
+            finally:
+                ledger.kill()
+                with contextlib.suppress(CheckpointError):
+                    lease.check()
+                    self._remove_leftovers(checkpoint.settled(run_id), run_id)
+        finally:
+            lease.end(wait_s=0)
         world.say("has ended")
 
-    def _clean_up(self, checkpoint: SharedCheckpoint, lease: SharedLease, run_id: str) -> None:
+    def _passes(self, ledger: Ledger, lease: SharedLease, pending: list[str]) -> None:
+        ledger.ask("open")
         lease.check()
-        contents = checkpoint.settled(run_id)
+        try:
+            while pending:
+                some = pending[: self.world.random.randrange(1, 3)]
+                files = {}
+                for source in some:
+                    files[source] = f"{ledger.run_id}-{source}"
+                    self.objects.put(f"out/{files[source]}", b"rows")
+                ledger.ask("commit", files)
+                pending = pending[len(some) :]
+        finally:
+            ledger.ask("close")
+
+    def _remove_leftovers(self, contents: Contents, run_id: str) -> None:
         listed = {file for record in contents.union for file in record.files}
         for name in self.objects.list("out"):
             file = name.removeprefix("out/")
             if file.partition("-")[0] in contents.dead_runs | {run_id} and file not in listed:
                 self.world.say(f"removes {file}")
                 self.objects.delete([name])
+
+    def reset(self, run_id: str, sources: list[str]) -> None:
+        """As `checkpoint` does it."""
+        checkpoint = self.checkpoint()
+        try:
+            owner = Owner(run_id, "host", 1, 0.0)
+            lease = checkpoint.acquire(owner, Claim(None), wait_s=5 * TTL_S)
+            try:
+                union = checkpoint.settled(run_id).union
+                records = [r for r in union if r.source_id in sources]
+                for source in sources:
+                    # Whether it counts is not known, if it does not come to an end.
+                    self.acknowledged.pop(source, None)
+                resets = _resets(records, run_id, union.highest_sequence())
+                pairs = [(digest(record.source_id), encode(record)) for record in resets]
+                checkpoint.write_whole(run_id, {}, pairs)
+                lease.check()
+                self.world.say(f"has reset {sources}")
+            finally:
+                lease.end(wait_s=0)
+        except CheckpointError as error:
+            self.world.say(f"does not reset: {error}")
 
     def compact(self, run_id: str, _: list[str]) -> None:
         """As `compaction` does it."""
@@ -185,7 +306,7 @@ class History:
         """When all is over, a last run without faults finds everything, and finishes."""
         assert not self.faults, self.faults
         for last in (False, True):
-            self.world._deaths = self.world._stops = 0.0
+            self.world._deaths = self.world._stops = self.objects._errors = 0.0
             before = dict(self.acknowledged)
             self.start([f"s{i}" for i in range(SOURCES)])
             self.world.run()
@@ -212,6 +333,9 @@ def run_history(seed: int, **faults: Any) -> History:
         if choose.random() < 0.2:
             history.start([], work=history.compact)
             continue
+        if choose.random() < 0.15:
+            history.start(choose.sample(everything, 2), work=history.reset)
+            continue
         kind = choose.random()
         if kind < 0.4:
             sources = everything
@@ -226,12 +350,20 @@ def run_history(seed: int, **faults: Any) -> History:
 
 
 @pytest.mark.parametrize(
-    ("deaths", "stops", "seeds"),
-    [(0, 0, 10), (0.01, 0, 40), (0, 0.01, 60), (0.005, 0.01, 60)],
+    ("deaths", "stops", "errors", "seeds"),
+    [
+        (0, 0, 0, 10),
+        (0.01, 0, 0, 40),
+        (0, 0.01, 0, 60),
+        (0.005, 0.01, 0, 60),
+        (0.003, 0.004, 8, 60),
+    ],
 )
-def test_what_was_committed_is_there_once(deaths: float, stops: float, seeds: int) -> None:
+def test_what_was_committed_is_there_once(
+    deaths: float, stops: float, errors: float, seeds: int
+) -> None:
     for seed in range(seeds):
-        history = run_history(seed, deaths=deaths, stops=stops)
+        history = run_history(seed, deaths=deaths, stops=stops, errors=errors)
         try:
             history.check()
         except AssertionError:
@@ -295,10 +427,13 @@ class Unhurried:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("deaths", "stops"), [(0.01, 0), (0, 0.01), (0.005, 0.01), (0.002, 0.03)])
-def test_many_histories(deaths: float, stops: float) -> None:
+@pytest.mark.parametrize(
+    ("deaths", "stops", "errors"),
+    [(0.01, 0, 0), (0, 0.01, 0), (0.005, 0.01, 0), (0.002, 0.03, 0), (0.004, 0.006, 8)],
+)
+def test_many_histories(deaths: float, stops: float, errors: float) -> None:
     for seed in range(10_000, 13_000):
-        history = run_history(seed, deaths=deaths, stops=stops)
+        history = run_history(seed, deaths=deaths, stops=stops, errors=errors)
         try:
             history.check()
         except AssertionError:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ray_resume.errors import CheckpointError
 from ray_resume.objects import Stamp
 
 
@@ -27,13 +28,17 @@ class StuckError(AssertionError):
 
 @dataclass(eq=False)
 class Process:
-    """One thread of the world; a heart is a second one, and dies and stops with its process."""
+    """One thread of the world; a heart is a second one, and dies and stops with its process.
+
+    Processes of one ``host`` die and stop each by itself, or stop all together.
+    """
 
     world: World
     name: str
     work: Callable[[], None]
     offset_s: float
     body: Process | None = None
+    host: Process | None = None
     wake_at: float = 0.0
     stopped_until: float = 0.0
     dead: bool = False
@@ -56,6 +61,10 @@ class Process:
     def is_dead(self) -> bool:
         return self.dead or (self.body is not None and self.body.dead)
 
+    def home(self) -> Process:
+        body = self.body or self
+        return body.host or body
+
     def ready_at(self) -> float:
         stopped = self.stopped_until if self.body is None else self.body.stopped_until
         return max(self.wake_at, stopped)
@@ -74,9 +83,17 @@ class World:
         self._processes: list[Process] = []
         self._current: Process | None = None
 
-    def spawn(self, name: str, work: Callable[[], None], *, body: Process | None = None) -> Process:
+    def spawn(
+        self,
+        name: str,
+        work: Callable[[], None],
+        *,
+        body: Process | None = None,
+        host: Process | None = None,
+        after_s: float = 0.0,
+    ) -> Process:
         offset_s = self.random.uniform(0, 1e6) if body is None else body.offset_s
-        process = Process(self, name, work, offset_s, body, wake_at=self.now)
+        process = Process(self, name, work, offset_s, body, host, wake_at=self.now + after_s)
         self._processes.append(process)
         threading.Thread(target=process.run, daemon=True).start()
         return process
@@ -123,8 +140,7 @@ class World:
             raise Killed
         if self.random.random() < self._stops:
             duration_s = self.random.uniform(0, self._longest_s)
-            self.log.append(f"{self.now:.2f} {body.name} stops for {duration_s:.2f} s")
-            body.stopped_until = self.now + duration_s
+            self.stop(body, duration_s, whole_host=self.random.random() < 0.5)
         # Networks have moments.
         delay_s = self.random.uniform(0.001, 0.05 if self.random.random() < 0.95 else 1.0)
         process.wake_at = self.now + seconds + delay_s
@@ -133,6 +149,13 @@ class World:
         self._current = process
         if process.is_dead():
             raise Killed
+
+    def stop(self, body: Process, duration_s: float, *, whole_host: bool) -> None:
+        host = f"the host of {body.name}" if whole_host else body.name
+        self.log.append(f"{self.now:.2f} {host} stops for {duration_s:.2f} s")
+        for process in self._processes if whole_host else [body]:
+            if process is body or process.home() is body.home():
+                process.stopped_until = self.now + duration_s
 
     def say(self, text: str) -> None:
         self.log.append(f"{self.now:.2f} {self.current().name} {text}")
@@ -155,24 +178,41 @@ class WorldLock:
 
 
 class WorldObjects:
-    """`objects.Objects` in a world's memory. A listing is no snapshot, and knows whole seconds."""
+    """`objects.Objects` in a world's memory. A listing is no snapshot, and knows whole seconds.
 
-    def __init__(self, world: World) -> None:
+    Args:
+        errors: how many of a thousand operations fail for good, before or after they take effect.
+            What was put may also land long after that, or after the death of whoever put it.
+        latest_s: how much later it may land.
+    """
+
+    def __init__(self, world: World, *, errors: float = 0.0, latest_s: float = 0.0) -> None:
         self._world = world
-        # For how long whoever puts an object of this name is stopped before it is there.
+        self._errors = errors
+        self._latest_s = latest_s
+        # For how long the host that puts an object of this name is stopped before it is there.
         self.stops: dict[str, float] = {}
 
     def put(self, name: str, data: bytes) -> None:
-        process = self._world.current()
-        (process.body or process).stopped_until = self._world.now + self.stops.pop(name, 0.0)
-        self._world.step()
+        if (duration_s := self.stops.pop(name, 0.0)) > 0:
+            process = self._world.current()
+            self._world.stop(process.body or process, duration_s, whole_host=True)
+        try:
+            self._world.step()
+            self._fail(name)
+        except (Killed, CheckpointError):
+            if self._latest_s and self._world.random.random() < 0.3:
+                self._land_later(name, data)
+            raise
         self._world.objects[name] = data, self._world.now
         self._world.step()
+        self._fail(name)
 
     replace = put
 
     def get(self, name: str) -> bytes | None:
         self._world.step()
+        self._fail(name)
         data = self._world.objects.get(name, (None, 0.0))[0]
         self._world.step()
         return data
@@ -182,6 +222,7 @@ class WorldObjects:
 
     def list(self, folder: str) -> Mapping[str, Stamp]:
         self._world.step()
+        self._fail(folder)
         # Half of the names at one time, the others at another: those of each half by no rule.
         salt = self._world.random.randrange(1 << 30)
         listing: dict[str, Stamp] = {}
@@ -195,5 +236,20 @@ class WorldObjects:
     def delete(self, names: Iterable[str]) -> None:
         for name in list(names):
             self._world.step()
+            self._fail(name)
             self._world.objects.pop(name, None)
         self._world.step()
+
+    def _fail(self, name: str) -> None:
+        if self._world.random.random() * 1000 < self._errors:
+            self._world.say(f"gets no answer about {name}")
+            raise CheckpointError(f"no answer about {name}")
+
+    def _land_later(self, name: str, data: bytes) -> None:
+        delay_s = self._world.random.uniform(0, self._latest_s)
+
+        def land() -> None:
+            self._world.objects[name] = data, self._world.now
+            self._world.log.append(f"{self._world.now:.2f} {name} lands")
+
+        self._world.spawn(f"network with {name}", land, after_s=delay_s)
