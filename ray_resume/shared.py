@@ -47,6 +47,7 @@ from ray_resume.faults import reached
 from ray_resume.heartbeat import Heart, Watch
 from ray_resume.lease import Claim, Lease, Owner, refusal
 from ray_resume.letters import LetterObjects
+from ray_resume.mounts import remote_fstype
 from ray_resume.objects import Objects, Stamp, StoredObjects
 from ray_resume.reader import Reading
 from ray_resume.record import Record, block_of, columns_of, digest, encode
