@@ -1,6 +1,6 @@
 """One task of an array job: clean the text of its share of a folder of Parquet files.
 
-    sbatch --nodelist=NODE examples/slurm_array.sbatch python examples/slurm_array.py IN CKPT OUT
+    sbatch examples/slurm_array.sbatch python examples/slurm_array.py IN CKPT OUT
 
 Without SLURM, a share is given by hand: ``--shard 0 8`` to ``--shard 7 8``. The column ``text`` of
 the input is cleaned, rows that are empty then are dropped.

@@ -12,7 +12,6 @@ a quarter of ``ttl_s``, whenever it is asked, also if its process was stopped in
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 
 from ray_resume.bakery import boottime_s
@@ -103,14 +102,16 @@ class Heart:
         self._last = began_at
 
     def _beat_regularly(self) -> None:
-        while not self._ended.wait(self._ttl_s / _BEATS_PER_TTL) and self.is_alive():
+        interval_s = pause_s = self._ttl_s / _BEATS_PER_TTL
+        while not self._ended.wait(pause_s) and self.is_alive():
             try:
                 self.beat()
                 if self._beats % _BEATS_PER_TTL == 0:
                     self._also()
+                pause_s = interval_s
             except CheckpointError:
                 # It failed for seconds already. Whether it is too late, `check` knows.
-                time.sleep(self._ttl_s / _BEATS_PER_TTL / 4)
+                pause_s = interval_s / 4
 
 
 class Watch:

@@ -74,7 +74,7 @@ class Owner:
 
 
 class Claim:
-    """The sources that a lease makes a run's own, as digests; ``None`` claims every source.
+    """The sources that a lease makes a run's own, as digests; ``None`` claims every source of the shard.
 
     Args:
         digests: of 16 bytes each; as `bytes`, one after another, where there are many.
@@ -106,9 +106,11 @@ class Claim:
 
     def meets(self, other: Claim) -> bool:
         """Say whether the two runs have a source in common."""
+        if self._is_apart_from(other):
+            return False
         if self._digests is None or other._digests is None:
             return True
-        if not self._digests or not other._digests or self._is_apart_from(other):
+        if not self._digests or not other._digests:
             return False
         if min(len(self._digests), len(other._digests)) < _FEW * _DIGEST_BYTES:
             small, large = sorted((self._digests, other._digests), key=len)
@@ -118,6 +120,11 @@ class Claim:
 
         mine, theirs = Digests.of(self._digests), Digests.of(other._digests)
         return bool(SortedDigests(mine).holds(theirs).any())
+
+    @property
+    def shard(self) -> tuple[int, int] | None:
+        """``(index, count)`` of the share that all of its sources are in, if there is one."""
+        return self._shard
 
     def to_bytes(self) -> bytes:
         """Spell it: a line that says what it is, then the digests."""

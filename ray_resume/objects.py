@@ -44,7 +44,7 @@ _KEYS_FOR_USERS = frozenset({"s3", "s3a", "gs", "gcs"})
 
 _AT_ONCE = 16
 _LONGEST_LINE = 400
-_RETRY_DELAYS_S = (0.1, 0.3, 1.0, 2.0, 4.0)
+_RETRY_DELAYS_S = (0.1, 0.3, 1.0, 2.0, 4.0, 4.0)
 
 # What trying again does not mend, as pyarrow spells it.
 _FINAL = re.compile(
@@ -126,7 +126,7 @@ class StoredObjects:
         return self._tried(f"read {name}", get)
 
     def get_all(self, names: Sequence[str]) -> Iterator[bytes | None]:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(names)))) as pool:
             yield from pool.map(self.get, names)
 
     def list(self, folder: str) -> dict[str, Stamp]:

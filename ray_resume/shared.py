@@ -61,7 +61,7 @@ from ray_resume.segment import (
 )
 from ray_resume.segment import decode as decode_segment
 from ray_resume.segment import encode as encode_segment
-from ray_resume.shard import ArrayTask
+from ray_resume.shard import ArrayTask, Shard
 from ray_resume.store import WriterFile
 
 __all__ = ["IDENTITY", "LAYOUT", "SharedCheckpoint", "SharedLease", "SharedPlace", "SharedWriter"]
@@ -215,7 +215,13 @@ class SharedCheckpoint:
         scratch = self._scratch_directory()
         name = f"leases/{run_id}"
         lock = Lease.hold(scratch, owner)
-        taken = {**asdict(owner), "ttl_s": self._ttl_s, "boot": _boot(), "lock": str(lock.path)}
+        taken = {
+            **asdict(owner),
+            "ttl_s": self._ttl_s,
+            "share": claim.shard,
+            "boot": _boot(),
+            "lock": str(lock.path),
+        }
         heart: Heart | None = None
         try:
             self._objects.put(f"{name}.claim", claim.to_bytes())
@@ -399,22 +405,25 @@ class SharedCheckpoint:
 
     def _rival(self, claim: Claim, own: str) -> Owner | None:
         live, _ = self._living()
-        for run_id, owner in live.items():
-            if run_id != own and self._claim_of(run_id).meets(claim):
-                return owner
+        live.pop(own, None)
+        with self._looking:
+            shards = {run: taken.shard for run, taken in self._leases.items()}
+        # Of other shards nobody need look at the digests.
+        near = [run for run in live if Claim(None, shards.get(run)).meets(claim)]
+        self._read_claims([run for run in near if run not in self._claims])
+        for run_id in near:
+            # One without a claim has ended since; if not, for all that we know it is everything.
+            if self._claims.get(run_id, Claim(None)).meets(claim):
+                return live[run_id]
         return None
 
-    def _claim_of(self, run_id: str) -> Claim:
-        if run_id not in self._claims:
-            data = self._objects.get(f"leases/{run_id}.claim")
-            # It has ended since; if not, everything is its own, for all that we know.
-            if data is None:
-                return Claim(None)
-            try:
-                self._claims[run_id] = Claim.from_bytes(data)
-            except CheckpointError:
-                return Claim(None)  # Damaged, it keeps others out for as long as its run lives.
-        return self._claims[run_id]
+    def _read_claims(self, run_ids: Sequence[str]) -> None:
+        found = self._objects.get_all([f"leases/{run_id}.claim" for run_id in run_ids])
+        for run_id, data in zip(run_ids, found, strict=True):
+            # A damaged one keeps others out for as long as its run lives.
+            with contextlib.suppress(CheckpointError):
+                if data is not None:
+                    self._claims[run_id] = Claim.from_bytes(data)
 
     def _living(self) -> tuple[dict[str, Owner], dict[str, Owner]]:
         """Look at all leases: whose run is alive, as far as one can tell by now, and whose dead."""
@@ -440,14 +449,15 @@ class SharedCheckpoint:
                 if kind in ("driver", "ledger"):
                     signs[run_id][kind] = stamp
         known = self._leases
-        found = {run_id: known.get(run_id) or self._taken(run_id) for run_id in signs}
+        leases = {run_id: known[run_id] for run_id in signs if run_id in known}
+        new = [run_id for run_id in signs if run_id not in known]
+        read = self._objects.get_all([f"leases/{run_id}.json" for run_id in new])
+        for run_id, data in zip(new, read, strict=True):
+            if data is not None:
+                leases[run_id] = _Taken.parse(run_id, data, self._ttl_s)
         with self._looking:
             self._watch.saw(signs, before=before, after=after)
-            self._leases = {run_id: taken for run_id, taken in found.items() if taken is not None}
-
-    def _taken(self, run_id: str) -> _Taken | None:
-        data = self._objects.get(f"leases/{run_id}.json")
-        return None if data is None else _Taken.parse(run_id, data, self._ttl_s)
+            self._leases = leases
 
     def _ranks(self, folder: str) -> dict[int, int]:
         """Return the ranks that were drawn, by the task's index."""
@@ -589,6 +599,7 @@ class _Taken:
     ttl_s: float
     boot: str | None
     lock: str | None
+    shard: tuple[int, int] | None = None
 
     @classmethod
     def parse(cls, run_id: str, data: bytes, default_ttl_s: float) -> _Taken:
@@ -596,13 +607,16 @@ class _Taken:
             values = json.loads(data)
             ttl_s = float(values.pop("ttl_s"))
             boot, lock = values.pop("boot"), values.pop("lock")
+            share = values.pop("share")
+            shard = None if share is None else Shard(*share)
             owner = Owner.of(values)
             if not (isinstance(boot, str | None) and isinstance(lock, str) and 0 < ttl_s < 1e6):
                 raise ValueError("a lease of another make")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             # Known by its name alone, it counts for as long as it gives signs of life.
             return cls(Owner(run_id, "unknown", 0, time.time()), default_ttl_s, None, None)
-        return cls(owner, ttl_s, boot, lock)
+        part = None if shard is None else (shard.index, shard.count)
+        return cls(owner, ttl_s, boot, lock, part)
 
     def is_proven_dead(self) -> bool:
         """Say whether this host's kernel knows that no process of the run is left."""

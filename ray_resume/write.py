@@ -26,7 +26,7 @@ from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.folder import Folder
 from ray_resume.formats import checked_format
 from ray_resume.listing import resolve
-from ray_resume.objects import canonical_uri
+from ray_resume.objects import brief, canonical_uri, public_uri, whole_uri
 from ray_resume.output import FolderOutput, Output, RemoteOutput
 from ray_resume.packing import Packing, groups_of
 from ray_resume.run import Pass, Run, RunPlan
@@ -273,9 +273,19 @@ def _folder(sink: Any, filesystem: FileSystem | None) -> Folder:
             f"resumable_write writes into a folder or a ray.data.Datasink, not into a "
             f"{type(sink).__name__}."
         )
-    inferred, (path,) = resolve(os.fspath(sink), filesystem)
+    given = os.fspath(sink)
+    shown = public_uri(given)
+    try:
+        inferred, (path,) = resolve(whole_uri(given), filesystem)
+    except (OSError, ValueError, ImportError, NotImplementedError) as error:
+        why = brief(OSError(str(error).replace(given, shown)))
+        raise CheckpointError(
+            f"The output folder {shown} cannot be opened: {why}. Give a folder, or a URI of a "
+            "storage that pyarrow knows (s3://, gs://, abfs://, hdfs://), with credentials where "
+            "pyarrow finds them; or pass filesystem=."
+        ) from (error if shown == given else None)
     if not isinstance(inferred, LocalFileSystem):
-        return Folder(inferred, path, canonical_uri(inferred, path, os.fspath(sink)))
+        return Folder(inferred, path, canonical_uri(inferred, path, given))
     if os.path.exists(path) and not os.path.isdir(path):
         raise CheckpointError(f"The output folder {path} is a file. Give another folder.")
     return Folder(inferred, path, path)

@@ -205,6 +205,20 @@ def test_claims_that_meet_exclude_each_other_and_others_coexist(place: Location)
     assert not [name for name in objects_of(storage).list("leases") if ".claim" not in name]
 
 
+def test_of_disjoint_shards_nobody_reads_the_claims(place: Location) -> None:
+    storage = opened(place)
+    leases = []
+    for index in range(3):
+        mine = Claim(digest("a") + digest("b"), (index, 3))
+        leases.append(storage.acquire(Owner.here(run(index)), mine, wait_s=0))
+    assert storage._claims == {}
+    for theirs in (claim("a"), Claim(digest("a"), (1, 2)), Claim(None)):
+        with pytest.raises(CheckpointError, match="in use"):
+            opened(place).acquire(Owner.here(run(9)), theirs, wait_s=0)
+    for lease in leases:
+        lease.end(wait_s=0)
+
+
 def test_who_waits_starts_when_the_other_ends(place: Location) -> None:
     first = opened(place).acquire(Owner.here(run(1)), claim("a"), wait_s=0)
     threading.Timer(0.5, lambda: first.end(wait_s=0)).start()
