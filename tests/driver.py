@@ -47,13 +47,29 @@ def rows_of(rows: int) -> list[tuple[int, int]]:
     return sorted((i, i * 3) for i in range(rows) if i % 7 for _ in range(i % 3))
 
 
+def scored(ds: Any) -> Any:
+    """Filter, fan out and score a dataset of ids."""
+    from ray.data import ActorPoolStrategy
+
+    from ray_resume import resumable
+
+    ds = ds.map_batches(resumable(drop_sevenths), batch_size=40, num_cpus=0.5)
+    ds = ds.map_batches(resumable(fan_out), batch_size=100, num_cpus=0.4)
+    return ds.map_batches(
+        resumable(Score),
+        fn_constructor_args=(3,),
+        batch_size=64,
+        compute=ActorPoolStrategy(size=1),
+        num_cpus=0.5,
+    )
+
+
 def main() -> None:
     import logging
 
     import ray
-    from ray.data import ActorPoolStrategy
 
-    from ray_resume import resumable, resumable_read, resumable_write
+    from ray_resume import resumable_read, resumable_write
 
     source, checkpoint, out, *address = sys.argv[1:]
     if address:
@@ -68,17 +84,7 @@ def main() -> None:
         )
     ray.data.DataContext.get_current().enable_progress_bars = False
     ds = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint)
-    ds = ds.select_columns(["id"])
-    ds = ds.map_batches(resumable(drop_sevenths), batch_size=40, num_cpus=0.5)
-    ds = ds.map_batches(resumable(fan_out), batch_size=100, num_cpus=0.4)
-    ds = ds.map_batches(
-        resumable(Score),
-        fn_constructor_args=(3,),
-        batch_size=64,
-        compute=ActorPoolStrategy(size=1),
-        num_cpus=0.5,
-    )
-    print(resumable_write(ds, out), flush=True)
+    print(resumable_write(scored(ds.select_columns(["id"])), out), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import sys
 
-from driver import Score, drop_sevenths, fan_out
+from driver import scored
 
 
 def main() -> None:
     import ray
-    from ray.data import ActorPoolStrategy
 
-    from ray_resume import Checkpoint, resumable, resumable_read, resumable_write, shared
+    from ray_resume import Checkpoint, resumable_read, resumable_write, shared
 
     source, place, out, host, *address = sys.argv[1:]
     shared._boot = lambda: host
@@ -26,17 +25,7 @@ def main() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     checkpoint = Checkpoint(place, shared=True, lease_ttl_s=4, publish_interval_s=0.3)
     ds = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint)
-    ds = ds.select_columns(["id"])
-    ds = ds.map_batches(resumable(drop_sevenths), batch_size=40, num_cpus=0.5)
-    ds = ds.map_batches(resumable(fan_out), batch_size=100, num_cpus=0.4)
-    ds = ds.map_batches(
-        resumable(Score),
-        fn_constructor_args=(3,),
-        batch_size=64,
-        compute=ActorPoolStrategy(size=1),
-        num_cpus=0.5,
-    )
-    print(resumable_write(ds, out), flush=True)
+    print(resumable_write(scored(ds.select_columns(["id"])), out), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from driver import Score, drop_sevenths, fan_out, rows_of
+from driver import rows_of, scored
 
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any
@@ -84,20 +84,9 @@ class Scored(Pipeline):
     """Filters, fans out, scores in an actor pool."""
 
     def run(self, part: int) -> Any:
-        from ray.data import ActorPoolStrategy
+        from ray_resume import resumable_write
 
-        from ray_resume import resumable, resumable_write
-
-        ds = self._read(part).map_batches(resumable(drop_sevenths), batch_size=40, num_cpus=0.5)
-        ds = ds.map_batches(resumable(fan_out), batch_size=100, num_cpus=0.4)
-        ds = ds.map_batches(
-            resumable(Score),
-            fn_constructor_args=(3,),
-            batch_size=64,
-            compute=ActorPoolStrategy(size=1),
-            num_cpus=0.5,
-        )
-        return resumable_write(ds, self.out)
+        return resumable_write(scored(self._read(part)), self.out)
 
     def expected(self) -> Iterator[dict[str, Any]]:
         return ({"id": row, "score": score} for row, score in rows_of(IDS))
