@@ -74,7 +74,7 @@ class Owner:
 
 
 class Claim:
-    """The sources that a lease makes a run's own, as digests; ``None`` claims every source of the shard.
+    """The sources that a lease makes a run's own, as digests; ``None``: all of the shard.
 
     Args:
         digests: of 16 bytes each; as `bytes`, one after another, where there are many.

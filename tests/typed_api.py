@@ -58,6 +58,11 @@ def reads_and_writes(checkpoint: Checkpoint, folder: Path) -> RunSummary:
     return resumable_write(ds, folder, format="json", append=True, partition_cols=["a"])
 
 
+def places(folder: Path) -> list[Checkpoint]:
+    bucket = Checkpoint("s3://bucket/ckpt", publish_interval_s=10, lease_ttl_s=60.0)
+    return [bucket, Checkpoint(folder, shared=True), Checkpoint(bucket)]
+
+
 def looks(checkpoint: Checkpoint) -> int:
     status: CheckpointStatus = checkpoint.status()
     records: list[SourceRecord] = list(checkpoint.sources(state="failed"))
