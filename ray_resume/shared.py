@@ -712,7 +712,11 @@ class SharedPlace:
             lease = SharedLease.join(self.objects, self.run_id, heart, lock)
             try:
                 local = WriterFile.create(scratch, self.run_id, header)
-                return lease, SharedWriter(self.objects, self.run_id, header, lease, local)
+                try:
+                    return lease, SharedWriter(self.objects, self.run_id, header, lease, local)
+                except BaseException:
+                    local.close()
+                    raise
             except BaseException:
                 lease.release()
                 raise

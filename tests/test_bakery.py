@@ -12,6 +12,8 @@ from world import World, WorldObjects
 from ray_resume.bakery import Bakery, OutOfTurn, Turn
 from ray_resume.objects import Stamp
 
+pytestmark = pytest.mark.long
+
 PATIENCE_S = 4.0
 
 

@@ -22,6 +22,8 @@ from ray_resume.reader import read_writers
 from ray_resume.record import Record, State, digest, encode
 from ray_resume.store import WriterFile
 
+pytestmark = pytest.mark.long
+
 RUN, OTHER = "0123456789ab", "ba9876543210"
 
 

@@ -24,6 +24,8 @@ from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.record import Record, State
 from ray_resume.store import WriterFile
 
+pytestmark = pytest.mark.long
+
 COMMANDS = ("status", "sources", "files", "reset", "compact", "check")
 NEEDED = {"reset": ["--source", "a"]}
 DEADLINE_S = 30.0

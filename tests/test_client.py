@@ -17,6 +17,8 @@ from job import WITHOUT_TOKENS, kill_with_descendants
 
 from ray_resume.testing import check_exactly_once
 
+pytestmark = pytest.mark.long
+
 DRIVER = Path(__file__).with_name("client_driver.py")
 
 # Started like this it does not become the cluster that `ray.init()` finds on this machine.

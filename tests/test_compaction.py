@@ -26,6 +26,8 @@ from ray_resume.record import Record, State, digest, encode
 from ray_resume.store import WriterFile, read_writer
 from ray_resume.union import Union
 
+pytestmark = pytest.mark.long
+
 DEADLINE_S = 30.0
 
 

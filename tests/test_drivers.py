@@ -15,6 +15,8 @@ from job import FILES, ROWS, Job
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.testing import check_exactly_once
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def two_jobs(tmp_path: Path) -> Iterator[tuple[Job, Job]]:
@@ -35,7 +37,7 @@ def runs_at_work(job: Job) -> int:
         return 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_pipelines_on_one_cluster(two_jobs: tuple[Job, Job], another_cluster: str) -> None:
     for job in two_jobs:
         job.address = another_cluster

@@ -22,6 +22,8 @@ from ray_resume.naming import DIGEST_BYTES
 from ray_resume.sink import FileSink, Layout
 from ray_resume.source import Selection, Source
 
+pytestmark = pytest.mark.long
+
 
 class Listener:
     """Stands in for the connection to a ledger: remembers, and looks around at each message."""

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +26,8 @@ from ray_resume.naming import stem_of
 from ray_resume.record import Record, State
 from ray_resume.store import WriterFile
 from ray_resume.testing import check_exactly_once, kill_at, points, victim_of
+
+pytestmark = pytest.mark.long
 
 PACKAGE = Path(ray_resume.__file__).parent
 JOBS_SCRIPT = Path(__file__).with_name("fault_jobs.py")
@@ -103,13 +107,35 @@ KEEPERS = {
 }
 
 
+# Their like is tested every day: these with the slow ones.
+ASYNC = [row for row in WORKERS if row[1] == "AsyncFiles"]
+QUIET = [
+    "checkpoint.writing",
+    "run.leased",
+    "run.before_pass",
+    "run.before_close",
+    "cleanup.before",
+    "cleanup.removed",
+]
+
+
+def _now_and_then(rows: Iterable[Any], slow: list[Any]) -> list[Any]:
+    """Mark those of ``rows`` that are in ``slow``."""
+    return [
+        pytest.param(*([row] if isinstance(row, str) else row), marks=pytest.mark.slow)
+        if row in slow
+        else row
+        for row in rows
+    ]
+
+
 def job_in(folder: Path, name: str) -> Job:
     write_input(folder)
     return JOBS[name](folder)
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("point", "job_name", "skip"), WORKERS)
+@pytest.mark.parametrize(("point", "job_name", "skip"), _now_and_then(WORKERS, ASYNC))
 def test_a_worker_dies(tmp_path: Path, point: str, job_name: str, skip: int) -> None:
     job = job_in(tmp_path, job_name)
     with kill_at(point, skip=skip) as fault:
@@ -132,7 +158,7 @@ def test_the_ledger_dies(tmp_path: Path, point: str, job_name: str, skip: int) -
 
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("point", DRIVERS)
+@pytest.mark.parametrize("point", _now_and_then(DRIVERS, QUIET))
 def test_the_driver_dies(tmp_path: Path, another_cluster: str, point: str) -> None:
     job_name, others = DRIVERS[point]
     job = job_in(tmp_path, job_name)

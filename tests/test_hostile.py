@@ -40,6 +40,8 @@ from ray_resume.record import HEAD, Record, State, digest, encode
 from ray_resume.stage import armed
 from ray_resume.store import FORMAT_VERSION, WriterFile
 
+pytestmark = pytest.mark.long
+
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any
 

@@ -20,6 +20,8 @@ from job import DRIVER, FILES, WITHOUT_TOKENS, Job, kill_with_descendants
 
 from ray_resume import Checkpoint, CheckpointError, resumable_read
 
+pytestmark = pytest.mark.long
+
 RAY = Path(sys.executable).with_name("ray")
 
 # Ray sends SIGKILL 3 s after SIGTERM; on a busy machine that may come before we have cleaned up.

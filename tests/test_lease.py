@@ -24,6 +24,8 @@ from ray_resume.errors import CheckpointError
 from ray_resume.lease import Claim, Lease, Owner, guard, live_runs
 from ray_resume.record import digest
 
+pytestmark = pytest.mark.long
+
 EVERYTHING = Claim(None)
 DEADLINE_S = 20.0
 

@@ -30,6 +30,8 @@ from ray_resume.ledger import (
 )
 from ray_resume.lineage import MODULUS, shares
 
+pytestmark = pytest.mark.long
+
 APPLIED, REPEATED, POISONED, ALREADY_COMPLETE = (
     Outcome.APPLIED,
     Outcome.REPEATED,

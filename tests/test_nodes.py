@@ -24,6 +24,8 @@ from ray.data import ActorPoolStrategy
 from ray_resume import resumable, resumable_read, resumable_write
 from ray_resume.testing import check_exactly_once
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 
 

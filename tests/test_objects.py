@@ -15,6 +15,8 @@ from ray_resume.lease import Claim, Owner
 from ray_resume.objects import StoredObjects, whole_uri
 from ray_resume.storage import Location
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     "uri",

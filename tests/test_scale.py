@@ -32,6 +32,8 @@ from ray_resume.table import Table
 from ray_resume.todo import todo_of
 from ray_resume.union import Union
 
+pytestmark = pytest.mark.long
+
 BENCHMARK = Path(__file__).parent / "benchmarks" / "scale.py"
 
 # Digests ------------------------------------------------------------------------------------------

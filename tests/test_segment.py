@@ -20,6 +20,8 @@ from ray_resume.segment import (
     whole_name,
 )
 
+pytestmark = pytest.mark.long
+
 blocks = st.lists(st.binary(max_size=40))
 headers = st.dictionaries(st.text(), st.none() | st.integers() | st.text(), max_size=4)
 

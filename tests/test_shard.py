@@ -18,6 +18,8 @@ from ray_resume.directory import CheckpointDirectory
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.shard import ArrayTask, Shard, shard_of
 
+pytestmark = pytest.mark.long
+
 Environment = dict[str, str]
 
 IDS = st.lists(st.text(st.characters(codec=None)), unique=True, max_size=30)

@@ -32,6 +32,8 @@ from ray_resume.source import Source, SourceTable
 from ray_resume.storage import Location
 from ray_resume.testing import victim_of
 
+pytestmark = pytest.mark.long
+
 TTL_S = 3.0
 OTHER_HOST = "import ray_resume.shared\nray_resume.shared._boot = lambda: 'another host'\n"
 
@@ -439,6 +441,7 @@ def test_what_lands_when_its_own_run_has_ended_counts_for_nobody(
     with pytest.raises(CheckpointError, match="cannot write"):
         writer.commit(records(1, "b", sequence=1))
     # As if it were killed now.
+    writer._local.close()
     ledger.release()
     if tidy:
         assert completed(storage, own=1) == {"a"}
@@ -458,6 +461,7 @@ def test_who_does_not_know_what_became_of_a_commit_commits_nothing_more(tmp_path
         writer.commit(records(1, "a"))
     with pytest.raises(CheckpointError, match="does not know whether"):
         writer.commit(records(1, "b", sequence=1))
+    writer._local.close()
     ledger.release()
     lease.end(wait_s=5)
     assert completed(storage) == set()
@@ -475,6 +479,7 @@ def test_parts_stay_when_somebody_has_put_up_a_fence(
     objects_of(storage).put(f"runs/{run(1)}/{fence_name(run(2), 2)}", b"")
     with pytest.raises(CheckpointError, match="another run has called it dead"):
         writer.commit(records(1, "b", sequence=1))
+    writer._local.close()
     ledger.release()
     lease.end(wait_s=5)
     assert completed(storage) == {"a"}
@@ -581,6 +586,7 @@ def test_a_local_checkpoint_is_not_taken_for_a_shared_one(place: Location) -> No
         place.open().identity()
 
 
+@pytest.mark.slow
 def test_an_unreachable_storage_is_one_clear_error(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray_resume import objects
 

@@ -30,6 +30,8 @@ from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.record import Record, State, block_of, digest, encode
 from ray_resume.shared import SharedCheckpoint, SharedLease, SharedWriter
 
+pytestmark = pytest.mark.long
+
 TTL_S = 6.0
 SOURCES = 6
 

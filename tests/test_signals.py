@@ -12,6 +12,8 @@ from job import Job
 from ray_resume import Checkpoint
 from ray_resume.signals import Terminated, terminable
 
+pytestmark = pytest.mark.long
+
 
 def test_sigterm_raises_where_nobody_else_handles_it() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -95,7 +97,7 @@ def test_an_interrupted_job_ends_in_order_and_is_resumed(job: Job) -> None:
     job.check()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_sigterm_to_every_process_at_once_as_slurm_sends_it(job: Job) -> None:
     job.start()
     job.wait_for(lambda: job.committed() >= 4)

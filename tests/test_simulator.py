@@ -41,6 +41,8 @@ from ray_resume import lineage
 from ray_resume.ledger import Drain, Ledger, Message, Seal
 from ray_resume.lineage import MODULUS
 
+pytestmark = pytest.mark.long
+
 EACH = 1_500
 FAULTS = {"calm": CALM, "retries": RETRIES, "losses": LOSSES, "harsh": HARSH}
 READ = Operator()

@@ -29,6 +29,8 @@ from soak_driver import FILES, PIPELINES, Pipeline
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.testing import check_exactly_once
 
+pytestmark = pytest.mark.long
+
 DRIVER = Path(__file__).with_name("soak_driver.py")
 
 # Longer than a driver waits for a lease, and for Ray's worst start of a worker.

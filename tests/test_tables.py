@@ -23,6 +23,8 @@ from ray_resume import (
     resumable_write,
 )
 
+pytestmark = pytest.mark.long
+
 DRIVER = Path(__file__).with_name("table_driver.py")
 ONCE = list(range(600))
 EVERY_DAY = {("lance", "between"), ("iceberg", "before")}
