@@ -19,8 +19,6 @@ from ray_resume import Checkpoint, mark_failed, resumable, resumable_read, resum
 from ray_resume.folder import Folder
 from ray_resume.storage import Location
 
-pytestmark = pytest.mark.long
-
 DRIVER = Path(__file__).with_name("shared_driver.py")
 
 
