@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from ray_resume.objects import Objects
 
-__all__ = ["Bakery", "OutOfTurn", "Turn", "boottime_s"]
+__all__ = ["Bakery", "OutOfTurnError", "Turn", "boottime_s"]
 
 _ENTRY = re.compile(r"[0-9a-z]+/(?:a-[0-9]+|b-([0-9]{12}))-([0-9a-f]+)-([0-9]+)")
 _SHORTEST_POLL_S = 0.05
@@ -40,7 +40,7 @@ def boottime_s() -> float:
     return time.clock_gettime(clock)
 
 
-class OutOfTurn(Exception):  # noqa: N818 - not an error of anybody's, but a reason to queue again
+class OutOfTurnError(Exception):
     """Raised in a process that was too slow: others may be in. What it did must be undone."""
 
 
@@ -56,10 +56,10 @@ class Turn:
         """Make sure that what was done up to now was done while nobody else could be inside.
 
         Raises:
-            OutOfTurn: it took too long.
+            OutOfTurnError: it took too long.
         """
         if self._clock() - self._began_at > self._limit_s:
-            raise OutOfTurn
+            raise OutOfTurnError
 
 
 class Bakery:
@@ -92,7 +92,7 @@ class Bakery:
     def turn(self) -> Iterator[Turn]:
         """Wait for this process's turn, and leave after it.
 
-        Leaving by :class:`OutOfTurn` (or any other error) gives the place up all the same.
+        Leaving by :class:`OutOfTurnError` (or any other error) gives the place up all the same.
 
         Raises:
             CheckpointError: the storage fails.

@@ -28,11 +28,20 @@ from pyarrow.fs import (
     SubTreeFileSystem,
 )
 
-from ray_resume.errors import ResumeError
+from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.objects import brief, public_uri, whole_uri
 from ray_resume.record import Fingerprint
 from ray_resume.source import Source, SourceTable, refuse_repeated
 
-__all__ = ["has_changed", "list_files", "list_row_groups", "path_of", "relative_to", "resolve"]
+__all__ = [
+    "has_changed",
+    "list_files",
+    "list_row_groups",
+    "open_place",
+    "path_of",
+    "relative_to",
+    "resolve",
+]
 
 Paths: TypeAlias = "str | Path | Sequence[str | Path]"
 
@@ -60,6 +69,26 @@ def resolve(paths: Paths, filesystem: FileSystem | None) -> tuple[FileSystem, li
                 f"{given[0]} and {path} are on different filesystems. Read them apart."
             )
     return _based(first, [path for _, path in inferred])
+
+
+def open_place(what: str, given: str, filesystem: FileSystem | None) -> tuple[FileSystem, str]:
+    """Return the filesystem of one place that is to be written to, and its path there.
+
+    Raises:
+        CheckpointError: it cannot be opened; nothing secret of ``given`` is in the message.
+    """
+    shown = public_uri(given)
+    whole = whole_uri(given)
+    try:
+        found, (path,) = resolve(whole, filesystem)
+    except (OSError, ValueError, ImportError, NotImplementedError) as error:
+        why = brief(OSError(str(error).replace(whole, shown)))
+        raise CheckpointError(
+            f"The {what} {shown} cannot be opened: {why}. Give a directory, or a URI of a storage "
+            "that pyarrow knows (s3://bucket/path, gs://, abfs://, hdfs://), with credentials "
+            "where pyarrow finds them; or say which filesystem it is on (filesystem=...)."
+        ) from (error if shown == given else None)
+    return found, path
 
 
 def list_files(

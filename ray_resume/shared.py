@@ -40,7 +40,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_resume.bakery import Bakery, OutOfTurn, Turn, boottime_s
+from ray_resume.bakery import Bakery, OutOfTurnError, Turn, boottime_s
 from ray_resume.contents import MERGED, Contents, Look, Note, contents_of, merged_headers
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
@@ -381,11 +381,11 @@ class SharedCheckpoint:
                     result = act(turn)
                     try:
                         turn.confirm()
-                    except OutOfTurn:
+                    except OutOfTurnError:
                         undo()
                         raise
                     return result
-            except OutOfTurn:
+            except OutOfTurnError:
                 continue
 
     def _bakery(self, who: str) -> Bakery:

@@ -15,11 +15,10 @@ from typing import Any, Protocol
 
 from ray_resume.contents import Contents, Look, Note
 from ray_resume.directory import CheckpointDirectory, local_path
-from ray_resume.errors import CheckpointError
 from ray_resume.lease import Claim, Owner
 from ray_resume.letters import LetterBox
 from ray_resume.mounts import remote_fstype
-from ray_resume.objects import StoredObjects, brief, public_uri, whole_uri
+from ray_resume.objects import StoredObjects, public_uri
 from ray_resume.reader import Reading
 from ray_resume.record import Record
 from ray_resume.shard import ArrayTask
@@ -230,20 +229,11 @@ class Location:
         )
 
     def _objects(self) -> StoredObjects:
-        shown = public_uri(self.path)
-        given = whole_uri(self.path)
-        try:
-            from ray_resume.listing import resolve
+        # pyarrow is not loaded for a directory of this host's own.
+        from ray_resume.listing import open_place
 
-            filesystem, (path,) = resolve(given, self.filesystem)
-        except (OSError, ValueError, ImportError, NotImplementedError) as error:
-            why = brief(OSError(str(error).replace(given, shown)))
-            raise CheckpointError(
-                f"The checkpoint {shown} cannot be opened: {why}. Give a directory, or a "
-                "URI of a storage that pyarrow knows (s3://bucket/path, gs://, abfs://, hdfs://), "
-                "with credentials where pyarrow finds them; or Checkpoint(path, filesystem=...)."
-            ) from (error if shown == self.path else None)
-        return StoredObjects(filesystem, path, shown)
+        filesystem, path = open_place("checkpoint", self.path, self.filesystem)
+        return StoredObjects(filesystem, path, public_uri(self.path))
 
 
 def _is_shared(path: Path) -> bool:

@@ -25,8 +25,8 @@ from ray_resume.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.folder import Folder
 from ray_resume.formats import checked_format
-from ray_resume.listing import resolve
-from ray_resume.objects import brief, canonical_uri, public_uri, whole_uri
+from ray_resume.listing import open_place
+from ray_resume.objects import canonical_uri
 from ray_resume.output import FolderOutput, Output, RemoteOutput
 from ray_resume.packing import Packing, groups_of
 from ray_resume.run import Pass, Run, RunPlan
@@ -274,16 +274,7 @@ def _folder(sink: Any, filesystem: FileSystem | None) -> Folder:
             f"{type(sink).__name__}."
         )
     given = os.fspath(sink)
-    shown = public_uri(given)
-    try:
-        inferred, (path,) = resolve(whole_uri(given), filesystem)
-    except (OSError, ValueError, ImportError, NotImplementedError) as error:
-        why = brief(OSError(str(error).replace(given, shown)))
-        raise CheckpointError(
-            f"The output folder {shown} cannot be opened: {why}. Give a folder, or a URI of a "
-            "storage that pyarrow knows (s3://, gs://, abfs://, hdfs://), with credentials where "
-            "pyarrow finds them; or pass filesystem=."
-        ) from (error if shown == given else None)
+    inferred, path = open_place("output folder", given, filesystem)
     if not isinstance(inferred, LocalFileSystem):
         return Folder(inferred, path, canonical_uri(inferred, path, given))
     if os.path.exists(path) and not os.path.isdir(path):

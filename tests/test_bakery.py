@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from world import World, WorldObjects
 
-from ray_resume.bakery import Bakery, OutOfTurn, Turn
+from ray_resume.bakery import Bakery, OutOfTurnError, Turn
 from ray_resume.objects import Stamp
 
 pytestmark = pytest.mark.long
@@ -39,7 +39,7 @@ def history(
                         turn.confirm()
                         confirmed.append((began, world.now, who))
                         break
-                except OutOfTurn:
+                except OutOfTurnError:
                     continue
 
     for number in range(customers):
@@ -116,7 +116,7 @@ def history_of(seed: int, customers: dict[str, tuple[float, float]]) -> list[Any
         clocks: Any = {"clock": world.clock, "sleep": world.sleep}
         shop = Bakery(objects, "queue", who, patience_s=patience_s, **clocks)
         while who not in [other for _, _, other in confirmed]:
-            with contextlib.suppress(OutOfTurn), shop.turn() as turn:
+            with contextlib.suppress(OutOfTurnError), shop.turn() as turn:
                 began = world.now
                 world.sleep(stay_s)
                 turn.confirm()

@@ -12,6 +12,7 @@ from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError, objects
 from ray_resume.lease import Claim, Owner
+from ray_resume.listing import open_place
 from ray_resume.objects import StoredObjects, whole_uri
 from ray_resume.storage import Location
 
@@ -107,3 +108,12 @@ def test_no_directory_for_temporary_files_is_told(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(CheckpointError, match="Set TMPDIR"):
         storage.acquire(Owner.here("0" * 12), Claim(None), wait_s=0)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "output folder"])
+def test_a_place_that_cannot_be_opened_keeps_its_secrets(what: str) -> None:
+    with pytest.raises(
+        CheckpointError, match=rf"The {what} what://me@host/o .*pyarrow knows"
+    ) as told:
+        open_place(what, "what://me:hidden@host/o", None)
+    assert "hidden" not in f"{told.value}{told.value.__cause__}"
