@@ -50,21 +50,20 @@ from ray_resume.letters import LetterObjects
 from ray_resume.mounts import remote_fstype
 from ray_resume.objects import Objects, Stamp, StoredObjects
 from ray_resume.reader import Reading
-from ray_resume.record import Record, block_of, columns_of, digest, encode
+from ray_resume.record import block_of, columns_of, digest
 from ray_resume.segment import (
     accepted,
     fence_name,
-    is_fence,
     last_number,
-    part_name,
     whole_name,
 )
 from ray_resume.segment import decode as decode_segment
 from ray_resume.segment import encode as encode_segment
 from ray_resume.shard import ArrayTask, Shard
-from ray_resume.store import WriterFile
+from ray_resume.shared_lease import SharedLease, fence_own
+from ray_resume.shared_writer import SharedPlace
 
-__all__ = ["IDENTITY", "LAYOUT", "SharedCheckpoint", "SharedLease", "SharedPlace", "SharedWriter"]
+__all__ = ["IDENTITY", "LAYOUT", "SharedCheckpoint"]
 
 T = TypeVar("T")
 
@@ -77,10 +76,7 @@ _FORMAT_VERSION = 1
 _LOOKS = 10
 _POLLS_PER_TTL = 15
 
-# So many parts, or so large a part of all records in them, are published anew as one.
 _RECORDS_A_BLOCK = 50_000
-_FEW_PARTS = 64
-_MOST_PARTS = 1000
 
 _RUN = re.compile(r"[0-9a-f]{12}")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -272,7 +268,7 @@ class SharedCheckpoint:
         process is gone, or has given up waiting for an answer.
         """
         self._fence_the_dead(own)
-        _fence_own(self._objects, own)
+        fence_own(self._objects, own)
         # Who has a lease now may be at work, whoever he is. Who has published and has none is over
         # for good, and was fenced before it was taken from him: so its names are listed after that.
         known = self._runs().keys()
@@ -626,199 +622,6 @@ class _Taken:
         return Lease.is_abandoned(Path(self.lock))
 
 
-class SharedLease:
-    """A held lease: in the driver's process, or in the ledger's that has joined it."""
-
-    def __init__(self, objects: Objects, run_id: str, heart: Heart, lock: Lease) -> None:
-        self.lock = lock
-        self._objects = objects
-        self._run_id = run_id
-        self._heart = heart
-
-    @classmethod
-    def join(cls, objects: Objects, run_id: str, heart: Heart, lock: Lease) -> SharedLease:
-        """Hold a run's lease in this process too, whose ``heart`` has beaten once.
-
-        Who took the lease must :meth:`check` it after that, and before anything is committed: from
-        the first beat on, this process keeps the run alive, and until then the other one must have.
-
-        Raises:
-            CheckpointError: it is gone: the run that took it has ended, or was called dead.
-        """
-        lease = cls(objects, run_id, heart, lock)
-        lease.check()
-        heart.start()
-        return lease
-
-    def check(self) -> None:
-        """Make sure that the lease is held, and that nobody has called this run dead."""
-        self._heart.check()
-        fenced = any(
-            is_fence(name.rpartition("/")[2]) for name in self._objects.list(f"runs/{self._run_id}")
-        )
-        if fenced or self._objects.get(f"leases/{self._run_id}.json") is None:
-            raise CheckpointError(
-                f"The lease of run {self._run_id} is lost: another run has called it dead, since "
-                "it saw no sign of life of it. This run commits nothing more; run again to go on."
-            )
-        self._heart.check()
-
-    def confirm(self) -> None:
-        """Make sure that what was published up to now is seen by whoever calls this run dead.
-
-        Raises:
-            CheckpointError: somebody may have called it dead before.
-        """
-        self._heart.check()
-
-    def alone(self, *, wait_s: float) -> bool:
-        return self.lock.alone(wait_s=wait_s)
-
-    def end(self, *, wait_s: float) -> None:
-        with contextlib.suppress(CheckpointError):
-            if self.alone(wait_s=wait_s) and self._heart.is_alive():
-                # Who has no lease is not fenced any more; as a rule, its clean-up has done it.
-                _fence_own(self._objects, self._run_id)
-                reached("shared.ending")
-                self._objects.delete([f"leases/{self._run_id}.json"])
-                self._objects.delete(
-                    f"leases/{self._run_id}.{kind}" for kind in ("claim", "ledger")
-                )
-        with contextlib.suppress(CheckpointError):
-            self._heart.end()
-        self.lock.end(wait_s=0)
-
-    def release(self) -> None:
-        with contextlib.suppress(CheckpointError):
-            self._heart.end()
-        self.lock.release()
-
-
-@dataclass(frozen=True)
-class SharedPlace:
-    """Where a run's ledger finds its lease and publishes; picklable."""
-
-    objects: Objects
-    run_id: str
-    lock: str
-    ttl_s: float
-    commit_interval_s: float
-
-    def open(self, header: Mapping[str, Any]) -> tuple[SharedLease, SharedWriter]:
-        scratch = Path(self.lock).parent
-        lock = Lease.join(Path(self.lock))
-        try:
-            heart = Heart(self.objects, f"leases/{self.run_id}.ledger", ttl_s=self.ttl_s)
-            lease = SharedLease.join(self.objects, self.run_id, heart, lock)
-            try:
-                local = WriterFile.create(scratch, self.run_id, header)
-                try:
-                    return lease, SharedWriter(self.objects, self.run_id, header, lease, local)
-                except BaseException:
-                    local.close()
-                    raise
-            except BaseException:
-                lease.release()
-                raise
-        except BaseException:
-            lock.release()
-            raise
-
-    def letters(self) -> LetterObjects:
-        return LetterObjects(self.objects)
-
-
-class SharedWriter:
-    """Commits to LMDB on this host's disk, and publishes what was committed there.
-
-    Not thread-safe; one owner, one thread at a time. What is published has a number, and no name
-    is ever used twice. Making it makes the run known by its header, before it writes any row.
-
-    Raises:
-        CheckpointError: the storage fails, or the run may have been called dead.
-    """
-
-    def __init__(
-        self,
-        objects: Objects,
-        run_id: str,
-        header: Mapping[str, Any],
-        lease: SharedLease,
-        local: WriterFile,
-    ) -> None:
-        self._objects = objects
-        self._run_id = run_id
-        self._header = {**header, "run_id": run_id}
-        self._lease = lease
-        self._local = local
-        self._number = 0
-        self._published: list[str] = []
-        self._in_parts = self._in_whole = 0
-        self._uncertain = False
-        self._publish(part_name, ())
-
-    def commit(self, records: Sequence[Record]) -> None:
-        """Publish ``records`` in one object. When this returns, every successor will see them.
-
-        Raises:
-            CheckpointError: a disk or the storage fails, or this run may have been called dead.
-                Whether they count is not known, and nothing more may be committed.
-        """
-        self.commit_encoded([digest(record.source_id) + encode(record) for record in records])
-
-    def commit_encoded(self, stored: Sequence[bytes]) -> None:
-        """Do as :meth:`commit`, with digests that are followed by encoded records."""
-        if self._uncertain:
-            # Its number may be missing for ever, and what comes after it could not be read.
-            raise CheckpointError(
-                f"Run {self._run_id} does not know whether its last commit counts, so it commits "
-                "nothing more. What was committed before is safe; run again to go on."
-            )
-        self._uncertain = True
-        self._local.commit_encoded(stored)
-        reached("shared.before_publish")
-        self._publish(part_name, [block_of(stored)])
-        self._in_parts += len(stored)
-        parts = len(self._published)
-        if parts >= _MOST_PARTS or (parts >= _FEW_PARTS and self._in_parts * 4 >= self._in_whole):
-            self._publish_whole()
-        self._uncertain = False
-
-    def close(self) -> None:
-        """Publish everything in one object in place of many, as far as that can be done."""
-        try:
-            # All is published; that it is in many pieces costs time, no rows.
-            with contextlib.suppress(CheckpointError):
-                self._publish_whole()
-        finally:
-            self._local.close()
-            with contextlib.suppress(OSError):
-                self._local.path.unlink()
-
-    def _publish_whole(self) -> None:
-        if len(self._published) < 2:
-            return
-        before, self._published = self._published, []
-        self._publish(whole_name, self._local.blocks())
-        reached("shared.whole")
-        # Confirmed, so whoever puts up a fence has seen the whole, and needs no part of it; and
-        # nobody has put one up already, whatever this host's clock is worth.
-        self._lease.check()
-        self._objects.delete(before)
-        self._in_parts, self._in_whole = 0, self._in_whole + self._in_parts
-
-    def _publish(self, name_of: Callable[[int], str], blocks: Iterable[bytes]) -> None:
-        self._lease.confirm()
-        self._number += 1
-        name = f"runs/{self._run_id}/{name_of(self._number)}"
-        header = self._header if name_of is whole_name or self._number == 1 else {}
-        self._objects.put(name, encode_segment(header, blocks))
-        reached("shared.published")
-        # Only now it is known that nobody had called this run dead when it was put there.
-        self._lease.confirm()
-        self._published.append(name)
-
-
 def _own_directory() -> Path:
     """Return a directory of this host's, and nobody else's; made if missing."""
     user = Path(tempfile.gettempdir(), f"ray_resume-{os.getuid()}")
@@ -835,14 +638,6 @@ def _own_directory() -> Path:
         # Somebody else could put files there.
         user = Path(tempfile.mkdtemp(prefix="ray_resume-"))
     return user
-
-
-def _fence_own(objects: Objects, run_id: str) -> None:
-    """Have what this run has under way count for nobody, now that its ledger is closed."""
-    names = [name.rpartition("/")[2] for name in objects.list(f"runs/{run_id}")]
-    last = last_number(names)
-    if last and not any(map(is_fence, names)):
-        objects.put(f"runs/{run_id}/{fence_name(run_id, last)}", b"")
 
 
 def _there(data: bytes | None) -> bytes:

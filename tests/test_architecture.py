@@ -43,6 +43,8 @@ ORDER = [
     "compaction",
     "storage",
     "shared",
+    "shared_writer",
+    "shared_lease",
     "directory",
     "contents",
     "reader",

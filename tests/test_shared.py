@@ -18,7 +18,7 @@ import pytest
 from buckets import S3
 from pyarrow.fs import LocalFileSystem
 
-from ray_resume import Checkpoint, CheckpointError, shared
+from ray_resume import Checkpoint, CheckpointError, shared_writer
 from ray_resume.folder import Folder
 from ray_resume.lease import Claim, Owner
 from ray_resume.output import FolderOutput
@@ -381,7 +381,7 @@ def test_a_successor_that_dies_when_it_has_fenced(
 def test_what_is_committed_is_there_for_everybody_and_ends_up_in_one_object(
     place: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "_FEW_PARTS", 4)
+    monkeypatch.setattr(shared_writer, "_FEW_PARTS", 4)
     storage = opened(place)
     lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
     ledger, writer = storage.place(run(1), lease).open({"sources_total": 20})
@@ -471,7 +471,7 @@ def test_parts_stay_when_somebody_has_put_up_a_fence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock of a virtual machine that was paused does not know of it."""
-    monkeypatch.setattr(shared, "_FEW_PARTS", 3)
+    monkeypatch.setattr(shared_writer, "_FEW_PARTS", 3)
     storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
     lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
     ledger, writer = storage.place(run(1), lease).open({})

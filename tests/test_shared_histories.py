@@ -21,14 +21,16 @@ from typing import Any
 import pytest
 from world import World, WorldLock, WorldObjects
 
-from ray_resume import bakery, segment, shared
+from ray_resume import bakery, segment, shared, shared_writer
 from ray_resume.checkpoint import _resets
 from ray_resume.contents import Contents
 from ray_resume.errors import CheckpointError
 from ray_resume.heartbeat import Heart
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.record import Record, State, block_of, digest, encode
-from ray_resume.shared import SharedCheckpoint, SharedLease, SharedWriter
+from ray_resume.shared import SharedCheckpoint
+from ray_resume.shared_lease import SharedLease
+from ray_resume.shared_writer import SharedWriter
 
 pytestmark = pytest.mark.long
 
@@ -41,7 +43,7 @@ def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process is on a host of its own: no lock proves anything."""
     monkeypatch.setattr(shared, "_boot", lambda: None)
     monkeypatch.setattr(Lease, "hold", classmethod(lambda cls, directory, owner: NoLock()))
-    monkeypatch.setattr(shared, "_FEW_PARTS", 3)
+    monkeypatch.setattr(shared_writer, "_FEW_PARTS", 3)
     monkeypatch.setattr(os, "urandom", lambda count: chance.randbytes(count))
 
 
