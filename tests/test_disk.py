@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -200,6 +201,13 @@ def run(wide: Path, checkpoint: Path, out: Path, udf: Any) -> Any:
     return resumable_write(ds, out, concurrency=1)
 
 
+def wait_for(checkpoint: Path, completed: int) -> None:
+    deadline = time.monotonic() + 60
+    while Checkpoint(checkpoint).status().completed < completed:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_full_disk_under_the_checkpoint_ends_the_run_and_loses_nothing(
     disk: Disk, wide: Path, tmp_path: Path
@@ -210,14 +218,10 @@ def test_a_full_disk_under_the_checkpoint_ends_the_run_and_loses_nothing(
 
     @resumable
     def fill_up(batch: Batch) -> Batch:
-        import time
-
         with calls.open("a") as file:
             file.write("x")
         if calls.stat().st_size == 6:
-            deadline = time.monotonic() + 60
-            while Checkpoint(checkpoint).status().completed < 3:
-                assert time.monotonic() < deadline
+            wait_for(checkpoint, 3)
             fill(ballast)
         return batch
 
@@ -276,8 +280,14 @@ def test_a_full_disk_under_the_dead_letters_ends_the_run_and_loses_nothing(
     checkpoint, out = disk.path / "ckpt", tmp_path / "out"
     disk.mount("remount,size=300k")
 
+    calls = tmp_path / "calls"
+
     @resumable(on_error="dead_letter")
     def poison(batch: Batch) -> Batch:
+        with calls.open("a") as file:
+            file.write("x")
+        if calls.stat().st_size == 4:
+            wait_for(checkpoint, 1)
         raise ValueError("poison")
 
     # A letter, or the commit of those that found room: whichever comes first on a full disk.
