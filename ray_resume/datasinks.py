@@ -19,6 +19,7 @@ import pickle
 import re
 import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import cloudpickle
@@ -29,9 +30,8 @@ from ray_resume import plan
 from ray_resume.client import LedgerClient
 from ray_resume.errors import NonResumableError
 from ray_resume.faults import reached
-from ray_resume.ledger import Drain
-from ray_resume.lineage import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN
-from ray_resume.sink import gathered
+from ray_resume.gather import gathered
+from ray_resume.lineage import SOURCE_COLUMN, TOKEN_COLUMN
 
 __all__ = [
     "NothingSink",
@@ -151,29 +151,23 @@ class WrappedDatasink(Datasink[None]):
         self._inner.on_write_start(schema)
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
-        parts, sums = gathered(blocks)
-        if not parts:
+        rows = gathered(blocks)
+        if not rows:
             return
         reached("datasink.before_write")
-        results: dict[int, tuple[bytes, ...]] = {}
+        drains = [drain for some in rows for drain in some.drains()]
         if self._at_the_end:
-            for source, tables in parts.items():
-                result = self._inner.write(iter(tables), _fresh(ctx))
-                results[source] = (cloudpickle.dumps(result),)  # type: ignore[no-untyped-call]
+            # Of what is published, each source is to be published or not on its own.
+            alone = (one.table for some in rows for one in some.alone())
+            results = [self._inner.write(iter([table]), _fresh(ctx)) for table in alone]
+            drains = [
+                replace(drain, results=(cloudpickle.dumps(result),))  # type: ignore[no-untyped-call]
+                for drain, result in zip(drains, results, strict=True)
+            ]
         else:
-            self._inner.write((table for tables in parts.values() for table in tables), ctx)
+            self._inner.write((some.table for some in rows), ctx)
         reached("datasink.before_drain")
-        self._client.send(
-            *(
-                Drain(
-                    source,
-                    -sums[source] % MODULUS,
-                    sum(table.num_rows for table in tables),
-                    results=results.get(source, ()),
-                )
-                for source, tables in parts.items()
-            )
-        )
+        self._client.send(*drains)
         reached("datasink.after_drain")
 
 

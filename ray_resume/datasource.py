@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from ray.data import DataContext
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -31,7 +32,7 @@ from ray_resume.lineage import (
     token_sum,
     tokens,
 )
-from ray_resume.source import Reading, Selection, Source, SourceTable, Watch
+from ray_resume.source import Reading, ReadTasks, Selection, SourceTable, Watch
 
 __all__ = ["ArmedDatasource", "ResumableDatasource", "SourceReader"]
 
@@ -60,7 +61,7 @@ class _SourceDatasource(Datasource):
         return self.reading.name
 
     def estimate_inmemory_data_size(self) -> int | None:
-        return self.reading.size_bytes(self.sources)
+        return _total(self.reading.sizes_bytes(self.sources))
 
     def supports_projection_pushdown(self) -> bool:
         return True
@@ -80,23 +81,23 @@ class _SourceDatasource(Datasource):
             for group in groups
         ]
 
-    def _metadata(self, sources: Sequence[Source]) -> BlockMetadata:
+    def _metadata(self, sources: SourceTable) -> BlockMetadata:
         return BlockMetadata(
             num_rows=None,
-            size_bytes=self.reading.size_bytes(sources),
+            size_bytes=_total(self.reading.sizes_bytes(sources)),
             input_files=None,
             exec_stats=None,
         )
 
     def _reads(
         self, parallelism: int, data_context: DataContext
-    ) -> Iterator[tuple[range, Sequence[Source], list[ReadTask | None], Selection]]:
+    ) -> Iterator[tuple[range, SourceTable, ReadTasks, Selection]]:
         """Open the sources, and cut them into at most ``parallelism`` groups, by position."""
         selection = Selection(self._predicates, self.selected_columns)
-        tasks, left = self.reading.open(self.sources, selection, data_context)
+        tasks_of, left = self.reading.open(self.sources, selection, data_context)
         for positions in _grouped(range(len(self.sources)), parallelism):
-            group = [self.sources[position] for position in positions]
-            yield positions, group, [tasks.get(source.source_id) for source in group], left
+            group = self.sources[positions.start : positions.stop].packed()
+            yield positions, group, tasks_of(positions), left
 
 
 class ResumableDatasource(_SourceDatasource):
@@ -123,7 +124,7 @@ class ResumableDatasource(_SourceDatasource):
             return self._placeholders(parallelism)
         return [
             ReadTask(
-                PlainReader(tuple(filter(None, tasks)), left),
+                PlainReader(group, tasks, left),
                 self._metadata(group),
                 per_task_row_limit=per_task_row_limit,
             )
@@ -175,10 +176,9 @@ class ArmedDatasource(_SourceDatasource):
         return [
             ReadTask(
                 SourceReader(
-                    tuple(
-                        NumberedRead(self._numbers[position], source, task)
-                        for position, source, task in zip(positions, group, tasks, strict=True)
-                    ),
+                    group,
+                    self._numbers[positions.start : positions.stop],
+                    tasks,
                     left,
                     self.reading.repeatable,
                     self.reading.watch(),
@@ -191,33 +191,27 @@ class ArmedDatasource(_SourceDatasource):
 
 
 @dataclass(frozen=True)
-class NumberedRead:
-    """A source by its number in the run's table; without a task, it has no rows to read."""
-
-    number: int
-    source: Source
-    task: ReadTask | None
-
-
-@dataclass(frozen=True)
 class PlainReader:
     """Reads sources one after another, as plain Ray Data does."""
 
     # Ray names a read function by this where it warns of a task that is large.
     __name__ = "ray_resume read"
 
-    tasks: tuple[ReadTask, ...]
+    sources: SourceTable
+    tasks: ReadTasks
     left: Selection
 
     def __call__(self) -> Iterator[Any]:
-        for task in self.tasks:
-            yield from _selected(task(), self.left)
+        for task in self.tasks(self.sources):
+            if task is not None:
+                yield from _selected(task(), self.left)
 
 
 @dataclass(frozen=True)
 class SourceReader:
     """Reads sources one after another, gives each row its token, seals each source.
 
+    ``numbers`` are the sources' in the run's table.
     Rows that ``left`` leaves out are no rows of their source.
 
     Guarantees: a source is sealed only after its reader is exhausted and each of its rows was
@@ -227,7 +221,9 @@ class SourceReader:
 
     __name__ = "ray_resume read"
 
-    reads: tuple[NumberedRead, ...]
+    sources: SourceTable
+    numbers: Sequence[int]
+    tasks: ReadTasks
     left: Selection
     repeatable: bool
     has_changed: Watch
@@ -236,10 +232,11 @@ class SourceReader:
     def __call__(self) -> Iterator[Any]:
         seals: list[Seal | Failure] = []
         sent_at = time.monotonic()
-        for read in self.reads:
-            nonce = self._nonce(read.source.source_id)
+        tasks = self.tasks(self.sources)
+        for number, source, task in zip(self.numbers, self.sources, tasks, strict=True):
+            nonce = self._nonce(source.source_id)
             total = start = 0
-            for block in _selected(read.task(), self.left) if read.task is not None else ():
+            for block in _selected(task(), self.left) if task is not None else ():
                 count = batches.num_rows(block)
                 values = tokens(nonce, start, count)
                 total = (total + token_sum(values)) % MODULUS
@@ -247,13 +244,13 @@ class SourceReader:
                 if seals and time.monotonic() - sent_at >= _SEAL_INTERVAL_S:
                     self._seal(seals)
                     seals, sent_at = [], time.monotonic()
-                yield batches.attach(block, np.full(count, read.number, dtype=np.int32), values)
+                yield batches.attach(block, np.full(count, number, dtype=np.int32), values)
                 reached("read.between_blocks")
             # Only now, since what comes after this was not read any more.
-            if self.has_changed(read.source):
-                seals.append(Failure(read.number, total, start, _CHANGED))
+            if self.has_changed(source):
+                seals.append(Failure(number, total, start, _CHANGED))
             else:
-                seals.append(Seal(read.number, total, start))
+                seals.append(Seal(number, total, start))
         if seals:
             self._seal(seals)
 
@@ -276,6 +273,10 @@ def _selected(blocks: Iterable[Any], left: Selection) -> Iterator[Any]:
         if left.columns is not None:
             selected = BlockAccessor.for_block(selected).select(list(left.columns))
         yield selected
+
+
+def _total(sizes_bytes: npt.NDArray[np.float64] | None) -> int | None:
+    return None if sizes_bytes is None else round(sizes_bytes.sum())
 
 
 def _never_run() -> list[Any]:

@@ -91,6 +91,7 @@ try:
         get_column_references,
     )
     from ray.data._internal.planner.plan_write_op import WRITE_UUID_KWARG_NAME
+    from ray.data.datasource.file_based_datasource import FileBasedDatasource
     from ray.data.datasource.file_datasink import _FileDatasink
     from ray.data.expressions import Expr, PyArrowComputeUDFExpr, StarExpr, UDFExpr, col
 except ImportError as error:
@@ -100,6 +101,7 @@ __all__ = [
     "GATHERS_BY_SIZE",
     "WRITE_UUID_KWARG_NAME",
     "Chain",
+    "ParquetFiles",
     "arm",
     "block_of",
     "chain_of",
@@ -108,10 +110,11 @@ __all__ = [
     "mask_of",
     "plain_datasource",
     "push_selection",
+    "reading_files",
+    "reads_any_file",
     "refuse_plain_writes",
     "refuse_ray_client",
     "refuse_working_dir_copy",
-    "row_group_datasource",
     "row_group_name",
     "rows_of",
 ]
@@ -175,6 +178,7 @@ _USED: dict[Any, str] = {
     ),
     Project: "exprs per_block_limit input_dependencies",
     StreamingRepartition: "per_block_limit input_dependencies",
+    FileBasedDatasource: "_paths _file_sizes get_read_tasks",
     ParquetDatasource: "_pq_paths _pq_fragments",
     _ParquetFragment: "_fragment _file_size file_size original",
     StreamingExecutor: "_topology",
@@ -397,29 +401,62 @@ def push_selection(datasource: Datasource, selection: Selection) -> tuple[Dataso
     return datasource, Selection(tuple(left), selection.columns if more else None)
 
 
-def row_group_name(path: str, row_group: int) -> str:
-    """Spell a row group as Ray Data's own unit ids do."""
-    return f"{path}#rg{row_group}"
+def reads_any_file(datasource: Datasource) -> bool:
+    """Say whether :func:`reading_files` can have ``datasource`` read any files."""
+    return isinstance(datasource, FileBasedDatasource)
 
 
-def row_group_datasource(
-    datasource: Datasource, row_groups: Sequence[tuple[str, int]]
+def reading_files(
+    datasource: Datasource, paths: Sequence[str], sizes_bytes: Sequence[int | None]
 ) -> Datasource:
-    """Make a Parquet datasource read the given ``(path, row group)`` pairs, a task for each.
+    """Return a datasource that reads these files, on the same file system, as ``datasource`` would.
+
+    Nobody looks at the files for that, neither here nor when it makes its read tasks.
+    """
+    # Its own way to know its files is a list in the object store.
+    reading: Any = copy.copy(datasource)
+    reading._paths, reading._file_sizes = lambda: list(paths), lambda: list(sizes_bytes)
+    narrowed: Datasource = reading
+    return narrowed
+
+
+class ParquetFiles:
+    """The files of a Parquet datasource, by path.
 
     Raises:
         NonResumableError: it is not a Parquet datasource.
     """
-    if not isinstance(datasource, ParquetDatasource):
-        raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
-    fragments = dict(zip(datasource._pq_paths, datasource._pq_fragments, strict=True))
-    narrowed = copy.copy(datasource)
-    narrowed._pq_fragments = [
-        _RowGroup(fragments[path].original, fragments[path].file_size, row_group)
-        for path, row_group in row_groups
-    ]
-    narrowed._pq_paths = [row_group_name(*pair) for pair in row_groups]
-    return narrowed
+
+    def __init__(self, datasource: Datasource) -> None:
+        if not isinstance(datasource, ParquetDatasource):
+            raise NonResumableError(
+                f"{datasource.get_name()} reads no Parquet files, and ray_resume cannot bind what "
+                "it reads to files."
+            )
+        self._datasource = datasource
+        self._fragments = dict(zip(datasource._pq_paths, datasource._pq_fragments, strict=True))
+
+    def reading(self, paths: Sequence[str]) -> Datasource:
+        """Return a datasource that reads these files only."""
+        return self._narrowed(paths, [self._fragments[path] for path in paths])
+
+    def reading_row_groups(self, row_groups: Sequence[tuple[str, int]]) -> Datasource:
+        """Return a datasource that reads ``(path, row group)`` pairs only, each as a unit."""
+        fragments = []
+        for path, row_group in row_groups:
+            whole = self._fragments[path]
+            fragments.append(_RowGroup(whole.original, whole.file_size, row_group))
+        return self._narrowed([row_group_name(*pair) for pair in row_groups], fragments)
+
+    def _narrowed(self, names: Sequence[str], fragments: Sequence[Any]) -> Datasource:
+        narrowed = copy.copy(self._datasource)
+        narrowed._pq_paths, narrowed._pq_fragments = list(names), list(fragments)
+        return narrowed
+
+
+def row_group_name(path: str, row_group: int) -> str:
+    """Spell a row group as Ray Data's own unit ids do."""
+    return f"{path}#rg{row_group}"
 
 
 class _RowGroup(_ParquetFragment):
@@ -491,8 +528,16 @@ def mask_of(expression: Expr, block: Any) -> npt.NDArray[np.bool_]:
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
-    """Concatenate blocks whose schemas may differ as Ray's own writers allow."""
-    return tables[0] if len(tables) == 1 else concat(list(tables), promote_types=True)
+    """Concatenate blocks whose schemas may differ as Ray's own writers allow, in their order."""
+    if len(tables) == 1:
+        return tables[0]
+    return concat(list(tables), promote_types=True, **_IN_ORDER)
+
+
+# By default, newer versions put those first that need no conversion.
+_IN_ORDER = (
+    {"preserve_order": True} if "preserve_order" in inspect.signature(concat).parameters else {}
+)
 
 
 _READ_WAY_OUT = (

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from pyarrow.fs import FileSystem
@@ -19,7 +21,14 @@ from ray.data.datasource import Datasource, ReadTask
 from ray_resume import plan
 from ray_resume.errors import NonResumableError, ResumeError
 from ray_resume.listing import has_changed
-from ray_resume.source import Selection, Source, SourceTable, Watch, refuse_repeated
+from ray_resume.source import (
+    ReadTasks,
+    Selection,
+    Source,
+    SourceTable,
+    Watch,
+    refuse_repeated,
+)
 
 __all__ = [
     "DatasourceReading",
@@ -34,7 +43,8 @@ __all__ = [
 class FileReading:
     """Files, read by one of Ray's ``read_*`` functions.
 
-    ``reader(paths, **arguments)`` must plan one read whose tasks can be bound to files.
+    ``reader(paths, **arguments)`` must plan one read whose tasks can be bound to files. Nobody asks
+    it about each file in the driver, but for Parquet, as in plain Ray Data.
     ``inflation`` is how many bytes in memory a byte on disk is taken for, ``roots`` the files and
     directories that were listed on ``filesystem``.
     """
@@ -48,51 +58,86 @@ class FileReading:
     roots: tuple[str, ...] = ()
     repeatable: bool = True
 
-    def size_bytes(self, sources: Sequence[Source]) -> int | None:
-        if isinstance(sources, SourceTable):
-            return round(int(sources.fingerprints.sizes.sum()) * self.inflation)
-        return round(sum(source.fingerprint.size or 0 for source in sources) * self.inflation)
+    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
+        # What is not known counts as nothing.
+        return sources.fingerprints.sizes.astype(np.float64) * self.inflation
 
     def open(
-        self, sources: Sequence[Source], selection: Selection, data_context: Any
-    ) -> tuple[Mapping[str, ReadTask], Selection]:
-        by_path = {source.item: source.source_id for source in sources}
-        datasource = plan.plain_datasource(self.reader, list(by_path), dict(self.arguments))
+        self, sources: SourceTable, selection: Selection, data_context: Any
+    ) -> tuple[Callable[[range], ReadTasks], Selection]:
+        datasource = self._datasource(sources[:1])
+        if not plan.reads_any_file(datasource):
+            datasource = self._datasource(sources)
         datasource, left = plan.push_selection(datasource, selection)
-        return self._bound(datasource, by_path, selection, data_context), left
+        part_of = self._parts(datasource, sources)
+
+        def tasks_of(positions: range) -> ReadTasks:
+            return _FileTasks(self.name, part_of(positions), bool(selection.predicates))
+
+        # What cannot be bound to its sources is found out here, not on some worker.
+        tasks_of(range(1))(sources[:1])
+        return tasks_of, left
 
     def watch(self) -> Watch:
         return partial(_file_has_changed, self.filesystem)
 
-    def _bound(
-        self,
-        datasource: Datasource,
-        by_path: Mapping[str, str],
-        selection: Selection,
-        data_context: Any,
-    ) -> dict[str, ReadTask]:
-        """Bind one task to each file, by the path that the task says that it reads."""
-        tasks: dict[str, ReadTask] = {}
-        for task in datasource.get_read_tasks(len(by_path), None, data_context):
+    def _datasource(self, sources: SourceTable) -> Datasource:
+        paths = [_path_of(source) for source in sources]
+        return plan.plain_datasource(self.reader, list(dict.fromkeys(paths)), dict(self.arguments))
+
+    def _parts(self, datasource: Datasource, sources: SourceTable) -> Callable[[range], Datasource]:
+        if plan.reads_any_file(datasource):
+            return lambda _: datasource
+        files = plan.ParquetFiles(datasource)
+        return lambda positions: files.reading(
+            [source.item for source in sources[positions.start : positions.stop]]
+        )
+
+
+def _file_has_changed(filesystem: FileSystem, source: Source) -> bool:
+    return has_changed(filesystem, _path_of(source), source.fingerprint)
+
+
+def _path_of(source: Source) -> str:
+    return str(source.item if isinstance(source.item, str) else source.item[0])
+
+
+@dataclass(frozen=True)
+class _FileTasks:
+    """Makes a read task for each file, or row group, and binds it by what it says that it reads.
+
+    ``datasource`` reads these files, if it does not read any that it is given.
+    """
+
+    name: str
+    datasource: Datasource
+    may_leave_out: bool
+
+    def __call__(self, sources: SourceTable) -> Sequence[ReadTask | None]:
+        names, sizes = [], []
+        for source in sources:
+            item = source.item
+            names.append(item if isinstance(item, str) else plan.row_group_name(*item))
+            sizes.append(source.fingerprint.size)
+        datasource = self.datasource
+        if plan.reads_any_file(datasource):
+            datasource = plan.reading_files(datasource, names, sizes)
+        tasks: dict[str, ReadTask | None] = dict.fromkeys(names)
+        for task in datasource.get_read_tasks(len(names)):
             paths = [str(path) for path in task.metadata.input_files or ()]
-            if len(paths) != 1 or paths[0] not in by_path:
+            if len(paths) != 1 or paths[0] not in tasks:
                 raise NonResumableError(
                     f"{self.name} gave a read task for {paths[:3]}, where one task for each file "
                     "was expected, so its rows cannot be bound to their sources."
                 )
-            tasks[by_path[paths[0]]] = task
-        missing = [path for path, source_id in by_path.items() if source_id not in tasks]
-        if missing and not selection.predicates:
+            tasks[paths[0]] = task
+        missing = [name for name, task in tasks.items() if task is None]
+        if missing and not self.may_leave_out:
             raise NonResumableError(
                 f"{self.name} gave no read task for {missing[0]}, so nobody can say when that "
                 "source is complete."
             )
-        return tasks
-
-
-def _file_has_changed(filesystem: FileSystem, source: Source) -> bool:
-    path = source.item if isinstance(source.item, str) else source.item[0]
-    return has_changed(filesystem, path, source.fingerprint)
+        return list(tasks.values())
 
 
 def _nobody_can_see(_: Source) -> bool:
@@ -103,15 +148,11 @@ def _nobody_can_see(_: Source) -> bool:
 class RowGroupReading(FileReading):
     """Row groups of Parquet files; a source's item is ``(path, row group)``."""
 
-    def open(
-        self, sources: Sequence[Source], selection: Selection, data_context: Any
-    ) -> tuple[Mapping[str, ReadTask], Selection]:
-        by_name = {plan.row_group_name(*source.item): source.source_id for source in sources}
-        paths = list(dict.fromkeys(source.item[0] for source in sources))
-        datasource = plan.plain_datasource(self.reader, paths, dict(self.arguments))
-        datasource = plan.row_group_datasource(datasource, [source.item for source in sources])
-        datasource, left = plan.push_selection(datasource, selection)
-        return self._bound(datasource, by_name, selection, data_context), left
+    def _parts(self, datasource: Datasource, sources: SourceTable) -> Callable[[range], Datasource]:
+        files = plan.ParquetFiles(datasource)
+        return lambda positions: files.reading_row_groups(
+            [source.item for source in sources[positions.start : positions.stop]]
+        )
 
 
 @dataclass(frozen=True)
@@ -126,20 +167,26 @@ class KeyReading:
     load: Callable[[Any], Any]
     repeatable: bool = False
 
-    def size_bytes(self, sources: Sequence[Source]) -> int | None:
+    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         return None
 
     def watch(self) -> Watch:
         return _nobody_can_see
 
     def open(
-        self, sources: Sequence[Source], selection: Selection, data_context: Any
-    ) -> tuple[Mapping[str, ReadTask], Selection]:
-        tasks = {
-            source.source_id: ReadTask(_KeyRead(self.load, source.item), _unknown_metadata())
-            for source in sources
-        }
-        return tasks, selection
+        self, sources: SourceTable, selection: Selection, data_context: Any
+    ) -> tuple[Callable[[range], ReadTasks], Selection]:
+        return lambda _: _KeyTasks(self.load), selection
+
+
+@dataclass(frozen=True)
+class _KeyTasks:
+    load: Callable[[Any], Any]
+
+    def __call__(self, sources: SourceTable) -> Sequence[ReadTask]:
+        return [
+            ReadTask(_KeyRead(self.load, source.item), _unknown_metadata()) for source in sources
+        ]
 
 
 @dataclass(frozen=True)
@@ -241,15 +288,15 @@ class DatasourceReading:
         refuse_repeated(sources)
         return cls(datasource.get_name(), sources, datasource, task_count)
 
-    def size_bytes(self, sources: Sequence[Source]) -> int | None:
+    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         return None
 
     def watch(self) -> Watch:
         return _nobody_can_see
 
     def open(
-        self, sources: Sequence[Source], selection: Selection, data_context: Any
-    ) -> tuple[Mapping[str, ReadTask], Selection]:
+        self, sources: SourceTable, selection: Selection, data_context: Any
+    ) -> tuple[Callable[[range], ReadTasks], Selection]:
         tasks = self.datasource.get_read_tasks(self.task_count, None, data_context)
         if len(tasks) != len(self.sources):
             raise NonResumableError(
@@ -257,7 +304,19 @@ class DatasourceReading:
                 "so they cannot be told apart."
             )
         # Selected after reading: a datasource that selects may cut its tasks otherwise.
-        return {source.source_id: tasks[source.item] for source in sources}, selection
+        return lambda positions: _Made(
+            [tasks[source.item] for source in sources[positions.start : positions.stop]]
+        ), selection
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Read tasks that only the driver could make."""
+
+    tasks: Sequence[ReadTask]
+
+    def __call__(self, _: SourceTable) -> Sequence[ReadTask]:
+        return self.tasks
 
 
 def _unknown_metadata() -> BlockMetadata:

@@ -13,24 +13,23 @@ from functools import partial
 from typing import IO, Any
 from urllib.parse import quote
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from ray.data.block import Block, BlockAccessor
+from ray.data.block import Block
 from ray.data.datasource import Datasink
 
-from ray_resume import batches, plan
+from ray_resume import plan
 from ray_resume.client import LedgerClient
 from ray_resume.errors import ResumeError
 from ray_resume.faults import reached
 from ray_resume.folder import Folder
 from ray_resume.formats import Format
+from ray_resume.gather import gathered
 from ray_resume.ledger import Drain, Pack
-from ray_resume.lineage import MODULUS, token_sum
 from ray_resume.naming import DIGEST_BYTES, stem_of
 from ray_resume.packing import Packing
 
-__all__ = ["FileSink", "Layout", "gathered"]
+__all__ = ["FileSink", "Layout"]
 
 
 @dataclass(frozen=True)
@@ -135,23 +134,19 @@ class FileSink(Datasink[None]):
         Raises:
             ResumeError: a file cannot be written; the message names it.
         """
-        parts, sums = gathered(blocks)
-        if not parts:
+        rows = gathered(blocks)
+        if not rows:
             return
         reached("sink.before_write")
-        whole = ((source, plan.concat_tables(tables)) for source, tables in parts.items())
         events: list[Drain | Pack] = []
-        alone = ([part] for part in whole)
-        for together in alone if self._packing is None else self._packing.packs(whole):
-            table = plan.concat_tables([table for _, table in together])
-            sources = [source for source, _ in together]
-            digest = self._digest(sources[0]) if len(sources) == 1 else None
+        alone = ([one] for some in rows for one in some.alone())
+        for together in alone if self._packing is None else self._packing.packs(rows):
+            drains = [drain for some in together for drain in some.drains()]
+            digest = self._digest(drains[0].source) if len(drains) == 1 else None
+            table = plan.concat_tables([some.table for some in together])
             files = tuple(self._layout.write(self._folder, self._prefix, digest, table))
-            drains = tuple(
-                Drain(source, -sums[source] % MODULUS, part.num_rows) for source, part in together
-            )
             events.append(
-                Pack(drains, files) if len(drains) > 1 else replace(drains[0], files=files)
+                Pack(tuple(drains), files) if len(drains) > 1 else replace(drains[0], files=files)
             )
         try:
             self._folder.sync(name for event in events for name in event.files)
@@ -170,31 +165,3 @@ def _unwritten(what: str, error: OSError) -> ResumeError:
         f"The output {what} cannot be written: {error}. Its rows count for nobody, and what was "
         "committed is safe. Free space or mend the disk, and run again."
     )
-
-
-def gathered(blocks: Iterable[Block]) -> tuple[dict[int, list[pa.Table]], dict[int, int]]:
-    """Gather the rows of a write task: each source's tables, and the sum of its tokens."""
-    parts: dict[int, list[pa.Table]] = {}
-    sums: dict[int, int] = {}
-    for block in blocks:
-        for source, table, total in _by_source(BlockAccessor.for_block(block).to_arrow()):
-            parts.setdefault(source, []).append(table)
-            sums[source] = (sums.get(source, 0) + total) % MODULUS
-    return parts, sums
-
-
-def _by_source(block: pa.Table) -> Iterator[tuple[int, pa.Table, int]]:
-    """Cut a block by source: ``(source, its rows without our columns, sum of their tokens)``."""
-    table, sources, tokens = batches.detach(block)
-    if len(sources) == 0:
-        return
-    if table.num_columns == 0:
-        raise ValueError(
-            f"{len(sources)} rows without any column came to the sink, and no file can hold them. "
-            "Keep at least one column."
-        )
-    if sources[0] == sources[-1] and np.all(sources == sources[0]):
-        yield int(sources[0]), table, token_sum(tokens)
-        return
-    for source, part, positions in batches.split(table, sources):
-        yield source, part, token_sum(tokens[positions])

@@ -6,7 +6,7 @@ them. Nothing is opened before it is asked for tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, overload
 
@@ -18,6 +18,7 @@ from ray_resume.errors import ResumeError
 from ray_resume.record import Fingerprint, digest_of
 
 __all__ = [
+    "ReadTasks",
     "Reading",
     "Selection",
     "Source",
@@ -161,11 +162,17 @@ class SourceTable(Sequence[Source]):
             self._ids, self._starts + cut, self._lengths - np.int32(cut), self.fingerprints, items
         )
 
-    def trimmed(self) -> SourceTable:
-        """Return a table that keeps nothing of sources that are not in it, nor how to read them."""
+    def packed(self) -> SourceTable:
+        """Return a table that keeps nothing of sources that are not in it, fit to travel."""
         whole, ends = self.packed_ids()
         starts = np.array(ends, np.int64) - self._lengths
-        return SourceTable(whole, starts, self._lengths, self.fingerprints, Items())
+        return SourceTable(whole, starts, self._lengths, self.fingerprints, self._items)
+
+    def trimmed(self) -> SourceTable:
+        """Return such a table that does not know either how its sources are read."""
+        packed = self.packed()
+        packed._items = Items()
+        return packed
 
     def packed_ids(self) -> tuple[bytes, list[int]]:
         """Return the ids as UTF-8, one after another, and where each of them ends."""
@@ -257,9 +264,19 @@ class Selection:
 Watch: TypeAlias = Callable[[Source], bool]
 """Says whether a source has changed since it was listed, as far as one can see; picklable."""
 
+ReadTasks: TypeAlias = Callable[[SourceTable], Sequence[Any]]
+"""Makes a Ray read task for each of the sources that it is for, on the worker that reads them.
+
+None stands for a source that was found to have no row that satisfies the predicates. Picklable.
+"""
+
 
 class Reading(Protocol):
-    """All sources of a read, and how to read them."""
+    """All sources of a read, and how to read them.
+
+    Opening is in two steps, since there may be millions: what sources have in common is found out
+    in the driver, and what each of them takes on the workers.
+    """
 
     @property
     def name(self) -> str:
@@ -273,17 +290,17 @@ class Reading(Protocol):
     def repeatable(self) -> bool:
         """Whether each read of a source gives the same rows in the same order."""
 
-    def size_bytes(self, sources: Sequence[Source]) -> int | None:
-        """Estimate what ``sources`` take in memory, None if nobody knows."""
+    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
+        """Estimate what each of ``sources`` takes in memory, None if nobody knows."""
 
     def open(
-        self, sources: Sequence[Source], selection: Selection, data_context: Any
-    ) -> tuple[Mapping[str, Any], Selection]:
-        """Make a read task for each of ``sources``.
+        self, sources: SourceTable, selection: Selection, data_context: Any
+    ) -> tuple[Callable[[range], ReadTasks], Selection]:
+        """Get ready to read ``sources``, in the driver.
 
         Returns:
-            ``({source id: task}, what is left to be selected after reading)``. A source without a
-            task was found to have no row that satisfies the predicates.
+            What gives, for some of them by position, that which makes their read tasks; and what
+            is left to be selected after reading.
         """
 
     def watch(self) -> Watch:

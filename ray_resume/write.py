@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data import Dataset
 from ray.data.datasource import Datasink
@@ -31,7 +32,7 @@ from ray_resume.output import FolderOutput, Output, RemoteOutput
 from ray_resume.packing import Packing, groups_of
 from ray_resume.run import Pass, Run, RunPlan
 from ray_resume.sink import FileSink, Layout
-from ray_resume.source import Source
+from ray_resume.source import SourceTable
 from ray_resume.summary import RunSummary
 
 __all__ = ["resumable_write"]
@@ -229,10 +230,10 @@ def _target(
     return _Target(f" -> write_{format}", FolderOutput(folder, append), file_sink)
 
 
-def _packing(datasource: Any, sources: Sequence[Source], target_bytes: int) -> Packing:
-    sizes = [datasource.reading.size_bytes([source]) or 0 for source in sources]
-    if not any(sizes):
-        sizes = [-(-target_bytes // _GROUP_OF_UNKNOWN_SIZE)] * len(sources)
+def _packing(datasource: Any, sources: SourceTable, target_bytes: int) -> Packing:
+    sizes = datasource.reading.sizes_bytes(sources)
+    if sizes is None or not sizes.any():
+        sizes = np.full(len(sources), float(-(-target_bytes // _GROUP_OF_UNKNOWN_SIZE)))
     return Packing(target_bytes, groups_of(sizes, target_bytes))
 
 

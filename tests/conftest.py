@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,10 @@ from job import FILES, ROWS, WITHOUT_TOKENS, Job, kill_with_descendants
 # How long an example takes says nothing on a machine that others use, too.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RUNTIME_ENV_MARK = "RAY_RESUME_TEST_MARK"
 

@@ -13,14 +13,14 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 
 from ray_resume import batches
-from ray_resume.datasource import NumberedRead, SourceReader
+from ray_resume.datasource import SourceReader
 from ray_resume.folder import Folder
 from ray_resume.formats import FORMATS
 from ray_resume.ledger import Drain, Event, Failure, Seal
 from ray_resume.lineage import MODULUS, token_sum, tokens
 from ray_resume.naming import DIGEST_BYTES
 from ray_resume.sink import FileSink, Layout
-from ray_resume.source import Selection, Source
+from ray_resume.source import Selection, Source, SourceTable
 
 pytestmark = pytest.mark.long
 
@@ -57,11 +57,10 @@ def table(*ids: int) -> pa.Table:
 
 
 def reader(listener: Any, *reads: Any, changed: int = -1) -> SourceReader:
-    numbered = tuple(
-        NumberedRead(i, Source(f"source {i}", None), read) for i, read in enumerate(reads)
-    )
     return SourceReader(
-        numbered,
+        SourceTable.of(Source(f"source {i}", None) for i in range(len(reads))),
+        range(len(reads)),
+        lambda _: reads,
         Selection(),
         True,
         lambda source: source.source_id == f"source {changed}",

@@ -26,6 +26,7 @@ from ray_resume import (
     resumable_write,
 )
 from ray_resume.errors import SourceChangedError
+from ray_resume.gather import Rows
 from ray_resume.packing import Packing, groups_of
 from ray_resume.record import Fingerprint, Record, State, digest, encode
 from ray_resume.source import Source
@@ -35,8 +36,23 @@ from ray_resume.union import Union
 # Which parts make a file --------------------------------------------------------------------------
 
 
-def part(rows: int, *, name: str = "x") -> pa.Table:
-    return pa.table({name: np.arange(rows, dtype=np.int64)})
+def rows_of(source: int, count: int, *, name: str = "x") -> Rows:
+    numbers = np.full(count, source, np.int32)
+    return Rows.of(pa.table({name: np.arange(count)}), numbers, np.ones(count, np.uint64))
+
+
+def together(rows: list[Rows]) -> list[Rows]:
+    """Put neighbours with the same columns together, as they may come in one block."""
+    made: list[Rows] = []
+    for one in rows:
+        if made and made[-1].table.schema == one.table.schema:
+            last = made.pop()
+            counts = np.diff(last.starts)
+            sources = np.append(last.sources.repeat(counts), one.sources.repeat(len(one.table)))
+            table = pa.concat_tables([last.table, one.table])
+            one = Rows.of(table, sources, np.ones(len(table), np.uint64))
+        made.append(one)
+    return made
 
 
 @given(
@@ -44,21 +60,35 @@ def part(rows: int, *, name: str = "x") -> pa.Table:
     st.lists(st.booleans(), min_size=20, max_size=20),
     st.integers(1, 400),
     st.integers(1, 400),
+    st.booleans(),
 )
-def test_packs(rows: list[int], other: list[bool], target: int, group_target: int) -> None:
-    groups = groups_of([8 * n for n in rows], group_target)
+def test_packs(
+    rows: list[int], other: list[bool], target: int, group_target: int, mixed: bool
+) -> None:
+    groups = groups_of(np.array([8.0 * n for n in rows]), group_target)
     packing = Packing(target, groups)
+    # Blocks come in any order.
     parts = [
-        (i, part(n, name="y" if other[i] else "x"))
-        for i, n in reversed(list(enumerate(rows)))  # blocks come in any order
+        rows_of(i, n, name="y" if other[i] else "x") for i, n in reversed(list(enumerate(rows)))
     ]
-    packs = list(packing.packs(parts))
-    assert sorted(source for pack in packs for source, _ in pack) == list(range(len(rows)))
+    packs = list(packing.packs(together(parts) if mixed else parts))
+    found = {
+        source: (stop - start)
+        for pack in packs
+        for piece in pack
+        for source, start, stop in zip(
+            piece.sources.tolist(), piece.starts[:-1], piece.starts[1:], strict=True
+        )
+    }
+    assert found == dict(enumerate(rows))
+    assert sum(len(piece) for pack in packs for piece in pack) == len(rows)
     open_ends: list[Any] = []
     for pack in packs:
-        kinds = {(int(groups[source]), table.schema) for source, table in pack}
+        kinds = {(int(groups[s]), piece.table.schema) for piece in pack for s in piece.sources}
         assert len(kinds) == 1
-        sizes = [table.nbytes for _, table in pack]
+        sizes = [piece.table.nbytes for piece in pack]
+        if len(pack) > 1 or len(pack[0]) > 1:
+            assert all(8 * rows[s] < target for piece in pack for s in piece.sources)
         assert sum(sizes[:-1]) < target
         if sum(sizes) < target:
             open_ends += kinds
@@ -67,7 +97,7 @@ def test_packs(rows: list[int], other: list[bool], target: int, group_target: in
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 100))
 def test_groups(sizes: list[int], target: int) -> None:
-    groups = groups_of(sizes, target).tolist()
+    groups = groups_of(np.array(sizes, float), target).tolist()
     assert groups == sorted(groups)
     assert groups[:1] in ([], [0])
     for group in set(groups):
