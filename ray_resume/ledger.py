@@ -64,12 +64,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from ray_resume.errors import ResumeError
 from ray_resume.lineage import MODULUS
 from ray_resume.naming import unpacked
+from ray_resume.notes import Notes
 from ray_resume.shelf import (
     SLOT_BALANCED,
     SLOT_DRAINED,
@@ -97,9 +98,6 @@ __all__ = [
 # What a source must not have seen for its next seal, or drain, to be the first and no trouble.
 _NO_FIRST_SEAL = SLOT_SEALED | SLOT_POISONED | SLOT_BALANCED
 _NO_FIRST_DRAIN = SLOT_DRAINED | SLOT_POISONED | SLOT_BALANCED
-
-# Of so many failures of a source it is known whether they are repeats.
-_MOST_FAILURES = 10_000
 
 
 class LedgerError(ResumeError):
@@ -242,13 +240,6 @@ class _Group:
     balanced: int = 0
 
 
-@dataclass(slots=True)
-class _Failed:
-    error: str
-    rows: int = 0
-    seen: set[int] = field(default_factory=set)
-
-
 class Ledger:
     """The counters of one run.
 
@@ -269,7 +260,7 @@ class Ledger:
         # Counters that the message in hand has to do with; on the shelf before and after.
         self._hand: dict[int, Counter] = {}
         self._groups: dict[int, _Group] = {}
-        self._failed: dict[int, _Failed] = {}
+        self._failed = Notes()
 
     def begin_pass(self, pass_number: int, together: Iterable[Collection[int]] = ()) -> None:
         """Start the next armed execution with empty counters; what is complete stays complete.
@@ -316,16 +307,13 @@ class Ledger:
         """Return the pending sources that only others of their group keep from completion."""
         return sorted(source for source in self._groups if self._is_balanced(source))
 
-    def failed(self) -> dict[int, str]:
-        """Return why the pending sources have failed of which rows have, in any pass of the run."""
-        return {source: self.failure(source) or "" for source in self._failed}
+    def failed(self) -> Collection[int]:
+        """Return the pending sources of which rows have failed, in any pass of the run."""
+        return self._failed.sources()
 
     def failure(self, source: int) -> str | None:
         """Say why a pending source has failed, if rows of it have."""
-        failed = self._failed.get(source)
-        if failed is None:
-            return None
-        return f"{failed.rows} rows failed, the first in {failed.error}"
+        return self._failed.why(source)
 
     def explain(self, source: int) -> str:
         """Say in one clause why ``source`` is not complete in the current pass."""
@@ -405,8 +393,7 @@ class Ledger:
                 files = (unpacked(file),)
             self._shelf.drop(source)
             self._complete[source] = 1
-            if self._failed:
-                self._failed.pop(source, None)
+            self._failed.forget(source)
             completions.append(Completion(source, read, written, files))
         elif not self._shelf.fill(
             source, value, sealed, drained, read, written, flags, file, files
@@ -429,14 +416,8 @@ class Ledger:
         return outcome
 
     def _note(self, failure: Failure) -> Outcome:
-        noted = self._failed.setdefault(failure.source, _Failed(failure.error))
-        if failure.total in noted.seen:
-            return Outcome.REPEATED
-        # Only a repeat is counted twice by forgetting it, and memory stays bounded.
-        if len(noted.seen) < _MOST_FAILURES:
-            noted.seen.add(failure.total)
-        noted.rows += failure.rows
-        return Outcome.APPLIED
+        new = self._failed.add(failure.source, failure.total, failure.rows, failure.error)
+        return Outcome.APPLIED if new else Outcome.REPEATED
 
     def _apply_pack(self, pack: Pack) -> Outcome:
         """Apply all drains of a pack, or none of them."""
@@ -514,7 +495,7 @@ class Ledger:
         for member in [source] if group is None else group.members:
             self._complete[member] = 1
             self._groups.pop(member, None)
-            self._failed.pop(member, None)
+            self._failed.forget(member)
             whole = self._counter(member)
             del self._hand[member]
             self._shelf.drop(member)

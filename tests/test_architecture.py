@@ -54,6 +54,7 @@ ORDER = [
     "lease",
     "ledger",
     "shelf",
+    "notes",
     "letters",
     "pending",
     "filelist",

@@ -1,0 +1,78 @@
+"""Why sources have failed, in little memory: perhaps all of a million did, for one reason. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+__all__ = ["Notes"]
+
+# Of so many failures of a source it is known whether they are repeats.
+_MOST_FAILURES = 10_000
+
+# Errors are kept in full up to this many characters together; of what differs after that, so much.
+_ALL_CHARS = 32 << 20
+_FEW_CHARS = 100
+
+
+@dataclass(slots=True)
+class _Note:
+    error: str
+    rows: int
+    first: int
+    # Only few sources fail more than once in a run.
+    others: set[int] | None = None
+
+
+class Notes:
+    """What is known of sources of which rows have failed."""
+
+    def __init__(self) -> None:
+        self._notes: dict[int, _Note] = {}
+        self._texts: dict[str, str] = {}
+        self._chars = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Notes) and self._notes == other._notes
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def add(self, source: int, total: int, rows: int, error: str) -> bool:
+        """Note that ``rows`` rows with tokens of that ``total`` have failed; False for a repeat."""
+        note = self._notes.get(source)
+        if note is None:
+            self._notes[source] = _Note(self._kept(error), rows, total)
+            return True
+        if total == note.first or (note.others is not None and total in note.others):
+            return False
+        if note.others is None:
+            note.others = set()
+        # Only a repeat is counted twice by forgetting it, and memory stays bounded.
+        if len(note.others) < _MOST_FAILURES:
+            note.others.add(total)
+        note.rows += rows
+        return True
+
+    def forget(self, source: int) -> None:
+        """Forget a source, which has become complete."""
+        self._notes.pop(source, None)
+
+    def sources(self) -> Collection[int]:
+        """Return the numbers of the sources."""
+        return self._notes.keys()
+
+    def why(self, source: int) -> str | None:
+        """Say why a source has failed; None if it has not."""
+        note = self._notes.get(source)
+        if note is None:
+            return None
+        return f"{note.rows} rows failed, the first in {note.error}"
+
+    def _kept(self, error: str) -> str:
+        kept = self._texts.get(error)
+        if kept is None:
+            if self._chars + len(error) > _ALL_CHARS and len(error) > _FEW_CHARS:
+                return self._kept(f"{error[: _FEW_CHARS - 1]}…")
+            kept = self._texts[error] = error
+            self._chars += len(error)
+        return kept

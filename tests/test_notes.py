@@ -1,0 +1,64 @@
+"""Why sources have failed: against a model that keeps everything, and in how little memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_resume import notes
+from ray_resume.notes import Notes
+
+FAILURES = st.tuples(
+    st.integers(0, 3), st.integers(0, 4), st.integers(1, 9), st.sampled_from("abc")
+)
+
+
+@given(st.lists(FAILURES | st.integers(0, 3)))
+def test_notes_are_like_lists(steps: list[tuple[int, int, int, str] | int]) -> None:
+    """A number forgets that source, anything else is noted."""
+    noted, model = Notes(), dict[int, list[tuple[int, int, str]]]()
+    for step in steps:
+        if isinstance(step, int):
+            noted.forget(step)
+            model.pop(step, None)
+            continue
+        source, total, rows, error = step
+        known = model.setdefault(source, [])
+        new = total not in [one[0] for one in known]
+        assert noted.add(source, total, rows, error) == new
+        if new:
+            known.append((total, rows, error))
+    assert set(noted.sources()) == set(model)
+    for source in range(4):
+        known = model.get(source, [])
+        rows = sum(one[1] for one in known)
+        expected = f"{rows} rows failed, the first in {known[0][2]}" if known else None
+        assert noted.why(source) == expected
+
+
+def test_one_reason_for_all_is_kept_once() -> None:
+    tracemalloc.start()
+    noted, count = Notes(), 20_000
+    for source in range(count):
+        noted.add(source, 1 << 63, 7, "".join(["no such bucket ", "x" * 1000]))
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 300 * count
+
+
+def test_many_reasons_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notes, "_ALL_CHARS", 5000)
+    noted = Notes()
+    for source in range(100):
+        noted.add(source, 1, 1, f"{source} is bad: " + "x" * 1000)
+    whole = [source for source in noted.sources() if len(noted.why(source) or "") > 1000]
+    assert whole == [0, 1, 2, 3]
+    for source in range(4, 100):
+        why = noted.why(source) or ""
+        assert f"in {source} is bad: xxx" in why
+        assert why.endswith("…")
+    noted.add(100, 1, 1, "short")
+    assert noted.why(100) == "1 rows failed, the first in short"
