@@ -19,7 +19,6 @@ import pickle
 import re
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ray import cloudpickle
@@ -161,7 +160,7 @@ class WrappedDatasink(Datasink[None]):
             alone = (one.table for some in rows for one in some.alone())
             results = [self._inner.write(iter([table]), _fresh(ctx)) for table in alone]
             drains = [
-                replace(drain, results=(cloudpickle.dumps(result),))  # type: ignore[no-untyped-call]
+                drain._replace(results=(cloudpickle.dumps(result),))  # type: ignore[no-untyped-call]
                 for drain, result in zip(drains, results, strict=True)
             ]
         else:

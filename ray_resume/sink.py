@@ -8,7 +8,7 @@ ledger's to say.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 from urllib.parse import quote
@@ -146,7 +146,7 @@ class FileSink(Datasink[None]):
             table = plan.concat_tables([some.table for some in together])
             files = tuple(self._layout.write(self._folder, self._prefix, digest, table))
             events.append(
-                Pack(tuple(drains), files) if len(drains) > 1 else replace(drains[0], files=files)
+                Pack(tuple(drains), files) if len(drains) > 1 else drains[0]._replace(files=files)
             )
         try:
             self._folder.sync(name for event in events for name in event.files)

@@ -120,7 +120,7 @@ class _UnpackedLedger(Ledger):
         events: list[Event] = []
         for event in message.events:
             if isinstance(event, Pack):
-                events += [replace(drain, files=event.files) for drain in event.drains]
+                events += [drain._replace(files=event.files) for drain in event.drains]
             else:
                 events.append(event)
         return super().apply(replace(message, events=tuple(events)))
@@ -630,7 +630,7 @@ class PassRun:
                 for source, rows in together
             ]
             if len(drains) == 1:
-                made.append(replace(drains[0], files=(file,)))
+                made.append(drains[0]._replace(files=(file,)))
             else:
                 made.append(Pack(tuple(drains), (file,)))
         if made:

@@ -151,7 +151,7 @@ def test_a_completion_lists_what_was_counted() -> None:
     first = Drain(1, minus(1), rows=10, files=("a", "b"))
     send(ledger, first)
     send(ledger, first)
-    send(ledger, dataclasses.replace(first, rows=99, files=("of the second attempt",)))
+    send(ledger, first._replace(rows=99, files=("of the second attempt",)))
     send(ledger, Drain(1, minus(2)))
     send(ledger, Drain(0, minus(3), rows=7, files=("another source's",)))
     send(ledger, Seal(1, 6, rows=20), Seal(1, 6, rows=21))
@@ -458,7 +458,7 @@ def test_an_illegal_pack_changes_nothing(bad: Pack) -> None:
 
 
 def replaced(whole: Pack, file: str) -> Pack:
-    return dataclasses.replace(whole, files=(file,))
+    return whole._replace(files=(file,))
 
 
 GROUP_SOURCES = 4
@@ -508,14 +508,18 @@ def test_what_is_listed_is_listed_for_all_that_share_it(
 SOURCE_COUNT = 3
 # Few and small values, so that sums often meet.
 VALUES = st.sampled_from([0, 1, 2, 3, 5, MODULUS - 1, MODULUS - 2, MODULUS - 3, MODULUS - 5])
+NAMES = st.lists(st.text("abc", min_size=1, max_size=2), max_size=2).map(tuple)
 EVENTS = st.one_of(
     st.builds(Seal, st.integers(0, SOURCE_COUNT - 1), VALUES, st.integers(0, 3)),
+    st.builds(Drain, st.integers(0, SOURCE_COUNT - 1), VALUES, st.integers(0, 3), NAMES),
     st.builds(
         Drain,
         st.integers(0, SOURCE_COUNT - 1),
         VALUES,
-        st.integers(0, 3),
-        st.lists(st.text("abc", min_size=1, max_size=2), max_size=2).map(tuple),
+        files=NAMES,
+        results=st.lists(st.binary(max_size=1), max_size=2).map(tuple),
+        dead_rows=st.integers(0, 2),
+        dead_letters=NAMES,
     ),
 )
 BAD_EVENTS = st.one_of(
@@ -552,6 +556,9 @@ class Model:
                 seals[0].rows,
                 sum(drain.rows for drain in drains.values()),
                 tuple(file for drain in drains.values() for file in drain.files),
+                tuple(result for drain in drains.values() for result in drain.results),
+                sum(drain.dead_rows for drain in drains.values()),
+                tuple(letter for drain in drains.values() for letter in drain.dead_letters),
             )
         return APPLIED, self.complete is not None
 
