@@ -482,7 +482,8 @@ def send(
     answer_s = 0.0
     for start in range(first, first + count - each + 1, each):
         numbers = range(start, start + each)
-        files = [f"aaaaaaaa-{RUN}-{n:016x}-{n:016x}.parquet" for n in numbers]
+        # As a sink does, each by its source: of any other name a record cannot be as short.
+        files = [file_of("aaaaaaaa", n, digest(path_of(n))) for n in numbers]
         events = tuple(Seal(n, n + 1, 10) for n in numbers) + tuple(
             Drain(n, MODULUS - n - 1, 10, (file,)) for n, file in zip(numbers, files, strict=True)
         )
