@@ -23,6 +23,7 @@ from ray_resume.faults import Fault, reached
 from ray_resume.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
 from ray_resume.letters import Letter
 from ray_resume.lineage import MODULUS
+from ray_resume.naming import is_usual_run
 from ray_resume.pending import PendingSources
 from ray_resume.record import Record, State, digest, encode, encode_completed, pipeline_of
 from ray_resume.source import SourceTable
@@ -103,7 +104,7 @@ class LedgerHost:
         # The table itself is not needed any more, and is as large as all the rest.
         self._spec = replace(spec, sources=SourceTable.of(()))
         self._pipeline = pipeline_of(spec.signature)
-        self._run = bytes.fromhex(spec.run_id) if _is_usual(spec.run_id) else None
+        self._run = bytes.fromhex(spec.run_id) if is_usual_run(spec.run_id) else None
         self._lease, self._writer = spec.place.open(spec.header)
         self._sequence = spec.first_sequence
         self._completed = self._committed = 0
@@ -399,10 +400,6 @@ class LedgerHost:
             pipeline=self._pipeline,
             **values,
         )
-
-
-def _is_usual(run_id: str) -> bool:
-    return len(run_id) == 12 and set(run_id) <= set("0123456789abcdef")
 
 
 def start(spec: RunSpec) -> Any:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ray_resume.checkup import CheckReport, check, plain
 from ray_resume.compaction import compact
 from ray_resume.directory import new_run_id
 from ray_resume.errors import CheckpointError
@@ -19,7 +18,8 @@ from ray_resume.faults import reached
 from ray_resume.lease import Claim, Owner
 from ray_resume.letters import FOLDER
 from ray_resume.objects import public_uri
-from ray_resume.record import Flag, Record, State, digest, encode
+from ray_resume.record import Flag, Record, State, blocks_of, digest, encode
+from ray_resume.report import CheckReport, plain
 from ray_resume.storage import Location, Storage
 
 if TYPE_CHECKING:
@@ -271,8 +271,8 @@ class Checkpoint:
             )
             if records:
                 resets = _resets(records, run_id, union.highest_sequence())
-                pairs = [(digest(record.source_id), encode(record)) for record in resets]
-                self._storage.write_whole(run_id, {"purpose": "reset"}, pairs)
+                stored = sorted(digest(record.source_id) + encode(record) for record in resets)
+                self._storage.write_whole(run_id, {"purpose": "reset"}, blocks_of(stored))
                 reached("reset.committed")
                 lease.check()
             return len(records)
@@ -303,6 +303,9 @@ class Checkpoint:
         Raises:
             CheckpointError: there is no checkpoint. Damage is not raised, but reported.
         """
+        # The command must start quickly, and seldom needs what this loads.
+        from ray_resume.checkup import check
+
         return check(self._storage)
 
     def _on_record(self, union: Union, source_ids: list[str]) -> Iterator[Record]:

@@ -6,80 +6,30 @@ read in a process of its own, so that no damage keeps the others from being look
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ray_resume.contents import merged_headers
 from ray_resume.errors import CheckpointError
+from ray_resume.filelist import FileList, listed_files, missing_files
 from ray_resume.letters import FOLDER
-from ray_resume.naming import OutputName
 from ray_resume.reader import Reading
-from ray_resume.record import Record, State, decode, digest, precedence
+from ray_resume.record import Flag, Record, State, digest
+from ray_resume.report import CheckReport
 from ray_resume.storage import Storage
+from ray_resume.table import Table
+from ray_resume.union import Union
 
-if TYPE_CHECKING:
-    from ray_resume.union import Union
-
-__all__ = ["CheckReport", "check", "plain"]
+__all__ = ["check"]
 
 # A live run may replace a source's output while we look for it.
 _LOOKS = 3
 _EXAMPLES = 3
-
-
-def plain(text: str) -> str:
-    """Spell what would break a line, or a terminal, as an escape."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """What :meth:`Checkpoint.check` found: true if the checkpoint is sound, ``str()`` for people.
-
-    Attributes:
-        checkpoint: its path.
-        problems: what is damaged and what to do, a sentence or two each; empty if it is sound.
-        notes: what is no damage, but good to know.
-        writers: writers' files that were looked at.
-        records: records in them.
-        sources: sources that have a record.
-        files: output files that are listed.
-    """
-
-    checkpoint: str
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    writers: int
-    records: int
-    sources: int
-    files: int
-
-    @property
-    def ok(self) -> bool:
-        """Whether no problem was found."""
-        return not self.problems
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def __str__(self) -> str:
-        looked_at = (
-            f"writers' files: {self.writers}, records: {self.records}, sources: {self.sources}, "
-            f"output files: {self.files}"
-        )
-        if self.ok:
-            lines = [f"The checkpoint {self.checkpoint} is sound ({looked_at})."]
-        else:
-            lines = [f"The checkpoint {self.checkpoint} is damaged ({looked_at}):"]
-        lines += [f"- {plain(problem)}" for problem in self.problems]
-        lines += [f"Note: {plain(note)}" for note in self.notes]
-        return "\n".join(lines)
 
 
 def check(storage: Storage) -> CheckReport:
@@ -123,8 +73,6 @@ class _Look:
             sound[reading.run_id] = self._check_writer(reading, damage)
             records += len(reading.pairs)
             self._problems += damage.told()
-        from ray_resume.union import Union
-
         union = Union(sound)
         self._check_contradictions(union, sound)
         files = self._check_output(union)
@@ -149,7 +97,7 @@ class _Look:
             self._problems.append(str(error))
             return None, None
 
-    def _check_writer(self, reading: Reading, damage: _Damage) -> list[tuple[bytes, bytes]]:
+    def _check_writer(self, reading: Reading, damage: _Damage) -> Table:
         """Check one writer's file, and return what of it can be read."""
         runs = {reading.run_id}
         if reading.header.get("run_id") != reading.run_id:
@@ -162,42 +110,45 @@ class _Look:
         except CheckpointError as error:
             self._problems.append(str(error))
         self._runs |= runs
-        pairs = []
+        table = reading.pairs
+        unreadable: list[int] = []
         sequences: set[tuple[str, int]] = set()
-        for key, value in reading.pairs:
+        for row in table.doubtful(runs).tolist():
             try:
-                record = decode(value)
+                record = table.record(row)
             except CheckpointError as error:
                 damage.add(f"has a record that cannot be read ({error})")
+                unreadable.append(row)
                 continue
-            pairs.append((key, value))
-            for fault in _faults(key, record, runs):
+            for fault in _faults(table.digests[row], record, runs):
                 damage.add(fault)
             if (record.run_id, record.sequence) in sequences:
                 damage.add(f"gives the sequence number {record.sequence} twice")
             sequences.add((record.run_id, record.sequence))
-        return pairs
+        if not unreadable:
+            return table
+        rest = set(range(len(table))).difference(unreadable)
+        return table.take(np.array(sorted(rest), np.int64))
 
-    def _check_contradictions(
-        self, union: Union, writers: dict[str, list[tuple[bytes, bytes]]]
-    ) -> None:
+    def _check_contradictions(self, union: Union, writers: dict[str, Table]) -> None:
         """Two files may say the same of a source; with the same number, it must be the same."""
-        counts = dict(union.pairs())
+        if sum(map(len, writers.values())) == len(union):
+            return
         for reading in self._look.readings:
             damage = _Damage(reading.path)
-            for key, value in writers.get(reading.run_id, ()):
-                other = counts[key]
-                if value != other and precedence(value) == precedence(other):
-                    ours, theirs = decode(value), decode(other)
-                    if ours.run_id == theirs.run_id:
-                        damage.add(f"contradicts another file about {ours.source_id!r}")
+            table = writers.get(reading.run_id, reading.pairs)
+            rows = union.find(table.digests)
+            same = table.heads["sequence"] == union.column("sequence", rows)
+            ours, theirs = table.take(np.flatnonzero(same)), union.table(rows[same])
+            for row in ours.unlike(theirs).tolist():
+                one, other = ours.record(row), theirs.record(row)
+                if one.run_id == other.run_id:
+                    damage.add(f"contradicts another file about {one.source_id!r}")
             self._problems += damage.told()
 
     def _check_output(self, union: Union) -> int:
         """Check the listed files, and return how many there are."""
-        # A file may hold several sources. That it is gone hurts those that are completed.
-        ordered = sorted(union, key=lambda record: record.state is State.COMPLETED)
-        listed = {file: record for record in ordered for file in record.files}
+        listed = listed_files(union)
         if self._sink is None:
             if listed and self._checkpoint_id is not None:
                 self._problems.append(
@@ -211,44 +162,63 @@ class _Look:
                     f"The output is {self._sink}; whether its files are there was not looked at."
                 )
             return len(listed)
-        empty = [r for r in union if r.state is State.COMPLETED and r.rows and not r.files]
-        if empty:
-            self._problems.append(
-                f"{len(empty)} completed sources have rows, but list no file: "
-                f"{_some(r.source_id for r in empty)}. Process them again: {self._reset(empty)}."
-            )
+        self._check_rows_have_files(union)
+        empty: set[str] = set()
         try:
-            sizes = dict(_files_in(self._sink, apart_from=self._storage.root))
+            there = FileList.of(self._files_there(empty))
         except OSError as error:
             self._problems.append(f"The output folder {self._sink} cannot be read: {error}.")
             return len(listed)
-        self._check_listed(listed, sizes)
+        self._check_listed(union, there, empty)
         # What an unreadable file lists, and which runs it stands for, nobody knows.
         if all(reading.error is None for reading in self._look.readings):
-            self._check_unlisted(listed, sizes)
+            self._check_unlisted(there.without(listed))
         return len(listed)
 
-    def _check_listed(self, listed: dict[str, Record], sizes: dict[str, int]) -> None:
-        # Several sources may share a file; any of them is told.
-        gone = {file: record for file, record in listed.items() if not sizes.get(file)}
-        lost = [file for file, record in gone.items() if record.state is State.COMPLETED]
+    def _check_rows_have_files(self, union: Union) -> None:
+        rows = union.in_state(State.COMPLETED) & (union.column("rows") != 0)
+        rows &= union.column("flags") & Flag.FILE == 0
+        empty = [r.source_id for r in union.records(np.flatnonzero(rows)) if not r.files]
+        if empty:
+            self._problems.append(
+                f"{len(empty)} completed sources have rows, but list no file: {_some(empty)}. "
+                f"Process them again: {self._reset(empty)}."
+            )
+
+    def _files_there(self, empty: set[str]) -> Iterator[str]:
+        """List the output folder, and note which files are ``empty``."""
+        assert self._sink is not None
+        for name, size in _files_in(self._sink, apart_from=self._storage.root):
+            if not size:
+                empty.add(name)
+            yield name
+
+    def _check_listed(self, union: Union, there: FileList, empty: set[str]) -> None:
+        filled = there.without(FileList.of(empty)) if empty else there
+        completed = union.in_state(State.COMPLETED)
+        # Several sources may share a file; any of them is told. That it is gone hurts those that
+        # are completed.
+        lost = dict(missing_files(union.records(np.flatnonzero(completed)), filled))
         if lost:
-            empty = sum(file in sizes for file in lost)
-            sources = list({gone[file].source_id: gone[file] for file in lost}.values())
+            in_vain = len(empty & lost.keys())
+            sources = list(dict.fromkeys(lost.values()))
             self._problems.append(
                 f"{len(lost)} output files of {len(sources)} completed sources are gone from "
-                f"{self._sink}{f' or empty ({empty})' if empty else ''}: {_some(lost)}. Put them "
-                f"back, or process the sources again: {self._reset(sources)}."
+                f"{self._sink}{f' or empty ({in_vain})' if in_vain else ''}: {_some(lost)}. Put "
+                f"them back, or process the sources again: {self._reset(sources)}."
             )
-        if len(gone) > len(lost):
+        others = dict(missing_files(union.records(np.flatnonzero(~completed)), filled))
+        if others.keys() - lost.keys():
             self._notes.append(
-                f"{len(gone) - len(lost)} earlier output files of sources that failed or were "
-                f"reset are gone from {self._sink}. New ones take their place."
+                f"{len(others.keys() - lost.keys())} earlier output files of sources that failed "
+                f"or were reset are gone from {self._sink}. New ones take their place."
             )
 
     def _check_letters(self, union: Union) -> None:
         folder = f"{self._storage.uri}/{FOLDER}"
-        listed = sorted(name for record in union for name in record.dead_letters)
+        # Dead letters stand in what the head of a record has no room for.
+        records = union.records(union.flagged(Flag.MORE))
+        listed = sorted(name for record in records for name in record.dead_letters)
         there = self._storage.letters().names() if listed else ()
         gone = [name for name in listed if name not in there]
         if gone:
@@ -258,29 +228,29 @@ class _Look:
                 "If nobody has dealt with their rows, put them back, or reset their sources."
             )
 
-    def _check_unlisted(self, listed: dict[str, Record], sizes: dict[str, int]) -> None:
-        left_over: list[str] = []
-        unknown: list[str] = []
-        for name in sizes.keys() - listed.keys():
-            parsed = OutputName.parse(name)
-            if parsed is None or parsed.checkpoint != self._checkpoint_id:
-                continue
-            if parsed.run_id not in self._runs:
-                unknown.append(name)
-            elif parsed.run_id not in self._look.live:
-                left_over.append(name)
+    def _check_unlisted(self, unlisted: FileList) -> None:
+        if self._checkpoint_id is None:
+            return
+        unknown = sorted(unlisted.made_by(self._checkpoint_id, self._runs, known=False))
         if unknown:
             self._problems.append(
                 f"{len(unknown)} files in {self._sink} are of runs that the checkpoint does not "
-                f"know: {_some(sorted(unknown))}. An .mdb file was removed, or an older copy was "
+                f"know: {_some(unknown)}. An .mdb file was removed, or an older copy was "
                 "restored. Put the .mdb files back, or remove those files too."
             )
+        over = self._runs - self._look.live.keys()
+        left_over = unlisted.made_by(self._checkpoint_id, over, known=True)
         if left_over:
             self._notes.append(
                 f"{len(left_over)} files in {self._sink} are left-overs of runs that crashed, "
-                f"{sum(sizes[name] for name in left_over)} bytes. The next run removes them when "
+                f"{sum(map(self._size, left_over))} bytes. The next run removes them when "
                 "it ends. Checkpoint.files() lists what counts."
             )
+
+    def _size(self, name: str) -> int:
+        with contextlib.suppress(OSError):
+            return os.stat(f"{self._sink}/{name}").st_size
+        return 0
 
     def _say_who_is_about(self) -> None:
         for owner in self._look.live.values():
@@ -288,11 +258,11 @@ class _Look:
         for owner in self._look.killed.values():
             self._notes.append(f"Did not end by itself: {owner}.")
 
-    def _reset(self, records: list[Record]) -> str:
+    def _reset(self, source_ids: list[str]) -> str:
         path = self._storage.uri
-        if len(records) > _EXAMPLES:
+        if len(source_ids) > _EXAMPLES:
             return f"Checkpoint({path!r}).reset([...]), or reset(state='completed') for all"
-        return f"Checkpoint({path!r}).reset({[record.source_id for record in records]!r})"
+        return f"Checkpoint({path!r}).reset({source_ids!r})"
 
 
 class _Damage:

@@ -11,11 +11,14 @@ and what they listed, must outlive their files.
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from ray_resume.contents import MERGED, Contents
 from ray_resume.directory import new_run_id
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
 from ray_resume.lease import Claim, Owner
+from ray_resume.record import RECORDS_IN_BLOCK
 from ray_resume.storage import Storage
 
 __all__ = ["compact"]
@@ -47,11 +50,10 @@ def compact(storage: Storage, *, lease_wait_s: float) -> int:
         if len(contents.files) < 2:
             return len(left)
         # What cannot be read must not outlive the file that it came from.
-        for _ in contents.union:
-            pass
-        pairs = dict(contents.union.pairs())
-        written = storage.write_whole(run_id, _header(contents), pairs.items())
-        if dict(written.pairs) != pairs:
+        contents.union.verify()
+        written = storage.write_whole(run_id, _header(contents), contents.union.blocks())
+        came_back = zip_longest(contents.union.blocks(), written.pairs.blocks(RECORDS_IN_BLOCK))
+        if not all(ours == theirs for ours, theirs in came_back):
             storage.remove_writers({run_id: written.path})
             raise CheckpointError(
                 f"The checkpoint file {written.path} did not come back as it was written"

@@ -186,10 +186,10 @@ class CheckpointDirectory:
         return dict(writer_files(self.path))
 
     def write_whole(
-        self, run_id: str, header: Mapping[str, Any], pairs: Iterable[tuple[bytes, bytes]]
+        self, run_id: str, header: Mapping[str, Any], blocks: Iterable[bytes]
     ) -> Reading:
         """Make a writer's file that is whole and durable, and read it back."""
-        path = write_whole(self.path, run_id, header, pairs)
+        path = write_whole(self.path, run_id, header, blocks)
         (reading,) = read_writers({run_id: (path, False)})
         return reading
 

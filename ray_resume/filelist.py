@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_resume.digests import Positions
-from ray_resume.naming import ENDINGS, PACKED_BYTES, OutputName, unpacked
+from ray_resume.naming import ENDINGS, PACKED_BYTES, OutputName, is_usual_run, packed, unpacked
 from ray_resume.record import Flag
-from ray_resume.union import Union
+from ray_resume.union import Records, Union
 
-__all__ = ["FileList", "listed_files", "other_rows", "packed_files"]
+__all__ = ["FileList", "listed_files", "missing_files", "other_rows", "packed_files"]
 
 _AT_ONCE = 1 << 16
 _RANDOM = slice(18, 26)
@@ -133,7 +133,7 @@ class FileList(Collection[str]):
         """Return the output files of ``checkpoint`` that are of ``runs``, or of none of them."""
         ours = _where(self.usual, self._is_of(checkpoint))
         numbers = _numbers(ours[:, 4:10])
-        wanted = [int.from_bytes(bytes.fromhex(run), "big") for run in runs if _is_usual(run)]
+        wanted = [int.from_bytes(bytes.fromhex(run), "big") for run in runs if is_usual_run(run)]
         ours = _where(ours, np.isin(numbers, np.array(wanted, np.uint64), invert=not known))
         others = [
             name
@@ -199,6 +199,31 @@ def other_rows(union: Union, rows: Positions) -> Positions:
     return with_more
 
 
+def missing_files(records: Records, present: FileList) -> Iterator[tuple[str, str]]:
+    """Yield the files of ``records`` that are not ``present``, each with a source that lists it."""
+    rows, in_heads = packed_files(records.union, records.rows)
+    gone = np.flatnonzero(~present.holds(in_heads))
+    for place in gone.tolist():
+        record = records.union.record(int(rows[place]))
+        yield record.files[0], record.source_id
+    # Of the others some may be packed all the same, as those of a source that has several.
+    listed = [
+        (file, row)
+        for row in other_rows(records.union, records.rows).tolist()
+        for file in records.union.record(row).files
+    ]
+    usual = [(short, place) for place, (file, _) in enumerate(listed) if (short := packed(file))]
+    gone_places = [place for place, (file, _) in enumerate(listed) if file not in present.others]
+    if usual:
+        rows_of = np.frombuffer(b"".join(short for short, _ in usual), np.uint8)
+        held = present.holds(rows_of.reshape(-1, PACKED_BYTES))
+        there = {place for (_, place), is_held in zip(usual, held.tolist(), strict=True) if is_held}
+        gone_places = [place for place in gone_places if place not in there]
+    for place in gone_places:
+        file, row = listed[place]
+        yield file, records.union.record(row).source_id
+
+
 def _sorted_out(usual: Rows, others: Iterable[str]) -> tuple[Rows, Collection[str]]:
     """Pack those of ``others`` that can be; leave out what is there twice.
 
@@ -248,7 +273,3 @@ def _numbers(rows: Rows) -> npt.NDArray[np.uint64]:
     words = np.zeros((len(rows), 8), np.uint8)
     words[:, 2:] = rows
     return words.view(">u8").ravel().astype(np.uint64)
-
-
-def _is_usual(run_id: str) -> bool:
-    return len(run_id) == 12 and set(run_id) <= set("0123456789abcdef")

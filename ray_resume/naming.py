@@ -56,6 +56,11 @@ class OutputName:
         return cls(*match.groups())
 
 
+def is_usual_run(run_id: str) -> bool:
+    """Say whether a run id is spelt as those that runs draw."""
+    return len(run_id) == 12 and set(run_id) <= set("0123456789abcdef")
+
+
 def stem_of(prefix: str, digest: bytes | None) -> str:
     """Make a name, but for its ending, that nobody has had before.
 

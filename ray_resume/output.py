@@ -5,19 +5,15 @@ The bytes are written by `sink` and `datasinks`, on workers; this is the driver'
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
-
-import numpy as np
 
 from ray_resume.contents import Contents
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
-from ray_resume.filelist import FileList, listed_files, other_rows, packed_files
+from ray_resume.filelist import FileList, listed_files, missing_files
 from ray_resume.folder import Folder
-from ray_resume.naming import PACKED_BYTES
-from ray_resume.naming import packed as packed_name
 from ray_resume.storage import Storage
 from ray_resume.union import Records
 
@@ -121,7 +117,9 @@ class FolderOutput:
                     f"did not make, {foreign[0]} among them. Give an empty folder, or pass "
                     "append=True to write beside them."
                 )
-        gone = {f"{self.uri}/{file}": source_id for file, source_id in _missing(skipped, present)}
+        gone = {
+            f"{self.uri}/{file}": source_id for file, source_id in missing_files(skipped, present)
+        }
         if gone:
             file, source_id = next(iter(gone.items()))
             sources = sorted(set(gone.values()))
@@ -195,30 +193,3 @@ class RemoteOutput:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "_")) for part in name.split("/"))
-
-
-def _missing(records: Records, present: FileList) -> Iterator[tuple[str, str]]:
-    """Yield the files of ``records`` that are not ``present``, each with a source that lists it."""
-    rows, packed = packed_files(records.union, records.rows)
-    gone = np.flatnonzero(~present.holds(packed))
-    for place in gone.tolist():
-        record = records.union.record(int(rows[place]))
-        yield record.files[0], record.source_id
-    # Of the others some may be packed all the same, as those of a source that has several.
-    listed = [
-        (file, row)
-        for row in other_rows(records.union, records.rows).tolist()
-        for file in records.union.record(row).files
-    ]
-    usual = [
-        (short, place) for place, (file, _) in enumerate(listed) if (short := packed_name(file))
-    ]
-    gone_places = [place for place, (file, _) in enumerate(listed) if file not in present.others]
-    if usual:
-        rows_of = np.frombuffer(b"".join(short for short, _ in usual), np.uint8)
-        held = present.holds(rows_of.reshape(-1, PACKED_BYTES))
-        there = {place for (_, place), is_held in zip(usual, held.tolist(), strict=True) if is_held}
-        gone_places = [place for place in gone_places if place not in there]
-    for place in gone_places:
-        file, row = listed[place]
-        yield file, records.union.record(row).source_id

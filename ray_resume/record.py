@@ -24,11 +24,14 @@ __all__ = [
     "HEAD",
     "HEAD_FIELDS",
     "NO_PIPELINE",
+    "RECORDS_IN_BLOCK",
     "Fingerprint",
     "Flag",
     "Record",
     "State",
     "block_of",
+    "block_of_columns",
+    "blocks_of",
     "columns_of",
     "decode",
     "digest",
@@ -108,7 +111,7 @@ def digest(source_id: str) -> bytes:
     return digest_of(source_id.encode("utf-8", "surrogatepass"))
 
 
-def digest_of(source: bytes) -> bytes:
+def digest_of(source: bytes | bytearray) -> bytes:
     """Return the digest of a source's id that is spelt as UTF-8 (lone surrogates pass)."""
     return hashlib.blake2b(source, digest_size=DIGEST_BYTES).digest()
 
@@ -143,6 +146,9 @@ HEAD = struct.Struct("<BBB6s4sIQqqqd8s8s")
 
 # How many records a block has, and the CRC-32 of the rest.
 _BLOCK = struct.Struct("<II")
+RECORDS_IN_BLOCK = 1 << 12
+"""So many records are put into a block at most: half a megabyte or so."""
+
 _SEQUENCE = struct.Struct("<Q")
 _SEQUENCE_AT = 17
 _NO_RUN, _NO_CHECKPOINT, _NO_RANDOM = bytes(6), bytes(4), bytes(8)
@@ -353,15 +359,25 @@ def block_of(stored: Sequence[bytes]) -> bytes:
             v if len(v) >= end else v[:DIGEST_BYTES] + none + v[DIGEST_BYTES:] for v in stored
         ]
         lengths = list(map(len, stored))
-    body = b"".join(
-        [
-            *[value[:DIGEST_BYTES] for value in stored],
-            *[value[DIGEST_BYTES:end] for value in stored],
-            struct.pack(f"<{len(stored)}I", *[length - end for length in lengths]),
-            *[value[end:] for value in stored],
-        ]
+    return block_of_columns(
+        len(stored),
+        *[value[:DIGEST_BYTES] for value in stored],
+        *[value[DIGEST_BYTES:end] for value in stored],
+        struct.pack(f"<{len(stored)}I", *[length - end for length in lengths]),
+        *[value[end:] for value in stored],
     )
-    return _BLOCK.pack(len(stored), zlib.crc32(body)) + body
+
+
+def block_of_columns(count: int, *columns: bytes | bytearray) -> bytes:
+    """Do as :func:`block_of`, with the columns of ``count`` records, or pieces of them in order."""
+    body = b"".join(columns)
+    return _BLOCK.pack(count, zlib.crc32(body)) + body
+
+
+def blocks_of(stored: Sequence[bytes]) -> Iterator[bytes]:
+    """Put any number of digests that are followed by encoded records into blocks."""
+    for start in range(0, len(stored), RECORDS_IN_BLOCK):
+        yield block_of(stored[start : start + RECORDS_IN_BLOCK])
 
 
 def columns_of(block: bytes) -> tuple[memoryview, memoryview, memoryview, memoryview]:

@@ -50,7 +50,7 @@ from ray_resume.letters import LetterObjects
 from ray_resume.mounts import remote_fstype
 from ray_resume.objects import Objects, Stamp, StoredObjects
 from ray_resume.reader import Reading
-from ray_resume.record import block_of, columns_of, digest
+from ray_resume.record import columns_of, digest
 from ray_resume.segment import (
     accepted,
     fence_name,
@@ -75,8 +75,6 @@ _SINK = "sink.json"
 _FORMAT_VERSION = 1
 _LOOKS = 10
 _POLLS_PER_TTL = 15
-
-_RECORDS_A_BLOCK = 50_000
 
 _RUN = re.compile(r"[0-9a-f]{12}")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -344,15 +342,9 @@ class SharedCheckpoint:
         return LetterObjects(self._objects)
 
     def write_whole(
-        self, run_id: str, header: Mapping[str, Any], pairs: Iterable[tuple[bytes, bytes]]
+        self, run_id: str, header: Mapping[str, Any], blocks: Iterable[bytes]
     ) -> Reading:
         name = f"runs/{run_id}/{whole_name(1)}"
-        # In the order of their digests nobody need sort them again.
-        stored = [key + value for key, value in sorted(pairs)]
-        blocks = (
-            block_of(stored[start : start + _RECORDS_A_BLOCK])
-            for start in range(0, len(stored), _RECORDS_A_BLOCK)
-        )
         self._objects.put(name, encode_segment({**header, "run_id": run_id}, blocks))
         (reading,) = self._read({run_id: [name.rpartition("/")[2]]})
         return reading

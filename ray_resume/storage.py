@@ -155,9 +155,12 @@ class Storage(Protocol):
         """Return where dead letters are."""
 
     def write_whole(
-        self, run_id: str, header: Mapping[str, Any], pairs: Iterable[tuple[bytes, bytes]]
+        self, run_id: str, header: Mapping[str, Any], blocks: Iterable[bytes]
     ) -> Reading:
-        """Make a writer's file in one step, durable when this returns, and read it back."""
+        """Make a writer's file of blocks of records, durable when this returns; read it back.
+
+        In the order of their digests nobody need sort them again.
+        """
 
     def remove_writers(self, files: Mapping[str, Path | str]) -> None:
         """Remove writers' files that others stand for."""

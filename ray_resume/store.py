@@ -25,7 +25,7 @@ from typing import Any
 
 from ray_resume.errors import CheckpointError
 from ray_resume.faults import reached
-from ray_resume.record import DIGEST_BYTES, Record, block_of, digest, encode, stored_in
+from ray_resume.record import DIGEST_BYTES, Record, blocks_of, digest, encode, stored_in
 
 __all__ = [
     "FORMAT_VERSION",
@@ -51,8 +51,6 @@ _NASCENT = ".new"
 # A sparse address range, not disk space: the file grows as it is written.
 _INITIAL_MAP_BYTES = 16 << 20
 _LITTLE_SPACE_BYTES = 1 << 20
-# Half a megabyte or so.
-_RECORDS_IN_BLOCK = 1 << 12
 _KEY = struct.Struct(">Q").pack
 # What LMDB makes it for the 126 readers that py-lmdb asks for.
 _LOCK_FILE_BYTES = 8192
@@ -103,7 +101,7 @@ class WriterFile:
     def commit_encoded(self, stored: Sequence[bytes]) -> None:
         """Do as :meth:`commit`, with digests that are followed by encoded records."""
         try:
-            blocks = _blocks(stored, self._count)
+            blocks = _numbered(blocks_of(stored), self._count)
             _put_all(self._env, self._records, blocks, named=True)
             self._count += len(blocks)
         except (_lmdb().Error, OSError) as error:
@@ -131,9 +129,9 @@ def write_whole(
     directory: Path,
     run_id: str,
     header: Mapping[str, Any],
-    pairs: Iterable[tuple[bytes, bytes]],
+    blocks: Iterable[bytes],
 ) -> Path:
-    """Make ``<run_id>.mdb`` with ``header`` and ``pairs`` (digest, encoded record); close it.
+    """Make ``<run_id>.mdb`` with ``header`` and ``blocks`` of records; close it.
 
     Guarantees: the file has its name only when it is whole and durable; when this returns, the
     name is durable too.
@@ -147,9 +145,7 @@ def write_whole(
         with _open(nascent) as env:
             text = json.dumps({**header, "run_id": run_id, "format": FORMAT_VERSION})
             _put_all(env, env.open_db(_META), [(_HEADER_KEY, text.encode())])
-            # In the order of their digests nobody need sort them again.
-            stored = [digest + value for digest, value in sorted(pairs)]
-            _put_all(env, env.open_db(_RECORDS), _blocks(stored, 0))
+            _put_all(env, env.open_db(_RECORDS), _numbered(blocks, 0))
         Path(f"{nascent}-lock").unlink(missing_ok=True)
         reached("store.making")
         os.rename(nascent, path)
@@ -281,12 +277,8 @@ def _reserve(lock_file: Path) -> None:
         os.close(descriptor)
 
 
-def _blocks(stored: Sequence[bytes], first: int) -> list[tuple[bytes, bytes]]:
-    starts = range(0, len(stored), _RECORDS_IN_BLOCK)
-    return [
-        (_KEY(number), block_of(stored[start : start + _RECORDS_IN_BLOCK]))
-        for number, start in enumerate(starts, first)
-    ]
+def _numbered(blocks: Iterable[bytes], first: int) -> list[tuple[bytes, bytes]]:
+    return [(_KEY(number), block) for number, block in enumerate(blocks, first)]
 
 
 def _put_all(

@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from ray_resume.digests import Digests, Positions, SortedDigests
 from ray_resume.errors import CheckpointError
-from ray_resume.record import Record, State, decode, digest
-from ray_resume.table import HEAD_TYPE, Table
+from ray_resume.record import RECORDS_IN_BLOCK, Record, State, decode, digest
+from ray_resume.table import HEAD_TYPE, Buffer, Table
 
 __all__ = ["Records", "Union"]
+
+_AT_ONCE = 1 << 16
 
 
 class Union:
@@ -117,10 +119,33 @@ class Union:
 
     def table(self, rows: Positions) -> Table:
         """Return the pairs in ``rows``."""
-        data = self.digests.take(rows).to_bytes()
-        return Table.of(
-            (data[16 * i : 16 * i + 16], self._value(row)) for i, row in enumerate(rows.tolist())
-        )
+        at = self._at[rows]
+        writers = np.searchsorted(self._starts, at, side="right") - 1
+        tails: list[Buffer] = [b""] * len(at)
+        for writer in np.unique(writers).tolist():
+            here = np.flatnonzero(writers == writer)
+            found = self._tables[writer].tails(at[here] - self._starts[writer])
+            for place, tail in zip(here.tolist(), found, strict=True):
+                tails[place] = tail
+        return Table.joined(self.digests.take(rows), self.heads(rows), tails)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Spell the pairs that count, in the order of their digests, as blocks of records."""
+        for first in range(0, len(self), RECORDS_IN_BLOCK):
+            rows = np.arange(first, min(first + RECORDS_IN_BLOCK, len(self)))
+            yield from self.table(rows).blocks(RECORDS_IN_BLOCK)
+
+    def verify(self) -> None:
+        """Make sure that each record that counts can be read.
+
+        Raises:
+            CheckpointError: one cannot; the message names its file.
+        """
+        # The heads were looked at when the union was made.
+        for first in range(0, len(self), _AT_ONCE):
+            rows = np.arange(first, min(first + _AT_ONCE, len(self)))
+            for row in self.table(rows).obscure().tolist():
+                self.record(first + row)
 
     def flagged(self, flags: int) -> Positions:
         """Return the rows that have one of ``flags``."""

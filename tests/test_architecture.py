@@ -41,6 +41,7 @@ ORDER = [
     "actor",
     "checkpoint",
     "checkup",
+    "report",
     "compaction",
     "storage",
     "shared",

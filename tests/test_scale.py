@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+from collections import Counter as Counts
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,16 @@ from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChang
 from ray_resume.filelist import FileList, listed_files
 from ray_resume.naming import OutputName, packed, unpacked
 from ray_resume.pending import PendingSources
-from ray_resume.record import Fingerprint, Record, State, digest, encode, pipeline_of
+from ray_resume.record import (
+    HEAD,
+    Fingerprint,
+    Record,
+    State,
+    digest,
+    encode,
+    pipeline_of,
+    stored_in,
+)
 from ray_resume.shard import Shard
 from ray_resume.shelf import Counter, Shelf
 from ray_resume.source import Source, SourceTable, refuse_repeated
@@ -214,6 +224,74 @@ def test_what_a_union_counts_at_once_is_what_its_records_say(
     assert one is None or one in outside
     assert (one is None) == (not outside)
     assert dict(union.pairs()) == dict(pairs(some))
+    union.verify()
+    stored = [value for block in union.blocks() for value in stored_in(block)]
+    assert stored == sorted(key + value for key, value in pairs(some))
+
+
+@given(on_record, st.integers(1, 3))
+def test_blocks_of_a_table_hold_its_pairs(some: tuple[Record, ...], count: int) -> None:
+    blocks = list(Table.of(pairs(some)).blocks(count))
+    assert [v for block in blocks for v in stored_in(block)] == [k + v for k, v in pairs(some)]
+    assert all(sum(1 for _ in stored_in(block)) <= count for block in blocks)
+
+
+@given(on_record, st.data())
+def test_the_rows_of_which_two_tables_differ(some: tuple[Record, ...], data: st.DataObject) -> None:
+    changed = {r for r in some if data.draw(st.booleans())}
+    other = [replace(r, source_id=r.source_id + "x") if r in changed else r for r in some]
+    unlike = Table.of(pairs(some)).unlike(Table.of(pairs(other)))
+    assert unlike.tolist() == [row for row, r in enumerate(some) if r in changed]
+
+
+def cut_short(value: bytes) -> bytes:
+    return value[:-1]
+
+
+def no_text(value: bytes) -> bytes:
+    """Damage an id of ASCII such that it is no UTF-8 any more."""
+    return value[: HEAD.size] + b"\xff" + value[HEAD.size + 1 :]
+
+
+BAD = st.sampled_from([cut_short, no_text, None, None])
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES).flatmap(records), BAD, st.booleans()), max_size=5))
+def test_what_may_be_at_fault_is_in_doubt(some: list[tuple[Record, Any, bool]]) -> None:
+    """Of what is not in doubt, each record is sound by all rules, read one by one."""
+    runs = RUNS[:1]
+    table = Table.of(
+        (digest("of another" if astray else r.source_id), bad(encode(r)) if bad else encode(r))
+        for r, bad, astray in some
+    )
+    doubtful = set(table.doubtful(runs).tolist())
+    numbers = Counts((r.run_id, r.sequence) for r, _, _ in some)
+    for row, (record, bad, astray) in enumerate(some):
+        if row not in doubtful:
+            assert not bad
+            assert not astray
+            assert table.record(row) == record
+            assert record.run_id in runs
+            assert numbers[record.run_id, record.sequence] == 1
+            assert not any("/" in file for file in record.files)
+
+
+def test_what_is_as_usual_is_not_in_doubt() -> None:
+    """Else a million records would be looked at one by one."""
+    usual = [
+        replace(USUAL, source_id=f"s{i}", sequence=i, files=(usual_file(f"s{i}", RUNS[0], i),))
+        for i in range(1, 50)
+    ]
+    usual += [replace(USUAL, source_id=f"t{i}", sequence=i, run_id=RUNS[1]) for i in range(1, 50)]
+    table = Table.of(
+        pairs([replace(r, files=r.files if r.run_id == RUNS[0] else ()) for r in usual])
+    )
+    assert len(table.doubtful(RUNS)) == 0
+    assert table.doubtful(RUNS[:1]).tolist() == list(range(49, 98))
+    for change in ({"sequence": 2}, {"sequence": 0}, {"rows": -1}, {"error": "e"}, {"run_id": "x"}):
+        odd: list[Any] = [*usual[:9], replace(usual[9], **change)]
+        expected = [1, 9] if change == {"sequence": 2} else [9]
+        assert Table.of(pairs(odd)).doubtful(RUNS).tolist() == expected
 
 
 # What there is to do ------------------------------------------------------------------------------
@@ -400,7 +478,7 @@ def test_pending_sources_over_several_blocks() -> None:
 
 def benchmark(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, str(BENCHMARK), *arguments]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=3600)
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
 
@@ -441,6 +519,20 @@ def test_ten_million_sources_in_ledger_and_store() -> None:
     found = benchmark("ledger", "--sources", "10000000")
     assert found["durable_completions_per_s"] > 20_000
     assert found["longest_answer_s"] < 10
+
+
+def test_a_job_over_tiny_files() -> None:
+    """What the slow test measures works at all."""
+    found = benchmark("run", "--sources", "300")
+    assert found["again"]["seconds"]["run"] < 10
+
+
+@pytest.mark.slow
+def test_a_job_over_a_million_tiny_files() -> None:
+    found = benchmark("run", "--sources", "1000000")
+    assert found["again"]["cpu_seconds"]["run"] < 6
+    assert found["job"]["driver_mb"] < 1000
+    assert found["job"]["ledger_mb"] < 500
 
 
 # A cluster ----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from ray_resume.contents import Contents
 from ray_resume.errors import CheckpointError
 from ray_resume.heartbeat import Heart
 from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.record import Record, State, block_of, digest, encode
+from ray_resume.record import Record, State, block_of, blocks_of, digest, encode
 from ray_resume.shared import SharedCheckpoint
 from ray_resume.shared_lease import SharedLease
 from ray_resume.shared_writer import SharedWriter
@@ -288,8 +288,8 @@ class History:
                     # Whether it counts is not known, if it does not come to an end.
                     self.acknowledged.pop(source, None)
                 resets = _resets(records, run_id, union.highest_sequence())
-                pairs = [(digest(record.source_id), encode(record)) for record in resets]
-                checkpoint.write_whole(run_id, {}, pairs)
+                stored = sorted(digest(record.source_id) + encode(record) for record in resets)
+                checkpoint.write_whole(run_id, {}, blocks_of(stored))
                 lease.check()
                 self.world.say(f"has reset {sources}")
             finally:

@@ -4,11 +4,14 @@
     python tests/benchmarks/scale.py ledger [--sources 10000000] [--events 10]
     python tests/benchmarks/scale.py memory [--sources 1000000]
     python tests/benchmarks/scale.py actor [--senders 4] [--seconds 5]
+    python tests/benchmarks/scale.py run [--sources 1000000] [--plain]
 
 `plan` makes a checkpoint of a finished job, and does what a run that finds nothing to do does, but
 for listing files; then what `status` does. `ledger` sends a message for every few sources through
 the ledger's host into the store, without Ray. `memory` weighs what the host keeps of sources that
 are pending or complete. `actor` has processes send messages to a real actor until it is saturated.
+`run` is a whole job over tiny files, which share output files, and the same job run again; with
+`--plain`, plain Ray Data does it too, beside it.
 Each prints figures, as JSON. Timings of a shared machine drift by a factor of two.
 """
 
@@ -24,10 +27,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +219,8 @@ def run_plan(arguments: argparse.Namespace) -> dict[str, Any]:
             checkpoint = make_finished(work / "ckpt", count)
         names = output_names(checkpoint, count)
         done = {
-            name: in_child(name, work / "ckpt", checkpoint, names, count)
-            for name in ("plan", "status")
+            "plan": in_child("plan", work / "ckpt", checkpoint, names, count),
+            "status": in_child("status", work / "ckpt", count),
         }
         shutil.rmtree(names.parent)
         file_bytes = (work / "ckpt" / f"{RUN}.mdb").stat().st_size
@@ -238,10 +242,13 @@ def in_child(name: str, *arguments: object) -> Any:
 
 def run_part(arguments: argparse.Namespace) -> dict[str, Any]:
     """Be such a process."""
-    name, path, checkpoint, names, count = arguments.rest
+    name, path, *more, count = arguments.rest
     if name == "plan":
+        checkpoint, names = more
         return plan(Path(path), checkpoint, Path(names), int(count))
-    return status(Path(path), int(count))
+    if name == "status":
+        return status(Path(path), int(count))
+    return job(name, Path(path), int(count))
 
 
 # The ledger and the store -------------------------------------------------------------------------
@@ -499,6 +506,101 @@ def send(
     return {"messages": messages, "sources": sources, "answer_s": answer_s}
 
 
+# A whole job -----------------------------------------------------------------------------------
+
+
+def run_run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make tiny files, then process them and run again, in processes of their own."""
+    work = Path(tempfile.mkdtemp(prefix="ray-resume-scale-"))
+    clock = Clock()
+    try:
+        with clock.step("make"):
+            for number in range(arguments.sources):
+                folder = work / "in" / f"{number // 1000:04d}"
+                if number % 1000 == 0:
+                    folder.mkdir(parents=True)
+                (folder / f"{number:09d}.txt").write_text(f"{number}\n")
+        kinds = ["plain"] * arguments.plain + ["job", "again"]
+        done = {kind: in_child(kind, work, arguments.sources) for kind in kinds}
+        return {"sources": arguments.sources, "make_s": clock.seconds["make"], **done}
+    finally:
+        shutil.rmtree(work)
+
+
+def job(kind: str, work: Path, count: int) -> dict[str, Any]:
+    """Run the job, by Ray Data alone if it is "plain"; watch what its processes take."""
+    import pyarrow.dataset as pads
+    import ray
+
+    from ray_resume import resumable, resumable_read, resumable_write
+
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=1 << 30,
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    out, clock, before_mb = work / ("plain" if kind == "plain" else "out"), Clock(), peak_mb()
+    with Watcher() as watcher:
+        if kind == "plain":
+            with clock.step("list"):
+                ds = ray.data.read_text(str(work / "in"))
+            with clock.step("run"):
+                ds.map_batches(lambda batch: batch).write_parquet(str(out))
+            found: dict[str, Any] = {}
+        else:
+            with clock.step("list"):
+                ds = resumable_read(ray.data.read_text, str(work / "in"), checkpoint=work / "ckpt")
+            same = resumable(lambda batch: batch, one_to_one=True)
+            with clock.step("run"):
+                summary = resumable_write(ds.map_batches(same), out, target_file_bytes=1 << 20)
+            assert (summary.sources_completed, summary.sources_skipped) == (
+                (count, 0) if kind == "job" else (0, count)
+            )
+            found = {"files": sum(1 for _ in out.iterdir())}
+    rows = pads.dataset(out, format="parquet").to_table().column("text").to_pylist()
+    assert sorted(map(int, rows)) == list(range(count))
+    ray.shutdown()
+    return {
+        **clock.told(),
+        **found,
+        "driver_mb": round(peak_mb()),
+        "before_mb": round(before_mb),
+        "ledger_mb": watcher.peak_mb.get("ray::_LedgerActor"),
+    }
+
+
+class Watcher:
+    """Samples the memory that this process's children have to themselves, by their names."""
+
+    def __init__(self) -> None:
+        self.peak_mb: dict[str, int] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        while not self._over.wait(0.3):
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    name, memory = " ".join(child.cmdline()[:1]), child.memory_info()
+                    name = name.partition(".")[0]
+                    own = round((memory.rss - memory.shared) / 2**20)
+                    self.peak_mb[name] = max(self.peak_mb.get(name, 0), own)
+
+
 def main() -> None:
     """Run one benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -508,6 +610,7 @@ def main() -> None:
         ("ledger", run_ledger, 1_000_000),
         ("memory", run_memory, 200_000),
         ("actor", run_actor, 0),
+        ("run", run_run, 1_000_000),
         ("part", run_part, 0),
     ):
         command = commands.add_parser(name)
@@ -520,6 +623,8 @@ def main() -> None:
             command.add_argument("--open", type=int, default=64)
             command.add_argument("--seconds", type=float, default=5)
             command.add_argument("--most", type=int, default=3_000_000)
+        if name == "run":
+            command.add_argument("--plain", action="store_true")
         if name == "part":
             command.add_argument("rest", nargs="*")
     arguments = parser.parse_args()
