@@ -282,10 +282,9 @@ def test_what_is_as_usual_is_not_in_doubt() -> None:
         replace(USUAL, source_id=f"s{i}", sequence=i, files=(usual_file(f"s{i}", RUNS[0], i),))
         for i in range(1, 50)
     ]
-    usual += [replace(USUAL, source_id=f"t{i}", sequence=i, run_id=RUNS[1]) for i in range(1, 50)]
-    table = Table.of(
-        pairs([replace(r, files=r.files if r.run_id == RUNS[0] else ()) for r in usual])
-    )
+    bare = replace(USUAL, run_id=RUNS[1], files=())
+    usual += [replace(bare, source_id=f"t{i}", sequence=i) for i in range(1, 50)]
+    table = Table.of(pairs(usual))
     assert len(table.doubtful(RUNS)) == 0
     assert table.doubtful(RUNS[:1]).tolist() == list(range(49, 98))
     for change in ({"sequence": 2}, {"sequence": 0}, {"rows": -1}, {"error": "e"}, {"run_id": "x"}):
