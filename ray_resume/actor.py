@@ -29,7 +29,7 @@ from ray_resume.record import Record, State, digest, encode, encode_completed, p
 from ray_resume.source import SourceTable
 from ray_resume.storage import LedgerPlace
 
-__all__ = ["Failed", "LedgerHost", "Progress", "RunSpec", "start"]
+__all__ = ["Failed", "LedgerHost", "Progress", "RunSpec", "collect_seldom", "start"]
 
 # So many objects are made before the garbage collector looks at them.
 _FEW_COLLECTIONS = 200_000
@@ -434,6 +434,16 @@ def start(spec: RunSpec) -> Any:
     return handle
 
 
+def collect_seldom() -> None:
+    """Have this process, which is the ledger's alone, look for garbage less often.
+
+    What comes and goes in it, some tuples for each source, has no cycles. By default a third of its
+    time would go into looking for some.
+    """
+    gc.freeze()
+    gc.set_threshold(_FEW_COLLECTIONS)
+
+
 class _LedgerActor:
     """What Ray runs: a host that is opened by a call, so that its errors keep their type."""
 
@@ -442,10 +452,7 @@ class _LedgerActor:
 
     def open(self, spec: RunSpec) -> None:
         self._host = LedgerHost(spec)
-        # What comes and goes here, some tuples for each source, has no cycles. By default a third
-        # of this process's time would go into looking for some.
-        gc.freeze()
-        gc.set_threshold(_FEW_COLLECTIONS)
+        collect_seldom()
 
     def begin_pass(self, pass_number: int) -> None:
         self._opened().begin_pass(pass_number)

@@ -304,6 +304,7 @@ def files_of(numbers: range, digests: bytes) -> list[str]:
 
 def run_ledger(arguments: argparse.Namespace) -> dict[str, Any]:
     """Complete every source: a seal and a drain with a file each, some sources in a message."""
+    from ray_resume.actor import collect_seldom
     from ray_resume.directory import COMMIT_INTERVAL_S
     from ray_resume.ledger import Drain, Message, Seal
     from ray_resume.lineage import MODULUS
@@ -312,6 +313,7 @@ def run_ledger(arguments: argparse.Namespace) -> dict[str, Any]:
     digests = sources_of(count).digests.to_bytes()
     sending_s, longest_s = 0.0, 0.0
     with host_of(count, commit_interval_s=COMMIT_INTERVAL_S) as host:
+        collect_seldom()
         began = time.perf_counter()
         made_s = 0.0
         for start in range(0, count, 100_000):
