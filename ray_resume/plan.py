@@ -421,7 +421,7 @@ def reading_files(
 
 
 class ParquetFiles:
-    """The files of a Parquet datasource, by path.
+    """The files of a Parquet datasource, by path, but for those that its predicate rules out.
 
     Raises:
         NonResumableError: it is not a Parquet datasource.
@@ -437,16 +437,18 @@ class ParquetFiles:
         self._fragments = dict(zip(datasource._pq_paths, datasource._pq_fragments, strict=True))
 
     def reading(self, paths: Sequence[str]) -> Datasource:
-        """Return a datasource that reads these files only."""
-        return self._narrowed(paths, [self._fragments[path] for path in paths])
+        """Return a datasource that reads these files only, those that are ruled out apart."""
+        left = [path for path in paths if path in self._fragments]
+        return self._narrowed(left, [self._fragments[path] for path in left])
 
     def reading_row_groups(self, row_groups: Sequence[tuple[str, int]]) -> Datasource:
-        """Return a datasource that reads ``(path, row group)`` pairs only, each as a unit."""
+        """As :meth:`reading`, for ``(path, row group)`` pairs, each as a unit."""
+        left = [pair for pair in row_groups if pair[0] in self._fragments]
         fragments = []
-        for path, row_group in row_groups:
+        for path, row_group in left:
             whole = self._fragments[path]
             fragments.append(_RowGroup(whole.original, whole.file_size, row_group))
-        return self._narrowed([row_group_name(*pair) for pair in row_groups], fragments)
+        return self._narrowed([row_group_name(*pair) for pair in left], fragments)
 
     def _narrowed(self, names: Sequence[str], fragments: Sequence[Any]) -> Datasource:
         narrowed = copy.copy(self._datasource)

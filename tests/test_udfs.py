@@ -118,10 +118,12 @@ def test_built_in_operators(tmp_path: Path) -> None:
     assert set(rows_in(tmp_path / "out")[0]) == {"id", "twice"}
 
 
-def test_partition_predicates_rule_out_whole_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("granularity", ["file", "row_group"])
+def test_partition_predicates_rule_out_whole_files(tmp_path: Path, granularity: str) -> None:
     for part in ("a", "b"):
         write_source(tmp_path / "in" / f"part={part}", files=2, rows=10)
-    ds = read(tmp_path).filter(expr=(col("part") == "b") & (col("id") > 4)).select_columns(["id"])
+    ds = read(tmp_path, granularity=granularity)
+    ds = ds.filter(expr=(col("part") == "b") & (col("id") > 4)).select_columns(["id"])
     summary = resumable_write(ds, tmp_path / "out")
     assert ids_in(tmp_path / "out") == list(range(5, 20))
     assert (summary.sources_completed, summary.rows_read) == (4, 15)
