@@ -229,7 +229,8 @@ def _list(
             np.flatnonzero([source_id not in without for source_id in sources.ids()])
         )
     # The reader gets each file by name from here on.
-    if not isinstance(filesystem, LocalFileSystem):
+    if not isinstance(filesystem, LocalFileSystem) or arguments.get("filesystem") is not None:
+        # Not the one that was given: of a part of a file system, the paths are those of the whole.
         arguments["filesystem"] = filesystem
     if "file_extensions" in signature.parameters:
         arguments["file_extensions"] = None

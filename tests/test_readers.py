@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from conftest import ids_in, snapshot, write_file, write_source
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.data.datasource.partitioning import Partitioning, PartitionStyle
@@ -211,6 +211,10 @@ def test_spellings_of_a_path_are_one_source(tmp_path: Path, monkeypatch: Any) ->
     ds = resumable_read(
         ray.data.read_parquet, str(tmp_path / "in"), checkpoint="ckpt", filesystem=LocalFileSystem()
     )
+    assert resumable_write(ds, "out").sources_skipped == 2
+    part = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    ds = resumable_read(ray.data.read_parquet, "in", checkpoint="ckpt", filesystem=part)
+    assert ds.count() == 10
     assert resumable_write(ds, "out").sources_skipped == 2
 
 
