@@ -112,10 +112,13 @@ class _Look:
         self._runs |= runs
         table = reading.pairs
         unreadable: list[int] = []
+        can_be = table.can_be()
         sequences: set[tuple[str, int]] = set()
         for row in table.doubtful(runs).tolist():
             try:
                 record = table.record(row)
+                if not can_be[row]:
+                    raise CheckpointError("its parts do not fit")
             except CheckpointError as error:
                 damage.add(f"has a record that cannot be read ({error})")
                 unreadable.append(row)

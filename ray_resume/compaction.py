@@ -53,7 +53,7 @@ def compact(storage: Storage, *, lease_wait_s: float) -> int:
         contents.union.verify()
         written = storage.write_whole(run_id, _header(contents), contents.union.blocks())
         came_back = zip_longest(contents.union.blocks(), written.pairs.blocks(RECORDS_IN_BLOCK))
-        if not all(ours == theirs for ours, theirs in came_back):
+        if written.error or not all(ours == theirs for ours, theirs in came_back):
             storage.remove_writers({run_id: written.path})
             raise CheckpointError(
                 f"The checkpoint file {written.path} did not come back as it was written"

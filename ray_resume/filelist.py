@@ -58,7 +58,7 @@ class FileList(Collection[str]):
             for number, ending in enumerate(ENDINGS[:1]):
                 length = _STEM + 1 + len(ending)
                 whole = "".join(part)
-                if len(whole) == length * len(part) and whole.isascii():
+                if set(map(len, part)) == {length} and whole.isascii():
                     packed, fits = _pack(whole, length, number)
                     if fits.all():
                         usual.append(packed)

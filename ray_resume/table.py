@@ -150,7 +150,7 @@ class Table:
         ``runs``, and has a sequence number to itself and no impossible one.
         """
         heads = self.heads
-        sound = self._can_be()
+        sound = self.can_be()
         sound[self.obscure()] = False
         known = [int.from_bytes(bytes.fromhex(run), "little") for run in runs if is_usual_run(run)]
         run = np.zeros((len(self), 8), np.uint8)
@@ -162,6 +162,8 @@ class Table:
         order = np.lexsort((sequence, run_number))
         twice = (np.diff(sequence[order]) == 0) & (np.diff(run_number[order]) == 0)
         sound[order[1:][twice]] = sound[order[:-1][twice]] = False
+        # Of which run these are, only what follows the head says.
+        sound &= ~np.isin(sequence, sequence[run_number == 0])
         rows = np.flatnonzero(sound)
         digests = Digests.of(b"".join(map(digest_of, self.tails(rows))))
         here = self.digests.take(rows)
@@ -170,10 +172,10 @@ class Table:
 
     def damaged(self) -> int | None:
         """Return the row of a record that cannot be one, by its head; None if all can."""
-        sound = self._can_be()
+        sound = self.can_be()
         return None if sound.all() else int(np.argmin(sound))
 
-    def _can_be(self) -> npt.NDArray[np.bool_]:
+    def can_be(self) -> npt.NDArray[np.bool_]:
         """Say of each record whether it can be one, by its head."""
         heads = self.heads
         tails = np.diff(self._ends, prepend=np.int64(0))

@@ -19,7 +19,7 @@ from ray_resume import lease as lease_module
 from ray_resume.directory import CheckpointDirectory
 from ray_resume.lease import Claim, Lease, Owner
 from ray_resume.reader import read_writers
-from ray_resume.record import Record, State, digest, encode
+from ray_resume.record import HEAD, Record, State, digest, encode
 from ray_resume.store import WriterFile
 
 pytestmark = pytest.mark.long
@@ -246,6 +246,14 @@ def test_a_record_that_cannot_be_read(job: Job) -> None:
     job.put(digest("s0"), encode(job.done("s0", 1, RUN))[:-2])
     assert "cannot be read" in job.problem()
     assert str(job.file()) in job.problem()
+
+
+def test_a_record_whose_head_is_gone(job: Job) -> None:
+    """What follows could be one by itself, and is none."""
+    job.put(digest("s0"), bytes(HEAD.size) + encode(job.done("s0", 1, RUN)))
+    problem = job.problem()
+    assert "cannot be read" in problem
+    assert str(job.file()) in problem
 
 
 def test_a_screen_is_enough_for_any_number_of_faults(job: Job) -> None:

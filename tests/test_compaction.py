@@ -162,6 +162,30 @@ def test_no_run_starts_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert tried == [True]
 
 
+def test_what_cannot_be_read_back_replaces_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where no record was in any file: their headers say which runs there were."""
+    for file in path.glob("*.mdb"):
+        file.unlink()
+    for run_id in ("run98", "run99"):
+        store.WriterFile.create(path, run_id, {}).close()
+    really_write = store.write_whole
+
+    def spoil(*args: Any) -> Path:
+        made = really_write(*args)
+        made.write_bytes(b"x" * 100_000)
+        return made
+
+    before = names(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("ray_resume.directory.write_whole", spoil)
+        with pytest.raises(CheckpointError, match="did not come back as it was written"):
+            Checkpoint(path).compact()
+    assert names(path) == before
+    assert Checkpoint(path).compact() == 2
+
+
 def test_a_damaged_file_stops_it(path: Path) -> None:
     (path / "run03.mdb").write_bytes(b"x" * 100_000)
     before = names(path)

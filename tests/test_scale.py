@@ -363,6 +363,12 @@ FILES = [
 ]
 
 
+def test_two_names_are_not_taken_for_two_others() -> None:
+    """Put one after the other they are spelt as two names that are not there."""
+    for names in ([NAME[:-1], "t" + NAME], [NAME + NAME, ""]):
+        assert sorted(FileList.of(names)) == sorted(names)
+
+
 @given(st.sets(st.sampled_from(FILES)), st.sets(st.sampled_from(FILES)))
 def test_a_list_of_files_is_like_a_set(one: set[str], other: set[str]) -> None:
     mine, theirs = FileList.of(sorted(one)), FileList.of(other)
