@@ -6,6 +6,7 @@ after another, and rows are copied only where many small pieces would have to be
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -111,7 +112,8 @@ class _Part:
     def at(self, rows: npt.NDArray[np.bool_]) -> _Part:
         if rows.all():
             return self
-        return _Part(batches.pick(self.table, rows), self.sources[rows], self.tokens[rows])
+        table = _picked(self.table, np.flatnonzero(rows))
+        return _Part(table, self.sources[rows], self.tokens[rows])
 
 
 def _together(parts: Sequence[_Part], *, alike: bool = True) -> Rows:
@@ -150,11 +152,24 @@ def _starts(sources: SourceArray) -> npt.NDArray[np.int64]:
 
 def _ordered(table: pa.Table, sources: SourceArray, order: npt.NDArray[np.intp]) -> pa.Table:
     """Return the rows of ``table`` in ``order``, which sorts ``sources``."""
-    starts = _starts(sources)
-    if table.nbytes < len(starts) * _SMALL_PIECE_BYTES:
-        return batches.pick(table, order)
-    ends = np.append(starts[1:], len(sources))
-    pieces = np.argsort(sources[starts], kind="stable")
-    return pa.concat_tables(
-        [table.slice(int(starts[i]), int(ends[i] - starts[i])) for i in pieces.tolist()]
-    )
+    if table.nbytes < len(_starts(sources)) * _SMALL_PIECE_BYTES:
+        return _picked(table, order)
+    return _sliced(table, order)
+
+
+def _picked(table: pa.Table, rows: npt.NDArray[np.intp]) -> pa.Table:
+    """Return copies of ``rows``, by position."""
+    # pyarrow cannot take from every type, nor more than 2 GiB of strings at once.
+    with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return batches.pick(table, rows)
+    return _sliced(table, rows)
+
+
+def _sliced(table: pa.Table, rows: npt.NDArray[np.intp]) -> pa.Table:
+    """Return ``rows``, by position, those that stand together not copied."""
+    if not len(rows):
+        return table.slice(0, 0)
+    starts = np.flatnonzero(np.append(True, np.diff(rows) != 1))
+    counts = np.diff(np.append(starts, len(rows)))
+    places = zip(rows[starts].tolist(), counts.tolist(), strict=True)
+    return pa.concat_tables([table.slice(place, count) for place, count in places])

@@ -90,6 +90,18 @@ def test_a_part_has_the_rows_of_its_sources(sources: list[int], data: st.DataObj
     assert ids == [i for n in numbers for i, source in enumerate(sources) if source == n]
 
 
+def test_a_type_that_pyarrow_cannot_take_from() -> None:
+    sources = [2, 1, 2, 1]
+    for name, column in (
+        ("views", pa.array(["a", "b", "c", "d"], pa.string_view())),
+        ("runs", pa.RunEndEncodedArray.from_arrays([1, 3, 4], ["a", "b", "c"])),
+    ):
+        tokens = np.ones(4, np.uint64)
+        rows = Rows.of(pa.table({name: column}), np.array(sources, np.int32), tokens)
+        expected = [column[i].as_py() for i in (1, 3, 0, 2)]
+        assert rows.table.column(name).to_pylist() == expected
+
+
 def test_rows_without_columns_are_refused() -> None:
     block = batches.attach(pa.table({"id": [1]}), np.zeros(1, np.int32), np.ones(1, np.uint64))
     with pytest.raises(ValueError, match="Keep at least one column"):
