@@ -152,7 +152,8 @@ def _starts(sources: SourceArray) -> npt.NDArray[np.int64]:
 
 def _ordered(table: pa.Table, sources: SourceArray, order: npt.NDArray[np.intp]) -> pa.Table:
     """Return the rows of ``table`` in ``order``, which sorts ``sources``."""
-    if table.nbytes < len(_starts(sources)) * _SMALL_PIECE_BYTES:
+    # Not nbytes, which older versions cannot tell of every type.
+    if table.get_total_buffer_size() < len(_starts(sources)) * _SMALL_PIECE_BYTES:
         return _picked(table, order)
     return _sliced(table, order)
 

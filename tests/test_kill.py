@@ -33,7 +33,7 @@ def job_on_cluster(job: Job, another_cluster: str) -> Job:
 @pytest.mark.long
 def test_a_job_killed_with_everything_it_started_resumes(job: Job) -> None:
     job.start()
-    job.wait_for(lambda: job.files() > 8)
+    job.wait_for(lambda: job.files() >= 1)
     job.kill(with_descendants=True)
     assert job.committed() < FILES, "killed too late to prove anything"
     done = job.committed()
