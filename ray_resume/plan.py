@@ -436,6 +436,19 @@ class ParquetFiles:
         self._datasource = datasource
         self._fragments = dict(zip(datasource._pq_paths, datasource._pq_fragments, strict=True))
 
+    def refuse_others(self, paths: Iterable[str]) -> None:
+        """Make sure, before a predicate rules any out, that each of ``paths`` is among the files.
+
+        Raises:
+            NonResumableError: one is not; it would be taken for one without rows.
+        """
+        for path in paths:
+            if path not in self._fragments:
+                raise NonResumableError(
+                    f"read_parquet does not know {path} under this name, so "
+                    "nobody can say when that source is complete."
+                )
+
     def reading(self, paths: Sequence[str]) -> Datasource:
         """Return a datasource that reads these files only, those that are ruled out apart."""
         left = [path for path in paths if path in self._fragments]

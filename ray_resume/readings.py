@@ -68,6 +68,7 @@ class FileReading:
         datasource = self._datasource(sources[:1])
         if not plan.reads_any_file(datasource):
             datasource = self._datasource(sources)
+            plan.ParquetFiles(datasource).refuse_others(map(_path_of, sources))
         datasource, left = plan.push_selection(datasource, selection)
         part_of = self._parts(datasource, sources)
 
