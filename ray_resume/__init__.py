@@ -29,7 +29,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ray_resume.checkpoint import Checkpoint, CheckpointStatus, CheckReport, SourceRecord
+    from ray_resume.checkpoint.checkpoint import (
+        Checkpoint,
+        CheckpointStatus,
+        CheckReport,
+        SourceRecord,
+    )
     from ray_resume.errors import (
         CheckpointError,
         NonResumableError,
@@ -37,27 +42,27 @@ if TYPE_CHECKING:
         ResumeError,
         SourceChangedError,
     )
-    from ray_resume.failures import mark_failed
-    from ray_resume.read import resumable_read
-    from ray_resume.stage import resumable
-    from ray_resume.summary import RunSummary
-    from ray_resume.write import resumable_write
+    from ray_resume.read.resumable_read import resumable_read
+    from ray_resume.run.summary import RunSummary
+    from ray_resume.udf.failures import mark_failed
+    from ray_resume.udf.stage import resumable
+    from ray_resume.write.resumable_write import resumable_write
 
 _HOMES = {
-    "CheckReport": "checkpoint",
-    "Checkpoint": "checkpoint",
+    "CheckReport": "checkpoint.checkpoint",
+    "Checkpoint": "checkpoint.checkpoint",
     "CheckpointError": "errors",
-    "CheckpointStatus": "checkpoint",
+    "CheckpointStatus": "checkpoint.checkpoint",
     "NonResumableError": "errors",
     "PipelineChangedError": "errors",
     "ResumeError": "errors",
-    "RunSummary": "summary",
+    "RunSummary": "run.summary",
     "SourceChangedError": "errors",
-    "SourceRecord": "checkpoint",
-    "mark_failed": "failures",
-    "resumable": "stage",
-    "resumable_read": "read",
-    "resumable_write": "write",
+    "SourceRecord": "checkpoint.checkpoint",
+    "mark_failed": "udf.failures",
+    "resumable": "udf.stage",
+    "resumable_read": "read.resumable_read",
+    "resumable_write": "write.resumable_write",
 }
 
 

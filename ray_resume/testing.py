@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ray_resume.checkpoint import Checkpoint
-from ray_resume.faults import POINTS, Fault, Point
-from ray_resume.naming import OutputName
+from ray_resume.checkpoint.checkpoint import Checkpoint
+from ray_resume.core.filenames import OutputName
+from ray_resume.failpoints import POINTS, Fault, Point
 
 __all__ = ["Fault", "Point", "check_exactly_once", "kill_at", "points", "rows_of", "victim_of"]
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from driver import rows_of
 
 from ray_resume import Checkpoint, CheckpointError
-from ray_resume.store import read_writer
+from ray_resume.checkpoint.local.lmdb_file import read_writer
 
 DRIVER = Path(__file__).with_name("driver.py")
 FILES, ROWS = 24, 200

@@ -1,13 +1,13 @@
-"""What `ray_resume.store` promises, in dictionaries: a model to hold the real one against."""
+"""What `lmdb_file` promises, in dictionaries: a model to hold the real one against."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from ray_resume.checkpoint.local.lmdb_file import FORMAT_VERSION
+from ray_resume.core.records import Record, decode, digest, encode
 from ray_resume.errors import CheckpointError
-from ray_resume.record import Record, decode, digest, encode
-from ray_resume.store import FORMAT_VERSION
 
 
 class Writer(Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ray_resume.core.filenames import OutputName
+from ray_resume.core.records import Record, State, pipeline_of
+from ray_resume.core.sources import Source
 from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
-from ray_resume.naming import OutputName
-from ray_resume.record import Record, State, pipeline_of
-from ray_resume.source import Source
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lmdb
 
-from ray_resume.record import block_of, stored_in
+from ray_resume.core.records import block_of, stored_in
 
 
 def put(file: Path, key: bytes, value: bytes, *, name: bytes = b"meta") -> None:

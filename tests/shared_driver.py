@@ -16,10 +16,11 @@ from driver import scored
 def main() -> None:
     import ray
 
-    from ray_resume import Checkpoint, resumable_read, resumable_write, shared
+    from ray_resume import Checkpoint, resumable_read, resumable_write
+    from ray_resume.checkpoint.shared import backend
 
     source, place, out, host, *address = sys.argv[1:]
-    shared._boot = lambda: host
+    backend._boot = lambda: host
     cluster = {"address": address[0]} if address else {"address": "local", "num_cpus": 3}
     ray.init(**cluster, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

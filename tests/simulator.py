@@ -25,8 +25,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ray_resume import lineage
-from ray_resume.ledger import (
+from ray_resume.core import tokens as lineage
+from ray_resume.core.ledger import (
     Applied,
     Completion,
     Drain,
@@ -38,7 +38,7 @@ from ray_resume.ledger import (
     Pack,
     Seal,
 )
-from ray_resume.lineage import MODULUS, SourceArray, TokenArray
+from ray_resume.core.tokens import MODULUS, SourceArray, TokenArray
 
 RUN = "run"
 MAX_EXECUTIONS = 3

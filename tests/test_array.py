@@ -21,17 +21,17 @@ from job import WITHOUT_TOKENS, kill_with_descendants
 from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError, resumable_read, resumable_write
-from ray_resume.contents import Contents
-from ray_resume.directory import CheckpointDirectory
-from ray_resume.folder import Folder
-from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.output import FolderOutput
-from ray_resume.record import Record, State, digest
-from ray_resume.run import Run, RunPlan
-from ray_resume.shard import Shard
-from ray_resume.source import Source, SourceTable
-from ray_resume.storage import Location
-from ray_resume.store import WriterFile
+from ray_resume.checkpoint.contents import Contents
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.checkpoint.storage import Location
+from ray_resume.core.records import Record, State, digest
+from ray_resume.core.shards import Shard
+from ray_resume.core.sources import Source, SourceTable
+from ray_resume.run.output import FolderOutput
+from ray_resume.run.run import Run, RunPlan
+from ray_resume.write.folder import Folder
 
 DRIVER = Path(__file__).with_name("array_driver.py")
 ROWS = 20

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from world import World, WorldObjects
 
-from ray_resume.bakery import Bakery, OutOfTurnError, Turn
-from ray_resume.objects import Stamp
+from ray_resume.checkpoint.shared.mutex import Bakery, OutOfTurnError, Turn
+from ray_resume.checkpoint.shared.objects import Stamp
 
 pytestmark = pytest.mark.long
 

@@ -17,17 +17,17 @@ from ray_resume import (
     Checkpoint,
     PipelineChangedError,
     RunSummary,
-    plan,
     resumable,
     resumable_read,
     resumable_write,
-    stage,
 )
-from ray_resume.datasource import ResumableDatasource
-from ray_resume.record import Fingerprint, Record, State, digest, encode, pipeline_of
-from ray_resume.source import Source
-from ray_resume.todo import Todo, todo_of
-from ray_resume.union import Union
+from ray_resume.core.records import Fingerprint, Record, State, digest, encode, pipeline_of
+from ray_resume.core.resume_plan import Todo, todo_of
+from ray_resume.core.snapshot import Union
+from ray_resume.core.sources import Source
+from ray_resume.raydata import plan
+from ray_resume.read.datasource import ResumableDatasource
+from ray_resume.udf import stage
 
 # What there is to do ------------------------------------------------------------------------------
 

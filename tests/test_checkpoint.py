@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from ray_resume import Checkpoint, CheckpointError, CheckpointStatus, SourceRecord
-from ray_resume import directory as directory_module
-from ray_resume.directory import CheckpointDirectory
-from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.record import Fingerprint, Record, State, digest, pipeline_of
-from ray_resume.store import WriterFile
+from ray_resume.checkpoint.local import backend as directory_module
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.core.records import Fingerprint, Record, State, digest, pipeline_of
 
 SINK = "/data/out"
 

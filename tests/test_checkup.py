@@ -15,12 +15,12 @@ import pytest
 from raw_store import put, put_record, scatter_records
 
 from ray_resume import Checkpoint, CheckpointError, CheckReport
-from ray_resume import lease as lease_module
-from ray_resume.directory import CheckpointDirectory
-from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.reader import read_writers
-from ray_resume.record import HEAD, Record, State, digest, encode
-from ray_resume.store import WriterFile
+from ray_resume.checkpoint.local import lease as lease_module
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.checkpoint.local.reader import read_writers
+from ray_resume.core.records import HEAD, Record, State, digest, encode
 
 pytestmark = pytest.mark.long
 
@@ -213,7 +213,9 @@ def test_every_way_of_looking_survives_damage(tmp_path: Path) -> None:
 def test_a_child_that_was_killed_is_not_called_damage(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_resume.reader._CHILD", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(
+        "ray_resume.checkpoint.local.reader._CHILD", "import os; os.kill(os.getpid(), 9)"
+    )
     (reading,) = read_writers({RUN: (job.file(), False)})
     assert reading.error is not None
     assert "says nothing about the file" in str(reading.error)

@@ -18,11 +18,11 @@ import pytest
 
 import ray_resume
 from ray_resume import Checkpoint, cli
-from ray_resume import directory as directory_module
-from ray_resume.directory import CheckpointDirectory
-from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.record import Record, State
-from ray_resume.store import WriterFile
+from ray_resume.checkpoint.local import backend as directory_module
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.core.records import Record, State
 
 pytestmark = pytest.mark.long
 

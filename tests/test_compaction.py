@@ -18,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from raw_store import put_record
 
-from ray_resume import Checkpoint, CheckpointError, store
-from ray_resume import directory as directory_module
-from ray_resume.directory import CheckpointDirectory
-from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.record import Record, State, digest, encode
-from ray_resume.store import WriterFile, read_writer
-from ray_resume.union import Union
+from ray_resume import Checkpoint, CheckpointError
+from ray_resume.checkpoint.local import backend as directory_module
+from ray_resume.checkpoint.local import lmdb_file
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
+from ray_resume.core.records import Record, State, digest, encode
+from ray_resume.core.snapshot import Union
 
 pytestmark = pytest.mark.long
 
@@ -149,7 +150,7 @@ def test_it_is_refused_while_a_run_is_at_work(path: Path) -> None:
 
 def test_no_run_starts_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    really_write = store.write_whole
+    really_write = lmdb_file.write_whole
 
     def start_a_run(*args: Any) -> Path:
         with pytest.raises(CheckpointError, match="in use"):
@@ -157,7 +158,7 @@ def test_no_run_starts_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         tried.append(True)
         return really_write(*args)
 
-    monkeypatch.setattr("ray_resume.directory.write_whole", start_a_run)
+    monkeypatch.setattr("ray_resume.checkpoint.local.backend.write_whole", start_a_run)
     assert Checkpoint(path).compact() == 7
     assert tried == [True]
 
@@ -169,8 +170,8 @@ def test_what_cannot_be_read_back_replaces_nothing(
     for file in path.glob("*.mdb"):
         file.unlink()
     for run_id in ("run98", "run99"):
-        store.WriterFile.create(path, run_id, {}).close()
-    really_write = store.write_whole
+        lmdb_file.WriterFile.create(path, run_id, {}).close()
+    really_write = lmdb_file.write_whole
 
     def spoil(*args: Any) -> Path:
         made = really_write(*args)
@@ -179,7 +180,7 @@ def test_what_cannot_be_read_back_replaces_nothing(
 
     before = names(path)
     with monkeypatch.context() as patch:
-        patch.setattr("ray_resume.directory.write_whole", spoil)
+        patch.setattr("ray_resume.checkpoint.local.backend.write_whole", spoil)
         with pytest.raises(CheckpointError, match="did not come back as it was written"):
             Checkpoint(path).compact()
     assert names(path) == before

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ray_resume import directory as directory_module
-from ray_resume.directory import CheckpointDirectory, new_run_id
+from ray_resume.checkpoint.local import backend as directory_module
+from ray_resume.checkpoint.local.backend import CheckpointDirectory, new_run_id
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner, live_runs
+from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.checkpoint.storage import Location
+from ray_resume.core.records import Record, State, digest
 from ray_resume.errors import CheckpointError
-from ray_resume.lease import Claim, Lease, Owner, live_runs
-from ray_resume.record import Record, State, digest
-from ray_resume.storage import Location
-from ray_resume.store import WriterFile
 
 
 def done(source_id: str, sequence: int = 1, run_id: str = "run") -> Record:
@@ -72,7 +72,7 @@ def test_ensure_makes_it_once(tmp_path: Path) -> None:
 
 RACE = """
 import os, sys
-from ray_resume.directory import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
 
 start, go = os.pipe()
 children = []

@@ -28,11 +28,11 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.directory import CheckpointDirectory
-from ray_resume.letters import Letter, LetterFolder
-from ray_resume.mounts import fstype_of, is_remote, remote_fstype
-from ray_resume.record import Record, State
-from ray_resume.store import WriterFile
+from ray_resume.checkpoint.dead_letters import Letter, LetterFolder
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.checkpoint.mounts import fstype_of, is_remote, remote_fstype
+from ray_resume.core.records import Record, State
 
 pytestmark = pytest.mark.long
 
@@ -104,8 +104,8 @@ WRITE = """
 import sys
 from pathlib import Path
 from ray_resume.errors import CheckpointError
-from ray_resume.record import Record, State
-from ray_resume.store import WriterFile
+from ray_resume.core.records import Record, State
+from ray_resume.checkpoint.local.lmdb_file import WriterFile
 
 done = 0
 try:
@@ -474,7 +474,7 @@ def test_this_machines_own_mounts(disk: Disk) -> None:
 LOOK = """
 import sys
 from ray_resume import Checkpoint, CheckpointError
-from ray_resume.directory import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
 for call in (
     CheckpointDirectory(sys.argv[1]).ensure,
     Checkpoint(sys.argv[1]).status,

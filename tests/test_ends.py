@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from ray_resume import batches
-from ray_resume.datasource import SourceReader
-from ray_resume.folder import Folder
-from ray_resume.formats import FORMATS
-from ray_resume.ledger import Drain, Event, Failure, Seal
-from ray_resume.lineage import MODULUS, token_sum, tokens
-from ray_resume.naming import DIGEST_BYTES
-from ray_resume.sink import FileSink, Layout
-from ray_resume.source import Selection, Source, SourceTable
+from ray_resume.core.filenames import DIGEST_BYTES
+from ray_resume.core.ledger import Drain, Event, Failure, Seal
+from ray_resume.core.sources import Selection, Source, SourceTable
+from ray_resume.core.tokens import MODULUS, token_sum, tokens
+from ray_resume.raydata import blocks as batches
+from ray_resume.read.datasource import SourceReader
+from ray_resume.write.file_sink import FileSink, Layout
+from ray_resume.write.folder import Folder
+from ray_resume.write.formats import FORMATS
 
 pytestmark = pytest.mark.long
 

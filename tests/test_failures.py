@@ -27,17 +27,17 @@ from ray_resume import (
     Checkpoint,
     ResumeError,
     RunSummary,
-    batches,
     mark_failed,
     resumable,
     resumable_read,
     resumable_write,
 )
-from ray_resume.failures import MAX_ERROR_CHARS, Failures, Scope, text_of
-from ray_resume.ledger import Drain, Event, Ledger, Message, Seal
-from ray_resume.letters import Letter, LetterFolder
-from ray_resume.lineage import MODULUS, token_sum, tokens
-from ray_resume.stage import armed
+from ray_resume.checkpoint.dead_letters import Letter, LetterFolder
+from ray_resume.core.ledger import Drain, Event, Ledger, Message, Seal
+from ray_resume.core.tokens import MODULUS, token_sum, tokens
+from ray_resume.raydata import blocks
+from ray_resume.udf.failures import MAX_ERROR_CHARS, Failures, Scope, text_of
+from ray_resume.udf.stage import armed
 
 # Ray Data starts Ray to estimate the size of a block of rows.
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -83,11 +83,11 @@ def batch_of(sources: list[int], desk: Desk, form: str) -> Any:
         rows = pd.DataFrame(rows)
     elif form == "pyarrow":
         rows = pa.table(rows)
-    return batches.attach(rows, numbers, values)
+    return blocks.attach(rows, numbers, values)
 
 
 def x_of(batch: Any) -> list[int]:
-    values: list[int] = np.asarray(batches.column(batch, "x")).tolist()
+    values: list[int] = np.asarray(blocks.column(batch, "x")).tolist()
     return values
 
 
@@ -104,15 +104,15 @@ def batch_udf(bad: set[int], marks: bool, generator: bool, one_by_one: bool) -> 
             if not marks:
                 raise ValueError(f"bad rows in {x_of(batch)}")
             mark_failed("bad row", poison if len(poison) % 2 else np.flatnonzero(poison))
-        good = batches.pick(batch, ~poison)
+        good = blocks.pick(batch, ~poison)
         return batch if marks and one_by_one and sum(poison) % 2 else good
 
     def generate(batch: Any) -> Iterator[Any]:
-        yield batches.pick(batch, np.zeros(len(x_of(batch)), dtype=bool))
+        yield blocks.pick(batch, np.zeros(len(x_of(batch)), dtype=bool))
         half = len(x_of(batch)) // 2
         out = run(batch)
-        yield batches.pick(out, np.arange(len(x_of(out))) < half)
-        yield batches.pick(out, np.arange(len(x_of(out))) >= half)
+        yield blocks.pick(out, np.arange(len(x_of(out))) < half)
+        yield blocks.pick(out, np.arange(len(x_of(out))) >= half)
 
     return generate if generator else run
 
@@ -132,7 +132,7 @@ def consume(result: Any, desk: Desk) -> Counter[int]:
     """Drain what a stage put out, as a sink does; count its rows by ``x``."""
     seen: Counter[int] = Counter()
     for output in list(result) if isinstance(result, Iterator) else [result]:
-        rows, sources, values = batches.detach(output)
+        rows, sources, values = blocks.detach(output)
         for source in np.unique(sources).tolist():
             desk.send(Drain(source, -token_sum(values[sources == source]) % MODULUS, 1))
         if len(sources):
@@ -238,7 +238,7 @@ def test_async_udfs(on_error: str) -> None:
             if 1 in x_of(batch):
                 raise ValueError("bad row")
             mark_failed("bad row", [0])
-            return batches.pick(batch, np.arange(len(x_of(batch))) > 0)
+            return blocks.pick(batch, np.arange(len(x_of(batch))) > 0)
 
     class Rows:
         async def __call__(self, row: Any) -> Any:

@@ -20,11 +20,11 @@ from job import WITHOUT_TOKENS
 
 import ray_resume
 from ray_resume import Checkpoint, ResumeError
-from ray_resume.directory import CheckpointDirectory
-from ray_resume.faults import Fault, armed, reached
-from ray_resume.naming import stem_of
-from ray_resume.record import Record, State
-from ray_resume.store import WriterFile
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.core.filenames import stem_of
+from ray_resume.core.records import Record, State
+from ray_resume.failpoints import Fault, armed, reached
 from ray_resume.testing import check_exactly_once, kill_at, points, victim_of
 
 pytestmark = pytest.mark.long
@@ -211,7 +211,7 @@ def test_every_point_is_tested_and_in_the_code() -> None:
     assert tested == points().keys()
     calls = [
         node.args[0]
-        for path in PACKAGE.glob("*.py")
+        for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "reached"
     ]
@@ -255,7 +255,7 @@ def test_each_fault_happens_once_whoever_gets_there(tmp_path: Path) -> None:
     try:
         script = (
             "import pickle, sys\n"
-            "from ray_resume.faults import reached\n"
+            "from ray_resume.failpoints import reached\n"
             "pickle.load(sys.stdin.buffer)\n"
             "reached('sink.writing')\n"
         )

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume import batches, gather
-from ray_resume.gather import Rows, gathered
-from ray_resume.ledger import Drain
-from ray_resume.lineage import MODULUS
+from ray_resume.core.ledger import Drain
+from ray_resume.core.tokens import MODULUS
+from ray_resume.raydata import blocks as batches
+from ray_resume.write import source_rows
+from ray_resume.write.source_rows import Rows, gathered
 
 SOURCES = st.lists(st.integers(0, 5), max_size=12)
 KINDS = st.sampled_from(["plain", "pandas", "more", "null"])
@@ -55,7 +56,7 @@ def test_each_source_has_its_rows_in_order_and_their_sum(
             kinds[source].add({"pandas": "plain"}.get(kind, kind))
     with pytest.MonkeyPatch.context() as patch:
         # Either way to sort, whatever the size of the rows.
-        patch.setattr(gather, "_SMALL_PIECE_BYTES", 1 << 30 if small else 0)
+        patch.setattr(source_rows, "_SMALL_PIECE_BYTES", 1 << 30 if small else 0)
         found = gathered(blocks)
     alone = [one for some in found for one in some.alone()]
     assert sorted(int(one.sources[0]) for one in alone) == sorted(expected)

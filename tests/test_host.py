@@ -16,16 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ray_resume.actor import Failed, LedgerHost, RunSpec
-from ray_resume.directory import CheckpointDirectory, DirectoryPlace
+from ray_resume.checkpoint.dead_letters import Letter
+from ray_resume.checkpoint.local.backend import CheckpointDirectory, DirectoryPlace
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
+from ray_resume.core.ledger import Drain, LedgerError, Message, Outcome, Seal
+from ray_resume.core.records import Fingerprint, Record, State, decode, pipeline_of
+from ray_resume.core.sources import Source, SourceTable
+from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.ledger import Drain, LedgerError, Message, Outcome, Seal
-from ray_resume.letters import Letter
-from ray_resume.lineage import MODULUS
-from ray_resume.record import Fingerprint, Record, State, decode, pipeline_of
-from ray_resume.source import Source, SourceTable
-from ray_resume.store import WriterFile, read_writer
+from ray_resume.run.ledger_actor import Failed, LedgerHost, RunSpec
 
 DEADLINE_S = 20.0
 
@@ -366,7 +366,7 @@ def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 DRIVER = """
 import sys
 from pathlib import Path
-from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
 
 lease = Lease.acquire(Path(sys.argv[1]), Owner.here("old"), Claim(None), wait_s=0)
 print("held", flush=True)
@@ -376,11 +376,11 @@ sys.stdin.read()
 HOST = """
 import os, signal, sys, time
 from pathlib import Path
-from ray_resume.actor import LedgerHost, RunSpec
-from ray_resume.directory import DirectoryPlace
+from ray_resume.run.ledger_actor import LedgerHost, RunSpec
+from ray_resume.checkpoint.local.backend import DirectoryPlace
 from ray_resume.errors import ResumeError
-from ray_resume.ledger import Message, Seal
-from ray_resume.source import Source, SourceTable
+from ray_resume.core.ledger import Message, Seal
+from ray_resume.core.sources import Source, SourceTable
 
 sources = SourceTable.of(Source(f"s{i}", None) for i in range(3))
 lease = str(Path(sys.argv[1]) / "old.lease")

@@ -28,17 +28,17 @@ from ray_resume import (
     Checkpoint,
     CheckpointError,
     ResumeError,
-    batches,
     resumable,
     resumable_read,
     resumable_write,
 )
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.lmdb_file import FORMAT_VERSION, WriterFile
 from ray_resume.cli import main
-from ray_resume.directory import CheckpointDirectory
-from ray_resume.lineage import SOURCE_COLUMN, TOKEN_COLUMN
-from ray_resume.record import HEAD, Record, State, digest, encode
-from ray_resume.stage import armed
-from ray_resume.store import FORMAT_VERSION, WriterFile
+from ray_resume.core.records import HEAD, Record, State, digest, encode
+from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
+from ray_resume.raydata import blocks
+from ray_resume.udf.stage import armed
 
 pytestmark = pytest.mark.long
 
@@ -55,22 +55,31 @@ CALLS_CODE = {"__import__", "compile", "eval", "exec"}
 
 def readers() -> set[str]:
     """All modules that the looking at a checkpoint loads; `__init__` loads names of its table."""
-    found, new = set[str](), {"cli", "checkpoint", "directory", "todo"}
+    found, new = (
+        set[str](),
+        {
+            "cli",
+            "checkpoint.checkpoint",
+            "checkpoint.local.backend",
+            "core.resume_plan",
+        },
+    )
     while new:
         found |= new
-        imported = set[str]().union(*map(test_architecture.imports_of, new))
-        new = (imported & set(test_architecture.ORDER)) - found - {"__init__"}
+        new = set[str]().union(*map(test_architecture.ours, new)) - found - {"__init__"}
     return found
 
 
 def test_nothing_in_a_checkpoint_is_unpickled_or_evaluated() -> None:
     modules = readers()
-    assert {"store", "record", "reader", "lease", "checkup", "compaction"} <= modules
+    local = {f"checkpoint.local.{name}" for name in ("lmdb_file", "reader", "lease")}
+    assert {*local, "core.records", "checkpoint.check", "checkpoint.compaction"} <= modules
     for module in modules:
-        assert not test_architecture.imports_of(module) & RUNS_CODE, module
+        roots = {name.partition(".")[0] for name in test_architecture.imports_of(module)}
+        assert not roots & RUNS_CODE, module
         # Between two of our own processes, and never code objects.
-        assert module == "reader" or "marshal" not in test_architecture.imports_of(module)
-        tree = ast.parse((test_architecture.PACKAGE / f"{module}.py").read_text())
+        assert module == "checkpoint.local.reader" or "marshal" not in roots
+        tree = ast.parse(test_architecture.path_of(module).read_text())
         called = {
             node.func.id
             for node in ast.walk(tree)
@@ -399,7 +408,7 @@ def test_a_udf_may_fill_anew_what_it_returned_of_another_source(form: str) -> No
     desk = Desk(3)
     outputs = list(armed(refill, desk)(batch_of(numbers, desk, form)))  # type: ignore[arg-type]
     assert [x for output in outputs for x in x_of(output)] == list(range(6))
-    texts_out = [str(text) for output in outputs for text in batches.column(output, "text")]
+    texts_out = [str(text) for output in outputs for text in blocks.column(output, "text")]
     assert texts_out == list("012345")
 
 
@@ -415,8 +424,8 @@ def _mutate(batch: Any) -> Any:
 MISDEEDS: dict[str, Callable[[Any], Any]] = {
     "as it should": lambda batch: batch,
     "none": lambda _: None,
-    "nothing": lambda batch: batches.pick(batch, np.zeros(len(x_of(batch)), dtype=bool)),
-    "twice": lambda batch: batches.pick(batch, np.repeat(np.arange(len(x_of(batch))), 2)),
+    "nothing": lambda batch: blocks.pick(batch, np.zeros(len(x_of(batch)), dtype=bool)),
+    "twice": lambda batch: blocks.pick(batch, np.repeat(np.arange(len(x_of(batch))), 2)),
     "raises": lambda _: 1 / 0,
     "garbage": lambda _: object(),
     "text": lambda _: "rows",
@@ -468,12 +477,12 @@ def test_whatever_a_udf_does_no_row_is_lost_silently(
     try:
         result = armed(udf, desk)(batch)  # type: ignore[arg-type]
         for output in result if hasattr(result, "__next__") else [result]:
-            outputs.append(batches.settled(output))  # noqa: PERF401
+            outputs.append(blocks.settled(output))  # noqa: PERF401
     except Exception:
         raised = True
     rows: dict[int, int] = dict.fromkeys(range(len(present)), 0)
     for output in outputs:
-        _, sources, tokens = batches.detach(batches.table_of(output))
+        _, sources, tokens = blocks.detach(blocks.table_of(output))
         for source in sources.tolist():
             rows[source] += 1
         desk_drain(desk, sources, tokens)
@@ -502,8 +511,8 @@ NEVER_A_BATCH = {
 
 
 def desk_drain(desk: Desk, sources: Any, tokens: Any) -> None:
-    from ray_resume.ledger import Drain
-    from ray_resume.lineage import MODULUS, token_sum
+    from ray_resume.core.ledger import Drain
+    from ray_resume.core.tokens import MODULUS, token_sum
 
     for source in np.unique(sources).tolist():
         desk.send(Drain(source, -token_sum(tokens[sources == source]) % MODULUS, 1))

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume import lease as lease_module
+from ray_resume.checkpoint.local import lease as lease_module
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner, guard, live_runs
+from ray_resume.core.records import digest
 from ray_resume.errors import CheckpointError
-from ray_resume.lease import Claim, Lease, Owner, guard, live_runs
-from ray_resume.record import digest
 
 pytestmark = pytest.mark.long
 
@@ -81,7 +81,7 @@ def kill(child: subprocess.Popen[str]) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
 
 lease = Lease.acquire(Path(sys.argv[1]), Owner.here("holder"), Claim(None), wait_s=0)
 print("held", flush=True)
@@ -91,7 +91,7 @@ sys.stdin.read()
 JOIN = """
 import sys
 from pathlib import Path
-from ray_resume.lease import Lease
+from ray_resume.checkpoint.local.lease import Lease
 
 lease = Lease.join(Path(sys.argv[1]) / "holder.lease")
 print("joined", flush=True)
@@ -397,7 +397,7 @@ def test_the_file_says_who_holds_it(tmp_path: Path) -> None:
 FORK = """
 import os, sys
 from pathlib import Path
-from ray_resume.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
 
 lease = Lease.acquire(Path(sys.argv[1]), Owner.here("holder"), Claim(None), wait_s=0)
 child = os.fork()

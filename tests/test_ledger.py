@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ray_resume.errors import ResumeError
-from ray_resume.ledger import (
+from ray_resume.core.ledger import (
     Applied,
     Completion,
     Drain,
@@ -28,7 +27,8 @@ from ray_resume.ledger import (
     Pack,
     Seal,
 )
-from ray_resume.lineage import MODULUS, shares
+from ray_resume.core.tokens import MODULUS, shares
+from ray_resume.errors import ResumeError
 
 pytestmark = pytest.mark.long
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume.lineage import (
+from ray_resume.core.tokens import (
     MODULUS,
     Call,
     SourceArray,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume import notes
-from ray_resume.notes import Notes
+from ray_resume.core import failure_log
+from ray_resume.core.failure_log import Notes
 
 FAILURES = st.tuples(
     st.integers(0, 3), st.integers(0, 4), st.integers(1, 9), st.sampled_from("abc")
@@ -50,7 +50,7 @@ def test_one_reason_for_all_is_kept_once() -> None:
 
 
 def test_many_reasons_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notes, "_ALL_CHARS", 5000)
+    monkeypatch.setattr(failure_log, "_ALL_CHARS", 5000)
     noted = Notes()
     for source in range(100):
         noted.add(source, 1, 1, f"{source} is bad: " + "x" * 1000)

@@ -10,11 +10,12 @@ import fsspec  # type: ignore[import-untyped]
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from ray_resume import Checkpoint, CheckpointError, objects
-from ray_resume.lease import Claim, Owner
-from ray_resume.listing import open_place
-from ray_resume.objects import StoredObjects, whole_uri
-from ray_resume.storage import Location
+from ray_resume import Checkpoint, CheckpointError
+from ray_resume.checkpoint.local.lease import Claim, Owner
+from ray_resume.checkpoint.shared import objects
+from ray_resume.checkpoint.shared.objects import StoredObjects, whole_uri
+from ray_resume.checkpoint.storage import Location
+from ray_resume.read.listing import open_place
 
 pytestmark = pytest.mark.long
 

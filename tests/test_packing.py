@@ -25,13 +25,13 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
+from ray_resume.core.records import Fingerprint, Record, State, digest, encode
+from ray_resume.core.resume_plan import Todo, todo_of
+from ray_resume.core.snapshot import Union
+from ray_resume.core.sources import Source
 from ray_resume.errors import SourceChangedError
-from ray_resume.gather import Rows
-from ray_resume.packing import Packing, groups_of
-from ray_resume.record import Fingerprint, Record, State, digest, encode
-from ray_resume.source import Source
-from ray_resume.todo import Todo, todo_of
-from ray_resume.union import Union
+from ray_resume.write.packing import Packing, groups_of
+from ray_resume.write.source_rows import Rows
 
 # Which parts make a file --------------------------------------------------------------------------
 

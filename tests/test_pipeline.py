@@ -28,8 +28,8 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.run import MOST_WRITER_FILES
-from ray_resume.store import WriterFile
+from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.run.run import MOST_WRITER_FILES
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -339,8 +339,8 @@ def test_a_udf_that_fails_at_random_converges(source: Path, tmp_path: Path) -> N
 
 def test_clean_up_touches_nobody_elses_files(source: Path, tmp_path: Path) -> None:
     """Beside other people's files, another checkpoint's, and a live run's."""
-    from ray_resume.directory import CheckpointDirectory
-    from ray_resume.lease import Claim, Lease, Owner
+    from ray_resume.checkpoint.local.backend import CheckpointDirectory
+    from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
 
     out = tmp_path / "out"
     resumable_write(read(source, tmp_path / "other").map_batches(keep_even), out)
@@ -481,8 +481,8 @@ def test_lost_output_is_an_error_that_names_it(source: Path, tmp_path: Path) -> 
 def test_a_second_run_on_the_same_sources_is_refused_and_told_by_whom(
     source: Path, tmp_path: Path
 ) -> None:
-    from ray_resume.directory import CheckpointDirectory
-    from ray_resume.lease import Claim, Lease, Owner
+    from ray_resume.checkpoint.local.backend import CheckpointDirectory
+    from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
 
     CheckpointDirectory(tmp_path / "ckpt").ensure()
     held = Lease.acquire(tmp_path / "ckpt", Owner.here("bbbbbbbbbbbb"), Claim(None), wait_s=0)
@@ -560,11 +560,11 @@ def test_if_the_ledger_dies_the_run_fails_loudly_and_the_next_goes_on(
 
 
 def test_the_ledgers_start_up_errors_reach_the_user(tmp_path: Path) -> None:
-    from ray_resume import actor
-    from ray_resume.directory import DirectoryPlace
-    from ray_resume.source import SourceTable
+    from ray_resume.checkpoint.local.backend import DirectoryPlace
+    from ray_resume.core.sources import SourceTable
+    from ray_resume.run import ledger_actor
 
-    spec = actor.RunSpec(
+    spec = ledger_actor.RunSpec(
         run_id="cccccccccccc",
         place=DirectoryPlace(str(tmp_path), str(tmp_path / "cccccccccccc.lease"), "cccccccccccc"),
         sources=SourceTable.of([]),
@@ -575,4 +575,4 @@ def test_the_ledgers_start_up_errors_reach_the_user(tmp_path: Path) -> None:
         header={},
     )
     with pytest.raises(CheckpointError, match=r"cccccccccccc\.lease is gone"):
-        actor.start(spec)
+        ledger_actor.start(spec)

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ray_resume.errors import CheckpointError
-from ray_resume.record import (
+from ray_resume.core.records import (
     HEAD,
     Fingerprint,
     Record,
@@ -23,6 +22,7 @@ from ray_resume.record import (
     precedence,
     stored_in,
 )
+from ray_resume.errors import CheckpointError
 
 # Lone surrogates too: that is how Python spells file names that are not UTF-8.
 anything = st.text(st.characters(exclude_categories=()))

@@ -20,12 +20,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain_todo import plain_todo_of
 
-from ray_resume.digests import Digests, SortedDigests
-from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
-from ray_resume.filelist import FileList, listed_files
-from ray_resume.naming import OutputName, packed, unpacked
-from ray_resume.pending import PendingSources
-from ray_resume.record import (
+from ray_resume.core.digests import Digests, SortedDigests
+from ray_resume.core.filenames import OutputName, packed, unpacked
+from ray_resume.core.output_files import FileList, listed_files
+from ray_resume.core.pending import PendingSources
+from ray_resume.core.records import (
     HEAD,
     Fingerprint,
     Record,
@@ -35,12 +34,13 @@ from ray_resume.record import (
     pipeline_of,
     stored_in,
 )
-from ray_resume.shard import Shard
-from ray_resume.shelf import Counter, Shelf
-from ray_resume.source import Source, SourceTable, refuse_repeated
-from ray_resume.table import Table
-from ray_resume.todo import todo_of
-from ray_resume.union import Union
+from ray_resume.core.resume_plan import todo_of
+from ray_resume.core.shards import Shard
+from ray_resume.core.shelf import Counter, Shelf
+from ray_resume.core.snapshot import Union
+from ray_resume.core.sources import Source, SourceTable, refuse_repeated
+from ray_resume.core.table import Table
+from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
 
 pytestmark = pytest.mark.long
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume.schedule import MAX_PASSES, MAX_SUSPECTS, PassPlan, Schedule
+from ray_resume.core.passes import MAX_PASSES, MAX_SUSPECTS, PassPlan, Schedule
 
 
 def test_one_pass_is_enough_if_nothing_got_lost() -> None:

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume import segment
-from ray_resume.errors import CheckpointError
-from ray_resume.segment import (
+from ray_resume.checkpoint.shared import segments
+from ray_resume.checkpoint.shared.segments import (
     accepted,
     decode,
     encode,
@@ -19,6 +18,7 @@ from ray_resume.segment import (
     part_name,
     whole_name,
 )
+from ray_resume.errors import CheckpointError
 
 pytestmark = pytest.mark.long
 
@@ -48,13 +48,13 @@ def test_anything_else_is_told(data: bytes) -> None:
     with pytest.raises(CheckpointError):
         decode(data)
     # Also with a checksum that is right.
-    body = segment._MAGIC + data
+    body = segments._MAGIC + data
     with pytest.raises(CheckpointError):
-        decode(body + segment._checksum(body))
+        decode(body + segments._checksum(body))
 
 
 def test_a_newer_format_asks_for_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment, "_FORMAT_VERSION", 2)
+    monkeypatch.setattr(segments, "_FORMAT_VERSION", 2)
     newer = encode({}, [])
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match=r"format 2.*upgrade"):

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume.directory import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.core.shards import ArrayTask, Shard, shard_of
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.shard import ArrayTask, Shard, shard_of
 
 pytestmark = pytest.mark.long
 
@@ -267,8 +267,8 @@ def test_notes_of_a_newer_version(checkpoint: CheckpointDirectory) -> None:
 DRAW = """
 import os, sys
 from pathlib import Path
-from ray_resume.directory import CheckpointDirectory
-from ray_resume.shard import Shard, shard_of
+from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.core.shards import Shard, shard_of
 
 start, go = os.pipe()
 for index in map(int, sys.argv[2:]):

@@ -18,24 +18,27 @@ import pytest
 from buckets import S3
 from pyarrow.fs import LocalFileSystem
 
-from ray_resume import Checkpoint, CheckpointError, shared_writer
-from ray_resume.folder import Folder
-from ray_resume.lease import Claim, Owner
-from ray_resume.output import FolderOutput
-from ray_resume.record import Record, State, block_of, digest, encode
-from ray_resume.run import MOST_WRITER_FILES, Run, RunPlan
-from ray_resume.segment import encode as encode_segment
-from ray_resume.segment import fence_name
-from ray_resume.shard import ArrayTask
-from ray_resume.shared import SharedCheckpoint
-from ray_resume.source import Source, SourceTable
-from ray_resume.storage import Location
+from ray_resume import Checkpoint, CheckpointError
+from ray_resume.checkpoint.local.lease import Claim, Owner
+from ray_resume.checkpoint.shared import writer as shared_writer
+from ray_resume.checkpoint.shared.backend import SharedCheckpoint
+from ray_resume.checkpoint.shared.segments import encode as encode_segment
+from ray_resume.checkpoint.shared.segments import fence_name
+from ray_resume.checkpoint.storage import Location
+from ray_resume.core.records import Record, State, block_of, digest, encode
+from ray_resume.core.shards import ArrayTask
+from ray_resume.core.sources import Source, SourceTable
+from ray_resume.run.output import FolderOutput
+from ray_resume.run.run import MOST_WRITER_FILES, Run, RunPlan
 from ray_resume.testing import victim_of
+from ray_resume.write.folder import Folder
 
 pytestmark = pytest.mark.long
 
 TTL_S = 3.0
-OTHER_HOST = "import ray_resume.shared\nray_resume.shared._boot = lambda: 'another host'\n"
+OTHER_HOST = (
+    "from ray_resume.checkpoint.shared import backend\nbackend._boot = lambda: 'another host'\n"
+)
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -98,8 +101,8 @@ def script(place: Location, body: str, *, other_host: bool) -> list[str]:
         sys.executable,
         "-c",
         f"import sys, os, signal, time\n"
-        f"from ray_resume.storage import Location\n"
-        f"from ray_resume.lease import Claim, Owner\n"
+        f"from ray_resume.checkpoint.storage import Location\n"
+        f"from ray_resume.checkpoint.local.lease import Claim, Owner\n"
         f"{OTHER_HOST if other_host else ''}"
         f"storage = Location(sys.argv[1], shared={place.shared}, lease_ttl_s={TTL_S}).open()\n"
         f"{body}",
@@ -295,10 +298,10 @@ def test_a_killed_run_of_another_host_is_dead_when_it_was_silent_for_long(
 
 
 STOPPED = """
-from ray_resume.actor import LedgerHost, RunSpec
+from ray_resume.run.ledger_actor import LedgerHost, RunSpec
 from ray_resume.errors import ResumeError
-from ray_resume.ledger import Message, Seal
-from ray_resume.source import Source, SourceTable
+from ray_resume.core.ledger import Message, Seal
+from ray_resume.core.sources import Source, SourceTable
 
 run_id = "00000000000a"
 lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=0)
@@ -588,7 +591,7 @@ def test_a_local_checkpoint_is_not_taken_for_a_shared_one(place: Location) -> No
 
 @pytest.mark.slow
 def test_an_unreachable_storage_is_one_clear_error(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray_resume import objects
+    from ray_resume.checkpoint.shared import objects
 
     monkeypatch.setattr(objects, "_RETRY_DELAYS_S", (0.01,))
     uri = s3.uri("x").replace(str(s3.port), "1")

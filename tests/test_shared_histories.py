@@ -21,16 +21,17 @@ from typing import Any
 import pytest
 from world import World, WorldLock, WorldObjects
 
-from ray_resume import bakery, segment, shared, shared_writer
-from ray_resume.checkpoint import _resets
-from ray_resume.contents import Contents
+from ray_resume.checkpoint.checkpoint import _resets
+from ray_resume.checkpoint.contents import Contents
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.shared import backend, mutex, segments
+from ray_resume.checkpoint.shared import writer as shared_writer
+from ray_resume.checkpoint.shared.backend import SharedCheckpoint
+from ray_resume.checkpoint.shared.heartbeat import Heart
+from ray_resume.checkpoint.shared.leases import SharedLease
+from ray_resume.checkpoint.shared.writer import SharedWriter
+from ray_resume.core.records import Record, State, block_of, blocks_of, digest, encode
 from ray_resume.errors import CheckpointError
-from ray_resume.heartbeat import Heart
-from ray_resume.lease import Claim, Lease, Owner
-from ray_resume.record import Record, State, block_of, blocks_of, digest, encode
-from ray_resume.shared import SharedCheckpoint
-from ray_resume.shared_lease import SharedLease
-from ray_resume.shared_writer import SharedWriter
 
 pytestmark = pytest.mark.long
 
@@ -41,7 +42,7 @@ SOURCES = 6
 @pytest.fixture(autouse=True)
 def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process is on a host of its own: no lock proves anything."""
-    monkeypatch.setattr(shared, "_boot", lambda: None)
+    monkeypatch.setattr(backend, "_boot", lambda: None)
     monkeypatch.setattr(Lease, "hold", classmethod(lambda cls, directory, owner: NoLock()))
     monkeypatch.setattr(shared_writer, "_FEW_PARTS", 3)
     monkeypatch.setattr(os, "urandom", lambda count: chance.randbytes(count))
@@ -181,7 +182,7 @@ class History:
 
     def __init__(self, seed: int, *, errors: float = 0.0, **faults: Any) -> None:
         chance.seed(seed)
-        bakery._choices = itertools.count(1)
+        mutex._choices = itertools.count(1)
         self.world = World(seed, longest_s=3 * TTL_S, **faults)
         latest_s = 3 * TTL_S if errors else 0.0
         self.objects = WorldObjects(self.world, errors=errors, latest_s=latest_s)
@@ -299,7 +300,7 @@ class History:
 
     def compact(self, run_id: str, _: list[str]) -> None:
         """As `compaction` does it."""
-        from ray_resume.compaction import compact
+        from ray_resume.checkpoint.compaction import compact
 
         try:
             compact(self.checkpoint(), lease_wait_s=5 * TTL_S)
@@ -398,7 +399,7 @@ def test_what_a_dead_run_still_publishes_counts_for_nobody() -> None:
 def test_a_successor_without_fences_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its predecessor's files are gone, and its late records would list them."""
     monkeypatch.setattr(
-        shared, "accepted", lambda names: segment.accepted([n for n in names if "fence" not in n])
+        backend, "accepted", lambda names: segments.accepted([n for n in names if "fence" not in n])
     )
     history = zombie(0)
     with pytest.raises(AssertionError):

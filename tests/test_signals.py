@@ -10,7 +10,7 @@ import pytest
 from job import Job
 
 from ray_resume import Checkpoint
-from ray_resume.signals import Terminated, terminable
+from ray_resume.run.signals import Terminated, terminable
 
 pytestmark = pytest.mark.long
 

@@ -37,9 +37,9 @@ from simulator import (
     simulate,
 )
 
-from ray_resume import lineage
-from ray_resume.ledger import Drain, Ledger, Message, Seal
-from ray_resume.lineage import MODULUS
+from ray_resume.core import tokens
+from ray_resume.core.ledger import Drain, Ledger, Message, Seal
+from ray_resume.core.tokens import MODULUS
 
 pytestmark = pytest.mark.long
 
@@ -201,32 +201,32 @@ def test_every_order_of_a_pass_with_mixed_executions(faults: Faults) -> None:
 
 def test_every_choice_between_the_outputs_of_two_executions() -> None:
     """Of 2 x 3 outputs of a shuffling UDF, only the two whole executions complete the source."""
-    read = lineage.tokens(lineage.read_nonce(RUN, 1, "a"), 0, 6)
+    read = tokens.tokens(tokens.read_nonce(RUN, 1, "a"), 0, 6)
     sources = np.zeros(6, dtype=np.int32)
     executions = []
     for _ in range(2):
-        call = lineage.Call(sources, read)
+        call = tokens.Call(sources, read)
         outputs = [call.emit(sources[:2]), call.emit(sources[:2]), call.finish(sources[:2])[0]]
         executions.append(drains_of(*outputs))
     deltas = [delta for execution in executions for delta in execution]
     for size in range(len(deltas) + 1):
         for chosen in itertools.combinations(deltas, size):
             whole = any(set(chosen) == set(execution) for execution in executions)
-            assert completes_when_sealed(chosen, lineage.token_sum(read)) == whole
+            assert completes_when_sealed(chosen, tokens.token_sum(read)) == whole
 
 
 def test_rows_with_their_own_tokens_may_come_from_two_executions_of_the_read() -> None:
-    nonce = lineage.read_nonce(RUN, 1, "a")
-    first, second = lineage.tokens(nonce, 0, 5), lineage.tokens(nonce, 0, 5)
-    total = lineage.token_sum(first)
+    nonce = tokens.read_nonce(RUN, 1, "a")
+    first, second = tokens.tokens(nonce, 0, 5), tokens.tokens(nonce, 0, 5)
+    total = tokens.token_sum(first)
     for taken in range(1, 4):
         assert completes_when_sealed(drains_of(first[:taken], second[taken:]), total)
         assert not completes_when_sealed(drains_of(first[: taken + 1], second[taken:]), total)
         assert not completes_when_sealed(drains_of(first[:taken], second[taken + 1 :]), total)
 
 
-def drains_of(*parts: lineage.TokenArray) -> list[int]:
-    return [-lineage.token_sum(part) % MODULUS for part in parts]
+def drains_of(*parts: tokens.TokenArray) -> list[int]:
+    return [-tokens.token_sum(part) % MODULUS for part in parts]
 
 
 def completes_when_sealed(deltas: Iterable[int], total: int) -> bool:
@@ -263,7 +263,7 @@ def test_positional_tokens_are_right_while_nothing_is_executed_again() -> None:
 def test_shares_that_are_not_drawn_anew_let_mixtures_pass(
     faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lineage, "fresh_nonce", lambda: 1)
+    monkeypatch.setattr(tokens, "fresh_nonce", lambda: 1)
     assert first_wrong(1_000, faults) is not None
 
 

@@ -29,7 +29,7 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.datasinks import title_of
+from ray_resume.write.datasinks import title_of
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
-from ray_resume import NonResumableError, batches, resumable
-from ray_resume.ledger import Drain, Ledger, Message, Seal
-from ray_resume.lineage import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN, token_sum, tokens
-from ray_resume.stage import armed, options_of
+from ray_resume import NonResumableError, resumable
+from ray_resume.core.ledger import Drain, Ledger, Message, Seal
+from ray_resume.core.tokens import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN, token_sum, tokens
+from ray_resume.raydata import blocks
+from ray_resume.udf.stage import armed, options_of
 
 
 @resumable
@@ -133,7 +134,7 @@ class Desk:
     def sink(self, outputs: list[Any]) -> None:
         """Drain what a stage put out, as a sink does."""
         for output in outputs:
-            _, sources, values = batches.detach(output)
+            _, sources, values = blocks.detach(output)
             for source in np.unique(sources).tolist():
                 total = token_sum(values[sources == source])
                 self.send(Drain(source, -total % MODULUS, 1))
@@ -153,7 +154,7 @@ def batch_in(kind: str, desk: Desk) -> Any:
         batch = pd.DataFrame(rows, index=[5, 5, 3, 3, 1, 0, 9])
     elif kind == "pyarrow":
         batch = pa.table(rows)
-    return batches.attach(batch, SOURCES, values)
+    return blocks.attach(batch, SOURCES, values)
 
 
 def run(udf: Any, kind: str, *arguments: Any, **construct: Any) -> tuple[list[list[int]], Desk]:
@@ -165,21 +166,21 @@ def run(udf: Any, kind: str, *arguments: Any, **construct: Any) -> tuple[list[li
     result = ready(batch_in(kind, desk), *arguments)
     outputs = list(result) if inspect.isgenerator(result) else [result]
     for output in outputs:
-        assert np.asarray(batches.column(output, SOURCE_COLUMN)).dtype == np.int32
-        assert np.asarray(batches.column(output, TOKEN_COLUMN)).dtype == np.uint64
+        assert np.asarray(blocks.column(output, SOURCE_COLUMN)).dtype == np.int32
+        assert np.asarray(blocks.column(output, TOKEN_COLUMN)).dtype == np.uint64
     desk.sink(outputs)
-    return [np.asarray(batches.column(output, "x")).tolist() for output in outputs], desk
+    return [np.asarray(blocks.column(output, "x")).tolist() for output in outputs], desk
 
 
 def keep_where(batch: Any, mask: Any) -> Any:
-    return batches.pick(batch, np.asarray(mask))
+    return blocks.pick(batch, np.asarray(mask))
 
 
 KINDS = pytest.mark.parametrize("kind", ["numpy", "pandas", "pyarrow"])
 
 
 def x_of(batch: Any) -> Any:
-    return np.asarray(batches.column(batch, "x"))
+    return np.asarray(blocks.column(batch, "x"))
 
 
 @KINDS
@@ -189,7 +190,7 @@ class TestArmed:
 
         @resumable
         def look(batch: Any) -> Any:
-            assert list(batches.names(batch)) == ["x", "name"]
+            assert list(blocks.names(batch)) == ["x", "name"]
             seen.append(x_of(batch).tolist())
             return batch
 
@@ -244,7 +245,7 @@ class TestArmed:
         @resumable(origin="o")
         def pieces(batch: Any) -> Iterator[Any]:
             for row in range(7):
-                yield batches.pick(batch, np.array([row]))
+                yield blocks.pick(batch, np.array([row]))
 
         desk = Desk(3)
         result = armed(pieces, desk)(batch_in(kind, desk))  # type: ignore[arg-type]
@@ -278,7 +279,7 @@ class TestArmed:
         @resumable(origin="o")
         def shuffle_and_copy(batch: Any) -> Any:
             assert len(x_of(batch)) == 7
-            return batches.pick(batch, np.array([4, 0, 0, 5, 4]))
+            return blocks.pick(batch, np.array([4, 0, 0, 5, 4]))
 
         outputs, desk = run(shuffle_and_copy, kind)
         assert outputs == [[4, 0, 0, 5, 4]]
@@ -296,8 +297,8 @@ class TestArmed:
     def test_wrong_origins_are_errors(self, kind: str, origin: Any, said: str) -> None:
         @resumable(origin="o")
         def wrong(batch: Any) -> Any:
-            part = batches.without_columns(batches.pick(batch, np.array([0, 1])), ("o",))
-            return part if origin is None else batches.with_column(part, "o", np.array(origin))
+            part = blocks.without_columns(blocks.pick(batch, np.array([0, 1])), ("o",))
+            return part if origin is None else blocks.with_column(part, "o", np.array(origin))
 
         with pytest.raises(ValueError, match=said):
             run(wrong, kind)
@@ -311,14 +312,14 @@ class TestArmed:
     def test_a_udf_that_returns_our_columns_is_an_error(self, kind: str) -> None:
         @resumable
         def collides(batch: Any) -> Any:
-            return batches.with_column(batch, TOKEN_COLUMN, np.arange(len(x_of(batch))))
+            return blocks.with_column(batch, TOKEN_COLUMN, np.arange(len(x_of(batch))))
 
         with pytest.raises(ValueError, match="own"):
             run(collides, kind)
 
     def test_rows_that_lost_our_columns_are_an_error(self, kind: str) -> None:
         desk = Desk(3)
-        stripped = batches.without_columns(batch_in(kind, desk), (TOKEN_COLUMN,))
+        stripped = blocks.without_columns(batch_in(kind, desk), (TOKEN_COLUMN,))
         with pytest.raises(RuntimeError, match="cannot be accounted for"):
             armed(plain, desk)(stripped)  # type: ignore[arg-type]
 

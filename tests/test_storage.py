@@ -16,8 +16,8 @@ from driver import rows_of
 from job import FILES, ROWS, Job
 
 from ray_resume import Checkpoint, mark_failed, resumable, resumable_read, resumable_write
-from ray_resume.folder import Folder
-from ray_resume.storage import Location
+from ray_resume.checkpoint.storage import Location
+from ray_resume.write.folder import Folder
 
 DRIVER = Path(__file__).with_name("shared_driver.py")
 

@@ -21,11 +21,16 @@ from hypothesis import strategies as st
 from memory_store import MemoryStore, MemoryUnion, Store
 from raw_store import put_record
 
-from ray_resume import store
+from ray_resume.checkpoint.local import lmdb_file
+from ray_resume.checkpoint.local.lmdb_file import (
+    FORMAT_VERSION,
+    WriterFile,
+    read_writer,
+    writer_files,
+)
+from ray_resume.core.records import Record, State, decode, digest, encode
+from ray_resume.core.snapshot import Union
 from ray_resume.errors import CheckpointError
-from ray_resume.record import Record, State, decode, digest, encode
-from ray_resume.store import FORMAT_VERSION, WriterFile, read_writer, writer_files
-from ray_resume.union import Union
 
 DEADLINE_S = 20.0
 
@@ -176,7 +181,7 @@ def test_commits_are_synced(tmp_path: Path) -> None:
 def test_one_commit_larger_than_the_whole_map(tmp_path: Path) -> None:
     writer = WriterFile.create(tmp_path, "run", {})
     batch = [done(f"s{i}", size=10_000) for i in range(2_500)]
-    assert sum(len(encode(record)) for record in batch) > store._INITIAL_MAP_BYTES
+    assert sum(len(encode(record)) for record in batch) > lmdb_file._INITIAL_MAP_BYTES
     writer.commit([done("before")])
     writer.commit(batch)
     writer.commit([done("after")])
@@ -187,7 +192,7 @@ def test_one_commit_larger_than_the_whole_map(tmp_path: Path) -> None:
 
 
 def test_the_map_grows_over_many_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_INITIAL_MAP_BYTES", 1 << 16)
+    monkeypatch.setattr(lmdb_file, "_INITIAL_MAP_BYTES", 1 << 16)
     writer = WriterFile.create(tmp_path, "run", {})
     for i in range(60):
         writer.commit([done(f"s{i}", size=10_000)])
@@ -257,8 +262,8 @@ READ = """
 import sys
 from pathlib import Path
 from ray_resume.errors import CheckpointError
-from ray_resume.store import read_writer
-from ray_resume.union import Union
+from ray_resume.checkpoint.local.lmdb_file import read_writer
+from ray_resume.core.snapshot import Union
 
 try:
     print(len(Union({"run": read_writer(Path(sys.argv[1]), live=sys.argv[2] == "True")[1]})))
@@ -318,8 +323,8 @@ def start_python(code: str, *args: object) -> subprocess.Popen[str]:
 COMMIT_GROUPS = """
 import itertools, sys
 from pathlib import Path
-from ray_resume import store
-from ray_resume.record import Record, State
+from ray_resume.checkpoint.local import lmdb_file as store
+from ray_resume.core.records import Record, State
 
 directory, run_id, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 names = sys.argv[4]
@@ -360,8 +365,8 @@ def test_a_reader_in_another_process_sees_whole_commits(tmp_path: Path) -> None:
 COMMIT_WHEN_ASKED = """
 import sys
 from pathlib import Path
-from ray_resume import store
-from ray_resume.record import Record, State
+from ray_resume.checkpoint.local import lmdb_file as store
+from ray_resume.core.records import Record, State
 
 store._INITIAL_MAP_BYTES = 1 << 16
 writer = store.WriterFile.create(Path(sys.argv[1]), "run", {})
@@ -411,14 +416,14 @@ def test_a_look_is_of_one_moment_however_often_its_writer_commits_meanwhile(
     obedient: ObedientWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without LMDB's lock the writer would use the pages again that are being read."""
-    header = store._header
+    header = lmdb_file._header
 
     def commit_meanwhile(path: Path, text: bytes | None) -> dict[str, Any]:
         obedient.commit(times=5)
         return header(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_header", commit_meanwhile)
+        patch.setattr(lmdb_file, "_header", commit_meanwhile)
         assert obedient.sequences() == {1}
     assert obedient.sequences() == {6}
 
@@ -426,7 +431,7 @@ def test_a_look_is_of_one_moment_however_often_its_writer_commits_meanwhile(
 def test_a_look_at_a_file_that_outgrows_the_readers_map(
     obedient: ObedientWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, really_open = 0, store._open
+    opened, really_open = 0, lmdb_file._open
 
     def open_then_grow(path: Path, **options: bool) -> Any:
         nonlocal opened
@@ -436,7 +441,7 @@ def test_a_look_at_a_file_that_outgrows_the_readers_map(
             obedient.commit(times=5)
         return env
 
-    monkeypatch.setattr(store, "_open", open_then_grow)
+    monkeypatch.setattr(lmdb_file, "_open", open_then_grow)
     assert obedient.sequences() == {6}
     assert opened == 2
 
@@ -464,7 +469,7 @@ def test_the_writers_own_process_reads_at_any_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opening, growing and closing happen under a reader's nose; py-lmdb allows one open file."""
-    monkeypatch.setattr(store, "_INITIAL_MAP_BYTES", 1 << 16)
+    monkeypatch.setattr(lmdb_file, "_INITIAL_MAP_BYTES", 1 << 16)
     over, looks, faults = threading.Event(), 0, list[BaseException]()
 
     def look() -> None:
@@ -531,7 +536,7 @@ def test_what_was_reported_survives_sigkill_and_groups_are_whole(tmp_path: Path)
 KILL_WHILE_CREATING = """
 import itertools, os, random, signal, sys, time
 from pathlib import Path
-from ray_resume.store import WriterFile, _lmdb
+from ray_resume.checkpoint.local.lmdb_file import WriterFile, _lmdb
 
 _lmdb()
 moments = random.Random(2)
@@ -560,4 +565,4 @@ def test_a_file_has_its_name_only_as_a_valid_store(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _nothing_stays_open() -> Iterator[None]:
     yield
-    assert not store._own
+    assert not lmdb_file._own

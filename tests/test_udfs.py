@@ -20,7 +20,8 @@ from conftest import ids_in, write_source
 from ray.data import ActorPoolStrategy
 from ray.data.expressions import col
 
-from ray_resume import NonResumableError, plan, resumable, resumable_read, resumable_write
+from ray_resume import NonResumableError, resumable, resumable_read, resumable_write
+from ray_resume.raydata import plan
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -18,7 +18,8 @@ from packaging.version import Version
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask
 
-from ray_resume import plan, resumable, resumable_read, resumable_write
+from ray_resume import resumable, resumable_read, resumable_write
+from ray_resume.raydata import plan
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ray_resume.checkpoint.shared.objects import Stamp
 from ray_resume.errors import CheckpointError
-from ray_resume.objects import Stamp
 
 
 class Killed(BaseException):

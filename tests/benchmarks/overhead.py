@@ -24,7 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from ray_resume import batches, lineage, resumable, resumable_read, resumable_write, stage
+from ray_resume import resumable, resumable_read, resumable_write
+from ray_resume.core import tokens
+from ray_resume.raydata import blocks
+from ray_resume.udf import stage
 
 
 def keep_positive(batch: Any) -> Any:
@@ -85,7 +88,7 @@ def time_one_call(rows: int = 1000, columns: int = 10, calls: int = 5000) -> Non
     batch = {f"c{i}": np.random.default_rng(i).normal(size=rows) for i in range(columns)}
     client: Any = NoLedger()
     udf: Any = stage.armed(resumable(lambda batch: batch), client)
-    given = batches.attach(batch, np.zeros(rows, np.int32), lineage.tokens(1, 0, rows))
+    given = blocks.attach(batch, np.zeros(rows, np.int32), tokens.tokens(1, 0, rows))
     spent_s = seconds(lambda: [udf(given) for _ in range(calls)])
     print(
         f"a call with {rows} rows and {columns} columns costs {spent_s / calls * 1e6:.0f} us more"

@@ -35,7 +35,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ray_resume.record import digest, encode_completed, pipeline_of
+from ray_resume.core.records import digest, encode_completed, pipeline_of
 
 RUN = "0123456789ab"
 SIGNATURE = "ReadParquet -> MapBatches(clean) -> write_parquet"
@@ -101,8 +101,8 @@ class Clock:
 
 def make_finished(path: Path, count: int) -> str:
     """Make the checkpoint of a job that completed ``count`` sources; return its id."""
-    from ray_resume.directory import CheckpointDirectory
-    from ray_resume.store import WriterFile
+    from ray_resume.checkpoint.local.backend import CheckpointDirectory
+    from ray_resume.checkpoint.local.lmdb_file import WriterFile
 
     checkpoint = CheckpointDirectory(path).ensure()
     writer = WriterFile.create(path, RUN, {"sources_total": count, "signature": SIGNATURE})
@@ -132,11 +132,11 @@ def output_names(checkpoint: str, count: int) -> Path:
 
 def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]:
     """Do what a run on a finished job does; the listings are made up, and not timed."""
-    from ray_resume.directory import CheckpointDirectory
-    from ray_resume.lease import Claim, Lease, Owner
-    from ray_resume.output import FolderOutput
-    from ray_resume.source import SourceTable, refuse_repeated
-    from ray_resume.todo import todo_of
+    from ray_resume.checkpoint.local.backend import CheckpointDirectory
+    from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+    from ray_resume.core.resume_plan import todo_of
+    from ray_resume.core.sources import SourceTable, refuse_repeated
+    from ray_resume.run.output import FolderOutput
 
     class ListedFolder:
         uri = path = "/out"
@@ -198,7 +198,7 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
 
 def status(path: Path, count: int) -> dict[str, Any]:
     """Do what ``ray-resume status`` and ``sources`` do."""
-    from ray_resume.checkpoint import Checkpoint
+    from ray_resume.checkpoint.checkpoint import Checkpoint
 
     clock = Clock()
     with clock.step("status"):
@@ -257,9 +257,9 @@ def run_part(arguments: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def host_of(count: int, *, commit_interval_s: float) -> Iterator[Any]:
     """Yield a ledger's host of a run of ``count`` sources, in this process."""
-    from ray_resume.actor import LedgerHost, RunSpec
-    from ray_resume.directory import CheckpointDirectory, DirectoryPlace
-    from ray_resume.lease import Claim, Lease, Owner
+    from ray_resume.checkpoint.local.backend import CheckpointDirectory, DirectoryPlace
+    from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+    from ray_resume.run.ledger_actor import LedgerHost, RunSpec
 
     work = Path(tempfile.mkdtemp(prefix="ray-resume-scale-"))
     CheckpointDirectory(work).ensure()
@@ -286,7 +286,7 @@ def host_of(count: int, *, commit_interval_s: float) -> Iterator[Any]:
 
 def sources_of(count: int) -> Any:
     """Return a table of ``count`` files."""
-    from ray_resume.source import SourceTable
+    from ray_resume.core.sources import SourceTable
 
     paths = [path_of(number) for number in range(count)]
     return SourceTable.of_files(paths, [SIZE] * count, [MTIME_NS] * count)
@@ -294,7 +294,7 @@ def sources_of(count: int) -> Any:
 
 def files_of(numbers: range, digests: bytes) -> list[str]:
     """Name a file for each of some sources, as a sink does."""
-    from ray_resume.naming import stem_of
+    from ray_resume.core.filenames import stem_of
 
     prefix = f"aaaaaaaa-{RUN}"
     return [
@@ -304,10 +304,10 @@ def files_of(numbers: range, digests: bytes) -> list[str]:
 
 def run_ledger(arguments: argparse.Namespace) -> dict[str, Any]:
     """Complete every source: a seal and a drain with a file each, some sources in a message."""
-    from ray_resume.actor import collect_seldom
-    from ray_resume.directory import COMMIT_INTERVAL_S
-    from ray_resume.ledger import Drain, Message, Seal
-    from ray_resume.lineage import MODULUS
+    from ray_resume.checkpoint.local.backend import COMMIT_INTERVAL_S
+    from ray_resume.core.ledger import Drain, Message, Seal
+    from ray_resume.core.tokens import MODULUS
+    from ray_resume.run.ledger_actor import collect_seldom
 
     count, each = arguments.sources, arguments.events
     digests = sources_of(count).digests.to_bytes()
@@ -353,8 +353,8 @@ def run_ledger(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     """Weigh the host: with all sources pending, then heard of, then complete."""
-    from ray_resume.ledger import Drain, Message, Seal
-    from ray_resume.lineage import MODULUS
+    from ray_resume.core.ledger import Drain, Message, Seal
+    from ray_resume.core.tokens import MODULUS
 
     count = arguments.sources
     digests = sources_of(count).digests.to_bytes()
@@ -401,9 +401,9 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     import psutil
     import ray
 
-    from ray_resume import actor
-    from ray_resume.directory import CheckpointDirectory, DirectoryPlace
-    from ray_resume.lease import Claim, Lease, Owner
+    from ray_resume.checkpoint.local.backend import CheckpointDirectory, DirectoryPlace
+    from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+    from ray_resume.run import ledger_actor
 
     ray.init(
         "local",
@@ -420,8 +420,8 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
             CheckpointDirectory(path).ensure()
             lease = Lease.acquire(path, Owner.here(RUN), Claim(None), wait_s=0)
             count = min(arguments.most, each * 400_000)
-            handle = actor.start(
-                actor.RunSpec(
+            handle = ledger_actor.start(
+                ledger_actor.RunSpec(
                     run_id=RUN,
                     place=DirectoryPlace(str(path), str(lease.path), RUN),
                     sources=sources_of(count),
@@ -483,8 +483,8 @@ def send(
     """Imitate many workers: complete sources, with up to ``in_flight`` messages on their way."""
     import ray
 
-    from ray_resume.ledger import Drain, Message, Seal
-    from ray_resume.lineage import MODULUS
+    from ray_resume.core.ledger import Drain, Message, Seal
+    from ray_resume.core.tokens import MODULUS
 
     began, messages, sources = time.perf_counter(), 0, 0
     waiting: list[Any] = []

@@ -1,0 +1,78 @@
+"""Merges the writers' files of a checkpoint into one, so that many small runs stay quick to read.
+
+Invariant: at every moment the files that are there have the same union. The merged file gets its
+name whole and durable; only then the files that it stands for are removed, one by one. A record
+counts by its sequence number and run id, whichever file it is in, so a crash in between leaves
+files that say the same twice, and the next compaction goes on from there.
+
+The merged file's header has the headers of all runs whose files it replaces: that they are known,
+and what they listed, must outlive their files.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+from ray_resume.checkpoint.contents import MERGED, Contents
+from ray_resume.checkpoint.local.backend import new_run_id
+from ray_resume.checkpoint.local.lease import Claim, Owner
+from ray_resume.checkpoint.storage import Storage
+from ray_resume.core.records import RECORDS_IN_BLOCK
+from ray_resume.errors import CheckpointError
+from ray_resume.failpoints import reached
+
+__all__ = ["compact"]
+
+
+def compact(storage: Storage, *, lease_wait_s: float) -> int:
+    """Merge all writers' files of ``storage`` into one; return how many were merged.
+
+    No run is alive meanwhile, and none can start.
+
+    Raises:
+        CheckpointError: a run is at work, a file cannot be read, or the disk is full. Nothing
+            was changed.
+    """
+    storage.identity()
+    run_id = new_run_id()
+    lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=lease_wait_s)
+    try:
+        storage.remove_half_made()
+        contents = storage.settled(run_id)
+        # What a compaction that was killed has left: others stand for it already.
+        left = {
+            run: path
+            for run, path in storage.writers().items()
+            if run in contents.headers and run not in contents.files
+        }
+        if left:
+            storage.remove_writers(left)
+        if len(contents.files) < 2:
+            return len(left)
+        # What cannot be read must not outlive the file that it came from.
+        contents.union.verify()
+        written = storage.write_whole(run_id, _header(contents), contents.union.blocks())
+        came_back = zip_longest(contents.union.blocks(), written.pairs.blocks(RECORDS_IN_BLOCK))
+        if written.error or not all(ours == theirs for ours, theirs in came_back):
+            storage.remove_writers({run_id: written.path})
+            raise CheckpointError(
+                f"The checkpoint file {written.path} did not come back as it was written"
+                f"{f' ({written.error})' if written.error else ''}; it was removed again, and the "
+                "files that it was made from are as they were. Is the disk failing?"
+            )
+        lease.check()
+        reached("compact.merged")
+        storage.remove_writers(contents.files)
+        return len(contents.files)
+    finally:
+        lease.end(wait_s=0)
+
+
+def _header(contents: Contents) -> dict[str, object]:
+    # What earlier compactions were called is of no use to anybody.
+    runs = {
+        run_id: {name: value for name, value in header.items() if name != MERGED}
+        for run_id, header in contents.headers.items()
+        if MERGED not in header
+    }
+    return {"purpose": "compact", MERGED: runs}

@@ -1,0 +1,140 @@
+"""Signs of life through a storage, and the silence that says that a process is dead.
+
+A process that is alive replaces its own object again and again (:class:`Heart`). Whoever wants to
+know lists those objects (:class:`Watch`): one that is as it was ``ttl_s`` ago, on the clock of the
+one who looks, is of a dead process. Clocks of different hosts are never compared.
+
+The two halves fit: a heart counts from *before* it began a beat that arrived, a watch from *after*
+it saw that beat. So once anybody calls it dead, the heart's own :meth:`Heart.check` has failed for
+a quarter of ``ttl_s``, whenever it is asked, also if its process was stopped in between.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+from ray_resume.checkpoint.shared.mutex import boottime_s
+from ray_resume.checkpoint.shared.objects import Objects, Stamp
+from ray_resume.errors import CheckpointError
+
+__all__ = ["Heart", "Watch"]
+
+# A listing may give times in seconds only, or none, so beats have different sizes, too; as many as
+# make it unlikely that who looks again after a long time sees the same.
+_SIZES = 4093
+_BEATS_PER_TTL = 6
+_TRUST = 0.75
+
+
+class Heart:
+    """The signs of life of this process, in the object ``name``.
+
+    Args:
+        ttl_s: how long its silence must last until others call it dead.
+        also: called once in ``ttl_s``, in the same thread.
+
+    Raises:
+        CheckpointError: the storage fails; the first beat is made here.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        name: str,
+        *,
+        ttl_s: float,
+        clock: Callable[[], float] = boottime_s,
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._objects = objects
+        self._name = name
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._also = also
+        self._beats = 0
+        self._beating = threading.Lock()
+        self._ended = threading.Event()
+        self._last = clock()
+        self._put(self._last)
+
+    def start(self) -> None:
+        """Go on beating in a thread, until :meth:`end`."""
+        threading.Thread(target=self._beat_regularly, daemon=True).start()
+
+    def is_alive(self) -> bool:
+        """Say whether nobody can have called this process dead."""
+        return not self._ended.is_set() and self._clock() - self._last < self._ttl_s * _TRUST
+
+    def check(self) -> None:
+        """Make sure that nobody can have called this process dead.
+
+        Raises:
+            CheckpointError: somebody may have.
+        """
+        if not self.is_alive():
+            raise CheckpointError(
+                f"This run has not been able to say that it is alive for {self._ttl_s * _TRUST:g} "
+                "s (was it stopped, or its storage out of reach?), so another run may have started "
+                "in its place. It commits nothing more; run again to go on."
+            )
+
+    def beat(self) -> None:
+        """Give a sign of life, unless it is too late for that: the dead stay dead.
+
+        Raises:
+            CheckpointError: the storage fails.
+        """
+        with self._beating:
+            began_at = self._clock()
+            if self.is_alive():
+                self._put(began_at)
+
+    def end(self) -> None:
+        """Stop beating, and remove the sign of life."""
+        self._ended.set()
+        with self._beating:
+            self._objects.delete([self._name])
+
+    def _put(self, began_at: float) -> None:
+        self._beats += 1
+        self._objects.replace(self._name, b"." * (self._beats % _SIZES))
+        self._last = began_at
+
+    def _beat_regularly(self) -> None:
+        interval_s = pause_s = self._ttl_s / _BEATS_PER_TTL
+        while not self._ended.wait(pause_s) and self.is_alive():
+            try:
+                self.beat()
+                if self._beats % _BEATS_PER_TTL == 0:
+                    self._also()
+                pause_s = interval_s
+            except CheckpointError:
+                # It failed for seconds already. Whether it is too late, `check` knows.
+                pause_s = interval_s / 4
+
+
+class Watch:
+    """What somebody has seen of others' signs of life. Pure; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[Mapping[str, Stamp], float]] = {}
+
+    def saw(self, signs: Mapping[str, Mapping[str, Stamp]], *, before: float, after: float) -> None:
+        """Take note of a listing, made between two times of this process's clock.
+
+        Args:
+            signs: of each run, its signs of life. Those that are not in it are forgotten.
+        """
+        self._seen = {
+            run: known
+            if (known := self._seen.get(run)) is not None and known[0] == seen
+            else (seen, after)
+            for run, seen in signs.items()
+        }
+        self._looked_at = before
+
+    def silent_s(self, run: str) -> float:
+        """Return for how many seconds, at least, ``run`` had given no sign at the last look."""
+        known = self._seen.get(run)
+        return 0.0 if known is None else max(0.0, self._looked_at - known[1])

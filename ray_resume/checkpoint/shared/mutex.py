@@ -1,0 +1,188 @@
+"""Mutual exclusion among processes that share nothing but a storage of objects.
+
+Lamport's bakery ("A New Solution of Dijkstra's Concurrent Programming Problem", CACM 1974): who
+wants in says that it is choosing, takes a number higher than all that it sees, and waits until
+nobody is choosing and nobody has a lower one. It needs no more than that what was written is seen
+by whoever looks later, so it works where nothing is atomic but a single object.
+
+Processes die and stop. A place in the queue that does not move on for ``patience_s``, on the clock
+of whoever waits behind it, is taken away. So each has only a part of that time for its turn:
+:meth:`Turn.confirm` says afterwards whether what was done was done in time. An effect that is not
+confirmed must be undone and counts for nothing. Clocks of different hosts are never compared. How
+patient others are to be with it, each says in the name of its place: it need not be the same for
+all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from ray_resume.checkpoint.shared.objects import Objects
+
+__all__ = ["Bakery", "OutOfTurnError", "Turn", "boottime_s"]
+
+_ENTRY = re.compile(r"[0-9a-z]+/(?:a-[0-9]+|b-([0-9]{12}))-([0-9a-f]+)-([0-9]+)")
+_SHORTEST_POLL_S = 0.05
+_LONGEST_POLL_S = 1.0
+
+# Who chooses again has another name: it must not seem to have stood still in between.
+_choices = itertools.count(1)
+
+
+def boottime_s() -> float:
+    """Return seconds on a clock of this host that nobody sets, and that a suspended host counts."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime(clock)
+
+
+class OutOfTurnError(Exception):
+    """Raised in a process that was too slow: others may be in. What it did must be undone."""
+
+
+class Turn:
+    """A stay inside; ``began_at`` is when it was last seen that nobody else was there."""
+
+    def __init__(self, began_at: float, limit_s: float, clock: Callable[[], float]) -> None:
+        self._began_at = began_at
+        self._limit_s = limit_s
+        self._clock = clock
+
+    def confirm(self) -> None:
+        """Make sure that what was done up to now was done while nobody else could be inside.
+
+        Raises:
+            OutOfTurnError: it took too long.
+        """
+        if self._clock() - self._began_at > self._limit_s:
+            raise OutOfTurnError
+
+
+class Bakery:
+    """A queue in the folder ``folder`` of ``objects``, for one process or thread.
+
+    Args:
+        who: hexadecimal digits that nobody else has.
+        patience_s: how long its place in the queue may stand still before others take it away.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        folder: str,
+        who: str,
+        *,
+        patience_s: float,
+        clock: Callable[[], float] = boottime_s,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._objects = objects
+        self._folder = folder
+        self._who = who
+        self._patience_s = patience_s
+        self._clock = clock
+        self._sleep = sleep
+        self._choosing = ""
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Turn]:
+        """Wait for this process's turn, and leave after it.
+
+        Leaving by :class:`OutOfTurnError` (or any other error) gives the place up all the same.
+
+        Raises:
+            CheckpointError: the storage fails.
+        """
+        ticket: str | None = None
+        try:
+            while True:
+                taken_at, ticket = self._take_a_ticket()
+                began_at = self._wait(ticket, taken_at)
+                if began_at is not None:
+                    break
+                self._leave(ticket)
+            yield Turn(began_at, self._patience_s / 2, self._clock)
+        finally:
+            self._leave(ticket)
+
+    def _take_a_ticket(self) -> tuple[float, str]:
+        """Return this process's place in the queue, and when it was not there yet."""
+        mine = f"{self._who}-{round(self._patience_s * 1000)}"
+        while True:
+            began_at = self._clock()
+            self._choosing = f"{self._folder}/a-{next(_choices)}-{mine}"
+            self._objects.put(self._choosing, b"")
+            tickets = _entries(self._objects.list(self._folder))
+            number = max((entry.number for entry in tickets), default=0) + 1
+            ticket = f"{self._folder}/b-{number:012d}-{mine}"
+            taken_at = self._clock()
+            self._objects.put(ticket, b"")
+            self._objects.delete([self._choosing])
+            if self._clock() - began_at < self._patience_s / 2:
+                return taken_at, ticket
+            # Whoever waited for this choice may have given up, and not have seen the number.
+            self._objects.delete([ticket])
+
+    def _wait(self, ticket: str, looked_at: float) -> float | None:
+        """Wait until it is our turn; return when that was seen, None if our place is lost."""
+        (own,) = _entries([ticket])
+        # Who was choosing before we had our number may get a lower one; who began later may not.
+        choosers: set[str] | None = None
+        # What stands still, and since when.
+        still: tuple[str, float] | None = None
+        while True:
+            before, looked_at = looked_at, self._clock()
+            # A listing is no snapshot: who had chosen is to be seen before the numbers are.
+            nobody_chooses = choosers is not None and not choosers
+            names = self._objects.list(self._folder)
+            if ticket not in names or looked_at - before > self._patience_s / 4:
+                return None  # Others have waited for us in vain, or may have for some time.
+            others = [entry for entry in _entries(names) if entry.who != self._who]
+            choosing = [entry for entry in others if entry.number == 0]
+            now = {entry.name for entry in choosing}
+            choosers = now if choosers is None else choosers & now
+            ahead = [entry for entry in others if entry.number > 0 and entry.place < own.place]
+            if nobody_chooses and not ahead:
+                return looked_at
+            if choosing or ahead:
+                # One stands for all behind it: they cannot move before it does.
+                blocker = min(choosing or ahead, key=lambda entry: (entry.place, entry.name))
+                if still is None or still[0] != blocker.name:
+                    still = blocker.name, self._clock()
+                elif looked_at - still[1] > blocker.patience_s:
+                    self._objects.delete([blocker.name])
+                    still = None
+                place = len(ahead) + len(choosers)
+                self._sleep(
+                    min(_SHORTEST_POLL_S * max(1, place), _LONGEST_POLL_S, self._patience_s / 8)
+                )
+
+    def _leave(self, ticket: str | None) -> None:
+        self._objects.delete([self._choosing, *([] if ticket is None else [ticket])])
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What is in the queue: a place in it, or, with number 0, somebody who is choosing one."""
+
+    name: str
+    number: int
+    who: str
+    patience_s: float
+
+    @property
+    def place(self) -> tuple[int, str]:
+        return self.number, self.who
+
+
+def _entries(names: Iterable[str]) -> list[_Entry]:
+    matches = ((name, _ENTRY.fullmatch(name)) for name in names)
+    return [
+        _Entry(name, int(match[1] or 0), match[2], int(match[3]) / 1000)
+        for name, match in matches
+        if match is not None
+    ]

@@ -1,0 +1,353 @@
+"""What a read is made of: its sources, and how each of them is read.
+
+A :class:`Reading` knows all sources of one `resumable_read`, and makes Ray read tasks for any of
+them. Nothing is opened before it is asked for tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_resume.core.digests import Digests, Positions
+from ray_resume.core.records import Fingerprint, digest_of
+from ray_resume.errors import ResumeError
+
+__all__ = [
+    "ReadTasks",
+    "Reading",
+    "Selection",
+    "Source",
+    "SourceTable",
+    "Watch",
+    "refuse_repeated",
+]
+
+
+_UNKNOWN = Fingerprint()
+# So many objects are made at once.
+_AT_ONCE = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source: its identity, what the reading finds it by, and how it looked when listed."""
+
+    source_id: str
+    item: Any
+    fingerprint: Fingerprint = _UNKNOWN
+
+
+class SourceTable(Sequence[Source]):
+    """Sources as columns, about 100 bytes each; each becomes a :class:`Source` when asked for."""
+
+    def __init__(
+        self,
+        ids: bytes,
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int32],
+        fingerprints: Fingerprints,
+        items: Items,
+        digests: Digests | None = None,
+    ) -> None:
+        """Put columns together; see :meth:`of` and :meth:`of_files`."""
+        self._ids = ids
+        self._starts = starts
+        self._lengths = lengths
+        self.fingerprints = fingerprints
+        self._items = items
+        self._digests = digests
+
+    @classmethod
+    def of(cls, sources: Iterable[Source]) -> SourceTable:
+        """Make a table of sources, if they are not one already."""
+        if isinstance(sources, SourceTable):
+            return sources
+        every = list(sources)
+        ids = [source.source_id for source in every]
+        own = all(type(s.item) is str and s.item == s.source_id for s in every)
+        return cls(
+            *_strings(ids),
+            Fingerprints.of([source.fingerprint for source in every]),
+            Items() if own else Items(listed=[source.item for source in every]),
+        )
+
+    @classmethod
+    def of_files(
+        cls, paths: Sequence[str], sizes: Iterable[int | None], mtimes_ns: Iterable[int | None]
+    ) -> SourceTable:
+        """Make a table of files: each is called as its path, and found by it."""
+        return cls(*_strings(paths), Fingerprints.made(sizes, mtimes_ns), Items())
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, position: int) -> Source: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> SourceTable: ...
+
+    def __getitem__(self, position: int | slice) -> Source | SourceTable:
+        if isinstance(position, slice):
+            return self.take(position)
+        if position < 0:
+            position += len(self)
+        if not 0 <= position < len(self):
+            raise IndexError(f"{position} of {len(self)} sources")
+        source_id = self.id(position)
+        item = self._items.get(position, source_id)
+        return Source(source_id, item, self.fingerprints[position])
+
+    def __iter__(self) -> Iterator[Source]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(map(_equal, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def digests(self) -> Digests:
+        """The digest of each id; made when it is first asked for."""
+        if self._digests is None:
+            self._digests = Digests.of(self._digested())
+        return self._digests
+
+    def _digested(self) -> bytearray:
+        digests, ids = bytearray(), self._ids
+        for first in range(0, len(self), _AT_ONCE):
+            starts = self._starts[first : first + _AT_ONCE].tolist()
+            lengths = self._lengths[first : first + _AT_ONCE].tolist()
+            digests += b"".join(
+                [
+                    digest_of(ids[start : start + length])
+                    for start, length in zip(starts, lengths, strict=True)
+                ]
+            )
+        return digests
+
+    def ids(self) -> Iterator[str]:
+        """Return the ids, in order."""
+        return map(self.id, range(len(self)))
+
+    def id(self, position: int) -> str:
+        """Return the id of one source."""
+        start = int(self._starts[position])
+        text = self._ids[start : start + int(self._lengths[position])]
+        return text.decode("utf-8", "surrogatepass")
+
+    def take(self, positions: Positions | slice) -> SourceTable:
+        """Return a table of those at ``positions``, which shares what it can with this one."""
+        return SourceTable(
+            self._ids,
+            self._starts[positions],
+            self._lengths[positions],
+            self.fingerprints.take(positions),
+            self._items.take(positions),
+            None if self._digests is None else self._digests.take(positions),
+        )
+
+    def relative_to(self, base: str) -> SourceTable:
+        """Return a table with ``base`` cut off from each id, all of which begin with it."""
+        cut = len(base.encode("utf-8", "surrogatepass"))
+        items = self._items if self._items.listed is not None else Items(self._items.base + base)
+        return SourceTable(
+            self._ids, self._starts + cut, self._lengths - np.int32(cut), self.fingerprints, items
+        )
+
+    def packed(self) -> SourceTable:
+        """Return a table that keeps nothing of sources that are not in it, fit to travel."""
+        whole, ends = self.packed_ids()
+        starts = np.array(ends, np.int64) - self._lengths
+        return SourceTable(whole, starts, self._lengths, self.fingerprints, self._items)
+
+    def trimmed(self) -> SourceTable:
+        """Return such a table that does not know either how its sources are read."""
+        packed = self.packed()
+        packed._items = Items()
+        return packed
+
+    def packed_ids(self) -> tuple[bytes, list[int]]:
+        """Return the ids as UTF-8, one after another, and where each of them ends."""
+        ends = np.cumsum(self._lengths, dtype=np.int64)
+        first = int(self._starts[0]) if len(self) else 0
+        if np.array_equal(self._starts, ends - self._lengths + first):
+            return self._ids[first : first + int(ends[-1])] if len(self) else b"", ends.tolist()
+        places = zip(self._starts.tolist(), self._lengths.tolist(), strict=True)
+        return b"".join([self._ids[at : at + size] for at, size in places]), ends.tolist()
+
+
+@dataclass(frozen=True)
+class Items:
+    """What sources are found by: ``listed``, or else the id of each with ``base`` before it."""
+
+    base: str = ""
+    listed: Sequence[Any] | None = None
+
+    def get(self, position: int, source_id: str) -> Any:
+        """Return the item of one source."""
+        if self.listed is not None:
+            return self.listed[position]
+        return self.base + source_id if self.base else source_id
+
+    def take(self, positions: Positions | slice) -> Items:
+        """Return those at ``positions``."""
+        if self.listed is None:
+            return self
+        if isinstance(positions, slice):
+            return Items(listed=self.listed[positions])
+        return Items(listed=[self.listed[position] for position in positions.tolist()])
+
+
+class Fingerprints(Sequence[Fingerprint]):
+    """Fingerprints as columns: 17 bytes each."""
+
+    def __init__(
+        self,
+        sizes: npt.NDArray[np.int64],
+        mtimes_ns: npt.NDArray[np.int64],
+        known: npt.NDArray[np.uint8],
+    ) -> None:
+        """Put columns together. ``known`` has bit 1 where a size is known, bit 2 for a time."""
+        self.sizes, self.mtimes_ns, self.known = sizes, mtimes_ns, known
+
+    @classmethod
+    def of(cls, fingerprints: Sequence[Fingerprint]) -> Fingerprints:
+        """Make columns of fingerprints."""
+        return cls.made((f.size for f in fingerprints), (f.mtime_ns for f in fingerprints))
+
+    @classmethod
+    def made(cls, sizes: Iterable[int | None], mtimes_ns: Iterable[int | None]) -> Fingerprints:
+        """Make columns of what is known of each."""
+        has_size, size = _column(sizes)
+        has_time, time = _column(mtimes_ns)
+        return cls(size, time, (has_size | (has_time << np.uint8(1))))
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    @overload
+    def __getitem__(self, position: int) -> Fingerprint: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> Fingerprints: ...
+
+    def __getitem__(self, position: int | slice) -> Fingerprint | Fingerprints:
+        if isinstance(position, slice):
+            return self.take(position)
+        known = self.known[position]
+        return Fingerprint(
+            int(self.sizes[position]) if known & 1 else None,
+            int(self.mtimes_ns[position]) if known & 2 else None,
+        )
+
+    def take(self, positions: Positions | slice) -> Fingerprints:
+        """Return those at ``positions``."""
+        return Fingerprints(self.sizes[positions], self.mtimes_ns[positions], self.known[positions])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows by predicates (all must hold), then columns; ``None`` for all columns."""
+
+    predicates: tuple[Any, ...] = ()
+    columns: tuple[str, ...] | None = None
+
+
+Watch: TypeAlias = Callable[[Source], bool]
+"""Says whether a source has changed since it was listed, as far as one can see; picklable."""
+
+ReadTasks: TypeAlias = Callable[[SourceTable], Sequence[Any]]
+"""Makes a Ray read task for each of the sources that it is for, on the worker that reads them.
+
+None stands for a source that was found to have no row that satisfies the predicates. Picklable.
+"""
+
+
+class Reading(Protocol):
+    """All sources of a read, and how to read them.
+
+    Opening is in two steps, since there may be millions: what sources have in common is found out
+    in the driver, and what each of them takes on the workers.
+    """
+
+    @property
+    def name(self) -> str:
+        """A name for the plan, such as ``Parquet``."""
+
+    @property
+    def sources(self) -> SourceTable:
+        """All sources, in the order in which they are read."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether each read of a source gives the same rows in the same order."""
+
+    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
+        """Estimate what each of ``sources`` takes in memory, None if nobody knows."""
+
+    def open(
+        self, sources: SourceTable, selection: Selection, data_context: Any
+    ) -> tuple[Callable[[range], ReadTasks], Selection]:
+        """Get ready to read ``sources``, in the driver.
+
+        Returns:
+            What gives, for some of them by position, that which makes their read tasks; and what
+            is left to be selected after reading.
+        """
+
+    def watch(self) -> Watch:
+        """Return what says whether a source is still what it was when it was listed."""
+
+
+def refuse_repeated(sources: SourceTable) -> None:
+    """Make sure that no two sources have the same id.
+
+    Raises:
+        ResumeError: some have; the message lists them.
+    """
+    repeated = sorted({sources.id(position) for position in sources.digests.repeated().tolist()})
+    if repeated:
+        raise ResumeError(
+            f"{len(repeated)} sources are named more than once, and a source can be read only "
+            f"once: {', '.join(repeated[:10])}. Name each one once (a file, or its directory, but "
+            "not both)."
+        )
+
+
+def _strings(
+    texts: Sequence[str],
+) -> tuple[bytes, npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Put texts into one, and say where each starts and how long it is, in bytes."""
+    whole = "".join(texts)
+    if whole.isascii():
+        data, lengths = whole.encode(), np.fromiter(map(len, texts), np.int32, len(texts))
+    else:
+        parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+        data, lengths = b"".join(parts), np.fromiter(map(len, parts), np.int32, len(parts))
+    return data, np.cumsum(lengths, dtype=np.int64) - lengths, lengths
+
+
+def _column(
+    values: Iterable[int | None],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    every = list(values)
+    try:
+        column = np.array(every, np.int64)
+    except TypeError:
+        pass
+    else:
+        return np.ones(len(every), np.uint8), column
+    known = np.fromiter((value is not None for value in every), np.uint8, len(every))
+    return known, np.fromiter((value or 0 for value in every), np.int64, len(every))
+
+
+def _equal(one: object, other: object) -> bool:
+    return one == other

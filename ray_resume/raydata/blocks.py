@@ -1,0 +1,224 @@
+"""The three batch formats of Ray Data, seen alike: count, cut, and carry the two columns.
+
+A batch is a ``dict`` of arrays, a ``pandas.DataFrame`` or a ``pyarrow.Table``. Nothing here copies
+a user's column unless rows are picked out of order, or a copy is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+from ray.data.block import BlockAccessor
+
+from ray_resume.core.tokens import (
+    SOURCE_COLUMN,
+    SOURCE_TYPE,
+    TOKEN_COLUMN,
+    TOKEN_TYPE,
+    SourceArray,
+    TokenArray,
+)
+
+__all__ = [
+    "attach",
+    "column",
+    "copied",
+    "detach",
+    "names",
+    "num_rows",
+    "pick",
+    "settled",
+    "split",
+    "table_of",
+    "with_column",
+    "without_columns",
+]
+
+_OURS = (SOURCE_COLUMN, TOKEN_COLUMN)
+
+
+def detach(batch: Any) -> tuple[Any, SourceArray, TokenArray]:
+    """Take the two columns off: ``(batch without them, int32 sources, uint64 tokens)``.
+
+    Ray makes up empty blocks without any columns; they have no rows to account for.
+
+    Raises:
+        RuntimeError: they are not there, so that these rows could not be accounted for.
+    """
+    if num_rows(batch) == 0:
+        present = tuple(name for name in _OURS if name in names(batch))
+        return without_columns(batch, present), np.empty(0, np.int32), np.empty(0, np.uint64)
+    present = names(batch)
+    if SOURCE_COLUMN not in present or TOKEN_COLUMN not in present:
+        raise RuntimeError(
+            f"A batch with the columns {list(present)} has lost ray_resume's own, so its rows "
+            "cannot be accounted for. This is a bug in ray_resume, or an operator that it does "
+            "not know; the sources concerned stay pending."
+        )
+    sources = np.asarray(column(batch, SOURCE_COLUMN), dtype=np.int32)
+    tokens = np.asarray(column(batch, TOKEN_COLUMN), dtype=np.uint64)
+    return without_columns(batch, _OURS), sources, tokens
+
+
+def attach(batch: Any, sources: SourceArray, tokens: TokenArray) -> Any:
+    """Put the two columns on; the inverse of :func:`detach`. The batch itself stays as it is.
+
+    Raises:
+        ValueError: the batch has a column of that name.
+    """
+    for name in _OURS:
+        if name in names(batch):
+            raise ValueError(
+                f"The column name {name!r} is ray_resume's own. Give the column another name."
+            )
+    if isinstance(batch, pa.Table):
+        return batch.append_column(
+            pa.field(SOURCE_COLUMN, SOURCE_TYPE), pa.array(sources, SOURCE_TYPE)
+        ).append_column(pa.field(TOKEN_COLUMN, TOKEN_TYPE), pa.array(tokens, TOKEN_TYPE))
+    return with_column(with_column(batch, SOURCE_COLUMN, sources), TOKEN_COLUMN, tokens)
+
+
+def num_rows(batch: Any) -> int:
+    """Count the rows of a batch.
+
+    Raises:
+        TypeError: it is not one of the three formats.
+        ValueError: its columns have different lengths.
+    """
+    if isinstance(batch, pa.Table):
+        return int(batch.num_rows)
+    if isinstance(batch, pd.DataFrame):
+        return len(batch)
+    if isinstance(batch, Mapping):
+        lengths = {name: len(values) for name, values in batch.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"The columns of a batch have different lengths: {lengths}")
+        return next(iter(lengths.values()), 0)
+    raise TypeError(
+        f"A @resumable UDF for map_batches returned a {type(batch).__name__}; it must return a "
+        "dict of arrays, a pandas.DataFrame, a pyarrow.Table, a generator of these, or None."
+    )
+
+
+def split(batch: Any, sources: SourceArray) -> Iterator[tuple[int, Any, npt.NDArray[np.intp]]]:
+    """Cut a batch by source: ``(source, its rows in order, their positions)`` for each source.
+
+    Rows that stand together are cut out without a copy.
+    """
+    n = len(sources)
+    if n == 0:
+        return
+    order = np.argsort(sources, kind="stable")
+    ordered = sources[order]
+    bounds = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1], True])
+    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        positions = order[start:stop]
+        first, last = int(positions[0]), int(positions[-1])
+        if last - first + 1 == stop - start:
+            part = _slice(batch, first, last + 1)
+        else:
+            part = pick(batch, positions)
+        yield int(ordered[start]), part, positions
+
+
+def pick(batch: Any, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Any:
+    """Return the rows at ``rows`` (positions, or a boolean mask), copied."""
+    if isinstance(batch, pa.Table):
+        # Ray's own, since pyarrow cannot take from every extension type.
+        positions = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        return BlockAccessor.for_block(batch).take(positions)  # type: ignore[arg-type]
+    if isinstance(batch, pd.DataFrame):
+        # With an index of its own, as Ray gives it: a UDF may align by it.
+        return batch.iloc[rows].reset_index(drop=True)
+    return {name: np.asarray(values)[rows] for name, values in batch.items()}
+
+
+def settled(batch: Any, *, copy: bool = False) -> Any:
+    """Return what a UDF has given such that its next step can no longer change it.
+
+    A dict becomes a block at once, as in plain Ray Data: the UDF may go on to fill its arrays and
+    lists anew. A block may still share arrays of numbers with it; with ``copy`` it does not.
+    """
+    if isinstance(batch, pd.DataFrame):
+        return batch.copy()
+    if isinstance(batch, Mapping):
+        num_rows(batch)
+        return BlockAccessor.batch_to_block(
+            {
+                name: values.copy() if copy and isinstance(values, np.ndarray) else values
+                for name, values in batch.items()
+            }
+        )
+    return batch
+
+
+def copied(batch: Any) -> Any:
+    """Return a copy that a UDF which changes its input does not change."""
+    if isinstance(batch, pd.DataFrame):
+        copy = batch.copy()
+        for name in copy.select_dtypes(object):
+            copy[name] = pd.Series([deepcopy(v) for v in copy[name]], copy.index, dtype=object)
+        return copy
+    if isinstance(batch, Mapping):
+        return {
+            # Arrays of arrays are copied deeply, others at once.
+            name: deepcopy(values) if np.asarray(values).dtype.hasobject else values.copy()
+            for name, values in batch.items()
+        }
+    return batch
+
+
+def table_of(batch: Any) -> pa.Table:
+    """Return a batch as the Arrow table that Ray Data makes of it."""
+    block = BlockAccessor.batch_to_block(dict(batch) if isinstance(batch, Mapping) else batch)
+    return BlockAccessor.for_block(block).to_arrow()
+
+
+def column(batch: Any, name: str) -> Any:
+    """Return a column as something that numpy reads without a loop in Python."""
+    if isinstance(batch, pa.Table):
+        return batch.column(name).to_numpy()
+    if isinstance(batch, pd.DataFrame):
+        return batch[name].to_numpy()
+    return batch[name]
+
+
+def with_column(batch: Any, name: str, values: npt.NDArray[Any]) -> Any:
+    """Return the batch with one more column."""
+    if isinstance(batch, pa.Table):
+        return batch.append_column(name, pa.array(values))
+    if isinstance(batch, pd.DataFrame):
+        return batch.assign(**{name: values})
+    return {**batch, name: values}
+
+
+def without_columns(batch: Any, dropped: tuple[str, ...]) -> Any:
+    """Return the batch without the columns ``dropped``."""
+    if isinstance(batch, pa.Table):
+        return batch.drop_columns(list(dropped))
+    if isinstance(batch, pd.DataFrame):
+        return batch.drop(columns=list(dropped))
+    return {name: values for name, values in batch.items() if name not in dropped}
+
+
+def names(batch: Any) -> Any:
+    """Return the column names of a batch."""
+    if isinstance(batch, pa.Table):
+        return batch.column_names
+    if isinstance(batch, pd.DataFrame):
+        return batch.columns
+    return batch.keys()
+
+
+def _slice(batch: Any, start: int, stop: int) -> Any:
+    if isinstance(batch, pa.Table):
+        return batch.slice(start, stop - start)
+    if isinstance(batch, pd.DataFrame):
+        return batch.iloc[start:stop].reset_index(drop=True)
+    return {name: values[start:stop] for name, values in batch.items()}

@@ -1,0 +1,843 @@
+"""Which operators a pipeline may have, and how it is armed. The one place that knows Ray's insides.
+
+On a Ray outside of ``TESTED_RAY``, or where something that is used has moved, the import of this
+module fails and says so. Each internal that is used:
+
+* ``Dataset._logical_plan.dag`` and the operator classes: Ray has no public view of a plan, and the
+  plan is what has to be judged and rewritten before anything runs.
+* ``Dataset.copy(_deep_copy=True)`` and ``Dataset._from_parent``: to rewrite a private copy, so that
+  the user's dataset stays as it was.
+* ``DataContext.use_datasource_v2``: the older read path plans one read as one operator whose tasks
+  can be bound to files.
+* ``ParquetDatasource``'s list of fragments: to read single row groups with Ray's own reader.
+* ``DelegatingBlockBuilder``, ``eval_expr``, ``concat``: to make blocks of rows, to evaluate an
+  expression and to join blocks exactly as Ray Data itself does.
+* ``ray.util.client.ray.is_connected``: to refuse Ray Client, as Ray Data asks for it itself.
+* Where Ray unpacks a job's ``working_dir``: a relative checkpoint would be made there, and be lost.
+* ``ExecutionCallback``: to refuse a plain ``ds.write_*`` that would look as if it were resumable.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import dis
+import inspect
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray.data
+import ray.util.client
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.block import BlockAccessor
+from ray.data.datasource import Datasink, Datasource
+from ray.exceptions import UserCodeException
+
+from ray_resume.core.sources import Selection
+from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
+from ray_resume.errors import CheckpointError, NonResumableError, ResumeError
+
+# From the first to before the second. `pyproject.toml` says the same to pip, but an image of a
+# cluster often has its own Ray, or gets another one later, and then pip only warns. Here it is an
+# error, not a warning: that no row is lost rests on what Ray does (which read tasks it runs, what
+# its optimizer moves), and a Ray that does it otherwise need not have renamed anything.
+TESTED_RAY = ((2, 56), (2, 61))
+
+
+def _unknown_ray(reason: object) -> ImportError:
+    first, beyond = (".".join(map(str, version)) for version in TESTED_RAY)
+    return ImportError(
+        f"ray_resume does not know the insides of Ray {ray.__version__}: {reason}. "
+        f"Install one that it was tested with: pip install 'ray[data]>={first},<{beyond}'"
+    )
+
+
+if not TESTED_RAY[0] <= tuple(map(int, ray.__version__.split(".")[:2])) < TESTED_RAY[1]:
+    raise _unknown_ray("it was never tested with it")
+
+try:
+    from ray.data._internal.arrow_ops.transform_pyarrow import concat
+    from ray.data._internal.datasource.parquet_datasource import (
+        ParquetDatasource,
+        _ParquetFragment,
+    )
+    from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+    from ray.data._internal.execution.interfaces import PhysicalOperator
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+    from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan
+    from ray.data._internal.logical.operators import (
+        Filter,
+        FlatMap,
+        InputData,
+        MapBatches,
+        MapRows,
+        Project,
+        Read,
+        ReadFiles,
+        StreamingRepartition,
+        Write,
+    )
+    from ray.data._internal.planner.plan_expression.expression_evaluator import eval_expr
+    from ray.data._internal.planner.plan_expression.expression_visitors import (
+        _is_col_expr,
+        get_column_references,
+    )
+    from ray.data._internal.planner.plan_write_op import WRITE_UUID_KWARG_NAME
+    from ray.data.datasource.file_based_datasource import FileBasedDatasource
+    from ray.data.datasource.file_datasink import _FileDatasink
+    from ray.data.expressions import Expr, PyArrowComputeUDFExpr, StarExpr, UDFExpr, col
+except ImportError as error:
+    raise _unknown_ray(error) from error
+
+__all__ = [
+    "GATHERS_BY_SIZE",
+    "WRITE_UUID_KWARG_NAME",
+    "Chain",
+    "ParquetFiles",
+    "arm",
+    "block_of",
+    "chain_of",
+    "concat_tables",
+    "is_file_datasink",
+    "mask_of",
+    "plain_datasource",
+    "push_selection",
+    "reading_files",
+    "reads_any_file",
+    "refuse_plain_writes",
+    "refuse_ray_client",
+    "refuse_working_dir_copy",
+    "row_group_name",
+    "rows_of",
+]
+
+GATHERS_BY_SIZE = hasattr(Datasink, "min_bytes_per_write")
+"""Whether Ray Data gives a write task as many blocks as its datasink asks for by their size."""
+
+_WAY_OUT = (
+    "Write the rows that go into it with resumable_write, then start a second pipeline "
+    "from the written files."
+)
+
+_MIXES = "it brings rows of all sources together"
+_JOINS = "its rows come from several datasets, and may come twice"
+_LEAVES_OUT = "which rows it leaves out differs from run to run"
+
+# What is refused, as Ray calls it: the call that makes it, and why. Only what is in `_check_kind`
+# passes; what is not here, such as an operator of a newer Ray, is refused in general terms.
+_REFUSED: dict[str, tuple[str, str]] = {
+    "Aggregate": ("groupby or an aggregation", _MIXES),
+    "Download": (
+        "an expression",
+        "ray_resume cannot follow rows through it. A @resumable UDF that downloads is fine",
+    ),
+    "Join": ("join", _JOINS),
+    "Limit": ("limit", _LEAVES_OUT),
+    "Mix": ("mix", _JOINS),
+    "RandomShuffle": ("random_shuffle", _MIXES),
+    "RandomizeBlocks": ("randomize_block_order", _MIXES),
+    "Repartition": ("repartition, or groupby for map_groups", _MIXES),
+    "Sort": ("sort, or groupby for map_groups", _MIXES),
+    "Union": ("union", _JOINS),
+    "Zip": ("zip", _JOINS),
+}
+
+# So many operators on either side of a refused one are spelt in a message.
+_NEIGHBOURS = 3
+_LONGEST_NAME = 60
+
+_UDF_OPERATORS: dict[Any, str] = {
+    MapBatches: "map_batches",
+    MapRows: "map",
+    Filter: "filter",
+    FlatMap: "flat_map",
+}
+
+_UDF_TYPES: Any = tuple(_UDF_OPERATORS)
+
+# What is used of Ray's classes without being imported by name.
+_USED: dict[Any, str] = {
+    Dataset: "_logical_plan _from_parent copy context",
+    DataContext: "use_datasource_v2 custom_execution_callback_classes checkpoint_config",
+    LogicalPlan: "dag",
+    LogicalOperator: "input_dependencies name",
+    Read: "datasource datasource_or_legacy_reader num_outputs detected_parallelism parallelism "
+    "per_block_limit",
+    **dict.fromkeys(
+        _UDF_TYPES,
+        "fn fn_args fn_kwargs fn_constructor_args fn_constructor_kwargs compute "
+        "ray_remote_args_fn ray_remote_args per_block_limit input_dependencies",
+    ),
+    Project: "exprs per_block_limit input_dependencies",
+    StreamingRepartition: "per_block_limit input_dependencies",
+    FileBasedDatasource: "_paths _file_sizes get_read_tasks",
+    ParquetDatasource: "_pq_paths _pq_fragments",
+    _ParquetFragment: "_fragment _file_size file_size original",
+    StreamingExecutor: "_topology",
+    PhysicalOperator: "_logical_operators",
+}
+
+_WORKING_DIR_COPIES = "/runtime_resources/working_dir_files/"
+
+_reading = threading.Lock()
+
+
+def refuse_ray_client() -> None:
+    """Make sure that this process is a driver in the cluster, not a client of one.
+
+    Raises:
+        ResumeError: it is a client, or Ray would make it one as soon as it starts.
+    """
+    if ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
+        how = "This process is connected to its cluster through Ray Client (ray://)"
+    elif not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
+        how = "RAY_ADDRESS would connect this process to its cluster through Ray Client (ray://)"
+    else:
+        return
+    raise ResumeError(
+        f"{how}, and so it is on none of the cluster's nodes. A run's checkpoint, its locks and "
+        "its ledger must be on the node where the driver is. Nothing was started. Have the same "
+        "script run in the cluster: ray job submit --address http://HEAD:8265 --working-dir . -- "
+        "python SCRIPT; or start it on one of the nodes, with ray.init() and no ray:// address."
+    )
+
+
+def refuse_working_dir_copy(path: str) -> None:
+    """Make sure that the checkpoint at ``path`` is in no copy of a working directory of Ray's.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    if _WORKING_DIR_COPIES in os.path.realpath(path):
+        raise CheckpointError(
+            f"The checkpoint {path} is in the copy of your working directory that Ray has made for "
+            "this job. Whenever a file of yours changes it makes another copy, and all are gone "
+            "with the cluster: the next run would start from zero. Give an absolute path to a "
+            "disk that stays, for the checkpoint and for the output."
+        )
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A pipeline that may be armed: a read, and the operators above it in the order of the data."""
+
+    dataset: Dataset
+    read: Any
+    operators: tuple[Any, ...]
+
+    @property
+    def datasource(self) -> Datasource:
+        """The datasource of the read."""
+        datasource: Datasource = self.read.datasource
+        return datasource
+
+    @property
+    def read_tasks(self) -> int | None:
+        """How many read tasks the user has asked for, if he has."""
+        return None if self.read.parallelism == -1 else int(self.read.parallelism)
+
+    def signature(self) -> str:
+        """Spell the pipeline for people and for comparison: operators and UDF names.
+
+        It is the same before and after Ray Data has rewritten the plan, which it does in place
+        when the dataset is iterated over: a selection of columns goes into the read, and
+        neighbouring projections become one.
+        """
+        steps = [f"read_{_snake(self.read.name.removeprefix('Read'))}"]
+        columns = _Columns(getattr(self.datasource, "selected_columns", None))
+        for operator in self.operators:
+            if isinstance(operator, Project):
+                columns.project(operator)
+            elif not isinstance(operator, StreamingRepartition):
+                steps += [*columns.spelt(), _spelt(operator)]
+                columns = _Columns(None)
+        return " -> ".join([*steps, *columns.spelt()])
+
+    def refusal(self, operator: Any, problem: str, way_out: str) -> NonResumableError:
+        """Make the error for ``operator``: what is wrong with it, where it is, and what to do."""
+        operators = (self.read, *self.operators)
+        where = _position([*map(_title, operators), "resumable_write"], operators.index(operator))
+        return NonResumableError(f"{problem} It is in brackets here: {where}. {way_out}")
+
+
+def chain_of(
+    dataset: Dataset, *, resumable_datasource: type, is_decorated: Callable[[Any], bool]
+) -> Chain:
+    """Judge the plan of ``dataset``: one chain of known operators above one resumable read.
+
+    Raises:
+        NonResumableError: it is anything else. Nothing was started.
+    """
+    if not isinstance(dataset, Dataset):
+        raise NonResumableError(
+            f"resumable_write got a value of type {type(dataset).__name__}, not a "
+            "ray.data.Dataset: what split, streaming_split, iterator, unique and aggregations "
+            "return is no pipeline any more. "
+            f"{_READ_WAY_OUT}"
+        )
+    if dataset.context.checkpoint_config is not None:
+        raise NonResumableError(
+            "DataContext.checkpoint_config is set: Ray Data's own checkpointing would skip rows "
+            "that ray_resume waits for. Set it to None, or do without resumable_write."
+        )
+    start, *above = _operators_below(dataset._logical_plan.dag)
+    chain = Chain(dataset, start, tuple(above))
+    # All kinds first, since there is no use in mending the read of a union, or in decorating what
+    # a shuffle rules out.
+    for operator in chain.operators:
+        _check_kind(chain, operator)
+    _check_start(chain, resumable_datasource)
+    for operator in chain.operators:
+        _check_udf(chain, operator, is_decorated)
+    return chain
+
+
+def arm(
+    chain: Chain,
+    datasource: ReadsFiltered,
+    read_tasks: int,
+    retries: int,
+    arm_udf: Callable[[str, Any], Any],
+    arm_predicate: Callable[[Any], Any],
+) -> Dataset:
+    """Rewrite a private copy of the pipeline to read from ``datasource`` and run armed UDFs.
+
+    Args:
+        datasource: takes the place of the chain's own; its blocks have the two columns. It gets
+            the filters that plain Ray Data would push into the read.
+        read_tasks: how many read tasks it is asked for.
+        retries: how often a task is executed again whose worker died. (Ray Data's own default is
+            for ever, also if it kills its worker each time.)
+        arm_udf: maps the method that a decorated UDF was given to (``map_batches``, ``map``,
+            ``filter``, ``flat_map``), and the UDF, to a UDF for ``map_batches``.
+        arm_predicate: maps the expression of a filter to a UDF for ``map_batches``.
+    """
+    dataset = Dataset.copy(chain.dataset, _deep_copy=True)
+    context = dataset.context
+    context.custom_execution_callback_classes = [
+        callback
+        for callback in context.custom_execution_callback_classes
+        if callback is not _PlainWriteGuard
+    ]
+    operators = list(chain.operators)
+    for pushed in _pushable_filters(operators):
+        datasource = datasource.filtered(pushed.predicate_expr)
+        operators.remove(pushed)
+    operator: LogicalOperator = dataclasses.replace(
+        chain.read,
+        datasource=datasource,
+        datasource_or_legacy_reader=datasource,
+        num_outputs=None,
+        detected_parallelism=None,
+        ray_remote_args={"max_retries": retries, **(chain.read.ray_remote_args or {})},
+        # With a number of its own choice, Ray would split the output of each read task into many
+        # blocks, and could no longer fuse the read with what follows.
+        parallelism=read_tasks,
+    )
+    for above in operators:
+        operator = _retried(_armed(above, operator, arm_udf, arm_predicate), retries)
+    return Dataset._from_parent(dataset, LogicalPlan(operator, context))
+
+
+class ReadsFiltered(Protocol):
+    """A datasource that can leave out rows before anybody counts them."""
+
+    def filtered(self, predicate: Expr) -> ReadsFiltered:
+        """Return a datasource that gives only the rows that satisfy ``predicate`` as well."""
+
+
+def plain_datasource(
+    reader: Callable[..., Dataset], paths: Sequence[str], kwargs: dict[str, Any]
+) -> Datasource:
+    """Return the datasource that ``reader(paths, **kwargs)`` reads from.
+
+    Raises:
+        NonResumableError: the reader plans something that ray_resume cannot bind to files.
+    """
+    # Ray resolves paths in threads, of which one can see a half-imported fsspec module of
+    # another ("cannot import name 'HTTPFileSystem'"); one at a time, they do not.
+    with _reading:
+        context = DataContext.get_current().copy()
+        context.use_datasource_v2 = False
+        with DataContext.current(context):
+            dataset = reader(list(paths), **kwargs)
+    operator = dataset._logical_plan.dag
+    if not isinstance(operator, Read):
+        raise NonResumableError(
+            f"{getattr(reader, '__name__', reader)} plans {operator.name}, which ray_resume "
+            "cannot bind to files."
+        )
+    datasource: Datasource = operator.datasource
+    return datasource
+
+
+def push_selection(datasource: Datasource, selection: Selection) -> tuple[Datasource, Selection]:
+    """Have ``datasource`` select rows and columns as far as it can; return what is left to do."""
+    left = []
+    for predicate in selection.predicates:
+        narrowed = datasource
+        if datasource.supports_predicate_pushdown():
+            narrowed = datasource.apply_predicate(predicate)
+        # A datasource that cannot apply a predicate as a whole returns itself.
+        if narrowed is datasource:
+            left.append(predicate)
+        datasource = narrowed
+    if selection.columns is None:
+        return datasource, Selection(tuple(left))
+    if not datasource.supports_projection_pushdown():
+        return datasource, Selection(tuple(left), selection.columns)
+    referred = (name for predicate in left for name in get_column_references(predicate))
+    needed = list(dict.fromkeys([*selection.columns, *referred]))
+    datasource = datasource.apply_projection({name: name for name in needed})
+    more = len(needed) > len(selection.columns)
+    return datasource, Selection(tuple(left), selection.columns if more else None)
+
+
+def reads_any_file(datasource: Datasource) -> bool:
+    """Say whether :func:`reading_files` can have ``datasource`` read any files."""
+    return isinstance(datasource, FileBasedDatasource)
+
+
+def reading_files(
+    datasource: Datasource, paths: Sequence[str], sizes_bytes: Sequence[int | None]
+) -> Datasource:
+    """Return a datasource that reads these files, on the same file system, as ``datasource`` would.
+
+    Nobody looks at the files for that, neither here nor when it makes its read tasks.
+    """
+    # Its own way to know its files is a list in the object store.
+    reading: Any = copy.copy(datasource)
+    reading._paths, reading._file_sizes = lambda: list(paths), lambda: list(sizes_bytes)
+    narrowed: Datasource = reading
+    return narrowed
+
+
+class ParquetFiles:
+    """The files of a Parquet datasource, by path, but for those that its predicate rules out.
+
+    Raises:
+        NonResumableError: it is not a Parquet datasource.
+    """
+
+    def __init__(self, datasource: Datasource) -> None:
+        if not isinstance(datasource, ParquetDatasource):
+            raise NonResumableError(
+                f"{datasource.get_name()} reads no Parquet files, and ray_resume cannot bind what "
+                "it reads to files."
+            )
+        self._datasource = datasource
+        self._fragments = dict(zip(datasource._pq_paths, datasource._pq_fragments, strict=True))
+
+    def refuse_others(self, paths: Iterable[str]) -> None:
+        """Make sure, before a predicate rules any out, that each of ``paths`` is among the files.
+
+        Raises:
+            NonResumableError: one is not; it would be taken for one without rows.
+        """
+        for path in paths:
+            if path not in self._fragments:
+                raise NonResumableError(
+                    f"read_parquet does not know {path} under this name, so "
+                    "nobody can say when that source is complete."
+                )
+
+    def reading(self, paths: Sequence[str]) -> Datasource:
+        """Return a datasource that reads these files only, those that are ruled out apart."""
+        left = [path for path in paths if path in self._fragments]
+        return self._narrowed(left, [self._fragments[path] for path in left])
+
+    def reading_row_groups(self, row_groups: Sequence[tuple[str, int]]) -> Datasource:
+        """As :meth:`reading`, for ``(path, row group)`` pairs, each as a unit."""
+        left = [pair for pair in row_groups if pair[0] in self._fragments]
+        fragments = []
+        for path, row_group in left:
+            whole = self._fragments[path]
+            fragments.append(_RowGroup(whole.original, whole.file_size, row_group))
+        return self._narrowed([row_group_name(*pair) for pair in left], fragments)
+
+    def _narrowed(self, names: Sequence[str], fragments: Sequence[Any]) -> Datasource:
+        narrowed = copy.copy(self._datasource)
+        narrowed._pq_paths, narrowed._pq_fragments = list(names), list(fragments)
+        return narrowed
+
+
+def row_group_name(path: str, row_group: int) -> str:
+    """Spell a row group as Ray Data's own unit ids do."""
+    return f"{path}#rg{row_group}"
+
+
+class _RowGroup(_ParquetFragment):
+    """A fragment with one row group. Ray's own forgets its row groups when it is pickled."""
+
+    def __init__(self, fragment: Any, file_size: int, row_group: int) -> None:
+        super().__init__(fragment, file_size)
+        self._row_group = row_group
+
+    @property
+    def original(self) -> Any:
+        whole = self._fragment
+        return whole.format.make_fragment(
+            whole.path, whole.filesystem, whole.partition_expression, row_groups=[self._row_group]
+        )
+
+    def __reduce__(self) -> Any:
+        whole = self._fragment
+        return _RowGroup._make, (
+            whole.format,
+            whole.path,
+            whole.filesystem,
+            whole.partition_expression,
+            self._file_size,
+            self._row_group,
+        )
+
+    @staticmethod
+    def _make(
+        format: Any, path: str, filesystem: Any, expression: Any, size: int, row_group: int
+    ) -> _RowGroup:
+        return _RowGroup(format.make_fragment(path, filesystem, expression), size, row_group)
+
+
+def is_file_datasink(datasink: Any) -> bool:
+    """Say whether ``datasink`` is one of Ray's own for files in a folder."""
+    return isinstance(datasink, _FileDatasink)
+
+
+def refuse_plain_writes(dataset: Dataset) -> None:
+    """Make a plain ``write_*`` on ``dataset``, and on what is derived from it, an error."""
+    dataset.context.custom_execution_callback_classes.append(_PlainWriteGuard)
+
+
+def rows_of(block: Any) -> Iterator[dict[str, Any]]:
+    """Iterate over a block's rows as Ray gives them to row-wise UDFs."""
+    rows: Iterator[dict[str, Any]] = BlockAccessor.for_block(block).iter_rows(
+        public_row_format=True
+    )
+    return rows
+
+
+def block_of(rows: Iterable[dict[str, Any]]) -> Any:
+    """Make a block of rows as Ray makes one of what row-wise UDFs return."""
+    builder = DelegatingBlockBuilder()  # type: ignore[no-untyped-call]
+    for row in rows:
+        builder.add(row)
+    return builder.build()
+
+
+def mask_of(expression: Expr, block: Any) -> npt.NDArray[np.bool_]:
+    """Say for each row of a block whether it satisfies ``expression``; null is no."""
+    mask = eval_expr(expression, block)
+    if isinstance(mask, (pa.Array, pa.ChunkedArray)):
+        return np.asarray(mask.fill_null(False)).astype(bool)
+    if isinstance(mask, (bool, np.bool_)):
+        return np.full(BlockAccessor.for_block(block).num_rows(), bool(mask))
+    return np.asarray(mask.fillna(False), dtype=bool)
+
+
+def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """Concatenate blocks whose schemas may differ as Ray's own writers allow, in their order."""
+    if len(tables) == 1:
+        return tables[0]
+    return concat(list(tables), promote_types=True, **_IN_ORDER)
+
+
+# By default, newer versions put those first that need no conversion.
+_IN_ORDER = (
+    {"preserve_order": True} if "preserve_order" in inspect.signature(concat).parameters else {}
+)
+
+
+_READ_WAY_OUT = (
+    "Read with resumable_read(ray.data.read_..., ..., checkpoint=...), and give resumable_write "
+    "the dataset itself, not one that was materialized or split."
+)
+
+
+def _operators_below(operator: Any) -> list[Any]:
+    """Return ``operator`` and what is below it in the order of the data, along first inputs."""
+    operators = [operator]
+    # What lists files below a plain read is that read's own affair.
+    while operators[-1].input_dependencies and not isinstance(operators[-1], ReadFiles):
+        operators.append(operators[-1].input_dependencies[0])
+    return operators[::-1]
+
+
+def _position(names: Sequence[str], index: int) -> str:
+    """Spell a pipeline with brackets around one operator, and without what is far from it."""
+    spelt: list[str] = []
+    for i, name in enumerate(names):
+        if i in (0, len(names) - 1) or abs(i - index) <= _NEIGHBOURS:
+            spelt.append(f"[{name}]" if i == index else name)
+        elif spelt[-1] != "...":
+            spelt.append("...")
+    return " -> ".join(spelt)
+
+
+class _Columns:
+    """What neighbouring projections make of the columns: all and some more, or just some."""
+
+    def __init__(self, selected: Sequence[str] | None) -> None:
+        self._all = selected is None
+        self._names = list(selected or ())
+
+    def project(self, operator: Project) -> None:
+        expressions: list[Any] = list(operator.exprs)
+        if not any(isinstance(expression, StarExpr) for expression in expressions):
+            self._all, self._names = False, [expression.name for expression in expressions]
+            return
+        for expression in expressions:
+            if isinstance(expression, StarExpr):
+                continue
+            renamed = expression.expr.name if getattr(expression, "_is_rename", False) else None
+            if renamed in self._names:
+                self._names[self._names.index(renamed)] = expression.name
+            elif expression.name not in self._names:
+                self._names.append(expression.name)
+
+    def spelt(self) -> list[str]:
+        names = ["*"] * self._all + self._names
+        return [] if names == ["*"] else [f"columns({', '.join(names)})"]
+
+
+def _spelt(operator: Any) -> str:
+    name = re.fullmatch(r"\w+\((.*)\)", str(operator.name), re.DOTALL)
+    return f"{_UDF_OPERATORS[type(operator)]}({name[1] if name else operator.name})"
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _title(operator: Any) -> str:
+    """Spell an operator for people: as Ray names it, after what it is."""
+    kind, name = type(operator).__name__, str(operator.name)
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}..."
+    # Of a map, the name alone says what it is.
+    telling = isinstance(operator, _UDF_TYPES) or name.startswith(kind)
+    title = name if telling else f"{kind}({name})"
+    inputs = len(operator.input_dependencies)
+    return title if inputs < 2 else f"{title} of {inputs} datasets"
+
+
+def _check_kind(chain: Chain, operator: Any) -> None:
+    if not isinstance(operator, (*_UDF_TYPES, Project, StreamingRepartition)):
+        call, why = _REFUSED.get(
+            type(operator).__name__, ("", "ray_resume cannot follow rows through it")
+        )
+        raise chain.refusal(
+            operator,
+            f"{_title(operator)}{call and f' (from {call})'} cannot stand between resumable_read "
+            f"and resumable_write: {why}.",
+            _WAY_OUT,
+        )
+    _check_limit(chain, operator)
+
+
+def _check_start(chain: Chain, resumable_datasource: type) -> None:
+    start = chain.read
+    if isinstance(start, InputData):
+        problem = (
+            "The pipeline starts with a dataset that was materialized, by materialize, split, "
+            "split_at_indices or train_test_split: which source a row came from is lost."
+        )
+    elif not isinstance(start, Read) or not isinstance(start.datasource, resumable_datasource):
+        problem = f"The pipeline starts with {_title(start)}, which is not resumable."
+    else:
+        _check_limit(chain, start)
+        return
+    raise chain.refusal(start, problem, _READ_WAY_OUT)
+
+
+def _check_udf(chain: Chain, operator: Any, is_decorated: Callable[[Any], bool]) -> None:
+    if isinstance(operator, Filter) and operator.is_expression_based():
+        _check_expression(chain, operator, operator.predicate_expr)
+    elif _is_drop_columns(operator):
+        return
+    elif isinstance(operator, _UDF_TYPES) and _is_rays_own(operator.fn):
+        raise chain.refusal(
+            operator,
+            f"{_title(operator)} runs a UDF of Ray Data's own, which cannot be decorated.",
+            "Say it by with_column, select_columns or rename_columns, or with a @resumable UDF. "
+            "(A sample, or a split into training and test rows: by a hash of something in the "
+            "row, so that it is the same in every run.)",
+        )
+    elif isinstance(operator, _UDF_TYPES) and not is_decorated(operator.fn):
+        raise chain.refusal(
+            operator,
+            f"{_title(operator)} runs a UDF that is not decorated.",
+            "Put @resumable on it, if each call's output comes from that call's rows alone. A UDF "
+            "that buffers, deduplicates or aggregates over calls cannot be resumed: write with "
+            "resumable_write before it, then start a second pipeline from the written files.",
+        )
+    elif isinstance(operator, Project):
+        for expression in _expressions(operator):
+            _check_expression(chain, operator, expression)
+
+
+def _is_drop_columns(operator: Any) -> bool:
+    # Without a schema, Ray says drop_columns with a UDF of its own, which keeps rows and order.
+    return (
+        isinstance(operator, MapBatches)
+        and _is_rays_own(operator.fn)
+        and operator.fn.__qualname__.startswith("Dataset.drop_columns.")
+    )
+
+
+def _is_rays_own(udf: Any) -> bool:
+    return getattr(udf, "__module__", None) == Dataset.__module__
+
+
+def _check_limit(chain: Chain, operator: Any) -> None:
+    if operator.per_block_limit is not None:
+        raise chain.refusal(
+            operator,
+            f"A limit was pushed into {_title(operator)}: rows that it leaves out are lost "
+            "without a trace.",
+            _WAY_OUT,
+        )
+
+
+def _check_expression(chain: Chain, operator: Any, expression: Any) -> None:
+    if expression.name in (SOURCE_COLUMN, TOKEN_COLUMN):
+        raise chain.refusal(
+            operator,
+            f"{_title(operator)} makes a column called {expression.name}, a name that ray_resume "
+            "uses itself.",
+            "Give it another name.",
+        )
+    for part in _parts(expression):
+        if isinstance(part, UDFExpr) and not isinstance(part, PyArrowComputeUDFExpr):
+            raise chain.refusal(
+                operator,
+                f"{_title(operator)} runs a UDF inside an expression, which cannot be decorated.",
+                "Say the same with map_batches and a @resumable UDF.",
+            )
+
+
+def _expressions(project: Project) -> list[Any]:
+    # All that it holds: beside what comes out, newer versions keep shared parts in a second field.
+    held = (getattr(project, field.name) for field in dataclasses.fields(project))
+    lists = (values for values in held if isinstance(values, list))
+    return [value for values in lists for value in values if isinstance(value, Expr)]
+
+
+def _parts(expression: Any) -> Iterator[Expr]:
+    if isinstance(expression, Expr):
+        yield expression
+        children = [getattr(expression, field.name) for field in dataclasses.fields(expression)]
+    elif isinstance(expression, (list, tuple)):
+        children = list(expression)
+    elif isinstance(expression, dict):
+        children = list(expression.values())
+    else:
+        return
+    for child in children:
+        yield from _parts(child)
+
+
+def _pushable_filters(operators: Sequence[Any]) -> list[Any]:
+    """Return the filters that see nothing but what was read, under the names it was read by."""
+    filters = []
+    for operator in operators:
+        if isinstance(operator, Filter) and operator.is_expression_based():
+            filters.append(operator)
+        elif not isinstance(operator, Project) or not all(map(_is_col_expr, operator.exprs)):
+            break
+    return filters
+
+
+def _armed(
+    operator: Any,
+    below: LogicalOperator,
+    arm_udf: Callable[[str, Any], Any],
+    arm_predicate: Callable[[Any], Any],
+) -> LogicalOperator:
+    changes: dict[str, Any] = {"input_dependencies": [below]}
+    if isinstance(operator, (MapRows, FlatMap, Filter)):
+        expression = getattr(operator, "predicate_expr", None)
+        block_wise: LogicalOperator = MapBatches(
+            fn=arm_predicate(expression)
+            if expression is not None
+            else arm_udf(_UDF_OPERATORS[type(operator)], operator.fn),
+            input_dependencies=[below],
+            can_modify_num_rows=True,
+            batch_size=None,
+            # The block as it is, since that is what Ray takes rows from.
+            batch_format=None,
+            fn_args=operator.fn_args,
+            fn_kwargs=operator.fn_kwargs,
+            fn_constructor_args=operator.fn_constructor_args,
+            fn_constructor_kwargs=operator.fn_constructor_kwargs,
+            compute=operator.compute,
+            ray_remote_args_fn=operator.ray_remote_args_fn,
+            ray_remote_args=operator.ray_remote_args,
+        )
+        return block_wise
+    if isinstance(operator, MapBatches) and not _is_drop_columns(operator):
+        changes["fn"] = arm_udf(_UDF_OPERATORS[MapBatches], operator.fn)
+    elif isinstance(operator, Project) and not any(
+        isinstance(expression, StarExpr) for expression in operator.exprs
+    ):
+        changes["exprs"] = [*operator.exprs, col(SOURCE_COLUMN), col(TOKEN_COLUMN)]
+    armed: LogicalOperator = dataclasses.replace(operator, **changes)
+    return armed
+
+
+def _retried(operator: Any, retries: int) -> Any:
+    given = getattr(operator, "ray_remote_args", None)
+    if given is None:
+        return operator
+    in_actors = isinstance(getattr(operator, "compute", None), ActorPoolStrategy)
+    name = "max_task_retries" if in_actors else "max_retries"
+    return dataclasses.replace(operator, ray_remote_args={name: retries, **given})
+
+
+class _PlainWriteRefusedError(NonResumableError, UserCodeException):
+    """Also a UserCodeException: Ray then takes it for the user's business, not for its own bug."""
+
+
+class _PlainWriteGuard(ExecutionCallback):
+    def before_execution_starts(self, executor: Any) -> None:
+        operators = executor._topology
+        for operator in operators:
+            for logical in operator._logical_operators:
+                if isinstance(logical, Write):
+                    names = [_title(below) for below in _operators_below(logical)]
+                    raise _PlainWriteRefusedError(
+                        "A plain write_* of a dataset from resumable_read would not be resumable: "
+                        "nothing would be skipped, and a crash would leave duplicates. It is in "
+                        f"brackets here: {_position(names, len(names) - 1)}. Use "
+                        "resumable_write(ds, folder)."
+                    )
+
+
+def _check_used() -> None:
+    """Find at once what has moved, not in the middle of somebody's run."""
+    for owner, names in _USED.items():
+        known = set(dir(owner))
+        if dataclasses.is_dataclass(owner):
+            known |= {field.name for field in dataclasses.fields(owner)}
+        # What only exists in instances is found where a method sets it.
+        methods = (value for base in owner.__mro__ for value in vars(base).values())
+        steps = (
+            step
+            for method in methods
+            if inspect.isfunction(method)
+            for step in dis.get_instructions(inspect.unwrap(method))
+        )
+        known |= {step.argval for step in steps if step.opname == "STORE_ATTR"}
+        missing = [name for name in names.split() if name not in known]
+        if missing:
+            raise _unknown_ray(f"{owner.__name__} has no {', '.join(missing)}")
+
+
+_check_used()

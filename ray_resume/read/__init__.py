@@ -1,0 +1,7 @@
+"""List the sources of a read, read them, seal them.
+
+May import: `core`, `raydata`, `run.client`, `failpoints`, `errors`; `resumable_read` also
+`checkpoint`.
+Runs in: the driver (listing), workers (reading).
+Start reading in: `datasource`.
+"""

@@ -1,0 +1,290 @@
+"""The two datasources: what `resumable_read` gives to Ray Data, and what replaces it when armed.
+
+Importable on workers: knows neither checkpoints nor lmdb. A read task's work is
+:class:`SourceReader`: read one source after another, add the two columns, seal each.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ray.data import DataContext
+from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from ray_resume.core.ledger import Failure, Seal
+from ray_resume.core.sources import Reading, ReadTasks, Selection, SourceTable, Watch
+from ray_resume.core.tokens import (
+    MODULUS,
+    SOURCE_COLUMN,
+    TOKEN_COLUMN,
+    fresh_nonce,
+    read_nonce,
+    token_sum,
+    tokens,
+)
+from ray_resume.errors import NonResumableError
+from ray_resume.failpoints import reached
+from ray_resume.raydata import blocks as batches
+from ray_resume.raydata import plan
+from ray_resume.run.client import LedgerClient
+
+__all__ = ["ArmedDatasource", "ResumableDatasource", "SourceReader"]
+
+_OURS = (SOURCE_COLUMN, TOKEN_COLUMN)
+
+# As many tasks as Ray Data makes at least of an input that is large enough.
+_SPREAD_OVER_TASKS = 200
+
+# Seals of small sources travel together, but none waits for more than a block after this.
+_SEAL_INTERVAL_S = 0.1
+
+_CHANGED = "the read: the source changed after it was listed. The next run reads it as it is then"
+
+
+class _SourceDatasource(Datasource):
+    """What both have in common: sources that are known, and tasks that are made when needed."""
+
+    def __init__(self, reading: Reading, sources: SourceTable) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reading = reading
+        self.sources = sources
+        self._projection_map: dict[str, str] | None = None
+        self._predicates: tuple[Any, ...] = ()
+
+    def get_name(self) -> str:
+        return self.reading.name
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return _total(self.reading.sizes_bytes(self.sources))
+
+    def supports_projection_pushdown(self) -> bool:
+        return True
+
+    @property
+    def selected_columns(self) -> tuple[str, ...] | None:
+        """The columns that Ray Data has told it to read; None: all."""
+        selected = self._projection_map
+        return None if selected is None else tuple(n for n in selected if n not in _OURS)
+
+    def _placeholders(self, parallelism: int) -> list[ReadTask]:
+        # Ray asks for tasks several times to count them, before the call whose tasks run.
+        # Opening sources only to be counted would cost as much as reading their footers.
+        groups = _grouped(range(len(self.sources)), parallelism)
+        return [
+            ReadTask(_never_run, self._metadata(self.sources[group.start : group.stop]))
+            for group in groups
+        ]
+
+    def _metadata(self, sources: SourceTable) -> BlockMetadata:
+        return BlockMetadata(
+            num_rows=None,
+            size_bytes=_total(self.reading.sizes_bytes(sources)),
+            input_files=None,
+            exec_stats=None,
+        )
+
+    def _reads(
+        self, parallelism: int, data_context: DataContext
+    ) -> Iterator[tuple[range, SourceTable, ReadTasks, Selection]]:
+        """Open the sources, and cut them into at most ``parallelism`` groups, by position."""
+        selection = Selection(self._predicates, self.selected_columns)
+        tasks_of, left = self.reading.open(self.sources, selection, data_context)
+        for positions in _grouped(range(len(self.sources)), parallelism):
+            group = self.sources[positions.start : positions.stop].packed()
+            yield positions, group, tasks_of(positions), left
+
+
+class ResumableDatasource(_SourceDatasource):
+    """The sources of a resumable read. Not armed, it reads what plain Ray Data would of them.
+
+    ``sources`` are those of the read's shard, or all that were listed. ``checkpoint`` and
+    ``options`` are what `resumable_write` needs to know of the read.
+    """
+
+    def __init__(
+        self, reading: Reading, sources: SourceTable, checkpoint: Any, options: Any
+    ) -> None:
+        super().__init__(reading, sources)
+        self.checkpoint = checkpoint
+        self.options = options
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,
+    ) -> list[ReadTask]:
+        if data_context is None or not self.sources:
+            return self._placeholders(parallelism)
+        return [
+            ReadTask(
+                PlainReader(group, tasks, left),
+                self._metadata(group),
+                per_task_row_limit=per_task_row_limit,
+            )
+            for _, group, tasks, left in self._reads(parallelism, data_context)
+        ]
+
+
+class ArmedDatasource(_SourceDatasource):
+    """The pending sources of one pass, numbered as in the run's table."""
+
+    def __init__(
+        self,
+        base: ResumableDatasource,
+        sources: SourceTable,
+        numbers: Sequence[int],
+        client: LedgerClient,
+    ) -> None:
+        super().__init__(base.reading, sources)
+        self._projection_map = base._projection_map
+        self._predicates = base._predicates
+        self._numbers = numbers
+        self._client = client
+
+    def preferred_read_tasks(self, target_bytes: int) -> int:
+        """Say how many read tasks suit these sources: enough to spread them, few tiny ones.
+
+        Args:
+            target_bytes: in-memory size that a task's output should not exceed by much.
+        """
+        size = self.estimate_inmemory_data_size() or 0
+        return min(len(self.sources), max(_SPREAD_OVER_TASKS, -(-size // target_bytes)))
+
+    def filtered(self, predicate: Any) -> ArmedDatasource:
+        """Return this datasource without the rows that do not satisfy ``predicate``."""
+        narrowed = copy.copy(self)
+        narrowed._predicates = (*self._predicates, predicate)
+        return narrowed
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,
+    ) -> list[ReadTask]:
+        if per_task_row_limit is not None:
+            raise NonResumableError("A limit cannot stand in a resumable pipeline.")
+        if data_context is None:
+            return self._placeholders(parallelism)
+        return [
+            ReadTask(
+                SourceReader(
+                    group,
+                    self._numbers[positions.start : positions.stop],
+                    tasks,
+                    left,
+                    self.reading.repeatable,
+                    self.reading.watch(),
+                    self._client,
+                ),
+                self._metadata(group),
+            )
+            for positions, group, tasks, left in self._reads(parallelism, data_context)
+        ]
+
+
+@dataclass(frozen=True)
+class PlainReader:
+    """Reads sources one after another, as plain Ray Data does."""
+
+    # Ray names a read function by this where it warns of a task that is large.
+    __name__ = "ray_resume read"
+
+    sources: SourceTable
+    tasks: ReadTasks
+    left: Selection
+
+    def __call__(self) -> Iterator[Any]:
+        for task in self.tasks(self.sources):
+            if task is not None:
+                yield from _selected(task(), self.left)
+
+
+@dataclass(frozen=True)
+class SourceReader:
+    """Reads sources one after another, gives each row its token, seals each source.
+
+    ``numbers`` are the sources' in the run's table.
+    Rows that ``left`` leaves out are no rows of their source.
+
+    Guarantees: a source is sealed only after its reader is exhausted and each of its rows was
+    taken by whoever iterates, and it is still what it was when it was listed. A reader that
+    raises, or an iteration that ends early, seals nothing, and the source stays pending.
+    """
+
+    __name__ = "ray_resume read"
+
+    sources: SourceTable
+    numbers: Sequence[int]
+    tasks: ReadTasks
+    left: Selection
+    repeatable: bool
+    has_changed: Watch
+    client: LedgerClient
+
+    def __call__(self) -> Iterator[Any]:
+        seals: list[Seal | Failure] = []
+        sent_at = time.monotonic()
+        tasks = self.tasks(self.sources)
+        for number, source, task in zip(self.numbers, self.sources, tasks, strict=True):
+            nonce = self._nonce(source.source_id)
+            total = start = 0
+            for block in _selected(task(), self.left) if task is not None else ():
+                count = batches.num_rows(block)
+                values = tokens(nonce, start, count)
+                total = (total + token_sum(values)) % MODULUS
+                start += count
+                if seals and time.monotonic() - sent_at >= _SEAL_INTERVAL_S:
+                    self._seal(seals)
+                    seals, sent_at = [], time.monotonic()
+                yield batches.attach(block, np.full(count, number, dtype=np.int32), values)
+                reached("read.between_blocks")
+            # Only now, since what comes after this was not read any more.
+            if self.has_changed(source):
+                seals.append(Failure(number, total, start, _CHANGED))
+            else:
+                seals.append(Seal(number, total, start))
+        if seals:
+            self._seal(seals)
+
+    def _seal(self, seals: list[Seal | Failure]) -> None:
+        reached("read.before_seal")
+        self.client.send(*seals)
+        reached("read.after_seal")
+
+    def _nonce(self, source_id: str) -> int:
+        if not self.repeatable:
+            return fresh_nonce()
+        return read_nonce(self.client.run_id, self.client.pass_number, source_id)
+
+
+def _selected(blocks: Iterable[Any], left: Selection) -> Iterator[Any]:
+    for block in blocks:
+        selected = block
+        for predicate in left.predicates:
+            selected = batches.pick(selected, plan.mask_of(predicate, selected))
+        if left.columns is not None:
+            selected = BlockAccessor.for_block(selected).select(list(left.columns))
+        yield selected
+
+
+def _total(sizes_bytes: npt.NDArray[np.float64] | None) -> int | None:
+    return None if sizes_bytes is None else round(sizes_bytes.sum())
+
+
+def _never_run() -> list[Any]:
+    raise AssertionError("a placeholder was run: Ray asked for these tasks only to count them")
+
+
+def _grouped(items: range, count: int) -> list[range]:
+    """Cut ``items`` into at most ``count`` runs of nearly equal length, none of them empty."""
+    n = min(max(count, 1), len(items))
+    return [items[i * len(items) // n : (i + 1) * len(items) // n] for i in range(n)]

@@ -1,0 +1,261 @@
+"""``resumable_read``: list the sources of a read, and make a dataset that can be armed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.data
+from pyarrow.fs import FileSystem, LocalFileSystem
+from ray.data import Dataset
+from ray.data.datasource import Datasource
+
+from ray_resume.checkpoint.checkpoint import Checkpoint
+from ray_resume.core.shards import ArrayTask, Shard, shard_of
+from ray_resume.core.sources import Reading, SourceTable
+from ray_resume.errors import NonResumableError
+from ray_resume.raydata import plan
+from ray_resume.read.datasource import ResumableDatasource
+from ray_resume.read.inputs import (
+    DatasourceReading,
+    FileReading,
+    KeyReading,
+    RowGroupReading,
+    key_sources,
+)
+from ray_resume.read.listing import list_files, list_row_groups, relative_to, resolve
+
+__all__ = ["ReadOptions", "resumable_read"]
+
+# Bytes in memory for a byte on disk. Parquet: what plain Ray Data assumes of it before it has
+# sampled any file. The others: guesses of the same kind, used only to choose a parallelism.
+_INFLATION = {
+    "read_parquet": 5.0,
+    "read_orc": 5.0,
+    "read_avro": 3.0,
+    "read_images": 10.0,
+    "read_videos": 100.0,
+}
+
+# How many tasks a user's own datasource is asked for, in every run, whatever the cluster.
+_CUSTOM_READ_TASKS = 200
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """The options of a read that a run must know."""
+
+    max_failed_runs: int
+    on_source_change: str
+    on_pipeline_change: str
+    shard: Shard | None
+
+
+def resumable_read(
+    reader: Callable[..., Any] | Datasource,
+    *args: Any,
+    checkpoint: str | os.PathLike[str] | Checkpoint,
+    keys: Sequence[Any] | None = None,
+    granularity: str = "file",
+    shard: tuple[int | str, int] | str | None = None,
+    max_failed_runs: int = 3,
+    on_source_change: str = "reprocess",
+    on_pipeline_change: str = "error",
+    source_id: Callable[..., str] | None = None,
+    source_root: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> Dataset:
+    """Read as plain Ray Data would, so that ``resumable_write`` can skip what is done.
+
+    Lists the sources and opens none (``granularity="row_group"`` reads footers). Without
+    ``resumable_write`` (``count``, ``take``, ``schema``, ``show``, ``materialize``), the dataset
+    reads what plain Ray Data would, and touches no checkpoint.
+
+    Args:
+        reader: one of
+
+            * a ``ray.data.read_*`` function for files; ``args`` and ``kwargs`` are its own. Each
+              file is a source.
+            * with ``keys``, any function ``load(key)`` that returns or yields tables, DataFrames or
+              dicts of arrays. Each key is a source; ``kwargs`` are those of
+              ``ray.data.read_datasource``.
+            * a ``ray.data.Datasource``. Each of its read tasks is a source; it is asked for
+              ``override_num_blocks`` tasks (200 by default) in every run.
+        checkpoint: a directory, or a URI of any storage that pyarrow knows, created if missing; or
+            a :class:`Checkpoint`, which has more options. Give each pipeline its own.
+        keys: strings, numbers, dates, and lists, tuples or dicts of these, without repeats. A list
+            that has grown since the last run processes what is new.
+        granularity: ``"row_group"`` makes each row group of a Parquet file a source, spelt
+            ``<path>#rg<N>``.
+        max_failed_runs: a source that failed in so many runs is quarantined: passed over.
+        on_source_change: what to do with a completed source whose size or modification time has
+            changed: ``"reprocess"`` (its new output replaces its old), ``"error"``, ``"ignore"``.
+        source_id: for a ``Datasource`` whose read tasks do not name one file each:
+            ``source_id(read_task, index) -> str``, the same for the same rows in every run.
+        source_root: makes ids of files relative to this directory, so that the checkpoint stays
+            good when the data moves.
+        on_pipeline_change: what to do if completed sources went through a pipeline with other
+            operators, other names of UDFs, or another format: ``"error"``
+            (:class:`PipelineChangedError`, which shows both; raised by ``resumable_write`` before
+            anything runs), ``"continue"`` (they stay as they are), ``"restart"`` (they are
+            processed anew, and so is what was quarantined; the new output replaces the old). What
+            a UDF does is not looked at, only what it is called.
+        shard: read one share of the sources only, by a stable hash of the id; the dataset has no
+            others. ``(index, count)`` with ``0 <= index < count``, or ``"slurm"``: this array
+            task's share (array indexes may start anywhere and have gaps). PBS and LSF do not say
+            how many tasks an array has: ``("pbs", count)``, ``("lsf", count)``. ``"torchrun"``
+            takes RANK and WORLD_SIZE. Runs of different shards of one count may work at once on
+            one checkpoint and one output. What is done stays done with any other count, or none.
+
+    Raises:
+        FileNotFoundError: there is nothing to read.
+        CheckpointError: the checkpoint cannot be used.
+        NonResumableError: the reader cannot be made resumable.
+        ResumeError: two sources have the same id; ``shard`` names a scheduler, and the
+            environment is not that of one of its array tasks; the driver is a Ray Client.
+    """
+    _check_options(max_failed_runs, on_source_change, on_pipeline_change)
+    plan.refuse_ray_client()
+    share = None if shard is None else shard_of(shard, os.environ)
+    if granularity not in ("file", "row_group"):
+        raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
+    location = Checkpoint(checkpoint).location
+    storage = location.open()
+    if location.local_path is not None:
+        plan.refuse_working_dir_copy(str(location.local_path))
+    files = keys is None and not isinstance(reader, Datasource)
+    if not files and (granularity != "file" or source_root is not None):
+        raise TypeError("granularity and source_root are for ray.data's readers for files alone.")
+    if source_id is not None and (keys is not None or not isinstance(reader, Datasource)):
+        raise TypeError(
+            "source_id is for a Datasource alone; files and keys have ids of their own."
+        )
+    scheduling = {name: kwargs.pop(name) for name in _SCHEDULING & kwargs.keys()}
+    if keys is not None:
+        reading: Reading = _key_reading(reader, keys, args, kwargs)
+    elif isinstance(reader, Datasource):
+        _refuse_arguments(reader, args, kwargs)
+        wanted = scheduling.get("override_num_blocks") or _CUSTOM_READ_TASKS
+        reading = DatasourceReading.of(reader, source_id, wanted)
+    else:
+        reading = _file_reading(reader, args, kwargs, granularity, source_root)
+    storage.ensure()
+    if isinstance(share, ArrayTask):
+        share = Shard(storage.rank_of(share), share.count)
+    sources = reading.sources
+    if share is not None:
+        sources = sources.take(np.flatnonzero(share.of(sources.digests)))
+    options = ReadOptions(max_failed_runs, on_source_change, on_pipeline_change, share)
+    datasource = ResumableDatasource(reading, sources, location, options)
+    dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
+    plan.refuse_plain_writes(dataset)
+    return dataset
+
+
+# The options of a read that say how it runs, not what it reads.
+_SCHEDULING = {
+    name
+    for name, parameter in inspect.signature(ray.data.read_datasource).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+}
+
+
+def _key_reading(
+    load: Any, keys: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> KeyReading:
+    _refuse_arguments(load, args, kwargs)
+    if isinstance(load, Datasource) or not callable(load):
+        raise NonResumableError(f"keys= needs a function load(key), not {load!r}.")
+    return KeyReading(getattr(load, "__name__", "Keys"), key_sources(keys), load)
+
+
+def _file_reading(
+    reader: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    granularity: str,
+    source_root: str | os.PathLike[str] | None,
+) -> FileReading:
+    name = getattr(reader, "__name__", repr(reader))
+    signature = inspect.signature(reader)
+    if getattr(ray.data, name, None) is not reader or "paths" not in signature.parameters:
+        raise NonResumableError(
+            f"{name} has no sources that are the same in every run, so it cannot be resumed. Read "
+            "files with one of Ray Data's readers for files (ray.data.read_parquet, read_csv, "
+            "read_json, ...), or anything else by keys: resumable_read(load, keys=[...], "
+            "checkpoint=...)."
+        )
+    arguments = signature.bind(*args, **kwargs).arguments
+    # Extra keyword arguments of the reader arrive under the name of its ** parameter.
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    filesystem, roots, sources = _list(signature, arguments)
+    if source_root is not None:
+        sources = relative_to(sources, resolve(os.fspath(source_root), filesystem)[1][0])
+    kind = FileReading
+    if granularity == "row_group":
+        if name != "read_parquet":
+            raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
+        sources, kind = list_row_groups(filesystem, sources), RowGroupReading
+    title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
+    inflation = _INFLATION.get(name, 1.5)
+    return kind(title, sources, reader, arguments, inflation, filesystem, tuple(roots))
+
+
+def _list(
+    signature: inspect.Signature, arguments: dict[str, Any]
+) -> tuple[FileSystem, list[str], SourceTable]:
+    """List the files, and take out of ``arguments`` what that has settled."""
+    if arguments.get("catalog") is not None:
+        raise NonResumableError("resumable_read does not resolve catalogs. Give the paths.")
+    filesystem, paths = resolve(arguments.pop("paths"), arguments.get("filesystem"))
+    skipped = arguments.pop("skip_paths", None)
+    extensions = arguments.get("file_extensions", _default(signature, "file_extensions"))
+    sources = list_files(
+        filesystem,
+        paths,
+        extensions=extensions,
+        keep=arguments.pop("partition_filter", None),
+        ignore_missing=bool(arguments.pop("ignore_missing_paths", False)),
+    )
+    if skipped:
+        without = set(resolve(skipped, filesystem)[1])
+        sources = sources.take(
+            np.flatnonzero([source_id not in without for source_id in sources.ids()])
+        )
+    # The reader gets each file by name from here on.
+    if not isinstance(filesystem, LocalFileSystem) or arguments.get("filesystem") is not None:
+        # Not the one that was given: of a part of a file system, the paths are those of the whole.
+        arguments["filesystem"] = filesystem
+    if "file_extensions" in signature.parameters:
+        arguments["file_extensions"] = None
+    return filesystem, paths, sources
+
+
+def _default(signature: inspect.Signature, name: str) -> Any:
+    parameter = signature.parameters.get(name)
+    return None if parameter is None else parameter.default
+
+
+def _refuse_arguments(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if args or kwargs:
+        raise TypeError(
+            f"{reader!r} takes no further arguments here, but got "
+            f"{[*args, *(f'{name}={value!r}' for name, value in kwargs.items())]}"
+        )
+
+
+def _check_options(max_failed_runs: int, on_source_change: str, on_pipeline_change: str) -> None:
+    if max_failed_runs < 1:
+        raise ValueError(f"max_failed_runs must be at least 1, not {max_failed_runs}")
+    for name, value, known in (
+        ("on_source_change", on_source_change, ("reprocess", "error", "ignore")),
+        ("on_pipeline_change", on_pipeline_change, ("error", "continue", "restart")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")

@@ -1,0 +1,485 @@
+"""The ledger's host: the process that owns a run's ledger and its writer file.
+
+A thin shell: every rule about counters is in `ledger`, every rule about bytes in `store`. Here
+is only when to commit. Completions are committed in groups, soon after they happened (how soon,
+the place says), and the lease is checked inside each commit.
+
+:class:`LedgerHost` is plain Python, tested without Ray; :func:`start` puts it into an actor on the
+driver's node.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray_resume.checkpoint.dead_letters import Letter
+from ray_resume.checkpoint.storage import LedgerPlace
+from ray_resume.core.filenames import is_usual_run
+from ray_resume.core.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
+from ray_resume.core.pending import PendingSources
+from ray_resume.core.records import Record, State, digest, encode, encode_completed, pipeline_of
+from ray_resume.core.sources import SourceTable
+from ray_resume.core.tokens import MODULUS
+from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.failpoints import Fault, reached
+
+__all__ = ["Failed", "LedgerHost", "Progress", "RunSpec", "collect_seldom", "start"]
+
+# So many objects are made before the garbage collector looks at them.
+_FEW_COLLECTIONS = 200_000
+
+# So many failed sources are committed in one transaction.
+_FAILED_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What the host must know of a run; ``sources[i]`` is source number i of its table."""
+
+    run_id: str
+    place: LedgerPlace
+    sources: SourceTable
+    # What is on record of a source, by its number.
+    records: Mapping[int, Record]
+    max_failed_runs: int
+    first_sequence: int
+    signature: str
+    header: Mapping[str, Any]
+    commit_at_the_end: bool = False
+    # Groups of sources that may only be committed in one transaction.
+    together: Sequence[Sequence[int]] = ()
+    # What a test has armed: it arms the process that this arrives at.
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. ``pending`` are the numbers of the sources that are not complete.
+
+    ``failed`` are those of them of which rows have failed in any pass. ``waiting`` are those of
+    them that only others, who share a file with them, keep from it. ``example`` says why the first
+    of them is not complete: there may be too many to say it of each.
+    """
+
+    completed: int
+    committed: int
+    rows_read: int
+    rows_written: int
+    files: int
+    pending: Sequence[int] = ()
+    waiting: frozenset[int] = frozenset()
+    failed: frozenset[int] = frozenset()
+    dead_rows: int = 0
+    example: str | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a source failed; ``counts`` towards quarantine only if it is known to be its own doing.
+
+    What fails together with others, in the same tasks perhaps, would be given up with them.
+    """
+
+    error: str
+    counts: bool
+
+
+class LedgerHost:
+    """Applies messages, commits what they complete. Safe to call from several threads.
+
+    Raises:
+        CheckpointError: on construction, if the lease is gone or the file cannot be made.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        self._ledger = Ledger(spec.run_id, len(spec.sources))
+        self._sources = PendingSources(spec.sources)
+        # The table itself is not needed any more, and is as large as all the rest.
+        self._spec = replace(spec, sources=SourceTable.of(()))
+        self._pipeline = pipeline_of(spec.signature)
+        self._run = bytes.fromhex(spec.run_id) if is_usual_run(spec.run_id) else None
+        self._lease, self._writer = spec.place.open(spec.header)
+        self._sequence = spec.first_sequence
+        self._completed = self._committed = 0
+        self._rows_read = self._rows_written = self._files = self._dead_rows = 0
+        self._letters = spec.place.letters()
+        self._fault: ResumeError | None = None
+        self._queue: list[Completion] = []
+        self._unpublished: list[Completion] = []
+        self._publishing: list[Completion] = []
+        self._open = True
+        # _state guards everything above; _commits is held for a whole commit, so that commits
+        # happen one at a time while messages go on being applied.
+        self._state = threading.Condition()
+        self._commits = threading.Lock()
+        threading.Thread(target=self._commit_regularly, daemon=True).start()
+
+    def begin_pass(self, pass_number: int) -> None:
+        """Start a pass with empty counters."""
+        with self._state:
+            self._ledger.begin_pass(pass_number, self._spec.together)
+
+    def apply(self, message: Message) -> Applied:
+        """Apply a message. What it completes is committed soon after, not before it returns.
+
+        Raises:
+            ResumeError: the message is illegal, the host is closed, or a commit failed.
+        """
+        reached("ledger.before_apply")
+        with self._state:
+            self._check_open()
+            applied = self._ledger.apply(message)
+            if applied.completions:
+                if self._spec.commit_at_the_end:
+                    self._unpublished.extend(applied.completions)
+                else:
+                    self._queue.extend(applied.completions)
+                self._completed += len(applied.completions)
+                self._rows_read += sum([done.rows_read for done in applied.completions])
+                self._rows_written += sum([done.rows_written for done in applied.completions])
+                self._dead_rows += sum([done.dead_rows for done in applied.completions])
+                # The completions of one file are all in one answer.
+                self._files += len({f for done in applied.completions for f in done.files})
+                self._state.notify_all()
+            reached("ledger.applied")
+            return applied
+
+    def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> Applied:
+        """Write dead letters durably, then drain what their rows carried; otherwise as `apply`."""
+        with self._state:
+            self._check_open()
+            for letter in letters:
+                if not 0 <= letter.source < len(self._sources):
+                    raise LedgerError(f"source number {letter.source} is not in this run's table")
+            ids = [self._id_of_pending(letter.source) for letter in letters]
+        try:
+            drains = tuple(
+                Drain(
+                    letter.source,
+                    -letter.total % MODULUS,
+                    dead_rows=len(letter.errors),
+                    # What is complete has its letters, and whoever sends them again needs none.
+                    dead_letters=()
+                    if source_id is None
+                    else (self._letters.write(run_id, source_id, letter),),
+                )
+                for letter, source_id in zip(letters, ids, strict=True)
+            )
+        except CheckpointError as error:
+            # The run ends by this error, and not by what Ray makes of it on its way through a UDF.
+            self._commit()
+            with self._state:
+                self._fault = self._fault or error
+            raise
+        return self.apply(Message(run_id, pass_number, drains))
+
+    def _id_of_pending(self, source: int) -> str | None:
+        return self._sources.id(source) if self._ledger.is_pending(source) else None
+
+    def flush(self) -> Progress:
+        """Commit everything that is complete, and return how far the run is.
+
+        Raises:
+            CheckpointError: the lease is lost or the store cannot be written.
+        """
+        self._commit()
+        with self._state:
+            if self._fault is not None:
+                raise self._fault
+            pending = self._ledger.pending()
+            return Progress(
+                self._completed,
+                self._committed,
+                self._rows_read,
+                self._rows_written,
+                self._files,
+                array("i", pending),
+                frozenset(self._ledger.waiting()),
+                frozenset(self._ledger.failed()),
+                self._dead_rows,
+                self._why(pending[0]) if pending else None,
+            )
+
+    def unpublished(self) -> tuple[list[bytes], int]:
+        """Return the write results, and the number of rows, of what is complete and waits.
+
+        Raises:
+            CheckpointError: the lease is lost, so that nothing may be published.
+        """
+        self._lease.check()
+        with self._state:
+            self._check_open()
+            self._publishing, self._unpublished = self._unpublished, []
+            results = [result for done in self._publishing for result in done.results]
+            return results, sum(done.rows_written for done in self._publishing)
+
+    def published(self) -> None:
+        """Commit in one transaction what :meth:`unpublished` has returned: it is visible now."""
+        with self._state:
+            self._queue, self._publishing = self._queue + self._publishing, []
+        self.flush()
+
+    def give_up(self, lost: Mapping[int, str | None]) -> tuple[int, int]:
+        """Commit what is pending as failed, but for what only waits for others.
+
+        Args:
+            lost: the sources that got lost although they were executed alone, and what their
+                worker died of, if it did.
+
+        Returns:
+            How many have failed, and how many of these are quarantined now.
+        """
+        with self._state:
+            self._check_open()
+            waiting = frozenset(self._ledger.waiting())
+            failed = [source for source in self._ledger.pending() if source not in waiting]
+        quarantined = 0
+        for start in range(0, len(failed), _FAILED_AT_ONCE):
+            part = failed[start : start + _FAILED_AT_ONCE]
+            with self._state:
+                why = {source: self._how(source, lost) for source in part}
+            quarantined += self.fail(why)
+        return len(failed), quarantined
+
+    def fail(self, failed: Mapping[int, Failed]) -> int:
+        """Commit sources, by number, as failed in this run, or as quarantined by now.
+
+        Returns:
+            How many are quarantined now.
+        """
+        with self._state:
+            self._check_open()
+            # What is complete stays so, whatever a straggler made of it.
+            pending = {s: how for s, how in failed.items() if self._ledger.is_pending(s)}
+        with self._commits:
+            now = time.time()
+            records = [self._failed(source, how, now) for source, how in pending.items()]
+            self._lease.check()
+            reached("ledger.failing")
+            self._writer.commit(records)
+            return sum(record.state is State.QUARANTINED for record in records)
+
+    def _why(self, source: int) -> str:
+        return self._ledger.failure(source) or self._ledger.explain(source)
+
+    def _how(self, source: int, lost: Mapping[int, str | None]) -> Failed:
+        failure = self._ledger.failure(source)
+        if failure is not None:
+            return Failed(failure, counts=True)
+        why = self._ledger.explain(source)
+        crash = lost.get(source)
+        if crash is not None:
+            why = f"a worker died whenever it was executed ({crash})"
+        return Failed(f"rows unaccounted for: {why}", counts=source in lost)
+
+    def close(self) -> Progress:
+        """Commit what is complete, then refuse every later message and close the file."""
+        try:
+            return self.flush()
+        finally:
+            with self._commits, self._state:
+                if self._open:
+                    self._open = False
+                    self._state.notify_all()
+                    reached("ledger.closing")
+                    self._writer.close()
+                    self._lease.release()
+                    reached("ledger.closed")
+
+    def _check_open(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+        if not self._open:
+            raise ResumeError(f"Run {self._spec.run_id} has ended; this message came too late.")
+
+    def _commit_regularly(self) -> None:
+        while True:
+            with self._state:
+                self._state.wait_for(lambda: self._queue or not self._open)
+                if not self._open:
+                    return
+            self._wait_for_company()
+            self._commit()
+            with self._state:
+                if self._fault is not None:
+                    return
+
+    def _wait_for_company(self) -> None:
+        """Let what completes within the interval share a commit; a run that ends waits no more."""
+        with self._state:
+            self._state.wait_for(lambda: not self._open, timeout=self._spec.place.commit_interval_s)
+
+    def _commit(self) -> None:
+        with self._commits:
+            with self._state:
+                if self._fault is not None or not self._open:
+                    return
+                group, self._queue = self._queue, []
+            if not group:
+                return
+            try:
+                now = time.time()
+                stored = [self._stored(completion, now) for completion in group]
+                self._lease.check()
+                reached("ledger.before_commit")
+                self._writer.commit_encoded(stored)
+                reached("ledger.committed")
+            except Exception as error:
+                # Whatever it is, nothing may be called complete after a group got lost.
+                fault = ResumeError(
+                    f"Run {self._spec.run_id} cannot commit: {error!r}. What it had committed is "
+                    "safe; run again to go on."
+                )
+                if isinstance(error, ResumeError):
+                    fault = error
+                with self._state:
+                    self._fault = fault
+                return
+            with self._state:
+                self._committed += len(group)
+                self._sources.forget([completion.source for completion in group])
+
+    def _failed(self, source: int, how: Failed, now: float) -> Record:
+        earlier = self._spec.records.get(source)
+        failed_runs = (earlier.failed_runs if earlier else 0) + how.counts
+        return self._record(
+            source,
+            State.FAILED if failed_runs < self._spec.max_failed_runs else State.QUARANTINED,
+            error=how.error,
+            failed_runs=failed_runs,
+            failed_at=now,
+            # Until a completed record replaces them, its earlier output stays.
+            files=earlier.files if earlier else (),
+            dead_letters=earlier.dead_letters if earlier else (),
+        )
+
+    def _stored(self, done: Completion, now: float) -> bytes:
+        """Return the digest and the encoded record of a source that is complete."""
+        if self._run is not None and len(done.files) < 2 and not done.dead_rows:
+            source, size, mtime_ns = self._sources.find(done.source)
+            stored = encode_completed(
+                source,
+                self._run,
+                self._sequence + 1,
+                done.rows_written,
+                done.files[0] if done.files else None,
+                size,
+                mtime_ns,
+                now,
+                self._pipeline,
+            )
+            if stored is not None and not done.dead_letters:
+                self._sequence += 1
+                return stored
+        record = self._record(
+            done.source,
+            State.COMPLETED,
+            rows=done.rows_written,
+            files=done.files,
+            completed_at=now,
+            dead_rows=done.dead_rows,
+            dead_letters=done.dead_letters,
+        )
+        return digest(record.source_id) + encode(record)
+
+    def _record(self, source: int, state: State, **values: Any) -> Record:
+        self._sequence += 1
+        return Record(
+            source_id=self._sources.id(source),
+            state=state,
+            sequence=self._sequence,
+            run_id=self._spec.run_id,
+            fingerprint=self._sources.fingerprint(source),
+            pipeline=self._pipeline,
+            **values,
+        )
+
+
+def start(spec: RunSpec) -> Any:
+    """Start the host as an actor on this node, owned by this driver; return its handle.
+
+    Raises:
+        CheckpointError: what its construction raised.
+        ResumeError: its process died.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote_class: Any = ray.remote(_LedgerActor)
+    handle = remote_class.options(
+        num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
+    ).remote()
+    try:
+        ray.get(handle.open.remote(spec))
+    except BaseException as error:
+        ray.kill(handle)
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, ResumeError):
+            raise cause from None
+        if isinstance(error, RayActorError):
+            raise ResumeError(
+                f"The ledger of run {spec.run_id} died as it started ({error}). Nothing was done, "
+                "and what earlier runs had committed is safe. Run the same script again."
+            ) from None
+        raise
+    return handle
+
+
+def collect_seldom() -> None:
+    """Have this process, which is the ledger's alone, look for garbage less often.
+
+    What comes and goes in it, some tuples for each source, has no cycles. By default a third of its
+    time would go into looking for some.
+    """
+    gc.freeze()
+    gc.set_threshold(_FEW_COLLECTIONS)
+
+
+class _LedgerActor:
+    """What Ray runs: a host that is opened by a call, so that its errors keep their type."""
+
+    def __init__(self) -> None:
+        self._host: LedgerHost | None = None
+
+    def open(self, spec: RunSpec) -> None:
+        self._host = LedgerHost(spec)
+        collect_seldom()
+
+    def begin_pass(self, pass_number: int) -> None:
+        self._opened().begin_pass(pass_number)
+
+    def apply(self, message: Message) -> None:
+        # The outcomes are the ledger's own business; workers need to know only that it is done.
+        self._opened().apply(message)
+
+    def flush(self) -> Progress:
+        return self._opened().flush()
+
+    def unpublished(self) -> tuple[list[bytes], int]:
+        return self._opened().unpublished()
+
+    def published(self) -> None:
+        self._opened().published()
+
+    def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> None:
+        self._opened().bury(run_id, pass_number, letters)
+
+    def give_up(self, lost: Mapping[int, str | None]) -> tuple[int, int]:
+        return self._opened().give_up(lost)
+
+    def close(self) -> Progress:
+        return self._opened().close()
+
+    def _opened(self) -> LedgerHost:
+        if self._host is None:
+            raise ResumeError("The ledger was not opened.")
+        return self._host

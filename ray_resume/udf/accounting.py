@@ -1,0 +1,373 @@
+"""How the rows of a UDF call are accounted for, apart from who makes the call.
+
+:func:`account` is a generator of steps for whoever runs the UDF (`stage`, in threads or on an event
+loop): it asks for calls and for their outputs, and says what to drain and what to emit. So the
+rules are here once, and know neither Ray, nor ledgers, nor async.
+
+Invariant (see `lineage.Call`): of each source, what comes into a call leaves it, in the tokens of
+its output rows or as a delta; but for what its failed rows carried, which is reported apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_resume.core.ledger import Drain
+from ray_resume.core.tokens import Call, SourceArray, TokenArray
+from ray_resume.raydata import blocks
+from ray_resume.udf.failures import Failures, Raised
+
+__all__ = ["END", "Attribution", "FailedRows", "Flattened", "Step", "StepKind", "Steps", "account"]
+
+
+class Attribution(enum.Enum):
+    """How the input row that an output row comes from is known."""
+
+    BY_SOURCE = "each call gets the rows of one source"
+    ONE_TO_ONE = "output row i comes from input row i"
+    ORIGIN_COLUMN = "the UDF returns a column with the positions of the input rows"
+    MASK = "the UDF returns a boolean for each input row: whether it stays"
+    SINK = "no output rows: the UDF has made its input durable when it has returned"
+    FLATTENED = "the UDF returns its rows and the positions of the input rows (`Flattened`)"
+
+
+class Flattened(NamedTuple):
+    """Output rows, and for each the position of the input row that it comes from."""
+
+    rows: Any
+    origins: npt.NDArray[np.int64]
+
+
+class StepKind(enum.Enum):
+    """What a step asks of the runner."""
+
+    CALL = "call the UDF with the value"
+    NEXT = "send the call's next output, settled for good, or END"
+    DRAIN = "report the drains in the value, and wait until they are applied"
+    FAIL = "report the failed rows in the value, and wait until that is known"
+    EMIT = "give the value to Ray"
+
+
+class Step(NamedTuple):
+    """One request to the runner. The user's code of a call runs in the scope of its failures."""
+
+    kind: StepKind
+    value: Any
+    failures: Failures | None = None
+
+
+@dataclass(frozen=True)
+class FailedRows:
+    """Rows of one source that failed in a call, with the error of each.
+
+    ``total`` is what is missing of the source now: the sum of the tokens that did not leave.
+    """
+
+    source: int
+    total: int
+    rows: Any
+    errors: list[str]
+
+
+END = object()
+"""What the runner sends when a call has no more outputs. If it raised, it sends `Raised`."""
+
+Steps = Generator[Step, Any, None]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A batch without the two columns, and the two columns.
+
+    ``kept`` is the batch as it came, where the UDF may change what it is given.
+    """
+
+    rows: Any
+    sources: SourceArray
+    tokens: TokenArray
+    kept: Any
+
+    def at(self, positions: npt.NDArray[np.intp]) -> _Rows:
+        """Return some of the rows as they came."""
+        kept = blocks.pick(self.kept, positions)
+        return _Rows(blocks.copied(kept), self.sources[positions], self.tokens[positions], kept)
+
+
+def account(
+    batch: Any,
+    attribution: Attribution,
+    origin: str | None = None,
+    *,
+    keep_input: bool = False,
+    isolate: bool = False,
+) -> Steps:
+    """Account for ``batch``, which has the two columns, going through a UDF.
+
+    Args:
+        origin: the column's name, for ``ORIGIN_COLUMN``.
+        keep_input: failed rows are reported as they came in, whatever the UDF makes of its input.
+        isolate: when a call raises, call the UDF with the halves of its rows, and so on, until
+            the rows that it raises for are found.
+
+    Raises:
+        ValueError, TypeError: what the UDF returned cannot be attributed.
+        RuntimeError: the batch has rows and not the two columns.
+    """
+    rows, sources, tokens = blocks.detach(batch)
+    if len(sources) == 0:
+        yield Step(StepKind.EMIT, batch)
+        return
+    whole = _Rows(rows, sources, tokens, blocks.copied(rows) if keep_input or isolate else rows)
+    if attribution is Attribution.BY_SOURCE:
+        for part in _by_source(whole):
+            yield from _call(part, attribution, origin, isolate)
+    else:
+        yield from _call(whole, attribution, origin, isolate)
+
+
+def _by_source(whole: _Rows) -> Iterator[_Rows]:
+    if (whole.sources == whole.sources[0]).all():
+        yield whole
+        return
+    for _, part, positions in blocks.split(whole.rows, whole.sources):
+        sources, tokens = whole.sources[positions], whole.tokens[positions]
+        kept = part if whole.kept is whole.rows else blocks.pick(whole.kept, positions)
+        yield _Rows(part, sources, tokens, kept)
+
+
+def _call(part: _Rows, attribution: Attribution, origin: str | None, isolate: bool) -> Steps:
+    if attribution is Attribution.ONE_TO_ONE:
+        steps = _one_to_one(part)
+    elif attribution is Attribution.MASK:
+        steps = _mask(part)
+    elif attribution is Attribution.SINK:
+        steps = _sink(part)
+    elif attribution is Attribution.BY_SOURCE:
+        steps = _one_source(part)
+    elif attribution is Attribution.FLATTENED:
+        steps = _with_origins(part, part.rows, lambda output: output)
+    else:
+        assert origin is not None
+        steps = _origin_column(part, origin)
+    if not isolate or len(part.sources) == 1:
+        yield from steps
+        return
+    # Nothing leaves before it is known that the call does not raise.
+    leaving: list[Step] = []
+    reply: Any = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            step = steps.send(reply)
+            reply = None
+            if step.kind in (StepKind.CALL, StepKind.NEXT):
+                reply = yield step
+                if isinstance(reply, Raised):
+                    for half in np.array_split(np.arange(len(part.sources)), 2):
+                        yield from _call(part.at(half), attribution, origin, isolate)
+                    return
+            else:
+                leaving.append(step)
+    yield from leaving
+
+
+def _one_source(part: _Rows) -> Steps:
+    def attribute(output: Any) -> Flattened:
+        return Flattened(output, np.zeros(blocks.num_rows(output), dtype=np.int64))
+
+    yield from _with_origins(part, part.rows, attribute, exact=False)
+
+
+def _origin_column(whole: _Rows, name: str) -> Steps:
+    n = len(whole.sources)
+    if name in blocks.names(whole.rows):
+        raise ValueError(
+            f"The batch has a column {name!r} already. Give @resumable(origin=...) a name that no "
+            "column has."
+        )
+
+    def attribute(output: Any) -> Flattened:
+        origins = _origins(output, name, n)
+        given = (name,) if name in blocks.names(output) else ()
+        return Flattened(blocks.without_columns(output, given), origins)
+
+    numbered = blocks.with_column(whole.rows, name, np.arange(n, dtype=np.int64))
+    yield from _with_origins(whole, numbered, attribute)
+
+
+def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = True) -> Steps:
+    """Account for a call of whose output rows is known where they come from.
+
+    Unless that is ``exact``, they come from any of the call's rows, all of one source.
+    """
+    call = Call(whole.sources, whole.tokens)
+    failures = Failures(len(whole.sources))
+    yield Step(StepKind.CALL, given, failures)
+    # The last output with rows is held back, since it takes what remains, and only the end tells
+    # which one it is.
+    held: tuple[Any, SourceArray] | None = None
+    while (output := (yield Step(StepKind.NEXT, None, failures))) is not END:
+        if isinstance(output, Raised):
+            failures.mark(output.error)
+            yield from _failed(whole, failures, call.fail_rest())
+            return
+        rows, origins = attribute(output)
+        if failures and (exact or failures.mask.all()):
+            alive = np.flatnonzero(~failures.mask[origins])
+            rows, origins = blocks.pick(rows, alive), origins[alive]
+        sources = whole.sources[origins]
+        if len(sources) == 0:
+            yield Step(StepKind.EMIT, blocks.attach(rows, sources, _NO_TOKENS))
+            continue
+        if held is not None:
+            yield Step(StepKind.EMIT, blocks.attach(*held, call.emit(held[1])))
+        held = rows, sources
+    if failures:
+        yield from _failed_rows(whole, failures, call)
+    tokens, deltas = call.finish(_NO_SOURCES if held is None else held[1])
+    if deltas:
+        yield Step(StepKind.DRAIN, _drains(deltas))
+    if held is not None:
+        yield Step(StepKind.EMIT, blocks.attach(*held, tokens))
+
+
+def _mask(whole: _Rows) -> Steps:
+    call = Call(whole.sources, whole.tokens)
+    failures = Failures(len(whole.sources))
+    yield Step(StepKind.CALL, whole.rows, failures)
+    kept = yield Step(StepKind.NEXT, None, failures)
+    if isinstance(kept, Raised):
+        failures.mark(kept.error)
+        kept = ~failures.mask
+    if failures:
+        kept = kept & ~failures.mask
+        yield from _failed_rows(whole, failures, call)
+    tokens, deltas = call.keep(whole.sources, whole.tokens, kept)
+    if deltas:
+        yield Step(StepKind.DRAIN, _drains(deltas))
+    rows = whole.rows if kept.all() else blocks.pick(whole.rows, kept)
+    yield Step(StepKind.EMIT, blocks.attach(rows, whole.sources[kept], tokens))
+
+
+def _sink(whole: _Rows) -> Steps:
+    call = Call(whole.sources, whole.tokens)
+    failures = Failures(len(whole.sources))
+    yield Step(StepKind.CALL, whole.rows, failures)
+    while (output := (yield Step(StepKind.NEXT, None, failures))) is not END:
+        if isinstance(output, Raised):
+            failures.mark(output.error)
+            break
+    if failures:
+        yield from _failed_rows(whole, failures, call)
+    _, deltas = call.finish(_NO_SOURCES)
+    rows = Counter(whole.sources[~failures.mask].tolist())
+    drains = tuple(Drain(source, delta, rows[source]) for source, delta in deltas.items())
+    if drains:
+        yield Step(StepKind.DRAIN, drains)
+
+
+def _drains(deltas: dict[int, int]) -> tuple[Drain, ...]:
+    return tuple(Drain(source, delta) for source, delta in deltas.items())
+
+
+def _one_to_one(whole: _Rows) -> Steps:
+    n = len(whole.sources)
+    call = Call(whole.sources, whole.tokens)
+    failures = Failures(n)
+    yield Step(StepKind.CALL, whole.rows, failures)
+    start = 0
+    # From the first failed row on, only the number of all that follow tells which they are.
+    waiting: list[Any] = []
+    while (output := (yield Step(StepKind.NEXT, None, failures))) is not END:
+        if isinstance(output, Raised):
+            waiting = []
+            failures.mark(output.error, np.arange(start, n))
+            break
+        if failures:
+            waiting.append(output)
+            continue
+        stop = start + blocks.num_rows(output)
+        if stop > n:
+            raise _wrong_number(stop, n)
+        here = slice(start, stop)
+        yield Step(StepKind.EMIT, blocks.attach(output, whole.sources[here], whole.tokens[here]))
+        start = stop
+    if failures.mask[:start].any():
+        raise ValueError(
+            "A UDF with @resumable(one_to_one=True) marked rows as failed that it had returned "
+            "before. Mark them first."
+        )
+    alive = start + np.flatnonzero(~failures.mask[start:])
+    count = sum(map(blocks.num_rows, waiting))
+    if count == n - start:
+        left = np.arange(start, n)
+    elif count == len(alive):
+        left = alive
+    else:
+        raise _wrong_number(start + count, n)
+    for output in waiting:
+        positions, left = np.split(left, [blocks.num_rows(output)])
+        fine = ~failures.mask[positions]
+        rows = output if fine.all() else blocks.pick(output, np.flatnonzero(fine))
+        positions = positions[fine]
+        yield Step(
+            StepKind.EMIT, blocks.attach(rows, whole.sources[positions], whole.tokens[positions])
+        )
+    if failures:
+        yield from _failed_rows(whole, failures, call)
+
+
+def _wrong_number(returned: int, given: int) -> ValueError:
+    return ValueError(
+        f"A UDF with @resumable(one_to_one=True) returned {returned} rows for {given} rows. If it "
+        "drops or adds rows, decorate it without one_to_one."
+    )
+
+
+def _failed_rows(whole: _Rows, failures: Failures, call: Call) -> Steps:
+    failed = failures.mask
+    yield from _failed(whole, failures, call.fail(whole.sources[failed], whole.tokens[failed]))
+
+
+def _failed(whole: _Rows, failures: Failures, missing: Mapping[int, int]) -> Steps:
+    """Report the failed rows of each source, and what is ``missing`` of it."""
+    failed = np.flatnonzero(failures.mask)
+    sources = whole.sources[failed]
+    yield Step(
+        StepKind.FAIL,
+        [
+            FailedRows(source, total, blocks.pick(whole.kept, here), failures.texts(here))
+            for source, total in missing.items()
+            for here in [failed[sources == source]]
+        ],
+    )
+
+
+_NO_SOURCES: SourceArray = np.empty(0, dtype=np.int32)
+_NO_TOKENS: TokenArray = np.empty(0, dtype=np.uint64)
+
+
+def _origins(output: Any, name: str, rows_in: int) -> npt.NDArray[np.int64]:
+    if blocks.num_rows(output) == 0:
+        return np.empty(0, dtype=np.int64)
+    if name not in blocks.names(output):
+        raise ValueError(
+            f"A UDF with @resumable(origin={name!r}) returned rows without the column {name!r}. "
+            "Return it with each row: the position of the input row that it comes from."
+        )
+    origins = np.asarray(blocks.column(output, name))
+    if not np.issubdtype(origins.dtype, np.integer):
+        raise ValueError(f"The column {name!r} came back as {origins.dtype}, not as integers.")
+    if origins.min() < 0 or origins.max() >= rows_in:
+        raise ValueError(
+            f"The column {name!r} came back with values from {origins.min()} to {origins.max()}, "
+            f"outside 0 .. {rows_in - 1}."
+        )
+    return origins.astype(np.int64, copy=False)

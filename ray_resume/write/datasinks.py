@@ -1,0 +1,185 @@
+"""Other people's datasinks, wrapped so that what they have written is drained.
+
+Importable on workers. Two kinds, told apart by whether ``on_write_complete`` is overridden:
+
+* **durable in write** (SQL, Mongo, ClickHouse, BigQuery, ...): the rows are there when ``write``
+  returns. Promise: at least once. A source that did not complete, because of a crash, a torn task
+  or a failed row, is written again.
+* **published at the end** (Lance, Iceberg, Delta, ...): ``write`` runs once for each source of a
+  task, and the ledger keeps its result. At the end of a pass, ``on_write_complete`` gets the
+  results of complete sources alone, and then they are committed. A crash before it redoes the run
+  and publishes nothing twice; a crash between the two publishes twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ray import cloudpickle
+from ray.data.block import Block
+from ray.data.datasource import Datasink, WriteResult
+
+from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
+from ray_resume.errors import NonResumableError
+from ray_resume.failpoints import reached
+from ray_resume.raydata import plan
+from ray_resume.run.client import LedgerClient
+from ray_resume.write.source_rows import gathered
+
+__all__ = [
+    "NothingSink",
+    "WrappedDatasink",
+    "check_datasink",
+    "combined",
+    "publishes_at_the_end",
+    "title_of",
+]
+
+_WIPING_MODES = {"overwrite", "create", "error", "errorifexists", "ignore"}
+
+# What says where Ray's own datasinks write to. No addresses with credentials in them, since a
+# checkpoint keeps it.
+_PLACES: dict[str, tuple[str, ...]] = {
+    "_BaseLanceDatasink": ("uri",),
+    "BigQueryDatasink": ("project_id", "dataset"),
+    "ClickHouseDatasink": ("_table",),
+    "DeltaDatasink": ("_path",),
+    "IcebergDatasink": ("table_identifier",),
+    "KafkaDatasink": ("topic",),
+    "MongoDatasink": ("database", "collection"),
+    "SQLDatasink": ("sql",),
+    "TurbopufferDatasink": ("namespace",),
+}
+
+
+def check_datasink(datasink: Datasink[Any]) -> None:
+    """Make sure that a resumable pipeline may write to ``datasink``.
+
+    Raises:
+        NonResumableError: it writes files in a folder, or wipes or insists on emptiness at its
+            start, which on a resume would destroy or refuse what earlier runs have written.
+    """
+    name = type(datasink).__name__
+    if plan.is_file_datasink(datasink):
+        raise NonResumableError(
+            f"{name} writes files whose names a second attempt would write again. Give the folder "
+            "itself: resumable_write(ds, folder, format=...)."
+        )
+    if getattr(datasink, "overwrite_table", False):
+        raise NonResumableError(
+            f"{name} has overwrite_table=True, which would delete on each resume what earlier runs "
+            "have written. Use overwrite_table=False, and empty the table once, before the first "
+            "run."
+        )
+    for attribute in ("mode", "_mode"):
+        mode = getattr(datasink, attribute, None)
+        # Of some enums the value says it, of others, such as ClickHouse's, the name.
+        for spelt in (getattr(mode, "value", mode), getattr(mode, "name", mode)):
+            if str(spelt).lower() in _WIPING_MODES:
+                raise NonResumableError(
+                    f"{name} is in mode {str(spelt).lower()!r}, which runs again on each resume "
+                    "and would wipe or refuse what earlier runs have written. Use its append mode, "
+                    "and create or empty the table once, before the first run."
+                )
+
+
+def title_of(datasink: Datasink[Any]) -> str:
+    """Name ``datasink`` for people and for the checkpoint, with its place where that is known.
+
+    Of a datasink that is not Ray's own, two with one name count as the same.
+    """
+    known = (_PLACES[kind.__name__] for kind in type(datasink).__mro__ if kind.__name__ in _PLACES)
+    places = (_place(attribute, datasink) for attribute in next(known, ()))
+    return " ".join(["datasink", datasink.get_name(), ".".join(places)]).strip()
+
+
+def _place(attribute: str, datasink: Datasink[Any]) -> str:
+    place = str(getattr(datasink, attribute, ""))
+    if attribute == "sql":
+        table = re.search(r"\binto\s+([^\s(]+)", place, re.IGNORECASE)
+        return table[1] if table else ""
+    if attribute in ("uri", "_path") and "://" not in place:
+        return os.path.abspath(place)
+    return place
+
+
+def publishes_at_the_end(datasink: Datasink[Any]) -> bool:
+    """Say whether the rows become visible only in ``on_write_complete``."""
+    return type(datasink).on_write_complete is not Datasink.on_write_complete
+
+
+def combined(results: Sequence[bytes], rows: int) -> WriteResult[Any]:
+    """Make what ``on_write_complete`` gets of what `WrappedDatasink` has sent."""
+    # They come from this run's own workers through its own ledger, never from a checkpoint.
+    return WriteResult(rows, 0, [pickle.loads(result) for result in results])
+
+
+class WrappedDatasink(Datasink[None]):
+    """Writes through ``inner``, without the two columns, and drains what it has written."""
+
+    def __init__(self, inner: Datasink[Any], client: LedgerClient) -> None:
+        self._inner = inner
+        self._client = client
+        self._at_the_end = publishes_at_the_end(inner)
+
+    def get_name(self) -> str:
+        return self._inner.get_name()
+
+    @property
+    def supports_distributed_writes(self) -> bool:
+        return self._inner.supports_distributed_writes
+
+    @property
+    def min_rows_per_write(self) -> int | None:
+        return self._inner.min_rows_per_write
+
+    @property
+    def min_bytes_per_write(self) -> int | None:
+        return self._inner.min_bytes_per_write
+
+    def on_write_start(self, schema: Any = None) -> None:
+        for name in (SOURCE_COLUMN, TOKEN_COLUMN):
+            if schema is not None and name in schema.names:
+                schema = schema.remove(schema.get_field_index(name))
+        self._inner.on_write_start(schema)
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        rows = gathered(blocks)
+        if not rows:
+            return
+        reached("datasink.before_write")
+        drains = [drain for some in rows for drain in some.drains()]
+        if self._at_the_end:
+            # Of what is published, each source is to be published or not on its own.
+            alone = (one.table for some in rows for one in some.alone())
+            results = [self._inner.write(iter([table]), _fresh(ctx)) for table in alone]
+            drains = [
+                drain._replace(results=(cloudpickle.dumps(result),))  # type: ignore[no-untyped-call]
+                for drain, result in zip(drains, results, strict=True)
+            ]
+        else:
+            self._inner.write((some.table for some in rows), ctx)
+        reached("datasink.before_drain")
+        self._client.send(*drains)
+        reached("datasink.after_drain")
+
+
+class NothingSink(Datasink[None]):
+    """The end of a pipeline whose last stage is ``@resumable(sink=True)``."""
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        for _ in blocks:
+            pass
+
+
+def _fresh(ctx: Any) -> Any:
+    # Datasinks name what they write by this; one write for each source must not clash.
+    fresh = copy.copy(ctx)
+    fresh.kwargs = {**ctx.kwargs, plan.WRITE_UUID_KWARG_NAME: uuid.uuid4().hex}
+    return fresh

@@ -1,0 +1,167 @@
+"""The file sink: each source's rows become files of its own, durable before they are drained.
+
+Importable on workers: knows neither checkpoints nor lmdb. Each file gets a name that no other had
+(`naming`), so no attempt of a task ever touches another's file; which of them count is the
+ledger's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data.block import Block
+from ray.data.datasource import Datasink
+
+from ray_resume.core.filenames import DIGEST_BYTES, stem_of
+from ray_resume.core.ledger import Drain, Pack
+from ray_resume.errors import ResumeError
+from ray_resume.failpoints import reached
+from ray_resume.raydata import plan
+from ray_resume.run.client import LedgerClient
+from ray_resume.write.folder import Folder
+from ray_resume.write.formats import Format
+from ray_resume.write.packing import Packing
+from ray_resume.write.source_rows import gathered
+
+__all__ = ["FileSink", "Layout"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows become files: their format and options, and the columns that name subfolders."""
+
+    format: Format
+    options: Mapping[str, Any]
+    partition_columns: tuple[str, ...] = ()
+
+    def write(
+        self, folder: Folder, prefix: str, digest: bytes | None, table: pa.Table
+    ) -> list[str]:
+        """Write ``table`` as one file, or one for each partition; return their names.
+
+        ``prefix`` and ``digest`` are what `naming.stem_of` makes them of.
+        """
+        names = []
+        for subfolder, part in self._parts(table):
+            name = f"{subfolder}{stem_of(prefix, digest)}.{self.format.suffix}"
+            try:
+                folder.write(name, partial(self._write_file, part))
+            except OSError as error:
+                raise _unwritten(f"file {folder.uri}/{name}", error) from error
+            reached("sink.written")
+            names.append(name)
+        return names
+
+    def _write_file(self, part: pa.Table, file: IO[bytes]) -> None:
+        self.format.write(part, file, self.options)
+
+    def _parts(self, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+        if not self.partition_columns:
+            yield "", table
+            return
+        columns = list(self.partition_columns)
+        missing = [name for name in columns if name not in table.column_names]
+        if missing:
+            raise ValueError(
+                f"partition_cols names {missing[0]!r}, and the rows have the columns "
+                f"{', '.join(table.column_names)}."
+            )
+        ordered = table.take(pc.sort_indices(table, sort_keys=[(c, "ascending") for c in columns]))
+        values = [ordered.column(name).to_pylist() for name in columns]
+        keys = list(zip(*values, strict=True))
+        starts = [i for i in range(len(keys)) if i == 0 or keys[i] != keys[i - 1]]
+        rest = ordered.drop_columns(columns)
+        for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
+            spelt = zip(columns, keys[start], strict=True)
+            yield "".join(map(_hive, spelt)), rest.slice(start, stop - start)
+
+
+def _hive(pair: tuple[str, Any]) -> str:
+    name, value = pair
+    spelt = "__HIVE_DEFAULT_PARTITION__" if value is None else quote(str(value), safe="")
+    return f"{quote(name, safe='')}={spelt}/"
+
+
+class FileSink(Datasink[None]):
+    """Writes files into a folder, and drains what it has written.
+
+    Args:
+        digests: ``DIGEST_BYTES`` bytes for each source number, one after another.
+        packing: which sources share files; None: each has files of its own.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        layout: Layout,
+        prefix: str,
+        digests: bytes,
+        client: LedgerClient,
+        packing: Packing | None = None,
+    ) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._prefix = prefix
+        self._digests = digests
+        self._client = client
+        self._packing = packing
+
+    def get_name(self) -> str:
+        return "Resumable"
+
+    @property
+    def min_bytes_per_write(self) -> int | None:
+        # So that Ray Data gathers enough blocks for a file; it then cannot fuse the write.
+        return None if self._packing is None else self._packing.target_bytes
+
+    @property
+    def groups(self) -> int | None:
+        """How many groups of sources share files; None if none does."""
+        return None if self._packing is None else int(self._packing.groups[-1]) + 1
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        """Write the rows of one task, each source's to a file, then drain them all.
+
+        Guarantees: when this returns, the files are durable and the ledger has counted them; if
+        it does not, they are left-overs, and the rows count for nobody.
+
+        Raises:
+            ResumeError: a file cannot be written; the message names it.
+        """
+        rows = gathered(blocks)
+        if not rows:
+            return
+        reached("sink.before_write")
+        events: list[Drain | Pack] = []
+        alone = ([one] for some in rows for one in some.alone())
+        for together in alone if self._packing is None else self._packing.packs(rows):
+            drains = [drain for some in together for drain in some.drains()]
+            digest = self._digest(drains[0].source) if len(drains) == 1 else None
+            table = plan.concat_tables([some.table for some in together])
+            files = tuple(self._layout.write(self._folder, self._prefix, digest, table))
+            events.append(
+                Pack(tuple(drains), files) if len(drains) > 1 else drains[0]._replace(files=files)
+            )
+        try:
+            self._folder.sync(name for event in events for name in event.files)
+        except OSError as error:
+            raise _unwritten(f"folder {self._folder.uri}", error) from error
+        reached("sink.before_drain")
+        self._client.send(*events)
+        reached("sink.after_drain")
+
+    def _digest(self, source: int) -> bytes:
+        return self._digests[source * DIGEST_BYTES : (source + 1) * DIGEST_BYTES]
+
+
+def _unwritten(what: str, error: OSError) -> ResumeError:
+    return ResumeError(
+        f"The output {what} cannot be written: {error}. Its rows count for nobody, and what was "
+        "committed is safe. Free space or mend the disk, and run again."
+    )

@@ -1,0 +1,284 @@
+"""``resumable_write``: check the pipeline, arm it, run it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyarrow.fs import FileSystem, LocalFileSystem
+from ray.data import Dataset
+from ray.data.datasource import Datasink
+
+from ray_resume.checkpoint.shared.objects import canonical_uri
+from ray_resume.core.sources import SourceTable
+from ray_resume.errors import CheckpointError, NonResumableError
+from ray_resume.raydata import plan
+from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
+from ray_resume.read.listing import open_place
+from ray_resume.run.output import FolderOutput, Output, RemoteOutput
+from ray_resume.run.run import Pass, Run, RunPlan
+from ray_resume.run.summary import RunSummary
+from ray_resume.udf import stage
+from ray_resume.write.datasinks import (
+    NothingSink,
+    WrappedDatasink,
+    check_datasink,
+    combined,
+    publishes_at_the_end,
+    title_of,
+)
+from ray_resume.write.file_sink import FileSink, Layout
+from ray_resume.write.folder import Folder
+from ray_resume.write.formats import checked_format
+from ray_resume.write.packing import Packing, groups_of
+
+__all__ = ["resumable_write"]
+
+_TARGET_BLOCK_BYTES = 128 << 20
+
+# Beyond so many, a read task for each source would cost more than it tells.
+_MOST_ISOLATED = 1000
+
+# How often a task is executed again whose worker died: nodes come and go, but a row that kills its
+# worker kills the next one too.
+_RETRIES = 3
+_RETRIES_ALONE = 1
+
+# How many sources may share files, where nobody knows how large they are.
+_GROUP_OF_UNKNOWN_SIZE = 500
+
+
+def resumable_write(
+    ds: Dataset,
+    sink: str | Path | Datasink[Any] | None = None,
+    *,
+    format: str = "parquet",
+    append: bool = False,
+    filesystem: FileSystem | None = None,
+    partition_cols: Sequence[str] | None = None,
+    target_file_bytes: int | None = None,
+    concurrency: int | None = None,
+    lease_wait_s: float | None = None,
+    ray_remote_args: Mapping[str, Any] | None = None,
+    **write_options: Any,
+) -> RunSummary:
+    """Write a resumable dataset, each source's rows exactly once. Run again after any crash.
+
+    Sources that earlier runs completed are skipped before they are opened. With nothing left to
+    do, nothing runs and nothing is written.
+
+    Args:
+        ds: a dataset from ``resumable_read``, with decorated UDFs.
+        sink: the folder for the output, created if missing (a path, or a URI); or a
+            ``ray.data.Datasink``, see `ray_resume.write.datasinks` for what each guarantees; or
+            None if the last stage is decorated with ``@resumable(sink=True)``.
+        format: ``"parquet"``, ``"json"`` (one line a row), ``"csv"``, ``"orc"``, ``"feather"``.
+        partition_cols: columns that name subfolders, ``column=value/``, as Hive does.
+        target_file_bytes: let sources that are smaller than this share files of about this size,
+            in bytes of their rows in memory, as Arrow holds them. By default each source has files
+            of its own. Sources that share a file are completed in one step, or all done again.
+        append: write into a folder that has data files of others; theirs are left alone.
+        filesystem: the pyarrow filesystem of ``sink``, inferred from it by default.
+        concurrency: how many write tasks may run at once.
+        lease_wait_s: how many seconds to wait for another run on the same sources to end. By
+            default 25 more than a run that was killed may seem to be at work: 5 in a local
+            directory, 1.25 times ``lease_ttl_s`` where hosts share the checkpoint.
+        ray_remote_args: passed to ``ray.remote`` for the write tasks.
+        write_options: the format's own: those of ``pyarrow.parquet.write_table`` (such as
+            ``compression`` and ``row_group_size``), ``pyarrow.csv.WriteOptions``,
+            ``pandas.DataFrame.to_json``, ``pyarrow.orc.write_table``,
+            ``pyarrow.feather.write_feather``.
+
+    Raises:
+        NonResumableError: the pipeline cannot be resumed; raised before any task starts.
+        ResumeError: the driver is a Ray Client, or the run's ledger died.
+        CheckpointError: the checkpoint is in use, unreadable or bound to another folder; the
+            folder has other data files, or misses files of completed sources.
+        SourceChangedError: as ``on_source_change="error"`` of the read asked for.
+        Exception: what a UDF raised, as with plain Ray Data. What was complete is committed.
+        KeyboardInterrupt: Ctrl-C; likewise. Uncaught, it ends the process with exit code 130.
+        SystemExit: SIGTERM, with exit code 143, unless you have a handler of your own; likewise.
+    """
+    # Ray may have been started since the read.
+    plan.refuse_ray_client()
+    chain = plan.chain_of(
+        ds,
+        resumable_datasource=ResumableDatasource,
+        is_decorated=lambda udf: stage.options_of(udf) is not None,
+    )
+    datasource = chain.datasource
+    assert isinstance(datasource, ResumableDatasource)
+    target = _target(
+        sink,
+        chain,
+        filesystem,
+        append,
+        format,
+        tuple(partition_cols or ()),
+        target_file_bytes,
+        write_options,
+    )
+
+    def run_pass(this: Pass) -> None:
+        source = ArmedDatasource(datasource, this.sources, this.plan.sources, this.client)
+        target_bytes = ds.context.target_max_block_size or _TARGET_BLOCK_BYTES
+        read_tasks = source.preferred_read_tasks(target_bytes)
+        sink_of_pass = target.datasink(this)
+        if chain.read_tasks is not None:
+            read_tasks = chain.read_tasks
+        elif isinstance(sink_of_pass, FileSink) and not plan.GATHERS_BY_SIZE:
+            # What shares a file must come from one task then.
+            read_tasks = min(read_tasks, sink_of_pass.groups or read_tasks)
+        if this.plan.isolated and len(this.sources) <= _MOST_ISOLATED:
+            read_tasks = len(this.sources)
+        retries = _RETRIES_ALONE if this.plan.isolated else _RETRIES
+        armed = plan.arm(
+            chain,
+            source,
+            read_tasks,
+            retries,
+            lambda method, udf: stage.armed(udf, this.client, method),
+            lambda expression: stage.armed_predicate(expression, this.client),
+        )
+        if this.plan.tolerant:
+            armed.context.max_errored_blocks = -1
+        armed.write_datasink(
+            sink_of_pass,
+            ray_remote_args={"max_retries": retries, **(ray_remote_args or {})},
+            concurrency=concurrency,
+        )
+
+    run = Run(
+        RunPlan(
+            storage=datasource.checkpoint.open(),
+            sources=datasource.sources,
+            listed=datasource.reading.sources,
+            shard=datasource.options.shard,
+            output=target.output,
+            publish=target.publish,
+            signature=chain.signature() + target.spelt,
+            on_pipeline_change=datasource.options.on_pipeline_change,
+            max_failed_runs=datasource.options.max_failed_runs,
+            on_source_change=datasource.options.on_source_change,
+        )
+    )
+    return run.execute(run_pass, lease_wait_s=lease_wait_s)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where the rows go: the run's side of it, and the datasink of each pass.
+
+    ``spelt`` stands for it at the end of the pipeline's signature.
+    """
+
+    spelt: str
+    output: Output
+    datasink: Callable[[Pass], Datasink[Any]]
+    publish: Callable[[Sequence[bytes], int], None] | None = None
+
+
+def _target(
+    sink: Any,
+    chain: plan.Chain,
+    filesystem: FileSystem | None,
+    append: bool,
+    format: str,
+    partition_columns: tuple[str, ...],
+    target_file_bytes: int | None,
+    options: Mapping[str, Any],
+) -> _Target:
+    _check_stage_sinks(chain, sink)
+    if sink is None:
+        return _Target(
+            "", RemoteOutput(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
+        )
+    if isinstance(sink, Datasink):
+        if options or partition_columns or format != "parquet" or target_file_bytes is not None:
+            raise TypeError(
+                "format, partition_cols, target_file_bytes and write options are for folders alone."
+            )
+        check_datasink(sink)
+        publish = None
+        if publishes_at_the_end(sink):
+
+            def publish(results: Sequence[bytes], rows: int) -> None:
+                sink.on_write_complete(combined(results, rows))
+
+        return _Target(
+            f" -> {type(sink).__name__}",
+            RemoteOutput(title_of(sink)),
+            lambda this: WrappedDatasink(sink, this.client),
+            publish,
+        )
+    layout = Layout(checked_format(format, options), dict(options), partition_columns)
+    if target_file_bytes is not None and target_file_bytes < 1:
+        raise ValueError(f"target_file_bytes must be at least 1, not {target_file_bytes}")
+    folder = _folder(sink, filesystem)
+    _check_apart(folder, chain.datasource)
+
+    def file_sink(this: Pass) -> FileSink:
+        packing = None
+        # What is executed again was held up by a neighbour, perhaps: now each is on its own.
+        if target_file_bytes is not None and not this.plan.isolated:
+            packing = _packing(chain.datasource, this.sources, target_file_bytes)
+        return FileSink(folder, layout, this.file_prefix, this.digests, this.client, packing)
+
+    return _Target(f" -> write_{format}", FolderOutput(folder, append), file_sink)
+
+
+def _packing(datasource: Any, sources: SourceTable, target_bytes: int) -> Packing:
+    sizes = datasource.reading.sizes_bytes(sources)
+    if sizes is None or not sizes.any():
+        sizes = np.full(len(sources), float(-(-target_bytes // _GROUP_OF_UNKNOWN_SIZE)))
+    return Packing(target_bytes, groups_of(sizes, target_bytes))
+
+
+def _check_stage_sinks(chain: plan.Chain, sink: Any) -> None:
+    sinks = [
+        operator
+        for operator in chain.operators
+        if (options := stage.options_of(getattr(operator, "fn", None))) and options.sink
+    ]
+    if sink is None and not sinks:
+        raise NonResumableError(
+            "resumable_write got no sink, and the last stage is not decorated with "
+            "@resumable(sink=True). Give a folder or a Datasink."
+        )
+    if sinks and (sink is not None or sinks[0] is not chain.operators[-1]):
+        raise chain.refusal(
+            sinks[0],
+            f"{sinks[0].name} is decorated with @resumable(sink=True), so nothing comes after it.",
+            "Make it the last operator, and call resumable_write(ds) without a sink.",
+        )
+
+
+def _check_apart(folder: Folder, datasource: Any) -> None:
+    """Make sure that the next run would not read what this one writes."""
+    for root in getattr(datasource.reading, "roots", ()):
+        inside = f"{folder.path}/".removeprefix(f"{root}/")
+        hidden = any(part.startswith((".", "_")) for part in inside.split("/") if part)
+        if f"{folder.path}/".startswith(f"{root}/") and not hidden:
+            raise CheckpointError(
+                f"The output folder {folder.uri} is in the input {root}, so the next run would "
+                "read what this one writes. Give a folder outside of it."
+            )
+
+
+def _folder(sink: Any, filesystem: FileSystem | None) -> Folder:
+    if not isinstance(sink, (str, os.PathLike)):
+        raise NonResumableError(
+            f"resumable_write writes into a folder or a ray.data.Datasink, not into a "
+            f"{type(sink).__name__}."
+        )
+    given = os.fspath(sink)
+    inferred, path = open_place("output folder", given, filesystem)
+    if not isinstance(inferred, LocalFileSystem):
+        return Folder(inferred, path, canonical_uri(inferred, path, given))
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise CheckpointError(f"The output folder {path} is a file. Give another folder.")
+    return Folder(inferred, path, path)
