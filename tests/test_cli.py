@@ -231,8 +231,9 @@ def test_status_as_json_has_every_documented_field(path: Path) -> None:
     status = json.loads(result.stdout)
     assert status == dict(Checkpoint(path).status())
     assert {"total", "completed", "failed", "quarantined", "pending", "writers"} <= set(status)
-    readme = (Path(ray_resume.__file__).parents[1] / "README.md").read_text()
-    assert [name for name in status if f"`{name}`" not in readme] == []
+    guide = Path(ray_resume.__file__).parents[1] / "examples" / "inspect_and_steer.md"
+    text = guide.read_text()
+    assert [name for name in status if f"`{name}`" not in text] == []
 
 
 def test_paths_can_be_typed_as_they_are_shown(tmp_path: Path) -> None:

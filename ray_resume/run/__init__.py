@@ -2,6 +2,32 @@
 
 Uses Ray's actors, and never Ray Data.
 
+The steps of a run, whose order keeps rows safe:
+
+0. **Share.** With ``shard=``, the sources of the run are those whose digest says so
+   (`core.shards`).
+1. **Lease.** The driver takes the run's lease. A live run with a common source makes it wait, and
+   then refuse.
+2. **Skip.** The driver lists the output folder, *then* reads the checkpoint. In the other order,
+   a neighbour that starts in between would look like a stranger. The newest record of each
+   source, over all dead runs, says what is committed (`core.snapshot`, `core.resume_plan`).
+3. **Ledger.** An actor on the driver's node joins the lease and creates the run's own file.
+4. **Passes.** Each pass executes a private copy of the plan. Sources that get lost on the way (a
+   worker dies between two blocks) are executed again, in ever smaller groups (`core.passes`). A
+   source that gets lost alone has failed. Sources that get lost together do not count towards
+   quarantine: one bad row would give up hundreds of good files that went through the same tasks.
+5. **End.** The ledger closes. The driver notes which runs are dead, *then* reads the records,
+   *then* removes leftovers; the lease ends.
+
+Ray retries a task whose worker died three times here, not for ever as by default: a row that
+kills its worker would stop the job for good.
+
+Workers send dead letters to the ledger, which writes them, because a worker may be on a node that
+does not see the checkpoint.
+
+SLURM sends SIGTERM to Ray's own processes, too. Ray then ends a driver that misses its raylet
+with exit code 1. Nothing is lost; the next run removes the leftovers.
+
 May import: `core`, `checkpoint`, `failpoints`, `errors`.
 Runs in: the driver, the ledger's process. `client` runs in workers, too.
 Start reading in: `run`, then `ledger_actor`.

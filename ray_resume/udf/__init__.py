@@ -1,5 +1,12 @@
 """The decorator, and what runs in the place of a decorated UDF.
 
+The decorator only marks a UDF, so nothing can behave differently outside of an armed pipeline.
+Arming makes new operators with callables of the same name, which hold the ledger's handle. No run
+state is in the dataset's context.
+
+An output of a generator is held back as a block, not as a shallow copy: the next step of the UDF
+may refill the arrays and lists that it has yielded, and plain Ray Data converts them at once.
+
 May import: `core`, `raydata`, `run.client`, `failpoints`, `errors`.
 Runs in: workers.
 Start reading in: `stage`, then `accounting`.
