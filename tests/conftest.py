@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -21,6 +22,7 @@ import pytest
 from buckets import S3
 from hypothesis import settings
 from job import FILES, ROWS, WITHOUT_TOKENS, Job, kill_with_descendants
+from places import PATHS
 
 # How long an example takes says nothing on a machine that others use, too.
 settings.register_profile("patient", deadline=None)
@@ -44,9 +46,7 @@ def cluster() -> Iterator[str]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={
-            "env_vars": {RUNTIME_ENV_MARK: "kept", "PYTHONPATH": str(Path(__file__).parent)}
-        },
+        runtime_env={"env_vars": {RUNTIME_ENV_MARK: "kept", "PYTHONPATH": os.pathsep.join(PATHS)}},
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield context.address_info["address"]

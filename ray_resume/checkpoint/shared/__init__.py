@@ -47,8 +47,8 @@ Known limits, none of which loses a row:
 Costs: two small writes for each sixth of a TTL; one listing, one read and one write for each
 commit; one listing of the leases for each TTL.
 
-`tests/test_shared_histories.py` runs this very code, every step in any order, with deaths and
-stops, failing requests, late writes, compactions, resets, and listings that are no snapshots.
+`test_shared_histories` runs this very code, every step in any order, with deaths and stops,
+failing requests, late writes, compactions, resets, and listings that are no snapshots.
 
 Runs in: the driver, the ledger's process, the command line.
 Start reading in: `backend`.

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections import Counter as Counts
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 from cluster import Cluster, Costs, needs, simulate
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from places import ROOT
 from plain_todo import plain_todo_of
 
 from ray_resume.core.digests import Digests, SortedDigests
@@ -44,7 +44,7 @@ from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChang
 
 pytestmark = pytest.mark.long
 
-BENCHMARK = Path(__file__).parent / "benchmarks" / "scale.py"
+BENCHMARK = ROOT / "tests" / "benchmarks" / "scale.py"
 
 # Digests ------------------------------------------------------------------------------------------
 

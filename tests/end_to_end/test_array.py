@@ -18,6 +18,7 @@ import pytest
 import ray
 from conftest import ids_in, snapshot, write_source
 from job import WITHOUT_TOKENS, kill_with_descendants
+from places import ROOT, SCRIPTS
 from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError, resumable_read, resumable_write
@@ -33,7 +34,7 @@ from ray_resume.run.output import FolderOutput
 from ray_resume.run.run import Run, RunPlan
 from ray_resume.write.folder import Folder
 
-DRIVER = Path(__file__).with_name("array_driver.py")
+DRIVER = SCRIPTS / "array_driver.py"
 ROWS = 20
 
 
@@ -259,7 +260,7 @@ def test_sources_packed_with_those_of_other_shards_wait_for_a_run_of_all(
 
 # The example.
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 SCONTROL = """#!/bin/sh
 echo "$@" >>"$REQUEUED"
 """

@@ -14,11 +14,12 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 from driver import rows_of
+from places import SCRIPTS
 
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.checkpoint.local.lmdb_file import read_writer
 
-DRIVER = Path(__file__).with_name("driver.py")
+DRIVER = SCRIPTS / "driver.py"
 FILES, ROWS = 24, 200
 
 

@@ -14,12 +14,13 @@ from buckets import S3
 from conftest import write_source
 from driver import rows_of
 from job import FILES, ROWS, Job
+from places import SCRIPTS
 
 from ray_resume import Checkpoint, mark_failed, resumable, resumable_read, resumable_write
 from ray_resume.checkpoint.storage import Location
 from ray_resume.write.folder import Folder
 
-DRIVER = Path(__file__).with_name("shared_driver.py")
+DRIVER = SCRIPTS / "shared_driver.py"
 
 
 class StoredJob(Job):

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from places import ROOT
 
 from ray_resume import resumable_read, resumable_write
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- (?:not )?run: [^\n]* -->\n)?```(python|bash)\n(.*?)```", re.DOTALL)
 

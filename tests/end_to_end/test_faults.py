@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from fault_jobs import JOBS, Job, write_input
 from job import WITHOUT_TOKENS
+from places import SCRIPTS
 
 import ray_resume
 from ray_resume import Checkpoint, ResumeError
@@ -30,7 +31,7 @@ from ray_resume.testing import check_exactly_once, kill_at, points, victim_of
 pytestmark = pytest.mark.long
 
 PACKAGE = Path(ray_resume.__file__).parent
-JOBS_SCRIPT = Path(__file__).with_name("fault_jobs.py")
+JOBS_SCRIPT = SCRIPTS / "fault_jobs.py"
 
 # Which job gets a worker to which points, and how often they are passed before that.
 WORKERS = [

@@ -12,6 +12,7 @@ import pytest
 import ray
 from conftest import write_file
 from job import WITHOUT_TOKENS
+from places import SCRIPTS
 from ray.data._internal.datasource.sql_datasink import SQLDatasink
 from table_driver import KINDS, datasink, ids_in_table
 
@@ -25,7 +26,7 @@ from ray_resume import (
 
 pytestmark = pytest.mark.long
 
-DRIVER = Path(__file__).with_name("table_driver.py")
+DRIVER = SCRIPTS / "table_driver.py"
 ONCE = list(range(600))
 EVERY_DAY = {("lance", "between"), ("iceberg", "before")}
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from conftest import write_source
 from job import WITHOUT_TOKENS, kill_with_descendants
+from places import SCRIPTS
 
 from ray_resume.testing import check_exactly_once
 
 pytestmark = pytest.mark.long
 
-DRIVER = Path(__file__).with_name("client_driver.py")
+DRIVER = SCRIPTS / "client_driver.py"
 
 # Started like this it does not become the cluster that `ray.init()` finds on this machine.
 _HEAD = """

@@ -19,6 +19,7 @@ import ray
 import spill_driver
 from conftest import write_source
 from job import FILES, WITHOUT_TOKENS, Job
+from places import SCRIPTS
 from ray.data import ActorPoolStrategy
 
 from ray_resume import resumable, resumable_read, resumable_write
@@ -26,14 +27,12 @@ from ray_resume.testing import check_exactly_once
 
 pytestmark = pytest.mark.long
 
-HERE = Path(__file__).parent
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", [False, True])
 def test_a_lost_node_costs_work_and_no_rows(job: Job, pool: bool) -> None:
     options = ["--pool"] if pool else []
-    job.start([sys.executable, str(HERE / "node_driver.py"), *options])
+    job.start([sys.executable, str(SCRIPTS / "node_driver.py"), *options])
     output = job.finish()
     assert re.search(rf"a node is lost after ([5-9]|1\d) of {FILES} sources", output), output
     assert f"{FILES} of {FILES} sources completed" in output
@@ -50,7 +49,7 @@ def test_blocks_that_wait_on_disk(tmp_path: Path, lose_node: bool) -> None:
     """
     write_source(tmp_path / "in", files=spill_driver.FILES, rows=spill_driver.ROWS)
     driver = subprocess.run(
-        [sys.executable, HERE / "spill_driver.py", *["--lose-node"] * lose_node, tmp_path],
+        [sys.executable, SCRIPTS / "spill_driver.py", *["--lose-node"] * lose_node, tmp_path],
         capture_output=True,
         text=True,
         timeout=300,

@@ -15,13 +15,12 @@ import ray
 from conftest import write_source
 from packaging.requirements import Requirement
 from packaging.version import Version
+from places import ROOT
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask
 
 from ray_resume import resumable, resumable_read, resumable_write
 from ray_resume.raydata import plan
-
-ROOT = Path(__file__).parent.parent
 
 
 def declared() -> list[Requirement]:

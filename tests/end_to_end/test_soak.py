@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import holders
 from job import WITHOUT_TOKENS, kill_with_descendants, signal_each
+from places import SCRIPTS
 from soak_driver import FILES, PIPELINES, Pipeline
 
 from ray_resume import Checkpoint, CheckpointError
@@ -31,7 +32,7 @@ from ray_resume.testing import check_exactly_once
 
 pytestmark = pytest.mark.long
 
-DRIVER = Path(__file__).with_name("soak_driver.py")
+DRIVER = SCRIPTS / "soak_driver.py"
 
 # Longer than a driver waits for a lease, and for Ray's worst start of a worker.
 HANG_S = 300.0
