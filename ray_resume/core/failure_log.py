@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["Notes"]
+__all__ = ["Notes", "ReadErrors"]
 
 # Of so many failures of a source it is known whether they are repeats.
 _MOST_FAILURES = 10_000
@@ -14,12 +14,16 @@ _MOST_FAILURES = 10_000
 _ALL_CHARS = 32 << 20
 _FEW_CHARS = 100
 
+# The exceptions of readers are kept up to this many bytes together; one of them is raised.
+_MAX_CAUSE_BYTES = 1 << 20
+
 
 @dataclass(slots=True)
 class _Note:
     error: str
     rows: int
     first: int
+    read: bool = False
     # Only few sources fail more than once in a run.
     others: set[int] | None = None
 
@@ -37,11 +41,15 @@ class Notes:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def add(self, source: int, total: int, rows: int, error: str) -> bool:
-        """Note that ``rows`` rows with tokens of that ``total`` have failed; False for a repeat."""
+    def add(self, source: int, total: int, rows: int, error: str, *, read: bool = False) -> bool:
+        """Note that ``rows`` rows with tokens of that ``total`` have failed; False for a repeat.
+
+        Args:
+            read: the reader failed, after so many rows.
+        """
         note = self._notes.get(source)
         if note is None:
-            self._notes[source] = _Note(self._kept(error), rows, total)
+            self._notes[source] = _Note(self._kept(error), rows, total, read)
             return True
         if total == note.first or (note.others is not None and total in note.others):
             return False
@@ -50,7 +58,8 @@ class Notes:
         # Only a repeat is counted twice by forgetting it, and memory stays bounded.
         if len(note.others) < _MOST_FAILURES:
             note.others.add(total)
-        note.rows += rows
+        if not read:
+            note.rows += rows
         return True
 
     def forget(self, source: int) -> None:
@@ -66,6 +75,8 @@ class Notes:
         note = self._notes.get(source)
         if note is None:
             return None
+        if note.read:
+            return f"its reader failed after {note.rows} rows: {note.error}"
         return f"{note.rows} rows failed, the first in {note.error}"
 
     def _kept(self, error: str) -> str:
@@ -76,3 +87,40 @@ class Notes:
             kept = self._texts[error] = error
             self._chars += len(error)
         return kept
+
+
+@dataclass
+class ReadErrors:
+    """Which sources could not be read, and the exceptions of the first few of them."""
+
+    _causes: dict[int, bytes] = field(default_factory=dict)
+    _cause_bytes: int = 0
+    _transient: set[int] = field(default_factory=set)
+
+    def add(self, source: int, cause: bytes, *, transient: bool) -> None:
+        """Note that the reader of ``source`` raised; the first exception of a source is kept."""
+        if transient:
+            self._transient.add(source)
+        else:
+            self._transient.discard(source)
+        if not self._causes.get(source):
+            kept = cause if self._cause_bytes + len(cause) <= _MAX_CAUSE_BYTES else b""
+            self._causes[source] = kept
+            self._cause_bytes += len(kept)
+
+    def forget(self, source: int) -> None:
+        """Forget a source, which has become complete."""
+        self._cause_bytes -= len(self._causes.pop(source, b""))
+        self._transient.discard(source)
+
+    def sources(self) -> Collection[int]:
+        """Return the numbers of the sources, in the order in which they failed."""
+        return self._causes.keys()
+
+    def cause(self, source: int) -> bytes:
+        """Return the pickled exception of a source, empty if it is not kept."""
+        return self._causes.get(source, b"")
+
+    def is_transient(self, source: int) -> bool:
+        """Say whether the error tells about the storage at that time, not about the source."""
+        return source in self._transient

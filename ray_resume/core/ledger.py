@@ -67,7 +67,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from ray_resume.core.failure_log import Notes
+from ray_resume.core.failure_log import Notes, ReadErrors
 from ray_resume.core.filenames import unpacked
 from ray_resume.core.shelf import (
     SLOT_BALANCED,
@@ -92,6 +92,7 @@ __all__ = [
     "Message",
     "Outcome",
     "Pack",
+    "ReadFailure",
     "Seal",
 ]
 
@@ -156,7 +157,23 @@ class Failure(NamedTuple):
     error: str
 
 
-Event: TypeAlias = Seal | Drain | Pack | Failure
+class ReadFailure(NamedTuple):
+    """The reader of ``source`` raised after ``rows`` rows, with ``total`` for their tokens' sum.
+
+    It takes the place of the seal and changes no counter, so the rows that had left already cannot
+    complete the source. ``cause`` is the pickled exception, if it can be pickled. ``transient``
+    errors tell about the storage, not about the source.
+    """
+
+    source: int
+    total: int
+    rows: int
+    error: str
+    cause: bytes = b""
+    transient: bool = False
+
+
+Event: TypeAlias = Seal | Drain | Pack | Failure | ReadFailure
 """What may change a counter."""
 
 
@@ -180,6 +197,8 @@ def _plain(event: Event) -> tuple[Any, ...]:
         return "S", event.source, event.total, event.rows
     if isinstance(event, Failure):
         return "F", event.source, event.total, event.rows, event.error
+    if isinstance(event, ReadFailure):
+        return "R", *event
     if isinstance(event, Pack):
         return "P", tuple(map(_plain, event.drains)), event.files
     head = ("D", event.source, event.delta, event.rows, event.files)
@@ -199,7 +218,12 @@ def _message(run_id: str, pass_number: int, events: tuple[tuple[Any, ...], ...])
     return Message(run_id, pass_number, tuple([_event(*event) for event in events]))
 
 
-_KINDS: dict[str, Callable[..., Event]] = {"S": Seal, "D": Drain, "F": Failure}
+_KINDS: dict[str, Callable[..., Event]] = {
+    "S": Seal,
+    "D": Drain,
+    "F": Failure,
+    "R": ReadFailure,
+}
 
 
 class Outcome(enum.Enum):
@@ -257,6 +281,7 @@ class Ledger:
         self._hand: dict[int, Counter] = {}
         self._groups: dict[int, _Group] = {}
         self._failed = Notes()
+        self._read_errors = ReadErrors()
 
     def begin_pass(self, pass_number: int, together: Iterable[Collection[int]] = ()) -> None:
         """Start the next armed execution with empty counters; what is complete stays complete.
@@ -310,6 +335,10 @@ class Ledger:
     def failure(self, source: int) -> str | None:
         """Say why a pending source has failed, if rows of it have."""
         return self._failed.why(source)
+
+    def read_errors(self) -> ReadErrors:
+        """Return which pending sources could not be read, in any pass of the run."""
+        return self._read_errors
 
     def explain(self, source: int) -> str:
         """Say in one clause why ``source`` is not complete in the current pass."""
@@ -386,7 +415,7 @@ class Ledger:
                 files = (unpacked(file),)
             self._shelf.drop(source)
             self._complete[source] = 1
-            self._failed.forget(source)
+            self._forget_failures(source)
             completions.append(Completion(source, read, written, files))
         elif not self._shelf.fill(
             source, value, sealed, drained, read, written, flags, file, files
@@ -399,7 +428,7 @@ class Ledger:
             outcome = self._apply_pack(event)
         elif self._complete[event.source]:
             return Outcome.ALREADY_COMPLETE
-        elif isinstance(event, Failure):
+        elif isinstance(event, (Failure, ReadFailure)):
             return self._note(event)
         else:
             counter = self._counter(event.source)
@@ -408,9 +437,17 @@ class Ledger:
             self._settle(part.source, completions)
         return outcome
 
-    def _note(self, failure: Failure) -> Outcome:
-        new = self._failed.add(failure.source, failure.total, failure.rows, failure.error)
+    def _note(self, failure: Failure | ReadFailure) -> Outcome:
+        read = isinstance(failure, ReadFailure)
+        source, total, rows, error = failure[:4]
+        new = self._failed.add(source, total, rows, error, read=read)
+        if isinstance(failure, ReadFailure):
+            self._read_errors.add(source, failure.cause, transient=failure.transient)
         return Outcome.APPLIED if new else Outcome.REPEATED
+
+    def _forget_failures(self, source: int) -> None:
+        self._failed.forget(source)
+        self._read_errors.forget(source)
 
     def _apply_pack(self, pack: Pack) -> Outcome:
         """Apply all drains of a pack, or none of them."""
@@ -488,7 +525,7 @@ class Ledger:
         for member in [source] if group is None else group.members:
             self._complete[member] = 1
             self._groups.pop(member, None)
-            self._failed.forget(member)
+            self._forget_failures(member)
             whole = self._counter(member)
             del self._hand[member]
             self._shelf.drop(member)
@@ -505,7 +542,7 @@ class Ledger:
             )
 
 
-def _parts(event: Event) -> tuple[Seal | Drain | Failure, ...]:
+def _parts(event: Event) -> tuple[Seal | Drain | Failure | ReadFailure, ...]:
     return event.drains if isinstance(event, Pack) else (event,)
 
 

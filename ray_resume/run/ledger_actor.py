@@ -29,7 +29,7 @@ from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import Fault, reached
 
-__all__ = ["Failed", "LedgerHost", "Progress", "RunSpec", "collect_seldom", "start"]
+__all__ = ["Failed", "LedgerHost", "Progress", "RunSpec", "Unread", "collect_seldom", "start"]
 
 # So many objects are made before the garbage collector looks at them.
 _FEW_COLLECTIONS = 200_000
@@ -59,12 +59,26 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """The pending sources whose reader raised: how many, and the first of them.
+
+    ``error`` says why it could not be read, and ``cause`` is the pickled exception, if it was kept.
+    """
+
+    count: int
+    source_id: str
+    error: str
+    cause: bytes
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a run is. ``pending`` are the numbers of the sources that are not complete.
 
     ``failed`` are those of them of which rows have failed in any pass. ``waiting`` are those of
     them that only others, who share a file with them, keep from it. ``example`` says why the first
-    of them is not complete: there may be too many to say it of each.
+    of them is not complete: there may be too many to say it of each. ``unread`` says of how many
+    the reader raised.
     """
 
     completed: int
@@ -77,6 +91,7 @@ class Progress:
     failed: frozenset[int] = frozenset()
     dead_rows: int = 0
     example: str | None = None
+    unread: Unread | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +220,7 @@ class LedgerHost:
                 frozenset(self._ledger.failed()),
                 self._dead_rows,
                 self._why(pending[0]) if pending else None,
+                self._unread(),
             )
 
     def unpublished(self) -> tuple[list[bytes], int]:
@@ -226,12 +242,16 @@ class LedgerHost:
             self._queue, self._publishing = self._queue + self._publishing, []
         self.flush()
 
-    def give_up(self, lost: Mapping[int, str | None]) -> tuple[int, int]:
+    def give_up(
+        self, lost: Mapping[int, str | None], *, unread_counts: bool = True
+    ) -> tuple[int, int]:
         """Commit what is pending as failed, but for what only waits for others.
 
         Args:
             lost: the sources that got lost although they were executed alone, and what their
                 worker died of, if it did.
+            unread_counts: a source that could not be read comes nearer to quarantine. If not, the
+                reader itself may be at fault.
 
         Returns:
             How many have failed, and how many of these are quarantined now.
@@ -244,7 +264,7 @@ class LedgerHost:
         for start in range(0, len(failed), _FAILED_AT_ONCE):
             part = failed[start : start + _FAILED_AT_ONCE]
             with self._state:
-                why = {source: self._how(source, lost) for source in part}
+                why = {source: self._how(source, lost, unread_counts) for source in part}
             quarantined += self.fail(why)
         return len(failed), quarantined
 
@@ -269,10 +289,22 @@ class LedgerHost:
     def _why(self, source: int) -> str:
         return self._ledger.failure(source) or self._ledger.explain(source)
 
-    def _how(self, source: int, lost: Mapping[int, str | None]) -> Failed:
+    def _unread(self) -> Unread | None:
+        errors = self._ledger.read_errors()
+        sources = errors.sources()
+        if not sources:
+            return None
+        # The first whose exception is known.
+        first = next((source for source in sources if errors.cause(source)), None)
+        first = next(iter(sources)) if first is None else first
+        return Unread(len(sources), self._sources.id(first), self._why(first), errors.cause(first))
+
+    def _how(self, source: int, lost: Mapping[int, str | None], unread_counts: bool) -> Failed:
         failure = self._ledger.failure(source)
         if failure is not None:
-            return Failed(failure, counts=True)
+            errors = self._ledger.read_errors()
+            spared = errors.is_transient(source) or not unread_counts
+            return Failed(failure, counts=source not in errors.sources() or not spared)
         why = self._ledger.explain(source)
         crash = lost.get(source)
         if crash is not None:
@@ -473,8 +505,8 @@ class _LedgerActor:
     def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> None:
         self._opened().bury(run_id, pass_number, letters)
 
-    def give_up(self, lost: Mapping[int, str | None]) -> tuple[int, int]:
-        return self._opened().give_up(lost)
+    def give_up(self, lost: Mapping[int, str | None], unread_counts: bool) -> tuple[int, int]:
+        return self._opened().give_up(lost, unread_counts=unread_counts)
 
     def close(self) -> Progress:
         return self._opened().close()

@@ -40,8 +40,9 @@ from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, reached
 from ray_resume.run import ledger_actor
 from ray_resume.run.client import LedgerClient
-from ray_resume.run.ledger_actor import Progress, RunSpec
+from ray_resume.run.ledger_actor import Progress, RunSpec, Unread
 from ray_resume.run.output import Output
+from ray_resume.run.reader_exception import exception_of
 from ray_resume.run.signals import terminable
 from ray_resume.run.summary import RunSummary
 
@@ -83,6 +84,8 @@ class RunPlan:
     max_failed_runs: int
     on_source_change: str
     on_pipeline_change: str
+    # Of so many sources the reader may raise, without limit if negative: as Ray Data's own.
+    max_errored_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,10 +169,12 @@ class Run:
                 # Started before the signals are ours: Ray sets handlers of its own when it starts.
                 handle = ledger_actor.start(self._spec(todo, contents))
                 with terminable():
-                    return self._passes(handle, todo, run_pass)
+                    progress, failed, quarantined = self._passes(handle, todo, run_pass)
             finally:
                 with terminable():
                     self._clean_up()
+            self._raise_unread(todo, progress)
+            return self._summary(todo, progress, failed - quarantined, quarantined)
 
     def _keep_few_files(self) -> None:
         """Merge the files of earlier runs, if there are many and no run is at work."""
@@ -217,18 +222,27 @@ class Run:
     def _bind_sink(self) -> None:
         self._plan.storage.bind(self._plan.output.uri, self._run_id)
 
-    def _passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> RunSummary:
+    def _passes(
+        self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]
+    ) -> tuple[Progress, int, int]:
+        """Run passes, and put what is left on record.
+
+        Returns:
+            How far the run has come, how many sources have failed, and how many of these are
+            quarantined now.
+        """
         try:
             # The ledger keeps the lease from now on, if the driver has kept it until now.
             self._lease.check()
             lost = self._run_passes(handle, todo, run_pass)
             failed = quarantined = 0
             if lost is not None:
-                failed, quarantined = ray.get(handle.give_up.remote(lost))
+                proven = self._plan.max_errored_blocks != 0 or self._has_read_some(handle, todo)
+                failed, quarantined = ray.get(handle.give_up.remote(lost, proven))
             reached("run.before_close")
             progress: Progress = ray.get(handle.close.remote())
             reached("run.closed")
-            return self._summary(todo, progress, failed - quarantined, quarantined)
+            return progress, failed, quarantined
         except BaseException as error:
             # What is complete is committed, whatever went wrong; the first error is the user's.
             try:
@@ -250,6 +264,32 @@ class Run:
             raise
         finally:
             ray.kill(handle)
+
+    def _has_read_some(self, handle: Any, todo: Todo) -> bool:
+        """Say whether the reader has read any source in this run or an earlier one."""
+        return len(todo.skipped) > 0 or bool(ray.get(handle.flush.remote()).completed)
+
+    def _raise_unread(self, todo: Todo, progress: Progress) -> None:
+        """Raise what a reader raised, if of more sources than may have errors.
+
+        The run has gone on to its end, and what failed is on record.
+        """
+        unread, allowed = progress.unread, self._plan.max_errored_blocks
+        if unread is None or allowed < 0 or unread.count <= allowed:
+            return
+        error = exception_of(unread.cause, self._about_unread(unread), unread.error)
+        self._tell_ended_early(todo, progress, error)
+        raise error
+
+    def _about_unread(self, unread: Unread) -> str:
+        return (
+            f"{unread.count} of {len(self._plan.sources)} sources could not be read. The first is "
+            f"{unread.source_id}: {unread.error}\nThe run went on with the other sources, and what "
+            "is complete is committed. The next run reads these sources again. Sources that failed "
+            f"in {self._plan.max_failed_runs} runs are quarantined and skipped. Repair or remove "
+            "them, or set ray.data.DataContext.get_current().max_errored_blocks to the number of "
+            "sources that may fail in a run (-1: any number)."
+        )
 
     def _tell_ended_early(self, todo: Todo, progress: Progress, error: BaseException) -> None:
         logger.warning(

@@ -8,7 +8,6 @@ around each step of the user's code.
 from __future__ import annotations
 
 import threading
-import traceback
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_resume.core.error_text import text_of
 from ray_resume.errors import ResumeError
 
 __all__ = [
-    "MAX_ERROR_CHARS",
     "Failures",
     "Raised",
     "Scope",
     "current_scope",
     "mark_failed",
-    "text_of",
 ]
-
-MAX_ERROR_CHARS = 2_000
-"""What is kept of the text of an error."""
 
 
 @dataclass(frozen=True)
@@ -152,20 +147,6 @@ def mark_failed(error: object, rows: Any = None) -> None:
             "mark_failed was called by a thread that is not the UDF's own, so it is not known "
             "whose rows these are. Collect the failed rows, and mark them before the UDF returns."
         )
-
-
-def text_of(error: object) -> str:
-    """Say what went wrong in a line or a few: an exception with the place that raised it."""
-    if isinstance(error, BaseException):
-        text = "".join(traceback.format_exception_only(error)).strip()
-        frames = traceback.extract_tb(error.__traceback__)
-        if frames:
-            text += f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})"
-    else:
-        text = str(error)
-    # Lone surrogates, of undecodable bytes say, could not be stored as UTF-8.
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= MAX_ERROR_CHARS else text[: MAX_ERROR_CHARS - 1] + "…"
 
 
 def _mask(rows: Any, count: int) -> npt.NDArray[np.bool_]:

@@ -164,6 +164,7 @@ def resumable_write(
             on_pipeline_change=datasource.options.on_pipeline_change,
             max_failed_runs=datasource.options.max_failed_runs,
             on_source_change=datasource.options.on_source_change,
+            max_errored_blocks=ds.context.max_errored_blocks,
         )
     )
     return run.execute(run_pass, lease_wait_s=lease_wait_s)

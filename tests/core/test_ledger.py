@@ -25,6 +25,7 @@ from ray_resume.core.ledger import (
     Message,
     Outcome,
     Pack,
+    ReadFailure,
     Seal,
 )
 from ray_resume.core.tokens import MODULUS, shares
@@ -39,7 +40,7 @@ APPLIED, REPEATED, POISONED, ALREADY_COMPLETE = (
     Outcome.ALREADY_COMPLETE,
 )
 Event = Seal | Drain
-AnyEvent = Seal | Drain | Pack
+AnyEvent = Seal | Drain | Pack | ReadFailure
 
 
 def new_ledger(source_count: int = 3) -> Ledger:
@@ -323,7 +324,7 @@ def test_messages_cannot_be_changed() -> None:
         message.run_id = "nur"  # type: ignore[misc]
 
 
-SENT: list[Seal | Drain | Pack | Failure] = [
+SENT: list[Seal | Drain | Pack | Failure | ReadFailure] = [
     Seal(1, MODULUS - 1, 3),
     Seal(1, 0),
     Drain(2, 5),
@@ -334,15 +335,51 @@ SENT: list[Seal | Drain | Pack | Failure] = [
     Drain(2, 5, dead_letters=("l",)),
     Pack((Drain(1, 2), Drain(2, 3, 4, dead_rows=1)), ("f",)),
     Failure(1, 2, 3, "boom"),
+    ReadFailure(1, 2, 3, "damaged"),
+    ReadFailure(1, 2, 0, "away", b"pickled", transient=True),
 ]
 
 
 @pytest.mark.parametrize("event", SENT)
-def test_a_message_arrives_as_it_was_sent(event: Seal | Drain | Pack | Failure) -> None:
+def test_a_message_arrives_as_it_was_sent(event: AnyEvent | Failure) -> None:
     message = Message("run", 1, (event, *SENT))
     back = pickle.loads(pickle.dumps(message))
     assert back == message
     assert [type(part) for part in back.events] == [type(part) for part in message.events]
+
+
+def test_a_source_that_could_not_be_read_is_pending_until_it_is_read_whole() -> None:
+    ledger = new_ledger()
+    failure = ReadFailure(0, 3, 2, "damaged", b"first", transient=True)
+    # Its rows have left already, and were written.
+    assert send(ledger, failure, Drain(0, minus(3), 2)).outcomes == (APPLIED, APPLIED)
+    assert send(ledger, failure, failure._replace(cause=b"more", transient=False)).outcomes == (
+        REPEATED,
+        REPEATED,
+    )
+    assert ledger.pending() == [0, 1, 2]
+    assert list(ledger.failed()) == list(ledger.read_errors().sources()) == [0]
+    assert ledger.failure(0) == "its reader failed after 2 rows: damaged"
+    assert ledger.read_errors().cause(0) == b"first"
+    assert not ledger.read_errors().is_transient(0)
+    ledger.begin_pass(2)
+    assert list(ledger.failed()) == [0]
+    applied = ledger.apply(Message("run", 2, (Seal(0, 5, 4), Drain(0, minus(5), 4), failure)))
+    assert applied.outcomes == (APPLIED, APPLIED, ALREADY_COMPLETE)
+    assert [completion.source for completion in applied.completions] == [0]
+    assert not ledger.failed()
+    assert not ledger.read_errors().sources()
+    assert ledger.read_errors().cause(0) == b""
+
+
+def test_exceptions_of_readers_take_little_memory() -> None:
+    ledger = new_ledger(100)
+    big = bytes(60_000)
+    for source in range(100):
+        send(ledger, ReadFailure(source, 0, 0, "damaged", big))
+    kept = [source for source in range(100) if ledger.read_errors().cause(source)]
+    assert kept == list(range(17))
+    assert len(ledger.read_errors().sources()) == 100
 
 
 def test_no_sources() -> None:

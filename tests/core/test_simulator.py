@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from simulator import (
     CALM,
+    DAMAGED,
     HARSH,
     LOSSES,
     RETRIES,
     RUN,
+    Careless,
     Delivery,
     Faults,
     History,
@@ -44,7 +46,7 @@ from ray_resume.core.tokens import MODULUS
 pytestmark = pytest.mark.long
 
 EACH = 1_500
-FAULTS = {"calm": CALM, "retries": RETRIES, "losses": LOSSES, "harsh": HARSH}
+FAULTS = {"calm": CALM, "retries": RETRIES, "losses": LOSSES, "harsh": HARSH, "damaged": DAMAGED}
 READ = Operator()
 WRITE = Operator(writes=True)
 
@@ -90,6 +92,17 @@ def test_any_mixture_of_executions() -> None:
     assert total.mixed_tasks > EACH
     assert total.completed_although_disturbed > EACH / 5
     assert total.pending > EACH / 5
+
+
+def test_sources_that_cannot_be_read_never_complete() -> None:
+    total = run_histories(range(EACH), DAMAGED)
+    assert total.unread > EACH / 5
+    # A retry of the task could read them.
+    assert total.completed_although_disturbed > EACH / 20
+
+
+def test_a_seal_in_spite_of_an_error_loses_rows() -> None:
+    assert first_wrong(200, DAMAGED, Careless) is not None
 
 
 @pytest.mark.slow

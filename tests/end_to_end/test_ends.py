@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
+from ray.data import DataContext
+from ray.exceptions import RayTaskError
 
+from ray_resume import NonResumableError, ResumeError
 from ray_resume.core.filenames import DIGEST_BYTES
-from ray_resume.core.ledger import Drain, Event, Failure, Seal
+from ray_resume.core.ledger import Drain, Event, Failure, ReadFailure, Seal
 from ray_resume.core.sources import Selection, Source, SourceTable
 from ray_resume.core.tokens import MODULUS, token_sum, tokens
 from ray_resume.raydata import blocks as batches
 from ray_resume.read.datasource import SourceReader
+from ray_resume.run.reader_exception import exception_of
 from ray_resume.write.file_sink import FileSink, Layout
 from ray_resume.write.folder import Folder
 from ray_resume.write.formats import FORMATS
@@ -85,12 +90,111 @@ def test_a_source_that_has_changed_is_not_sealed_but_failed() -> None:
     assert "changed after it was listed" in failed.error
 
 
-def test_a_reader_that_raises_seals_nothing_of_its_source() -> None:
+class UnpicklableError(ValueError):
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def test_a_reader_that_raises_fails_its_source_and_no_other() -> None:
     listener = Listener()
-    failing = read_of(table(3), OSError("the disk is gone"))
-    with pytest.raises(OSError, match="disk is gone"):
-        list(reader(listener, failing)())
-    assert listener.events == []
+    damaged = OSError("the block is damaged")
+    not_found = UnpicklableError(1, 2)
+    not_found.__cause__ = KeyError("the cause")
+
+    def raises_at_once() -> Any:
+        raise not_found
+
+    reads = [read_of(table(1)), read_of(table(2), table(3), damaged, table(4)), raises_at_once]
+    blocks = list(reader(listener, *reads, read_of(table(5)), StopsIteration())())
+    assert [block["id"].to_pylist() for block in blocks] == [[1], [2], [3], [5]]
+    first, failed, unpicklable, last, stopped = listener.events
+    sums = [token_sum(batches.detach(block)[2]) for block in blocks]
+    assert (first, last) == (Seal(0, sums[0], 1), Seal(3, sums[3], 1))
+    assert isinstance(failed, ReadFailure)
+    assert failed[:3] == (1, (sums[1] + sums[2]) % MODULUS, 2)
+    assert failed.error.startswith("OSError: the block is damaged (")
+    raised = exception_of(failed.cause, "name it", failed.error)
+    assert isinstance(raised, OSError)
+    assert isinstance(raised, RayTaskError)
+    assert "name it" in str(raised)
+    assert "in read\n" in str(raised)
+    assert isinstance(unpicklable, ReadFailure)
+    assert unpicklable.rows == 0
+    assert "1 and 2" in unpicklable.error
+    assert "; caused by KeyError: 'the cause'" in unpicklable.error
+    assert unpicklable.cause == b""
+    raised = exception_of(b"", "name it", unpicklable.error)
+    assert isinstance(raised, ResumeError)
+    assert "name it" in str(raised)
+    assert "1 and 2" in str(raised)
+    # That a reader's StopIteration is no end of its rows: it would be sealed, and they be lost.
+    assert isinstance(stopped, ReadFailure)
+
+
+class StopsIteration:
+    def __call__(self) -> Any:
+        return iter([]).__next__()
+
+
+def test_of_sources_that_cannot_be_opened_together_only_one_fails() -> None:
+    def tasks(sources: SourceTable) -> list[Any]:
+        if "source 1" in list(sources.ids()):
+            raise OSError("no footer")
+        return [read_of(table(int(name[-1]))) for name in sources.ids()]
+
+    listener = Listener()
+    blocks = list(replace(reader(listener, None, None, None), tasks=tasks)())
+    assert [block["id"].to_pylist() for block in blocks] == [[0], [2]]
+    assert [type(event) for event in listener.events] == [Seal, ReadFailure, Seal]
+
+    def refuses(_: SourceTable) -> list[Any]:
+        raise NonResumableError("it cannot be bound")
+
+    with pytest.raises(NonResumableError):
+        list(replace(reader(listener, None), tasks=refuses)())
+
+
+def test_an_error_of_the_storage_ends_the_task_after_what_was_read_is_reported() -> None:
+    listener = Listener()
+    away = OSError("When reading: AWS Error SLOW_DOWN during GetObject")
+    for error in (away, ConnectionResetError("reset"), TimeoutError()):
+        listener.events.clear()
+        with pytest.raises(type(error)):
+            list(reader(listener, read_of(table(1)), read_of(error), read_of(table(2)))())
+        sealed, failed = listener.events
+        assert isinstance(sealed, Seal)
+        assert isinstance(failed, ReadFailure)
+        assert failed.transient
+
+
+def test_a_read_is_repeated_as_often_as_tasks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_resume.read.datasource._MAX_BACKOFF_S", 0)
+    reads: list[int] = []
+
+    def flaky() -> Iterator[Any]:
+        reads.append(len(reads))
+        yield table(1, 2)
+        if len(reads) == 2:
+            yield table(3)
+        if len(reads) < 3:
+            raise ValueError("try again")
+        yield table(3, 4)
+        yield table(5)
+
+    context = DataContext.get_current().copy()
+    context.retried_map_errors, context.max_map_retries = ["again"], 5
+    with DataContext.current(context):
+        listener = Listener()
+        blocks = list(reader(listener, flaky)())
+        ids = [block["id"].to_pylist() for block in blocks if block.num_rows]
+        assert ids == [[1, 2], [3], [4], [5]]
+        total = sum(token_sum(batches.detach(block)[2]) for block in blocks) % MODULUS
+        assert listener.events == [Seal(0, total, 5)]
+        # Another order of the rows would make other rows of those that have left.
+        reads.clear()
+        unsteady = replace(reader(listener, flaky), repeatable=False)
+        assert sum(block.num_rows for block in unsteady()) == 2
+        assert isinstance(listener.events[-1], ReadFailure)
 
 
 def test_a_reading_that_is_abandoned_seals_nothing() -> None:

@@ -36,6 +36,7 @@ from ray_resume.core.ledger import (
     Message,
     Outcome,
     Pack,
+    ReadFailure,
     Seal,
 )
 from ray_resume.core.tokens import MODULUS, SourceArray, TokenArray
@@ -72,6 +73,7 @@ class Shipped:
     """The protocol as it is."""
 
     delta_is_identity = True
+    seals_what_it_could_not_read = False
 
     def tokens(self, nonce: int, start: int, count: int) -> TokenArray:
         return lineage.tokens(nonce, start, count)
@@ -106,6 +108,12 @@ class Plain(Shipped):
 
     def ledger(self, source_count: int) -> Counters:
         return PlainLedger(source_count)
+
+
+class Careless(Shipped):
+    """As shipped, but a reader that raises ends its source, as if that had been its last row."""
+
+    seals_what_it_could_not_read = True
 
 
 class Unpacked(Shipped):
@@ -359,18 +367,21 @@ class Faults:
             lost, and reads give another number of rows.
         lost: a message never arrives, or only in the next pass.
         repeated: a message arrives once more.
+        unreadable: a reader raises, after any of a source's rows.
     """
 
     again: float = 0.0
     harsh: bool = False
     lost: float = 0.0
     repeated: float = 0.2
+    unreadable: float = 0.0
 
 
 CALM = Faults()
 RETRIES = Faults(again=0.25)
 LOSSES = Faults(again=0.1, lost=0.05)
 HARSH = Faults(again=0.35, harsh=True, lost=0.02)
+DAMAGED = Faults(again=0.2, unreadable=0.25)
 
 
 def random_pipeline(rng: random.Random) -> Pipeline:
@@ -586,7 +597,7 @@ class PassRun:
 
     def _read(self, sources: Sequence[int], events: list[Block | Sent]) -> Iterator[list[Row]]:
         rng = self._rng
-        seals: list[Seal] = []
+        seals: list[Seal | ReadFailure] = []
         seal_at_once = rng.random() < 0.5
         for source in sources:
             count = self._pipeline.rows[source]
@@ -602,8 +613,10 @@ class PassRun:
                 nonce = lineage.fresh_nonce()
                 rng.shuffle(order)
             total = start = 0
-            while start < count:
-                stop = min(count, start + rng.randint(1, 4))
+            unreadable = rng.random() < self._faults.unreadable if self._faults.unreadable else 0
+            end = rng.randint(0, count) if unreadable else count
+            while start < end:
+                stop = min(end, start + rng.randint(1, 4))
                 values = self._protocol.tokens(nonce, start, stop - start)
                 total = (total + lineage.token_sum(values)) % MODULUS
                 yield [
@@ -611,7 +624,12 @@ class PassRun:
                     for i, token in zip(range(start, stop), values.tolist(), strict=True)
                 ]
                 start = stop
-            seals.append(Seal(source, total, count))
+            if unreadable:
+                self.disturbed.add(source)
+            if unreadable and not self._protocol.seals_what_it_could_not_read:
+                seals.append(ReadFailure(source, total, end, "damaged"))
+            else:
+                seals.append(Seal(source, total, end))
             if seal_at_once:
                 events.append(self._sent(seals))
                 seals = []
@@ -719,7 +737,9 @@ class PassRun:
             events.append(self._sent(drains, nothing))
 
     def _sent(
-        self, events: Sequence[Seal | Drain | Pack], dropped: dict[int, Made] | None = None
+        self,
+        events: Sequence[Seal | Drain | Pack | ReadFailure],
+        dropped: dict[int, Made] | None = None,
     ) -> Sent:
         return Sent(Message(RUN, self._pass_number, tuple(events)), dropped or {})
 
@@ -805,6 +825,7 @@ class History:
     wrong: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     sources: int = 0
+    unread: int = 0
     undisturbed: int = 0
     completed_although_disturbed: int = 0
     pending: int = 0
@@ -876,6 +897,12 @@ def _run_pass(
     history.sources += len(sources)
     history.undisturbed += len(sources - disturbed)
     history.completed_although_disturbed += len((sources - pending) & disturbed)
+    if isinstance(ledger, Ledger):
+        # What could not be read has failed, until an execution that could read it completes it.
+        unread = set(ledger.failed())
+        if not unread <= pending or unread != set(ledger.read_errors().sources()):
+            history.wrong.append(f"{unread} are failed, {pending} pending")
+        history.unread += len(unread)
     history.pending += len(pending)
     history.mixed_tasks += run.mixed_tasks
     history.messages += len(arriving)

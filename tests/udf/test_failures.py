@@ -33,10 +33,11 @@ from ray_resume import (
     resumable_write,
 )
 from ray_resume.checkpoint.dead_letters import Letter, LetterFolder
+from ray_resume.core.error_text import MAX_ERROR_CHARS, text_of
 from ray_resume.core.ledger import Drain, Event, Ledger, Message, Seal
 from ray_resume.core.tokens import MODULUS, token_sum, tokens
 from ray_resume.raydata import blocks
-from ray_resume.udf.failures import MAX_ERROR_CHARS, Failures, Scope, text_of
+from ray_resume.udf.failures import Failures, Scope
 from ray_resume.udf.stage import armed
 
 # Ray Data starts Ray to estimate the size of a block of rows.

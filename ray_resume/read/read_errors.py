@@ -1,0 +1,90 @@
+"""What a worker makes of an exception that a reader raised.
+
+It reports the exception to the ledger with the source that it belongs to, and goes on with its
+other sources. The driver raises the exception at the end of the run (`run.reader_exception`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import re
+import traceback
+from collections.abc import Iterable
+
+from ray import cloudpickle
+from ray.data import DataContext
+
+from ray_resume.core.error_text import text_of
+from ray_resume.core.ledger import ReadFailure
+
+__all__ = ["is_transient", "read_failure", "retries_of"]
+
+# Longer tracebacks are cut, larger exceptions are reported by their text alone.
+_MAX_TRACEBACK_CHARS = 20_000
+_MAX_CAUSE_BYTES = 64 << 10
+
+
+def read_failure(source: int, total: int, rows: int, error: Exception) -> ReadFailure:
+    """Describe that the reader of a source raised ``error`` after ``rows`` rows.
+
+    Args:
+        source: the number of the source in the run's table.
+        total: the sum of the tokens of those rows, modulo 2**64.
+    """
+    return ReadFailure(source, total, rows, _words(error), _pickled(error), is_transient(error))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Say whether ``error`` tells about the storage at this time, not about the source.
+
+    These are lost connections, timeouts, and the errors that match
+    ``DataContext.retried_io_errors``, which Ray Data has retried for some time before it raises.
+    """
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    return _matches(DataContext.get_current().retried_io_errors, error)
+
+
+def retries_of(error: BaseException) -> int:
+    """Return how often the user wants a task repeated that raised ``error``.
+
+    Ray Data repeats the tasks themselves, but these do not raise what a reader did.
+    """
+    context = DataContext.get_current()
+    # Older versions have neither.
+    patterns = getattr(context, "retried_map_errors", False)
+    wanted = patterns if isinstance(patterns, bool) else _matches(patterns, error)
+    return int(getattr(context, "max_map_retries", 0)) if wanted else 0
+
+
+def _words(error: Exception) -> str:
+    """Return the text of an exception, and of the one that it was raised from."""
+    text, cause = text_of(error), error.__cause__
+    if cause is None or str(cause) in text:
+        return text
+    return f"{text}; caused by {text_of(cause)}"
+
+
+def _matches(patterns: Iterable[str], error: BaseException) -> bool:
+    """Say whether one of ``patterns`` is in the error's text, or matches it as an expression."""
+    text = str(error)
+    for pattern in patterns:
+        if pattern in text:
+            return True
+        with contextlib.suppress(re.error):
+            if re.search(pattern, text):
+                return True
+    return False
+
+
+def _pickled(error: Exception) -> bytes:
+    text = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK_CHARS:]
+    try:
+        cause: bytes = cloudpickle.dumps((text, error))  # type: ignore[no-untyped-call]
+        # Some exceptions can be pickled and not unpickled.
+        pickle.loads(cause)
+    except Exception:
+        # Whatever an exception holds, its text is reported.
+        return b""
+    return cause if len(cause) <= _MAX_CAUSE_BYTES else b""
