@@ -6,7 +6,8 @@ Each row carries a token, a 64-bit number. Each source has a counter, a sum modu
 starts at 0. Three parties change it:
 
 * the **read** adds the sum ``T`` of the tokens that it put on the source's rows, once, after the
-  last row: the *seal*;
+  last row: the *seal*. A reader that raises sends no seal but a *read failure*, which explains and
+  changes no counter;
 * a **stage** whose call leaves no row of a source subtracts what those rows carried. Where rows
   are left, they carry the whole sum on as fresh random shares, and nothing is sent;
 * the **sink** subtracts the tokens of the rows that it has made durable.

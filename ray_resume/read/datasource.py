@@ -35,7 +35,7 @@ from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import reached
 from ray_resume.raydata import blocks as batches
 from ray_resume.raydata import plan
-from ray_resume.read.read_errors import is_transient, read_failure, retries_of
+from ray_resume.read.read_errors import is_rays_own, is_transient, read_failure, retries_of
 from ray_resume.run.client import LedgerClient
 
 __all__ = ["ArmedDatasource", "ResumableDatasource", "SourceReader"]
@@ -346,7 +346,7 @@ class _Blocks:
         try:
             blocks = iter(self._read())
         except Exception as error:
-            self.error = error
+            self._keep(error)
             return
         while True:
             try:
@@ -357,11 +357,16 @@ class _Blocks:
             except StopIteration:
                 return
             except Exception as error:
-                self.error = error
+                self._keep(error)
                 return
             skip, seen = max(0, skip - count), min(skip, count)
             self._rows += count - seen
             yield block
+
+    def _keep(self, error: Exception) -> None:
+        if is_rays_own(error):
+            raise error
+        self.error = error
 
 
 class _Report:

@@ -14,15 +14,19 @@ from collections.abc import Iterable
 
 from ray import cloudpickle
 from ray.data import DataContext
+from ray.exceptions import RayError, RayTaskError
 
 from ray_resume.core.error_text import text_of
 from ray_resume.core.ledger import ReadFailure
 
-__all__ = ["is_transient", "read_failure", "retries_of"]
+__all__ = ["is_rays_own", "is_transient", "read_failure", "retries_of"]
 
 # Longer tracebacks are cut, larger exceptions are reported by their text alone.
 _MAX_TRACEBACK_CHARS = 20_000
 _MAX_CAUSE_BYTES = 64 << 10
+
+# Ray Data adds to the text of an error how often it has tried, and advice about retries.
+_ADVICE = re.compile(r"\nFailed to [^\n]* after \d+/\d+ attempts .*?to be transient\.", re.DOTALL)
 
 
 def read_failure(source: int, total: int, rows: int, error: Exception) -> ReadFailure:
@@ -33,6 +37,11 @@ def read_failure(source: int, total: int, rows: int, error: Exception) -> ReadFa
         total: the sum of the tokens of those rows, modulo 2**64.
     """
     return ReadFailure(source, total, rows, _words(error), _pickled(error), is_transient(error))
+
+
+def is_rays_own(error: BaseException) -> bool:
+    """Say whether Ray failed while a reader ran (a lost object, say): it knows what to do then."""
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -60,7 +69,9 @@ def retries_of(error: BaseException) -> int:
 
 def _words(error: Exception) -> str:
     """Return the text of an exception, and of the one that it was raised from."""
-    text, cause = text_of(error), error.__cause__
+    text = _ADVICE.sub("", text_of(error))
+    # Ray Data forgets the cause (``from None``) when it has tried a read for the last time.
+    cause = error.__cause__ or error.__context__
     if cause is None or str(cause) in text:
         return text
     return f"{text}; caused by {text_of(cause)}"

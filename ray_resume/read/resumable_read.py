@@ -91,7 +91,9 @@ def resumable_read(
             that has grown since the last run processes what is new.
         granularity: ``"row_group"`` makes each row group of a Parquet file a source, spelt
             ``<path>#rg<N>``.
-        max_failed_runs: a source that failed in so many runs is quarantined: passed over.
+        max_failed_runs: a source that failed in so many runs is quarantined: passed over. A source
+            fails if rows of it do, if it cannot be read, or if it is lost although it is executed
+            alone.
         on_source_change: what to do with a completed source whose size or modification time has
             changed: ``"reprocess"`` (its new output replaces its old), ``"error"``, ``"ignore"``.
         source_id: for a ``Datasource`` whose read tasks do not name one file each:

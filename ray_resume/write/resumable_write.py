@@ -99,7 +99,9 @@ def resumable_write(
         CheckpointError: the checkpoint is in use, unreadable or bound to another folder; the
             folder has other data files, or misses files of completed sources.
         SourceChangedError: as ``on_source_change="error"`` of the read asked for.
-        Exception: what a UDF raised, as with plain Ray Data. What was complete is committed.
+        Exception: what a UDF raised, as with plain Ray Data. What was complete is committed. Or
+            what a reader raised, after all other sources were processed, if more sources than
+            ``DataContext.max_errored_blocks`` could not be read. Their failed run is on record.
         KeyboardInterrupt: Ctrl-C; likewise. Uncaught, it ends the process with exit code 130.
         SystemExit: SIGTERM, with exit code 143, unless you have a handler of your own; likewise.
     """

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
 from ray.data import DataContext
-from ray.exceptions import RayTaskError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from ray_resume import NonResumableError, ResumeError
 from ray_resume.core.filenames import DIGEST_BYTES
@@ -165,6 +165,14 @@ def test_an_error_of_the_storage_ends_the_task_after_what_was_read_is_reported()
         assert isinstance(sealed, Seal)
         assert isinstance(failed, ReadFailure)
         assert failed.transient
+
+
+def test_what_ray_lost_fails_no_source() -> None:
+    listener = Listener()
+    lost = ObjectLostError("0" * 56, None, "")
+    with pytest.raises(ObjectLostError):
+        list(reader(listener, read_of(table(1), lost))())
+    assert listener.events == []
 
 
 def test_a_read_is_repeated_as_often_as_tasks_are(monkeypatch: pytest.MonkeyPatch) -> None:
