@@ -290,6 +290,10 @@ class Reading(Protocol):
     def repeatable(self) -> bool:
         """Whether each read of a source gives the same rows in the same order."""
 
+    @property
+    def selects(self) -> bool:
+        """Whether plain Ray Data has this reader itself select rows and columns."""
+
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         """Estimate what each of ``sources`` takes in memory, None if nobody knows."""
 

@@ -10,6 +10,8 @@ module fails and says so. Each internal that is used:
 * ``DataContext.use_datasource_v2``: the older read path plans one read as one operator whose tasks
   can be bound to files.
 * ``ParquetDatasource``'s list of fragments: to read single row groups with Ray's own reader.
+* ``LogicalOptimizer``: an armed pipeline is what Ray's optimizer makes of the user's, so filters
+  and columns are pushed where plain Ray Data pushes them, and under the same names.
 * ``DelegatingBlockBuilder``, ``eval_expr``, ``concat``: to make blocks of rows, to evaluate an
   expression and to join blocks exactly as Ray Data itself does.
 * ``ray.util.client.ray.is_connected``: to refuse Ray Client, as Ray Data asks for it itself.
@@ -28,7 +30,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,7 @@ from ray.exceptions import UserCodeException
 from ray_resume.core.sources import Selection
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.errors import CheckpointError, NonResumableError, ResumeError
+from ray_resume.raydata import expressions
 
 # From the first to before the second. `pyproject.toml` says the same to pip, but an image of a
 # cluster often has its own Ray, or gets another one later, and then pip only warns. Here it is an
@@ -85,15 +88,15 @@ try:
         StreamingRepartition,
         Write,
     )
+    from ray.data._internal.logical.optimizers import LogicalOptimizer
     from ray.data._internal.planner.plan_expression.expression_evaluator import eval_expr
     from ray.data._internal.planner.plan_expression.expression_visitors import (
-        _is_col_expr,
         get_column_references,
     )
     from ray.data._internal.planner.plan_write_op import WRITE_UUID_KWARG_NAME
     from ray.data.datasource.file_based_datasource import FileBasedDatasource
     from ray.data.datasource.file_datasink import _FileDatasink
-    from ray.data.expressions import Expr, PyArrowComputeUDFExpr, StarExpr, UDFExpr, col
+    from ray.data.expressions import Expr, StarExpr, col
 except ImportError as error:
     raise _unknown_ray(error) from error
 
@@ -261,11 +264,28 @@ class Chain:
                 columns = _Columns(None)
         return " -> ".join([*steps, *columns.spelt()])
 
+    def optimized(self) -> Chain:
+        """Return the chain that Ray's optimizer makes of it: what plain Ray Data would execute.
+
+        Its read has the filters and the columns that Ray pushes into it. The dataset stays as it
+        is, though Ray itself puts such a plan in its place whenever the dataset is iterated over.
+        """
+        plan = LogicalPlan(self.dataset._logical_plan.dag, self.dataset.context)
+        read, *above = _operators_below(_RulesAlone().optimize(plan).dag)
+        return Chain(self.dataset, read, tuple(above))
+
     def refusal(self, operator: Any, problem: str, way_out: str) -> NonResumableError:
         """Make the error for ``operator``: what is wrong with it, where it is, and what to do."""
         operators = (self.read, *self.operators)
         where = _position([*map(_title, operators), "resumable_write"], operators.index(operator))
         return NonResumableError(f"{problem} It is in brackets here: {where}. {way_out}")
+
+
+class _RulesAlone(LogicalOptimizer):
+    """Ray's optimizer without what comes after its rules, which is to be done once only."""
+
+    def _post_optimize(self, plan: Any) -> Any:
+        return plan
 
 
 def chain_of(
@@ -302,7 +322,7 @@ def chain_of(
 
 def arm(
     chain: Chain,
-    datasource: ReadsFiltered,
+    datasource: Datasource,
     read_tasks: int,
     retries: int,
     arm_udf: Callable[[str, Any], Any],
@@ -311,8 +331,9 @@ def arm(
     """Rewrite a private copy of the pipeline to read from ``datasource`` and run armed UDFs.
 
     Args:
-        datasource: takes the place of the chain's own; its blocks have the two columns. It gets
-            the filters that plain Ray Data would push into the read.
+        chain: an optimized one: what Ray's optimizer would push under an operator, it has pushed.
+            Armed, operators keep their order: a filter is a UDF for Ray from here on.
+        datasource: takes the place of the chain's own; its blocks have the two columns.
         read_tasks: how many read tasks it is asked for.
         retries: how often a task is executed again whose worker died. (Ray Data's own default is
             for ever, also if it kills its worker each time.)
@@ -327,10 +348,6 @@ def arm(
         for callback in context.custom_execution_callback_classes
         if callback is not _PlainWriteGuard
     ]
-    operators = list(chain.operators)
-    for pushed in _pushable_filters(operators):
-        datasource = datasource.filtered(pushed.predicate_expr)
-        operators.remove(pushed)
     operator: LogicalOperator = dataclasses.replace(
         chain.read,
         datasource=datasource,
@@ -342,16 +359,9 @@ def arm(
         # blocks, and could no longer fuse the read with what follows.
         parallelism=read_tasks,
     )
-    for above in operators:
+    for above in chain.operators:
         operator = _retried(_armed(above, operator, arm_udf, arm_predicate), retries)
     return Dataset._from_parent(dataset, LogicalPlan(operator, context))
-
-
-class ReadsFiltered(Protocol):
-    """A datasource that can leave out rows before anybody counts them."""
-
-    def filtered(self, predicate: Expr) -> ReadsFiltered:
-        """Return a datasource that gives only the rows that satisfy ``predicate`` as well."""
 
 
 def plain_datasource(
@@ -714,13 +724,9 @@ def _check_expression(chain: Chain, operator: Any, expression: Any) -> None:
             "uses itself.",
             "Give it another name.",
         )
-    for part in _parts(expression):
-        if isinstance(part, UDFExpr) and not isinstance(part, PyArrowComputeUDFExpr):
-            raise chain.refusal(
-                operator,
-                f"{_title(operator)} runs a UDF inside an expression, which cannot be decorated.",
-                "Say the same with map_batches and a @resumable UDF.",
-            )
+    refusal = expressions.refusal_of(expression)
+    if refusal is not None:
+        raise chain.refusal(operator, f"{_title(operator)} {refusal.problem}", refusal.way_out)
 
 
 def _expressions(project: Project) -> list[Any]:
@@ -728,31 +734,6 @@ def _expressions(project: Project) -> list[Any]:
     held = (getattr(project, field.name) for field in dataclasses.fields(project))
     lists = (values for values in held if isinstance(values, list))
     return [value for values in lists for value in values if isinstance(value, Expr)]
-
-
-def _parts(expression: Any) -> Iterator[Expr]:
-    if isinstance(expression, Expr):
-        yield expression
-        children = [getattr(expression, field.name) for field in dataclasses.fields(expression)]
-    elif isinstance(expression, (list, tuple)):
-        children = list(expression)
-    elif isinstance(expression, dict):
-        children = list(expression.values())
-    else:
-        return
-    for child in children:
-        yield from _parts(child)
-
-
-def _pushable_filters(operators: Sequence[Any]) -> list[Any]:
-    """Return the filters that see nothing but what was read, under the names it was read by."""
-    filters = []
-    for operator in operators:
-        if isinstance(operator, Filter) and operator.is_expression_based():
-            filters.append(operator)
-        elif not isinstance(operator, Project) or not all(map(_is_col_expr, operator.exprs)):
-            break
-    return filters
 
 
 def _armed(

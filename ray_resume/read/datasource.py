@@ -24,8 +24,6 @@ from ray_resume.core.ledger import Failure, ReadFailure, Seal
 from ray_resume.core.sources import Reading, ReadTasks, Selection, Source, SourceTable, Watch
 from ray_resume.core.tokens import (
     MODULUS,
-    SOURCE_COLUMN,
-    TOKEN_COLUMN,
     fresh_nonce,
     read_nonce,
     token_sum,
@@ -35,14 +33,13 @@ from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import reached
 from ray_resume.raydata import blocks as batches
 from ray_resume.raydata import plan
+from ray_resume.raydata.expressions import is_repeatable
 from ray_resume.read.read_errors import is_rays_own, is_transient, read_failure, retries_of
 from ray_resume.run.client import LedgerClient
 
 __all__ = ["ArmedDatasource", "ResumableDatasource", "SourceReader"]
 
 logger = logging.getLogger("ray_resume")
-
-_OURS = (SOURCE_COLUMN, TOKEN_COLUMN)
 
 # As many tasks as Ray Data makes at least of an input that is large enough.
 _SPREAD_OVER_TASKS = 200
@@ -73,13 +70,16 @@ class _SourceDatasource(Datasource):
         return _total(self.reading.sizes_bytes(self.sources))
 
     def supports_projection_pushdown(self) -> bool:
-        return True
+        return False
+
+    def supports_predicate_pushdown(self) -> bool:
+        return False
 
     @property
     def selected_columns(self) -> tuple[str, ...] | None:
         """The columns that Ray Data has told it to read; None: all."""
         selected = self._projection_map
-        return None if selected is None else tuple(n for n in selected if n not in _OURS)
+        return None if selected is None else tuple(selected)
 
     def _placeholders(self, parallelism: int) -> list[ReadTask]:
         # Ray asks for tasks several times to count them, before the call whose tasks run.
@@ -123,6 +123,21 @@ class ResumableDatasource(_SourceDatasource):
         self.checkpoint = checkpoint
         self.options = options
 
+    # What plain Ray Data would push into this read, its optimizer pushes into this one.
+    def supports_projection_pushdown(self) -> bool:
+        return self.reading.selects
+
+    def supports_predicate_pushdown(self) -> bool:
+        return self.reading.selects
+
+    def apply_predicate(self, predicate_expr: Any) -> ResumableDatasource:
+        # Tokens are given out by position in what was read, so that must be the same each time.
+        if not is_repeatable(predicate_expr):
+            return self
+        narrowed = copy.copy(self)
+        narrowed._predicates = (*self._predicates, predicate_expr)
+        return narrowed
+
     def get_read_tasks(
         self,
         parallelism: int,
@@ -142,7 +157,10 @@ class ResumableDatasource(_SourceDatasource):
 
 
 class ArmedDatasource(_SourceDatasource):
-    """The pending sources of one pass, numbered as in the run's table."""
+    """The pending sources of one pass, numbered as in the run's table.
+
+    Nothing can be pushed into it: Ray's optimizer has pushed it into the ``base`` already.
+    """
 
     def __init__(
         self,
@@ -165,12 +183,6 @@ class ArmedDatasource(_SourceDatasource):
         """
         size = self.estimate_inmemory_data_size() or 0
         return min(len(self.sources), max(_SPREAD_OVER_TASKS, -(-size // target_bytes)))
-
-    def filtered(self, predicate: Any) -> ArmedDatasource:
-        """Return this datasource without the rows that do not satisfy ``predicate``."""
-        narrowed = copy.copy(self)
-        narrowed._predicates = (*self._predicates, predicate)
-        return narrowed
 
     def get_read_tasks(
         self,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import ray.data
 from pyarrow.fs import FileSystem
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -57,6 +58,10 @@ class FileReading:
     filesystem: FileSystem
     roots: tuple[str, ...] = ()
     repeatable: bool = True
+
+    @property
+    def selects(self) -> bool:
+        return self.reader is ray.data.read_parquet
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         # What is not known counts as nothing.
@@ -167,6 +172,7 @@ class KeyReading:
     sources: SourceTable
     load: Callable[[Any], Any]
     repeatable: bool = False
+    selects: bool = False
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         return None
@@ -251,6 +257,7 @@ class DatasourceReading:
     datasource: Datasource
     task_count: int
     repeatable: bool = False
+    selects: bool = False
 
     @classmethod
     def of(

@@ -28,6 +28,7 @@ from ray_resume.read.inputs import (
     key_sources,
 )
 from ray_resume.read.listing import list_files, list_row_groups, relative_to, resolve
+from ray_resume.read.options import is_repeatable
 
 __all__ = ["ReadOptions", "resumable_read"]
 
@@ -206,7 +207,16 @@ def _file_reading(
         sources, kind = list_row_groups(filesystem, sources), RowGroupReading
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
     inflation = _INFLATION.get(name, 1.5)
-    return kind(title, sources, reader, arguments, inflation, filesystem, tuple(roots))
+    return kind(
+        title,
+        sources,
+        reader,
+        arguments,
+        inflation,
+        filesystem,
+        tuple(roots),
+        repeatable=is_repeatable(arguments),
+    )
 
 
 def _list(

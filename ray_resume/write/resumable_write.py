@@ -112,7 +112,8 @@ def resumable_write(
         resumable_datasource=ResumableDatasource,
         is_decorated=lambda udf: stage.options_of(udf) is not None,
     )
-    datasource = chain.datasource
+    optimized = chain.optimized()
+    datasource = optimized.datasource
     assert isinstance(datasource, ResumableDatasource)
     target = _target(
         sink,
@@ -139,7 +140,7 @@ def resumable_write(
             read_tasks = len(this.sources)
         retries = _RETRIES_ALONE if this.plan.isolated else _RETRIES
         armed = plan.arm(
-            chain,
+            optimized,
             source,
             read_tasks,
             retries,

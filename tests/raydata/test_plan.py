@@ -13,7 +13,13 @@ from conftest import snapshot
 from ray.data import DataContext, Dataset
 from ray.data.aggregate import Count, Sum
 from ray.data.datatype import DataType
-from ray.data.expressions import col, download, udf
+from ray.data.expressions import (
+    col,
+    download,
+    monotonically_increasing_id,
+    random,
+    udf,
+)
 
 from ray_resume import (
     CheckpointError,
@@ -23,6 +29,9 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
+from ray_resume.raydata import plan
+from ray_resume.raydata.expressions import describe
+from ray_resume.read.datasource import ResumableDatasource
 
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any
@@ -250,6 +259,18 @@ REFUSED: dict[str, tuple[Callable[[Dataset, Dataset], Dataset], str, str, str]] 
         "ReadParquet -> MapBatches(keep) -> [Filter(",
         SAY_IT.removeprefix("with "),
     ),
+    "an id by position": (
+        lambda ds, _: ds.with_column("n", monotonically_increasing_id()),
+        "Project uses monotonically_increasing_id(), which counts from zero again in each run",
+        "ReadParquet -> [Project] -> resumable_write",
+        "uuid()",
+    ),
+    "random numbers by position": (
+        lambda ds, _: ds.map_batches(keep).filter(expr=random(seed=3) < 0.5),
+        "uses random(seed=...), whose numbers begin again in each run",
+        "ReadParquet -> MapBatches(keep) -> [Filter(",
+        "random() without a seed",
+    ),
     "our column": (
         lambda ds, _: ds.with_column("__ray_resume_token", col("id")),
         "Project makes a column called __ray_resume_token",
@@ -440,3 +461,40 @@ def test_the_users_dataset_and_context_stay_as_they_were(source: Path, tmp_path:
     assert ds.context.custom_execution_callback_classes == callbacks
     assert dict(vars(context)) == before
     assert context.custom_execution_callback_classes == []
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("iterated", [False, True])
+def test_nothing_at_random_is_pushed_into_a_read(
+    iterated: bool, source: Path, tmp_path: Path
+) -> None:
+    ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
+    ds = ds.filter(expr=col("id") >= 0).filter(expr=random() >= 0.0)
+    if iterated:
+        ds.take(1)
+    chain = plan.chain_of(
+        ds, resumable_datasource=ResumableDatasource, is_decorated=lambda _: True
+    ).optimized()
+    datasource: Any = chain.datasource
+    assert [*map(describe, datasource._predicates)] == ["(id >= 0)"]
+    assert [*map(describe, (operator.predicate_expr for operator in chain.operators))] == [
+        "(random() >= 0.0)"
+    ]
+    # Nor does a read take it that is asked to.
+    assert datasource.apply_predicate(random() >= 0.0) is datasource
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_reader_that_runs_code_of_the_user_gets_fresh_tokens(
+    source: Path, tmp_path: Path
+) -> None:
+    cases: list[tuple[bool, Any]] = [(True, {}), (False, {"_block_udf": lambda block: block})]
+    for repeatable, options in cases:
+        ds = resumable_read(
+            ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt", **options
+        )
+        chain = plan.chain_of(
+            ds, resumable_datasource=ResumableDatasource, is_decorated=lambda _: True
+        )
+        datasource: Any = chain.datasource
+        assert datasource.reading.repeatable is repeatable

@@ -1,0 +1,112 @@
+"""Plain values: what an argument says of itself, the same in every process and every run. Pure.
+
+Plain are numbers, texts, bytes, dates, paths, enumerations, types of these, and lists, tuples,
+sets, dicts and dataclasses of these. Functions, and objects of other classes, are not: what they
+do, or hold, cannot be told from the outside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["digest_of_value", "is_secret", "plain"]
+
+_ATOMS = (bool, int, float, complex, str, type(None))
+_TYPES_OF = ("builtins", "datetime", "decimal", "numpy")
+_TEXTS = (dt.date, dt.time, dt.timedelta, dt.tzinfo, decimal.Decimal, uuid.UUID, range, slice)
+
+# What is called so may be a credential, or change with one: nothing of it is kept or compared.
+_SECRET = re.compile(
+    r"((api|access|secret|private|account|encryption|license|sas)_?keys?|(^|_)token|dsn)$"
+    r"|secret|passw|(^|_)pwd|credential|(^|_)auth(_|$)|authorization|storage_options|cookie|headers"
+    r"|connection",
+    re.IGNORECASE,
+)
+
+_DIGEST_BYTES = 6
+
+
+class NotPlainError(TypeError):
+    """A value is not plain."""
+
+
+def is_secret(name: str) -> bool:
+    """Say whether what is called ``name`` may be a credential, or hold one."""
+    return _SECRET.search(name) is not None
+
+
+def plain(value: Any) -> Any:
+    """Return what stands for ``value`` in JSON; equal values give equal texts.
+
+    Raises:
+        NotPlainError: it, or something in it, is not plain.
+    """
+    return _plain(value, ())
+
+
+def digest_of_value(value: Any) -> str | None:
+    """Return 12 hexadecimal digits that stand for a plain value, None if it is not plain."""
+    try:
+        text = json.dumps(plain(value), sort_keys=True)
+    except (NotPlainError, ValueError):
+        return None
+    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def _plain(value: Any, around: tuple[int, ...]) -> Any:
+    if id(value) in around:
+        raise NotPlainError("it holds itself")
+    if isinstance(value, enum.Enum):
+        return ["enum", type(value).__qualname__, value.name]
+    if type(value) in _ATOMS:
+        # Text stands for numbers, since 1, 1.0 and True are equal, and NaN is no JSON.
+        return value if type(value) is str else [type(value).__name__, repr(value)]
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return ["bytes", hashlib.blake2b(bytes(value)).hexdigest()]
+    if isinstance(value, os.PathLike):
+        return ["path", str(os.fspath(value))]
+    if isinstance(value, _TEXTS):
+        return [type(value).__name__, repr(value)]
+    if isinstance(value, type) and value.__module__.partition(".")[0] in _TYPES_OF:
+        return ["type", value.__module__, value.__qualname__]
+    within = (*around, id(value))
+    if type(value) in (list, tuple):
+        return [type(value).__name__, *(_plain(item, within) for item in value)]
+    if type(value) in (set, frozenset):
+        return ["set", *sorted(json.dumps(_plain(item, within)) for item in value)]
+    if isinstance(value, Mapping):
+        pairs = ([_plain(name, within), _plain(of, within)] for name, of in value.items())
+        return ["dict", *sorted(pairs, key=json.dumps)]
+    return [type(value).__qualname__, *(_plain(part, within) for part in _inside(value))]
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """Yield what makes up a value of a class that is not Python's own."""
+    if dataclasses.is_dataclass(value):
+        yield from (getattr(value, part.name) for part in dataclasses.fields(value))
+    elif type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "dtype"):
+        # An array, or a number. Of Python objects it would hold addresses.
+        if value.dtype.hasobject:
+            yield value.tolist()
+        else:
+            yield from (str(value.dtype), str(getattr(value, "shape", ())), value.tobytes())
+    elif type(value).__module__.partition(".")[0] in ("numpy", "pyarrow") and _is_type(value):
+        yield str(value)
+    else:
+        raise NotPlainError(f"a {type(value).__qualname__}")
+
+
+def _is_type(value: Any) -> bool:
+    """Say whether a value is a schema, a field or a type of NumPy's or Arrow's."""
+    names = {cls.__name__ for cls in type(value).__mro__}
+    return bool(names & {"dtype", "DataType", "Schema", "Field", "Scalar"})

@@ -1,0 +1,109 @@
+"""What the arguments of a reader say: whether it repeats itself, and which options it reads with.
+
+Importable on workers: knows neither checkpoints nor lmdb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.csv
+import pyarrow.fs
+import pyarrow.json
+
+from ray_resume.core.plain_values import NotPlainError, digest_of_value, is_secret, plain
+
+__all__ = ["describe_options", "is_repeatable"]
+
+# Whose values may be shown: they name columns, or switch something on. Others are shown as digests.
+_SHOWN = {
+    "columns",
+    "file_extensions",
+    "ignore_missing_paths",
+    "include_paths",
+    "include_row_hash",
+    "mode",
+    "size",
+}
+
+# What says where or how the reading is done, and not what comes of it.
+_NOT_COMPARED = {
+    "arrow_open_file_args",
+    "arrow_open_stream_args",
+    "catalog",
+    "filesystem",
+    "ignore_missing_paths",
+    "meta_provider",
+    "open_stream_args",
+    "partition_filter",
+    "paths",
+    "shuffle",
+    "skip_paths",
+}
+
+_ARROWS: dict[type, tuple[str, ...]] = {
+    pyarrow.csv.ReadOptions: (
+        *("use_threads", "block_size", "skip_rows", "skip_rows_after_names", "column_names"),
+        *("autogenerate_column_names", "encoding"),
+    ),
+    pyarrow.csv.ParseOptions: (
+        *("delimiter", "quote_char", "double_quote", "escape_char", "newlines_in_values"),
+        *("ignore_empty_lines", "invalid_row_handler"),
+    ),
+    pyarrow.csv.ConvertOptions: (
+        *("check_utf8", "column_types", "null_values", "true_values", "false_values"),
+        *("decimal_point", "strings_can_be_null", "quoted_strings_can_be_null"),
+        *("include_columns", "include_missing_columns", "auto_dict_encode"),
+        *("auto_dict_max_cardinality", "timestamp_parsers"),
+    ),
+    pyarrow.json.ReadOptions: ("use_threads", "block_size"),
+    pyarrow.json.ParseOptions: (
+        "explicit_schema",
+        "newlines_in_values",
+        "unexpected_field_behavior",
+    ),
+}
+
+
+def is_repeatable(arguments: Mapping[str, Any]) -> bool:
+    """Say whether a reader of files gives the same rows in the same order each time.
+
+    It may not if anything of the user's runs in it: a function, or an object of a class that is not
+    known to be data, such as ``_block_udf``, a decoder, or a handler of invalid rows.
+    """
+    # File systems give the bytes of files, and whether those have changed is looked at.
+    return all(_is_data(value) for name, value in arguments.items() if name != "filesystem")
+
+
+def describe_options(arguments: Mapping[str, Any]) -> str:
+    """Format the options that decide on rows and columns, without anything that may be a secret.
+
+    What is not plain data is left out: a function may be another one in each process.
+    """
+    texts = []
+    for name in sorted(arguments.keys() - _NOT_COMPARED):
+        value = _opened(arguments[name])
+        digest = digest_of_value(value)
+        if value is None or digest is None or is_secret(name):
+            continue
+        texts.append(f"{name}={value!r}" if name in _SHOWN else f"{name}=#{digest}")
+    return ", ".join(texts)
+
+
+def _is_data(value: Any) -> bool:
+    try:
+        plain(_opened(value))
+    except NotPlainError:
+        return False
+    return True
+
+
+def _opened(value: Any) -> Any:
+    """Return an object of options as what is in it, and what holds one likewise."""
+    names = _ARROWS.get(type(value))
+    if names is not None:
+        return {name: _opened(getattr(value, name, None)) for name in names}
+    if type(value) is dict:
+        return {name: _opened(inner) for name, inner in value.items()}
+    return [_opened(inner) for inner in value] if type(value) is list else value
