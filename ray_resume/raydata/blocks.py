@@ -6,8 +6,8 @@ a user's column unless rows are picked out of order, or a copy is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from ray.data.block import BlockAccessor
+from ray.data.extensions import PythonObjectArray, PythonObjectDtype
 
 from ray_resume.core.tokens import (
     SOURCE_COLUMN,
@@ -28,12 +29,11 @@ from ray_resume.core.tokens import (
 __all__ = [
     "attach",
     "column",
-    "copied",
     "detach",
     "names",
     "num_rows",
     "pick",
-    "settled",
+    "sliced",
     "split",
     "table_of",
     "with_column",
@@ -128,50 +128,28 @@ def split(batch: Any, sources: SourceArray) -> Iterator[tuple[int, Any, npt.NDAr
 
 
 def pick(batch: Any, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Any:
-    """Return the rows at ``rows`` (positions, or a boolean mask), copied."""
+    """Return the rows at ``rows`` (positions, or a boolean mask), copied where that can be."""
     if isinstance(batch, pa.Table):
-        # Ray's own, since pyarrow cannot take from every extension type.
         positions = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        return BlockAccessor.for_block(batch).take(positions)  # type: ignore[arg-type]
+        # pyarrow cannot take from every type, nor more than 2 GiB of strings at once.
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            # Ray's own, since pyarrow cannot take from every extension type.
+            return BlockAccessor.for_block(batch).take(positions)  # type: ignore[arg-type]
+        return sliced(batch, positions.astype(np.intp))
     if isinstance(batch, pd.DataFrame):
         # With an index of its own, as Ray gives it: a UDF may align by it.
-        return batch.iloc[rows].reset_index(drop=True)
+        return _changed(batch, lambda frame: frame.iloc[rows].reset_index(drop=True))
     return {name: np.asarray(values)[rows] for name, values in batch.items()}
 
 
-def settled(batch: Any, *, copy: bool = False) -> Any:
-    """Return what a UDF has given such that its next step can no longer change it.
-
-    A dict becomes a block at once, as in plain Ray Data: the UDF may go on to fill its arrays and
-    lists anew. A block may still share arrays of numbers with it; with ``copy`` it does not.
-    """
-    if isinstance(batch, pd.DataFrame):
-        return batch.copy()
-    if isinstance(batch, Mapping):
-        num_rows(batch)
-        return BlockAccessor.batch_to_block(
-            {
-                name: values.copy() if copy and isinstance(values, np.ndarray) else values
-                for name, values in batch.items()
-            }
-        )
-    return batch
-
-
-def copied(batch: Any) -> Any:
-    """Return a copy that a UDF which changes its input does not change."""
-    if isinstance(batch, pd.DataFrame):
-        copy = batch.copy()
-        for name in copy.select_dtypes(object):
-            copy[name] = pd.Series([deepcopy(v) for v in copy[name]], copy.index, dtype=object)
-        return copy
-    if isinstance(batch, Mapping):
-        return {
-            # Arrays of arrays are copied deeply, others at once.
-            name: deepcopy(values) if np.asarray(values).dtype.hasobject else values.copy()
-            for name, values in batch.items()
-        }
-    return batch
+def sliced(table: pa.Table, rows: npt.NDArray[np.intp]) -> pa.Table:
+    """Return ``rows``, by position, those that stand together not copied."""
+    if not len(rows):
+        return table.slice(0, 0)
+    starts = np.flatnonzero(np.append(True, np.diff(rows) != 1))
+    counts = np.diff(np.append(starts, len(rows)))
+    places = zip(rows[starts].tolist(), counts.tolist(), strict=True)
+    return pa.concat_tables([table.slice(place, count) for place, count in places])
 
 
 def table_of(batch: Any) -> pa.Table:
@@ -194,7 +172,10 @@ def with_column(batch: Any, name: str, values: npt.NDArray[Any]) -> Any:
     if isinstance(batch, pa.Table):
         return batch.append_column(name, pa.array(values))
     if isinstance(batch, pd.DataFrame):
-        return batch.assign(**{name: values})
+        if isinstance(batch.columns, pd.MultiIndex):
+            # Under the names that Arrow gives them.
+            batch = batch.set_axis([str(label) for label in batch.columns], axis="columns")
+        return _changed(batch, lambda frame: frame.assign(**{name: values}))
     return {**batch, name: values}
 
 
@@ -203,7 +184,7 @@ def without_columns(batch: Any, dropped: tuple[str, ...]) -> Any:
     if isinstance(batch, pa.Table):
         return batch.drop_columns(list(dropped))
     if isinstance(batch, pd.DataFrame):
-        return batch.drop(columns=list(dropped))
+        return _changed(batch, lambda frame: frame.drop(columns=list(dropped)))
     return {name: values for name, values in batch.items() if name not in dropped}
 
 
@@ -220,5 +201,25 @@ def _slice(batch: Any, start: int, stop: int) -> Any:
     if isinstance(batch, pa.Table):
         return batch.slice(start, stop - start)
     if isinstance(batch, pd.DataFrame):
-        return batch.iloc[start:stop].reset_index(drop=True)
+        return _changed(batch, lambda frame: frame.iloc[start:stop].reset_index(drop=True))
     return {name: values[start:stop] for name, values in batch.items()}
+
+
+def _changed(frame: pd.DataFrame, change: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    """Return ``change(frame)``.
+
+    Ray's columns of Python objects do not survive what pandas does to a whole frame (a slice of
+    their array is no such array), so they go through it as columns of type object.
+    """
+    special = [i for i, kind in enumerate(frame.dtypes) if isinstance(kind, PythonObjectDtype)]
+    if not special:
+        return change(frame)
+    columns = {i: frame.iloc[:, i] for i in range(frame.shape[1])}
+    for i in special:
+        columns[i] = pd.Series(columns[i].to_numpy(), frame.index, dtype=object)
+    changed = change(pd.DataFrame(columns, frame.index).set_axis(frame.columns, axis="columns"))
+    for i in special:
+        for position, label in enumerate(changed.columns):
+            if label == frame.columns[i]:
+                changed.isetitem(position, PythonObjectArray(changed.iloc[:, position]))
+    return changed

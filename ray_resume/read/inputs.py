@@ -28,7 +28,7 @@ from ray_resume.core.sources import (
     refuse_repeated,
 )
 from ray_resume.errors import NonResumableError, ResumeError
-from ray_resume.raydata import plan
+from ray_resume.raydata import plan, user_batches
 from ray_resume.read.listing import has_changed
 
 __all__ = [
@@ -212,7 +212,8 @@ class _KeyRead:
                     f"{self.load!r} returned a {type(part).__name__} for {self.key!r}; it must "
                     "return or yield a pyarrow.Table, a pandas.DataFrame or a dict of arrays."
                 )
-            yield BlockAccessor.batch_to_block(part)
+            # The loader may fill it again for the next part, or the next key.
+            yield BlockAccessor.batch_to_block(user_batches.settled(part))
 
 
 def key_sources(keys: Iterable[Any]) -> SourceTable:

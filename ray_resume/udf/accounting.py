@@ -22,10 +22,20 @@ import numpy.typing as npt
 
 from ray_resume.core.ledger import Drain
 from ray_resume.core.tokens import Call, SourceArray, TokenArray
-from ray_resume.raydata import blocks
+from ray_resume.raydata import blocks, user_batches
 from ray_resume.udf.failures import Failures, Raised
 
-__all__ = ["END", "Attribution", "FailedRows", "Flattened", "Step", "StepKind", "Steps", "account"]
+__all__ = [
+    "END",
+    "Attribution",
+    "FailedRows",
+    "Flattened",
+    "Kept",
+    "Step",
+    "StepKind",
+    "Steps",
+    "account",
+]
 
 
 class Attribution(enum.Enum):
@@ -34,7 +44,7 @@ class Attribution(enum.Enum):
     BY_SOURCE = "each call gets the rows of one source"
     ONE_TO_ONE = "output row i comes from input row i"
     ORIGIN_COLUMN = "the UDF returns a column with the positions of the input rows"
-    MASK = "the UDF returns a boolean for each input row: whether it stays"
+    MASK = "the UDF returns the rows that stay, and a boolean for each input row (`Kept`)"
     SINK = "no output rows: the UDF has made its input durable when it has returned"
     FLATTENED = "the UDF returns its rows and the positions of the input rows (`Flattened`)"
 
@@ -44,6 +54,13 @@ class Flattened(NamedTuple):
 
     rows: Any
     origins: npt.NDArray[np.int64]
+
+
+class Kept(NamedTuple):
+    """The rows that a filter keeps, as it leaves them, and for each input row whether it stays."""
+
+    rows: Any
+    mask: npt.NDArray[np.bool_]
 
 
 class StepKind(enum.Enum):
@@ -98,7 +115,9 @@ class _Rows:
     def at(self, positions: npt.NDArray[np.intp]) -> _Rows:
         """Return some of the rows as they came."""
         kept = blocks.pick(self.kept, positions)
-        return _Rows(blocks.copied(kept), self.sources[positions], self.tokens[positions], kept)
+        return _Rows(
+            user_batches.copied(kept), self.sources[positions], self.tokens[positions], kept
+        )
 
 
 def account(
@@ -125,7 +144,9 @@ def account(
     if len(sources) == 0:
         yield Step(StepKind.EMIT, batch)
         return
-    whole = _Rows(rows, sources, tokens, blocks.copied(rows) if keep_input or isolate else rows)
+    whole = _Rows(
+        rows, sources, tokens, user_batches.copied(rows) if keep_input or isolate else rows
+    )
     if attribution is Attribution.BY_SOURCE:
         for part in _by_source(whole):
             yield from _call(part, attribution, origin, isolate)
@@ -242,17 +263,16 @@ def _mask(whole: _Rows) -> Steps:
     call = Call(whole.sources, whole.tokens)
     failures = Failures(len(whole.sources))
     yield Step(StepKind.CALL, whole.rows, failures)
-    kept = yield Step(StepKind.NEXT, None, failures)
-    if isinstance(kept, Raised):
-        failures.mark(kept.error)
-        kept = ~failures.mask
+    reply = yield Step(StepKind.NEXT, None, failures)
+    if isinstance(reply, Raised):
+        failures.mark(reply.error)
+        reply = Kept(blocks.pick(whole.rows, ~failures.mask), ~failures.mask)
+    rows, kept = reply
     if failures:
-        kept = kept & ~failures.mask
         yield from _failed_rows(whole, failures, call)
     tokens, deltas = call.keep(whole.sources, whole.tokens, kept)
     if deltas:
         yield Step(StepKind.DRAIN, _drains(deltas))
-    rows = whole.rows if kept.all() else blocks.pick(whole.rows, kept)
     yield Step(StepKind.EMIT, blocks.attach(rows, whole.sources[kept], tokens))
 
 

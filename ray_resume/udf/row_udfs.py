@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
-from ray_resume.raydata import plan
-from ray_resume.udf.accounting import Attribution, Flattened
-from ray_resume.udf.failures import Failures, Scope, current_scope
+from ray_resume.raydata import blocks, plan
+from ray_resume.udf.accounting import Attribution, Flattened, Kept
+from ray_resume.udf.failures import Scope, current_scope
 
 __all__ = ["ATTRIBUTION", "block_udf", "block_udf_async", "predicate_udf"]
 
@@ -35,22 +35,36 @@ _CONCURRENT_ROWS = 16
 def block_udf(kind: str, udf: Callable[[Row], Any], *, tolerant: bool) -> Callable[[Any], Any]:
     """Make a UDF for whole blocks of one for rows; ``kind`` is a key of :data:`ATTRIBUTION`.
 
+    The block takes the values of each row before the UDF runs again, as in plain Ray Data: a UDF
+    may return the same dict each time.
+
     If it is ``tolerant``, a row that it raises for is marked as failed.
     """
+    outputs_of = _OUTPUTS[kind]
 
     def run(block: Any) -> Any:
         scope = current_scope()
-        results = []
-        for scope.row, row in enumerate(plan.rows_of(block)):
-            try:
-                results.append(_settled(kind, udf(row)))
-            except Exception as error:
-                if not tolerant:
-                    raise
-                scope.failures.mark(error, scope.row)
-                results.append(None)
-        scope.row = None
-        return _combine(kind, results, scope.failures)
+        failed = scope.failures.mask
+        origins: list[int] = []
+
+        def outputs() -> Iterator[Row]:
+            for number, row in enumerate(plan.rows_of(block)):
+                scope.row = number
+                try:
+                    given = outputs_of(row, udf(row))
+                except Exception as error:
+                    if not tolerant:
+                        raise
+                    scope.failures.mark(error, number)
+                    continue
+                if not failed[number]:
+                    for output in given:
+                        origins.append(number)
+                        yield output
+            scope.row = None
+
+        rows = plan.block_of(outputs())
+        return _attributed(kind, rows, origins, len(failed))
 
     return run
 
@@ -58,54 +72,80 @@ def block_udf(kind: str, udf: Callable[[Row], Any], *, tolerant: bool) -> Callab
 def block_udf_async(
     kind: str, udf: Callable[[Row], Any], *, tolerant: bool
 ) -> Callable[[Any], Awaitable[Any]]:
-    """As :func:`block_udf`, for a coroutine function or an async generator function."""
+    """As :func:`block_udf`, for a coroutine function or an async generator function.
+
+    Several rows are in flight, and a row is copied as it leaves the UDF.
+    """
+    outputs_of = _OUTPUTS[kind]
 
     async def run(block: Any) -> Any:
         failures = current_scope().failures
         places = asyncio.Semaphore(_CONCURRENT_ROWS)
 
-        async def one(number: int, row: Row) -> Any:
+        async def one(number: int, row: Row) -> Sequence[Row]:
             async with places:
                 with Scope(failures, number):
                     try:
                         result = udf(row)
                         if inspect.isasyncgen(result):
-                            return [output async for output in result]
-                        return _settled(kind, await result)
+                            return [dict(_checked(output)) async for output in result]
+                        return [dict(output) for output in outputs_of(row, await result)]
                     except Exception as error:
                         if not tolerant:
                             raise
                         failures.mark(error, number)
+                        return ()
 
         rows = enumerate(plan.rows_of(block))
         results = await asyncio.gather(*(one(number, row) for number, row in rows))
-        return _combine(kind, results, failures)
+        fine = np.flatnonzero(~failures.mask).tolist()
+        origins = [number for number in fine for _ in results[number]]
+        block = plan.block_of(output for number in fine for output in results[number])
+        return _attributed(kind, block, origins, len(results))
 
     return run
 
 
-def predicate_udf(expression: Any) -> Callable[[Any], Any]:
-    """Make a UDF that says which rows of a block satisfy a Ray Data expression."""
-    return lambda block: plan.mask_of(expression, block)
+def predicate_udf(expression: Any) -> Callable[[Any], Kept]:
+    """Make a UDF that keeps the rows of a block that satisfy a Ray Data expression."""
+
+    def run(block: Any) -> Kept:
+        mask = plan.mask_of(expression, block)
+        return Kept(block if mask.all() else blocks.pick(block, mask), mask)
+
+    return run
 
 
-def _settled(kind: str, result: Any) -> Any:
-    # A generator is run to its end at once, while the UDF's thread is ours.
-    return list(result or ()) if kind == "flat_map" else result
+def _mapped(_: Row, result: Any) -> Sequence[Row]:
+    return (_checked(result),)
 
 
-def _combine(kind: str, results: Sequence[Any], failures: Failures) -> Any:
-    if kind == "filter":
-        return np.fromiter((bool(result) for result in results), dtype=bool)
-    fine = np.flatnonzero(~failures.mask).tolist()
+def _filtered(row: Row, result: Any) -> Sequence[Row]:
+    # The row itself, which the UDF may have changed.
+    return (row,) if result else ()
+
+
+def _flattened(_: Row, result: Any) -> Sequence[Row]:
+    # A generator runs to its end at once, while the UDF's thread is ours, and may fill one dict.
+    return () if result is None else [dict(_checked(output)) for output in result]
+
+
+_OUTPUTS: dict[str, Callable[[Row, Any], Sequence[Row]]] = {
+    "map": _mapped,
+    "filter": _filtered,
+    "flat_map": _flattened,
+}
+
+
+def _attributed(kind: str, rows: Any, origins: Sequence[int], count: int) -> Any:
     if kind == "map":
-        return plan.block_of(_checked(results[number]) for number in fine)
-    origins: list[int] = []
-    outputs: list[Row] = []
-    for number in fine:
-        outputs.extend(map(_checked, results[number]))
-        origins.extend([number] * len(results[number]))
-    return Flattened(plan.block_of(outputs), np.array(origins, dtype=np.int64))
+        return rows
+    positions = np.array(origins, dtype=np.int64)
+    if kind == "flat_map":
+        return Flattened(rows, positions)
+    mask = np.zeros(count, dtype=bool)
+    mask[positions] = True
+    return Kept(rows, mask)
 
 
 def _checked(row: Any) -> Row:
@@ -114,4 +154,4 @@ def _checked(row: Any) -> Row:
             f"A row-wise UDF returned {row!r:.80}, and rows are dicts. Return {{'item': ...}} "
             "instead of a bare value."
         )
-    return dict(row)
+    return cast(Row, row)

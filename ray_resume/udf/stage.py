@@ -21,6 +21,7 @@ from ray_resume.core.ledger import Failure
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import reached
 from ray_resume.raydata import blocks
+from ray_resume.raydata.user_batches import Outputs, copied
 from ray_resume.run.client import LedgerClient
 from ray_resume.udf import row_udfs
 from ray_resume.udf.accounting import END, Attribution, FailedRows, Step, StepKind, Steps, account
@@ -82,9 +83,10 @@ def resumable(
     deduplicates or aggregates over calls must stay undecorated; nothing can detect it, and its
     rows would be lost after a crash.
 
-    A call may return any number of rows, or ``None`` for none. A batch with rows of several
-    sources is given to the UDF in parts, one call for each source, unless an option says how
-    output rows and input rows belong together:
+    A call may return any number of rows, or ``None`` for none. Ray Data takes their values when it
+    would in a plain pipeline, or earlier: those of async UDFs as soon as they are returned. A batch
+    with rows of several sources is given to the UDF in parts, one call for each source, unless an
+    option says how output rows and input rows belong together:
 
     Args:
         one_to_one: output row i comes from input row i. Batches stay whole; another number of
@@ -151,7 +153,11 @@ def armed(udf: Any, client: LedgerClient, kind: str = "map_batches") -> Any:
     options = options_of(udf)
     if options is None:
         raise NonResumableError(f"{udf!r} is not decorated with @resumable.")
-    stage = _Stage(kind, *_attribution(kind, options), client, f"{kind}({_name(udf)})", options)
+    name = f"{kind}({_name(udf)})"
+    if kind == "map" and inspect.isasyncgenfunction(getattr(udf, "__call__", None)):  # noqa: B004
+        # Ray takes any number of rows from one that yields them.
+        kind = "flat_map"
+    stage = _Stage(kind, *_attribution(kind, options), client, name, options)
     return _armed_class(udf, stage) if inspect.isclass(udf) else _armed_function(udf, stage)
 
 
@@ -281,28 +287,32 @@ class _Stage:
         if self.kind in row_udfs.ATTRIBUTION:
             udf = row_udfs.block_udf(self.kind, udf, tolerant=self._tolerant)
         steps = self._account(batch)
+        leaving = Outputs(batch)
         emitted: deque[Any] = deque()
-        settled = 0
+        last: list[Any] = []
         outputs: Iterator[Any] = iter(())
         reply: Any = None
         while True:
             try:
                 step = steps.send(reply)
             except StopIteration:
+                emitted += [ready for output in last for ready in leaving.ready(output)]
+                emitted += leaving.rest()
                 return emitted[0] if len(emitted) == 1 else _given_out(emitted)
             reply = None
             if step.kind is StepKind.CALL:
-                # The UDF may fill anew what it returned of another source.
-                for position in range(settled, len(emitted)):
-                    emitted[position] = blocks.settled(emitted[position], copy=True)
-                settled = len(emitted)
+                # The UDF may fill again what it returned of another source.
+                for output in last:
+                    emitted += leaving.ready(copied(output))
+                last = []
+                leaving.called_with(step.value)
                 outputs = self._outputs(udf, step)
                 if isinstance(outputs, GeneratorType):
-                    return self._run_lazily(steps, emitted, udf, outputs)
+                    return self._run_lazily(steps, emitted, leaving, udf, outputs)
             elif step.kind is StepKind.NEXT:
                 reply = next(outputs, END)
             elif step.kind is StepKind.EMIT:
-                emitted.append(step.value)
+                last.append(step.value)
             else:
                 self._report(step)
 
@@ -310,6 +320,7 @@ class _Stage:
         self,
         steps: Steps,
         emitted: deque[Any],
+        leaving: Outputs,
         udf: Callable[[Any], Any],
         outputs: Iterator[Any],
     ) -> Generator[Any, None, None]:
@@ -319,40 +330,49 @@ class _Stage:
             try:
                 step = steps.send(reply)
             except StopIteration:
-                return
+                break
             reply = None
             if step.kind is StepKind.CALL:
+                leaving.called_with(step.value)
                 outputs = self._outputs(udf, step)
             elif step.kind is StepKind.NEXT:
-                reply = self._next(outputs, step)
+                reply = self._next(outputs, step, leaving)
             elif step.kind is StepKind.EMIT:
-                yield step.value
-                reached("stage.between_outputs")
+                for output in leaving.ready(step.value):
+                    yield output
+                    reached("stage.between_outputs")
             else:
                 self._report(step)
+        for output in leaving.rest():
+            yield output
 
     async def run_async(self, batch: Any, udf: Callable[[Any], Any]) -> AsyncGenerator[Any, None]:
         """Run an armed coroutine function or async generator function on one batch."""
         if self.kind in row_udfs.ATTRIBUTION:
             udf = row_udfs.block_udf_async(self.kind, udf, tolerant=self._tolerant)
         steps = self._account(batch)
+        leaving = Outputs(batch)
         outputs: Any = None
         reply: Any = None
         while True:
             try:
                 step = steps.send(reply)
             except StopIteration:
-                return
+                break
             reply = None
             if step.kind is StepKind.CALL:
-                outputs = await self._outputs_async(udf, step)
+                leaving.called_with(step.value)
+                outputs = await self._outputs_async(udf, step, leaving)
             elif step.kind is StepKind.NEXT:
-                reply = await self._next_async(outputs, step)
+                reply = await self._next_async(outputs, step, leaving)
             elif step.kind is StepKind.EMIT:
-                yield step.value
-                reached("stage.between_outputs")
+                for output in leaving.ready(step.value):
+                    yield output
+                    reached("stage.between_outputs")
             else:
                 await self._report_async(step)
+        for output in leaving.rest():
+            yield output
 
     @property
     def _tolerant(self) -> bool:
@@ -381,7 +401,7 @@ class _Stage:
         reached("stage.called")
         return iter(() if result is None else (result,))
 
-    def _next(self, outputs: Iterator[Any], step: Step) -> Any:
+    def _next(self, outputs: Iterator[Any], step: Step, leaving: Outputs) -> Any:
         with _scope(step):
             try:
                 output = next((output for output in outputs if output is not None), END)
@@ -390,26 +410,31 @@ class _Stage:
                     raise
                 return Raised(error)
         reached("stage.called")
-        return output if output is END or isinstance(output, Raised) else blocks.settled(output)
+        return output if output is END else leaving.kept(output)
 
-    async def _outputs_async(self, udf: Callable[[Any], Any], step: Step) -> Any:
+    async def _outputs_async(self, udf: Callable[[Any], Any], step: Step, leaving: Outputs) -> Any:
         with _scope(step):
             try:
                 result = udf(step.value)
-                outputs = result if inspect.isasyncgen(result) else _only(await result)
+                # Other calls run before this one's output has left.
+                outputs = (
+                    result if inspect.isasyncgen(result) else iter((leaving.kept(await result),))
+                )
             except Exception as error:
                 if not self._tolerant:
                     raise
-                return _only(Raised(error))
+                return iter((Raised(error),))
         reached("stage.called")
         return outputs
 
-    async def _next_async(self, outputs: Any, step: Step) -> Any:
+    async def _next_async(self, outputs: Any, step: Step, leaving: Outputs) -> Any:
+        if not inspect.isasyncgen(outputs):
+            return next((output for output in outputs if output is not None), END)
         with _scope(step):
             try:
                 async for output in outputs:
                     if output is not None:
-                        return output if isinstance(output, Raised) else blocks.settled(output)
+                        return leaving.kept(output)
             except Exception as error:
                 if not self._tolerant:
                     raise
@@ -463,7 +488,3 @@ def _scope(step: Step) -> Scope:
 def _given_out(emitted: deque[Any]) -> Generator[Any, None, None]:
     while emitted:
         yield emitted.popleft()
-
-
-async def _only(output: Any) -> AsyncGenerator[Any, None]:
-    yield output

@@ -6,7 +6,6 @@ after another, and rows are copied only where many small pieces would have to be
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -113,7 +112,7 @@ class _Part:
     def at(self, rows: npt.NDArray[np.bool_]) -> _Part:
         if rows.all():
             return self
-        table = _picked(self.table, np.flatnonzero(rows))
+        table = batches.pick(self.table, np.flatnonzero(rows))
         return _Part(table, self.sources[rows], self.tokens[rows])
 
 
@@ -155,23 +154,5 @@ def _ordered(table: pa.Table, sources: SourceArray, order: npt.NDArray[np.intp])
     """Return the rows of ``table`` in ``order``, which sorts ``sources``."""
     # Not nbytes, which older versions cannot tell of every type.
     if table.get_total_buffer_size() < len(_starts(sources)) * _SMALL_PIECE_BYTES:
-        return _picked(table, order)
-    return _sliced(table, order)
-
-
-def _picked(table: pa.Table, rows: npt.NDArray[np.intp]) -> pa.Table:
-    """Return copies of ``rows``, by position."""
-    # pyarrow cannot take from every type, nor more than 2 GiB of strings at once.
-    with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return batches.pick(table, rows)
-    return _sliced(table, rows)
-
-
-def _sliced(table: pa.Table, rows: npt.NDArray[np.intp]) -> pa.Table:
-    """Return ``rows``, by position, those that stand together not copied."""
-    if not len(rows):
-        return table.slice(0, 0)
-    starts = np.flatnonzero(np.append(True, np.diff(rows) != 1))
-    counts = np.diff(np.append(starts, len(rows)))
-    places = zip(rows[starts].tolist(), counts.tolist(), strict=True)
-    return pa.concat_tables([table.slice(place, count) for place, count in places])
+        return batches.pick(table, order)
+    return batches.sliced(table, order)

@@ -37,7 +37,7 @@ from ray_resume.checkpoint.local.lmdb_file import FORMAT_VERSION, WriterFile
 from ray_resume.cli import main
 from ray_resume.core.records import HEAD, Record, State, digest, encode
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
-from ray_resume.raydata import blocks
+from ray_resume.raydata import blocks, user_batches
 from ray_resume.udf.stage import armed
 
 pytestmark = pytest.mark.long
@@ -406,10 +406,9 @@ def test_a_udf_may_fill_anew_what_it_returned_of_another_source(form: str) -> No
         return frame
 
     desk = Desk(3)
-    outputs = list(armed(refill, desk)(batch_of(numbers, desk, form)))  # type: ignore[arg-type]
-    assert [x for output in outputs for x in x_of(output)] == list(range(6))
-    texts_out = [str(text) for output in outputs for text in blocks.column(output, "text")]
-    assert texts_out == list("012345")
+    output = armed(refill, desk)(batch_of(numbers, desk, form))  # type: ignore[arg-type]
+    assert list(x_of(output)) == list(range(6))
+    assert list(blocks.column(output, "text")) == list("012345")
 
 
 def _mutate(batch: Any) -> Any:
@@ -477,7 +476,7 @@ def test_whatever_a_udf_does_no_row_is_lost_silently(
     try:
         result = armed(udf, desk)(batch)  # type: ignore[arg-type]
         for output in result if hasattr(result, "__next__") else [result]:
-            outputs.append(blocks.settled(output))  # noqa: PERF401
+            outputs.append(user_batches.settled(output))  # noqa: PERF401
     except Exception:
         raised = True
     rows: dict[int, int] = dict.fromkeys(range(len(present)), 0)
