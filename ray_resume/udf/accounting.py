@@ -86,6 +86,7 @@ class FailedRows:
     """Rows of one source that failed in a call, with the error of each.
 
     ``total`` is what is missing of the source now: the sum of the tokens that did not leave.
+    ``rows`` are as they came in; None if they were not kept.
     """
 
     source: int
@@ -104,7 +105,7 @@ Steps = Generator[Step, Any, None]
 class _Rows:
     """A batch without the two columns, and the two columns.
 
-    ``kept`` is the batch as it came, where the UDF may change what it is given.
+    ``kept`` is the batch as it came, which the UDF cannot change; None where nobody asks for it.
     """
 
     rows: Any
@@ -132,7 +133,8 @@ def account(
 
     Args:
         origin: the column's name, for ``ORIGIN_COLUMN``.
-        keep_input: failed rows are reported as they came in, whatever the UDF makes of its input.
+        keep_input: failed rows are reported as they came in, whatever the UDF makes of its input;
+            otherwise only their errors are.
         isolate: when a call raises, call the UDF with the halves of its rows, and so on, until
             the rows that it raises for are found.
 
@@ -144,9 +146,8 @@ def account(
     if len(sources) == 0:
         yield Step(StepKind.EMIT, batch)
         return
-    whole = _Rows(
-        rows, sources, tokens, user_batches.copied(rows) if keep_input or isolate else rows
-    )
+    kept = user_batches.copied(rows) if keep_input or isolate else None
+    whole = _Rows(rows, sources, tokens, kept)
     if attribution is Attribution.BY_SOURCE:
         for part in _by_source(whole):
             yield from _call(part, attribution, origin, isolate)
@@ -160,7 +161,7 @@ def _by_source(whole: _Rows) -> Iterator[_Rows]:
         return
     for _, part, positions in blocks.split(whole.rows, whole.sources):
         sources, tokens = whole.sources[positions], whole.tokens[positions]
-        kept = part if whole.kept is whole.rows else blocks.pick(whole.kept, positions)
+        kept = None if whole.kept is None else blocks.pick(whole.kept, positions)
         yield _Rows(part, sources, tokens, kept)
 
 
@@ -234,7 +235,10 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = Tru
     # The last output with rows is held back, since it takes what remains, and only the end tells
     # which one it is.
     held: tuple[Any, SourceArray] | None = None
+    left = np.zeros(len(whole.sources) if exact else 0, dtype=bool)
     while (output := (yield Step(StepKind.NEXT, None, failures))) is not END:
+        if exact and failures:
+            _check_not_late(failures, left)
         if isinstance(output, Raised):
             failures.mark(output.error)
             yield from _failed(whole, failures, call.fail_rest())
@@ -243,6 +247,8 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = Tru
         if failures and (exact or failures.mask.all()):
             alive = np.flatnonzero(~failures.mask[origins])
             rows, origins = blocks.pick(rows, alive), origins[alive]
+        if exact:
+            left[origins] = True
         sources = whole.sources[origins]
         if len(sources) == 0:
             yield Step(StepKind.EMIT, blocks.attach(rows, sources, _NO_TOKENS))
@@ -251,6 +257,8 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = Tru
             yield Step(StepKind.EMIT, blocks.attach(*held, call.emit(held[1])))
         held = rows, sources
     if failures:
+        if exact:
+            _check_not_late(failures, left)
         yield from _failed_rows(whole, failures, call)
     tokens, deltas = call.finish(_NO_SOURCES if held is None else held[1])
     if deltas:
@@ -319,11 +327,7 @@ def _one_to_one(whole: _Rows) -> Steps:
         here = slice(start, stop)
         yield Step(StepKind.EMIT, blocks.attach(output, whole.sources[here], whole.tokens[here]))
         start = stop
-    if failures.mask[:start].any():
-        raise ValueError(
-            "A UDF with @resumable(one_to_one=True) marked rows as failed that it had returned "
-            "before. Mark them first."
-        )
+    _check_not_late(failures, np.arange(n) < start)
     alive = start + np.flatnonzero(~failures.mask[start:])
     count = sum(map(blocks.num_rows, waiting))
     if count == n - start:
@@ -342,6 +346,18 @@ def _one_to_one(whole: _Rows) -> Steps:
         )
     if failures:
         yield from _failed_rows(whole, failures, call)
+
+
+def _check_not_late(failures: Failures, left: npt.NDArray[np.bool_]) -> None:
+    """Refuse a mark on a row whose output has ``left`` the UDF.
+
+    Its source could complete with the row both in the output and among the dead letters.
+    """
+    if (failures.mask & left).any():
+        raise ValueError(
+            "A UDF with @resumable(one_to_one=True) or origin= marked rows as failed that it had "
+            "returned before. Mark them first."
+        )
 
 
 def _wrong_number(returned: int, given: int) -> ValueError:
@@ -363,7 +379,12 @@ def _failed(whole: _Rows, failures: Failures, missing: Mapping[int, int]) -> Ste
     yield Step(
         StepKind.FAIL,
         [
-            FailedRows(source, total, blocks.pick(whole.kept, here), failures.texts(here))
+            FailedRows(
+                source,
+                total,
+                None if whole.kept is None else blocks.pick(whole.kept, here),
+                failures.texts(here),
+            )
             for source, total in missing.items()
             for here in [failed[sources == source]]
         ],

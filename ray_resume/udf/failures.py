@@ -114,9 +114,10 @@ def mark_failed(error: object, rows: Any = None) -> None:
     ``on_error="dead_letter"`` the rows go to the checkpoint's dead letters instead, and the source
     can complete.
 
-    Return no output for these rows. (Of a ``one_to_one`` UDF, output row i then comes from the
-    i-th row that has not failed; a row for each input row will do as well, those of the failed
-    ones are removed.) Outside ``resumable_write`` it does nothing.
+    Return no output for these rows; a generator marks a row before it yields its output. (Of a
+    ``one_to_one`` UDF, output row i then comes from the i-th row that has not failed; a row for
+    each input row will do as well, those of the failed ones are removed.) Outside
+    ``resumable_write`` it does nothing.
 
     Args:
         error: an exception, or whatever ``str()`` makes a message of; 2,000 characters are kept.

@@ -216,6 +216,59 @@ def test_of_a_generator_that_raised_only_what_had_left_stays() -> None:
             assert desk.buried() == Counter([3, 4, 5])
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+@pytest.mark.parametrize("form", ["numpy", "pandas", "pyarrow"])
+@pytest.mark.parametrize("raises", [False, True], ids=["marks", "raises"])
+@pytest.mark.parametrize("isolate", [False, True], ids=["whole", "isolate"])
+@pytest.mark.parametrize("on_error", ["mark_failed", "dead_letter"])
+def test_a_udf_may_change_its_batch_in_place_before_it_fails(
+    form: str, raises: bool, isolate: bool, on_error: Any
+) -> None:
+    def shrink(batch: Any) -> Any:
+        bad = np.isin(x_of(batch), [1, 6])
+        if form == "numpy":
+            for name in list(batch):
+                batch[name] = batch[name][~bad]
+        elif form == "pandas":
+            batch.drop(index=batch.index[bad], inplace=True)
+        else:
+            batch = batch.filter(pa.array(~bad))
+        if raises and bad.any():
+            raise ValueError("bad rows")
+        mark_failed("bad row", bad)
+        return batch
+
+    desk = Desk(3)
+    ready = armed(resumable(on_error=on_error, isolate=isolate)(shrink), desk)  # type: ignore[arg-type]
+    seen = consume(ready(batch_of([0, 0, 0, 1, 1, 2, 2], desk, form)), desk)
+    bad = {1, 6} if isolate or not raises else {0, 1, 2, 5, 6}
+    assert seen == Counter(set(range(7)) - bad)
+    if on_error == "dead_letter":
+        assert (desk.buried(), desk.completed) == (Counter(bad), {0, 1, 2})
+    else:
+        assert desk.completed == {1}
+
+
+@pytest.mark.parametrize("options", [{"one_to_one": True}, {"origin": "o"}])
+@pytest.mark.parametrize("ends", ["returns", "yields", "raises"])
+def test_a_row_is_not_marked_after_it_was_yielded(options: dict[str, Any], ends: str) -> None:
+    """Its source would complete with the row in the output and among the dead letters."""
+
+    def late(batch: Any) -> Iterator[Any]:
+        yield {name: values[:2] for name, values in batch.items()}
+        mark_failed("too late", [1])
+        if ends == "yields":
+            yield {name: values[2:] for name, values in batch.items()}
+        if ends == "raises":
+            raise ValueError("as well")
+
+    desk = Desk(2)
+    ready = armed(resumable(**options, on_error="dead_letter")(late), desk)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="had returned before"):
+        consume(ready(batch_of([0, 0, 1, 1], desk, "numpy")), desk)
+    assert desk.completed == set()
+
+
 def test_bisection_asks_for_no_more_calls_than_it_needs() -> None:
     calls = []
 
