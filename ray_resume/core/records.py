@@ -40,6 +40,7 @@ __all__ = [
     "encode_completed",
     "pipeline_of",
     "precedence",
+    "starts_of_pipeline",
     "stored_in",
 ]
 
@@ -86,8 +87,8 @@ class Record:
 
     ``files`` are relative to the sink's folder, ``dead_letters`` to the checkpoint's. Times are
     in seconds since 1970, UTC. ``sequence`` orders the records of one source: the highest counts.
-    ``pipeline`` stands for the signature of the pipeline that the source went through
-    (:func:`pipeline_of`), which is in the header of the run's file.
+    ``pipeline`` stands for the pipeline that the source went through (:func:`pipeline_of`), whose
+    signature and code are in the header of the run's file.
     """
 
     source_id: str
@@ -116,11 +117,23 @@ def digest_of(source: bytes | bytearray) -> bytes:
     return hashlib.blake2b(source, digest_size=DIGEST_BYTES).digest()
 
 
-def pipeline_of(signature: str) -> bytes:
-    """Return 8 bytes that stand for a pipeline's signature, which millions of records share."""
-    if not signature:
-        return NO_PIPELINE
-    return hashlib.blake2b(signature.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def pipeline_of(signature: str, code: str = "") -> bytes:
+    """Return 8 bytes that stand for a pipeline, which millions of records share.
+
+    The first four stand for its signature, the others for the code that it runs (0: not known).
+    """
+    return b"".join(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest()
+        if text
+        else bytes(4)
+        for text in (signature, code)
+    )
+
+
+def starts_of_pipeline(signature: str) -> tuple[bytes, bytes]:
+    """Return the first four bytes of `pipeline_of`, and those of its form before November 2026."""
+    before = hashlib.blake2b(signature.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return pipeline_of(signature)[:4], before[:4]
 
 
 DIGEST_BYTES = 16

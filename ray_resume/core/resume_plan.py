@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ray_resume.core.digests import Positions, SortedDigests
 from ray_resume.core.filenames import OutputName
-from ray_resume.core.records import Flag, Record, State, pipeline_of
+from ray_resume.core.records import Flag, Record, State, pipeline_of, starts_of_pipeline
 from ray_resume.core.snapshot import Records, Union
 from ray_resume.core.sources import Fingerprints, Source, SourceTable
 from ray_resume.core.table import Table
@@ -54,7 +54,8 @@ class Todo:
     ``pending``. ``together`` are groups of such positions: their earlier output is in the same
     files, so it can only be replaced in one step. ``held`` sources would have to be read too, but
     share files with ``quarantined`` ones; ``apart`` likewise, but they share them with sources
-    that were listed and are another shard's.
+    that were listed and are another shard's. ``recoded`` ones are skipped, though they went
+    through the same pipeline with other code.
     """
 
     pending: SourceTable
@@ -64,6 +65,7 @@ class Todo:
     held: Sequence[str] = ()
     apart: Sequence[str] = ()
     together: Sequence[Sequence[int]] = ()
+    recoded: Sequence[Record] = ()
 
 
 def todo_of(
@@ -73,6 +75,8 @@ def todo_of(
     on_source_change: str,
     signature: str,
     on_pipeline_change: str,
+    code: str = "",
+    on_code_change: str = "warn",
     listed: Sequence[Source] = (),
     signatures: Iterable[str] = (),
 ) -> Todo:
@@ -81,6 +85,8 @@ def todo_of(
     Args:
         sources: no two of them have the same id.
         signature: of the pipeline that they are to go through now.
+        code: stands for the code that the pipeline runs; empty if it is not known.
+        on_code_change: whether to "reprocess" what went through other code.
         listed: all that were listed, if ``sources`` are a share of them.
         signatures: of the pipelines that earlier runs have had, for messages.
 
@@ -98,17 +104,21 @@ def todo_of(
     same = _same(union, known, table.fingerprints.take(on_record))
     state = union.column("state", known)
     completed = state == State.COMPLETED.value
-    pipeline = np.frombuffer(pipeline_of(signature), np.int64)[0]
-    otherwise = union.column("pipeline", known).view(np.int64) != pipeline
+    then = union.column("pipeline", known).view(np.uint32).reshape(-1, 2)
+    now = np.frombuffer(pipeline_of(signature, code), np.uint32)
+    otherwise = then[:, 0] != now[0]
+    # What is not known is 0, and differs from nothing.
+    recoded = ~otherwise & (then[:, 1] != now[1]) & (then[:, 1] != 0) & (now[1] != 0)
     done = completed & (same | (on_source_change == "ignore"))
     over = (state == State.QUARANTINED.value) & same
-    stays = ~otherwise | (on_pipeline_change != "restart")
+    renewed = recoded & (on_code_change == "reprocess")
+    stays = (~otherwise | (on_pipeline_change != "restart")) & ~renewed
     quarantined = over & stays
     skipped = done & stays
     again = ~(quarantined | skipped)
     changed = again & completed & ~same
     # What failed was another content of the source, or in another pipeline.
-    anew = again & (~same | otherwise)
+    anew = again & (~same | otherwise | renewed)
     if on_pipeline_change == "error" and (done & otherwise).any():
         raise PipelineChangedError(
             _pipelines(union.records(known[done & otherwise]), signature, signatures)
@@ -151,6 +161,7 @@ def todo_of(
         sorted(held),
         sorted(apart),
         [np.searchsorted(pending, group).tolist() for group in groups],
+        union.records(known[skipped & recoded]),
     )
 
 
@@ -236,11 +247,11 @@ def _is_shared(file: str) -> bool:
 def _pipelines(otherwise: Sequence[Record], now: str, signatures: Iterable[str]) -> str:
     then = otherwise[0].pipeline
     alike = sum(record.pipeline == then for record in otherwise)
-    known = {pipeline_of(signature): signature for signature in signatures}
+    known = {start: text for text in signatures for start in starts_of_pipeline(text)}
     return (
         f"The pipeline is not the one that {alike} of the sources in the checkpoint were completed "
         f"with, {otherwise[0].source_id} for one.\n"
-        f"  then: {known.get(then, 'not on record')}\n  now:  {now}\n"
+        f"  then: {known.get(then[:4], 'not on record')}\n  now:  {now}\n"
         "To keep their output as it is and go on with the others, pass "
         'on_pipeline_change="continue" to resumable_read; to process them anew, their new output '
         'replacing the old, "restart".'

@@ -26,7 +26,6 @@ import dataclasses
 import dis
 import inspect
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -109,8 +108,10 @@ __all__ = [
     "block_of",
     "chain_of",
     "concat_tables",
+    "dropped_columns",
     "is_file_datasink",
     "mask_of",
+    "method_of",
     "plain_datasource",
     "push_selection",
     "reading_files",
@@ -246,23 +247,6 @@ class Chain:
     def read_tasks(self) -> int | None:
         """How many read tasks the user has asked for, if he has."""
         return None if self.read.parallelism == -1 else int(self.read.parallelism)
-
-    def signature(self) -> str:
-        """Spell the pipeline for people and for comparison: operators and UDF names.
-
-        It is the same before and after Ray Data has rewritten the plan, which it does in place
-        when the dataset is iterated over: a selection of columns goes into the read, and
-        neighbouring projections become one.
-        """
-        steps = [f"read_{_snake(self.read.name.removeprefix('Read'))}"]
-        columns = _Columns(getattr(self.datasource, "selected_columns", None))
-        for operator in self.operators:
-            if isinstance(operator, Project):
-                columns.project(operator)
-            elif not isinstance(operator, StreamingRepartition):
-                steps += [*columns.spelt(), _spelt(operator)]
-                columns = _Columns(None)
-        return " -> ".join([*steps, *columns.spelt()])
 
     def optimized(self) -> Chain:
         """Return the chain that Ray's optimizer makes of it: what plain Ray Data would execute.
@@ -591,41 +575,6 @@ def _position(names: Sequence[str], index: int) -> str:
     return " -> ".join(spelt)
 
 
-class _Columns:
-    """What neighbouring projections make of the columns: all and some more, or just some."""
-
-    def __init__(self, selected: Sequence[str] | None) -> None:
-        self._all = selected is None
-        self._names = list(selected or ())
-
-    def project(self, operator: Project) -> None:
-        expressions: list[Any] = list(operator.exprs)
-        if not any(isinstance(expression, StarExpr) for expression in expressions):
-            self._all, self._names = False, [expression.name for expression in expressions]
-            return
-        for expression in expressions:
-            if isinstance(expression, StarExpr):
-                continue
-            renamed = expression.expr.name if getattr(expression, "_is_rename", False) else None
-            if renamed in self._names:
-                self._names[self._names.index(renamed)] = expression.name
-            elif expression.name not in self._names:
-                self._names.append(expression.name)
-
-    def spelt(self) -> list[str]:
-        names = ["*"] * self._all + self._names
-        return [] if names == ["*"] else [f"columns({', '.join(names)})"]
-
-
-def _spelt(operator: Any) -> str:
-    name = re.fullmatch(r"\w+\((.*)\)", str(operator.name), re.DOTALL)
-    return f"{_UDF_OPERATORS[type(operator)]}({name[1] if name else operator.name})"
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
 def _title(operator: Any) -> str:
     """Spell an operator for people: as Ray names it, after what it is."""
     kind, name = type(operator).__name__, str(operator.name)
@@ -691,6 +640,18 @@ def _check_udf(chain: Chain, operator: Any, is_decorated: Callable[[Any], bool])
     elif isinstance(operator, Project):
         for expression in _expressions(operator):
             _check_expression(chain, operator, expression)
+
+
+def method_of(operator: Any) -> str | None:
+    """Return the method of a dataset that makes such an operator of a UDF, None if none does."""
+    return _UDF_OPERATORS.get(type(operator))
+
+
+def dropped_columns(operator: Any) -> list[str] | None:
+    """Return the columns that an operator of ``drop_columns`` drops, None of another operator."""
+    if not _is_drop_columns(operator):
+        return None
+    return list(inspect.getclosurevars(operator.fn).nonlocals["cols"])
 
 
 def _is_drop_columns(operator: Any) -> bool:

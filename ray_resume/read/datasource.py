@@ -81,6 +81,16 @@ class _SourceDatasource(Datasource):
         selected = self._projection_map
         return None if selected is None else tuple(selected)
 
+    @property
+    def column_names(self) -> Sequence[str] | None:
+        """The columns that there are before any are selected, None if they are not known."""
+        return None
+
+    @property
+    def predicates(self) -> tuple[Any, ...]:
+        """The filters that Ray Data has told it to read with; all must hold."""
+        return self._predicates
+
     def _placeholders(self, parallelism: int) -> list[ReadTask]:
         # Ray asks for tasks several times to count them, before the call whose tasks run.
         # Opening sources only to be counted would cost as much as reading their footers.

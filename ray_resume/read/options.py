@@ -5,22 +5,23 @@ Importable on workers: knows neither checkpoints nor lmdb.
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.csv
 import pyarrow.fs
 import pyarrow.json
+from ray.data.datasource import Datasource
 
 from ray_resume.core.plain_values import NotPlainError, digest_of_value, is_secret, plain
 
-__all__ = ["describe_options", "is_repeatable"]
+__all__ = ["ReaderText", "describe_options", "describe_reader", "is_repeatable"]
 
 # Whose values may be shown: they name columns, or switch something on. Others are shown as digests.
 _SHOWN = {
     "columns",
-    "file_extensions",
-    "ignore_missing_paths",
     "include_paths",
     "include_row_hash",
     "mode",
@@ -32,6 +33,7 @@ _NOT_COMPARED = {
     "arrow_open_file_args",
     "arrow_open_stream_args",
     "catalog",
+    "file_extensions",
     "filesystem",
     "ignore_missing_paths",
     "meta_provider",
@@ -64,6 +66,38 @@ _ARROWS: dict[type, tuple[str, ...]] = {
         "unexpected_field_behavior",
     ),
 }
+
+
+class ReaderText(NamedTuple):
+    """What a pipeline's signature says of its reader, and the user's functions in that, by name."""
+
+    text: str
+    udfs: tuple[tuple[str, Any], ...] = ()
+
+
+def describe_reader(
+    reader: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, name: str, keyed: bool
+) -> ReaderText:
+    """Describe a reader, and what it is called with.
+
+    Args:
+        name: what the read is called in a plan.
+        keyed: whether it is a function that is called with each key.
+    """
+    text = f"read_{re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', name).lower()}"
+    if keyed:
+        return ReaderText(text, ((text, reader),))
+    if isinstance(reader, Datasource):
+        return ReaderText(text)
+    signature = inspect.signature(reader)
+    arguments = signature.bind(*args, **kwargs).arguments
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    options = describe_options(arguments)
+    functions = [(option, of) for option, of in sorted(arguments.items()) if callable(of)]
+    udfs = tuple((f"{reader.__name__}({option})", of) for option, of in functions)
+    return ReaderText(f"{reader.__name__}({options})" if options else reader.__name__, udfs)
 
 
 def is_repeatable(arguments: Mapping[str, Any]) -> bool:

@@ -28,7 +28,7 @@ from ray_resume.read.inputs import (
     key_sources,
 )
 from ray_resume.read.listing import list_files, list_row_groups, relative_to, resolve
-from ray_resume.read.options import is_repeatable
+from ray_resume.read.options import ReaderText, describe_reader, is_repeatable
 
 __all__ = ["ReadOptions", "resumable_read"]
 
@@ -53,7 +53,9 @@ class ReadOptions:
     max_failed_runs: int
     on_source_change: str
     on_pipeline_change: str
+    on_code_change: str
     shard: Shard | None
+    reader: ReaderText
 
 
 def resumable_read(
@@ -66,6 +68,7 @@ def resumable_read(
     max_failed_runs: int = 3,
     on_source_change: str = "reprocess",
     on_pipeline_change: str = "error",
+    on_code_change: str = "warn",
     source_id: Callable[..., str] | None = None,
     source_root: str | os.PathLike[str] | None = None,
     **kwargs: Any,
@@ -101,12 +104,20 @@ def resumable_read(
             ``source_id(read_task, index) -> str``, the same for the same rows in every run.
         source_root: makes ids of files relative to this directory, so that the checkpoint stays
             good when the data moves.
-        on_pipeline_change: what to do if completed sources went through a pipeline with other
-            operators, other names of UDFs, or another format: ``"error"``
-            (:class:`PipelineChangedError`, which shows both; raised by ``resumable_write`` before
-            anything runs), ``"continue"`` (they stay as they are), ``"restart"`` (they are
-            processed anew, and so is what was quarantined; the new output replaces the old). What
-            a UDF does is not looked at, only what it is called.
+        on_pipeline_change: what to do if completed sources went through another pipeline: another
+            reader or other options of it (``columns=``), other operators, filters and columns,
+            other names of UDFs or other plain values as their arguments, another format, other
+            write options or ``partition_cols``. ``"error"``: :class:`PipelineChangedError`, which
+            shows both; ``resumable_write`` raises it before anything runs. ``"continue"``: they
+            stay as they are. ``"restart"``: they are processed again, and so is what was
+            quarantined; the new output replaces the old. Arguments whose names say that they are
+            credentials (``api_key``, ``token``, ``storage_options``) are not compared, and of
+            others the checkpoint keeps digests.
+        on_code_change: what to do if completed sources went through the same pipeline with other
+            code of its UDFs (their bytecode, and the plain values and functions of their module
+            that they use; not libraries or models). ``"warn"``: one warning says how many, and
+            of which UDFs; they stay as they are. ``"reprocess"``: as ``"restart"``; after an
+            upgrade of Python all code counts as other code. ``"ignore"``: no warning.
         shard: read one share of the sources only, by a stable hash of the id; the dataset has no
             others. ``(index, count)`` with ``0 <= index < count``, or ``"slurm"``: this array
             task's share (array indexes may start anywhere and have gaps). PBS and LSF do not say
@@ -121,7 +132,7 @@ def resumable_read(
         ResumeError: two sources have the same id; ``shard`` names a scheduler, and the
             environment is not that of one of its array tasks; the driver is a Ray Client.
     """
-    _check_options(max_failed_runs, on_source_change, on_pipeline_change)
+    _check_options(max_failed_runs, on_source_change, on_pipeline_change, on_code_change)
     plan.refuse_ray_client()
     share = None if shard is None else shard_of(shard, os.environ)
     if granularity not in ("file", "row_group"):
@@ -152,7 +163,14 @@ def resumable_read(
     sources = reading.sources
     if share is not None:
         sources = sources.take(np.flatnonzero(share.of(sources.digests)))
-    options = ReadOptions(max_failed_runs, on_source_change, on_pipeline_change, share)
+    options = ReadOptions(
+        max_failed_runs,
+        on_source_change,
+        on_pipeline_change,
+        on_code_change,
+        share,
+        describe_reader(reader, args, kwargs, name=reading.name, keyed=keys is not None),
+    )
     datasource = ResumableDatasource(reading, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     plan.refuse_plain_writes(dataset)
@@ -262,12 +280,15 @@ def _refuse_arguments(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         )
 
 
-def _check_options(max_failed_runs: int, on_source_change: str, on_pipeline_change: str) -> None:
+def _check_options(
+    max_failed_runs: int, on_source_change: str, on_pipeline_change: str, on_code_change: str
+) -> None:
     if max_failed_runs < 1:
         raise ValueError(f"max_failed_runs must be at least 1, not {max_failed_runs}")
     for name, value, known in (
         ("on_source_change", on_source_change, ("reprocess", "error", "ignore")),
         ("on_pipeline_change", on_pipeline_change, ("error", "continue", "restart")),
+        ("on_code_change", on_code_change, ("warn", "reprocess", "ignore")),
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")

@@ -54,6 +54,8 @@ class RunSpec:
     commit_at_the_end: bool = False
     # Groups of sources that may only be committed in one transaction.
     together: Sequence[Sequence[int]] = ()
+    # Stands for the code that the pipeline runs.
+    code: str = ""
     # What a test has armed: it arms the process that this arrives at.
     faults: tuple[Fault, ...] = ()
 
@@ -118,7 +120,7 @@ class LedgerHost:
         self._sources = PendingSources(spec.sources)
         # The table itself is not needed any more, and is as large as all the rest.
         self._spec = replace(spec, sources=SourceTable.of(()))
-        self._pipeline = pipeline_of(spec.signature)
+        self._pipeline = pipeline_of(spec.signature, spec.code)
         self._run = bytes.fromhex(spec.run_id) if is_usual_run(spec.run_id) else None
         self._lease, self._writer = spec.place.open(spec.header)
         self._sequence = spec.first_sequence

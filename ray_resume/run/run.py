@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,10 @@ from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.backend import new_run_id
 from ray_resume.checkpoint.local.lease import Claim, Owner
 from ray_resume.checkpoint.storage import Storage
+from ray_resume.core.code import Code
 from ray_resume.core.filenames import DIGEST_BYTES
 from ray_resume.core.passes import PassPlan, Schedule
-from ray_resume.core.records import Flag, State
+from ray_resume.core.records import Flag, State, pipeline_of
 from ray_resume.core.resume_plan import Todo, todo_of
 from ray_resume.core.shards import Shard
 from ray_resume.core.snapshot import Union
@@ -86,6 +87,8 @@ class RunPlan:
     on_pipeline_change: str
     # Of so many sources the reader may raise, without limit if negative: as Ray Data's own.
     max_errored_blocks: int = 0
+    code: Code = field(default_factory=Code)
+    on_code_change: str = "warn"
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,13 @@ class Run:
                 on_source_change=self._plan.on_source_change,
                 signature=self._plan.signature,
                 on_pipeline_change=self._plan.on_pipeline_change,
+                code=self._plan.code.digest(),
+                on_code_change=self._plan.on_code_change,
                 listed=self._plan.listed,
                 signatures=_signatures(contents),
             )
             self._tell_gone(contents)
+            self._warn_other_code(todo, contents)
             if todo.held:
                 logger.warning(
                     "%d sources wait, %s for one: they share output files with quarantined "
@@ -218,6 +224,28 @@ class Run:
                 count,
                 example.source_id,
             )
+
+    def _warn_other_code(self, todo: Todo, contents: Contents) -> None:
+        if not todo.recoded or self._plan.on_code_change != "warn":
+            return
+        now, example = self._plan.code, todo.recoded[0]
+        codes = filter(None, map(Code.read, contents.headers.values()))
+        then = {pipeline_of("", code.digest()): code for code in codes}.get(
+            pipeline_of("")[:4] + example.pipeline[4:]
+        )
+        if then is not None and then.python != now.python:
+            # Each version of Python compiles in its own way, so nothing is known of the code.
+            return
+        names = [] if then is None else now.differing(then)
+        logger.warning(
+            "%d of the completed sources went through other code than this run's%s, %s for one. "
+            "Their output stays as it is. To process them again, their new output replacing the "
+            'old, pass on_code_change="reprocess" to resumable_read; to keep it without this '
+            'note, "ignore".',
+            len(todo.recoded),
+            f" in {', '.join(names)}" if names else "",
+            example.source_id,
+        )
 
     def _bind_sink(self) -> None:
         self._plan.storage.bind(self._plan.output.uri, self._run_id)
@@ -375,12 +403,14 @@ class Run:
             first_sequence=contents.union.highest_sequence(),
             max_failed_runs=self._plan.max_failed_runs,
             signature=self._plan.signature,
+            code=self._plan.code.digest(),
             commit_at_the_end=self._plan.publish is not None,
             together=todo.together,
             faults=armed(),
             header={
                 "sources_total": len(self._plan.listed),
                 "signature": self._plan.signature,
+                "code": self._plan.code.header(),
                 "shard": None if self._plan.shard is None else str(self._plan.shard),
             },
         )

@@ -17,6 +17,7 @@ from ray_resume.checkpoint.shared.objects import canonical_uri
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.raydata import plan
+from ray_resume.raydata.signature import described_values, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.read.listing import open_place
 from ray_resume.run.output import FolderOutput, Output, RemoteOutput
@@ -155,6 +156,15 @@ def resumable_write(
             concurrency=concurrency,
         )
 
+    signature = signature_of(
+        optimized,
+        read=datasource.options.reader.text,
+        read_udfs=datasource.options.reader.udfs,
+        predicates=datasource.predicates,
+        columns=datasource.selected_columns,
+        input_names=datasource.column_names,
+        write=target.described,
+    )
     run = Run(
         RunPlan(
             storage=datasource.checkpoint.open(),
@@ -163,7 +173,9 @@ def resumable_write(
             shard=datasource.options.shard,
             output=target.output,
             publish=target.publish,
-            signature=chain.signature() + target.spelt,
+            signature=signature.text,
+            code=signature.code,
+            on_code_change=datasource.options.on_code_change,
             on_pipeline_change=datasource.options.on_pipeline_change,
             max_failed_runs=datasource.options.max_failed_runs,
             on_source_change=datasource.options.on_source_change,
@@ -177,10 +189,10 @@ def resumable_write(
 class _Target:
     """Where the rows go: the run's side of it, and the datasink of each pass.
 
-    ``spelt`` stands for it at the end of the pipeline's signature.
+    ``described`` stands for it at the end of the pipeline's signature.
     """
 
-    spelt: str
+    described: str
     output: Output
     datasink: Callable[[Pass], Datasink[Any]]
     publish: Callable[[Sequence[bytes], int], None] | None = None
@@ -214,7 +226,7 @@ def _target(
                 sink.on_write_complete(combined(results, rows))
 
         return _Target(
-            f" -> {type(sink).__name__}",
+            type(sink).__name__,
             RemoteOutput(title_of(sink)),
             lambda this: WrappedDatasink(sink, this.client),
             publish,
@@ -232,7 +244,11 @@ def _target(
             packing = _packing(chain.datasource, this.sources, target_file_bytes)
         return FileSink(folder, layout, this.file_prefix, this.digests, this.client, packing)
 
-    return _Target(f" -> write_{format}", FolderOutput(folder, append), file_sink)
+    described = described_values([], options, shown={"compression"})
+    if partition_columns:
+        described = [f"partition_cols=[{', '.join(partition_columns)}]", *described]
+    text = f"write_{format}({', '.join(described)})" if described else f"write_{format}"
+    return _Target(text, FolderOutput(folder, append), file_sink)
 
 
 def _packing(datasource: Any, sources: SourceTable, target_bytes: int) -> Packing:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from conftest import ids_in, write_source
@@ -21,22 +27,31 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
+from ray_resume.core.code import Code, digest_of_code
 from ray_resume.core.records import Fingerprint, Record, State, digest, encode, pipeline_of
 from ray_resume.core.resume_plan import Todo, todo_of
 from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import Source
 from ray_resume.raydata import plan
+from ray_resume.raydata.signature import Signature, signature_of
 from ray_resume.read.datasource import ResumableDatasource
 from ray_resume.udf import stage
 
 # What there is to do ------------------------------------------------------------------------------
 
 
-def sorted_out(policy: str, **signatures: str) -> Todo:
+def sorted_out(policy: str, on_code_change: str = "warn", **signatures: str) -> Todo:
     """Sort sources out for the pipeline "now"; "a" is completed, "q" quarantined, "f" failed."""
     states = {"a": State.COMPLETED, "q": State.QUARANTINED, "f": State.FAILED}
     records = [
-        Record(name, states[name[0]], 1, "run", pipeline=pipeline_of(signature), failed_runs=2)
+        Record(
+            name,
+            states[name[0]],
+            1,
+            "run",
+            pipeline=pipeline_of(*signature.split("/")),
+            failed_runs=2,
+        )
         for name, signature in signatures.items()
     ]
     union = Union({"run": [(digest(r.source_id), encode(r)) for r in records]})
@@ -46,6 +61,8 @@ def sorted_out(policy: str, **signatures: str) -> Todo:
         on_source_change="reprocess",
         signature="now",
         on_pipeline_change=policy,
+        code="code",
+        on_code_change=on_code_change,
         signatures=signatures.values(),
     )
 
@@ -68,7 +85,44 @@ def test_restart_does_anew_what_went_through_another_pipeline() -> None:
     assert {record.failed_runs for record in todo.records.values()} == {0}
 
 
-# How a pipeline is spelt --------------------------------------------------------------------------
+def test_other_code_is_told_or_done_anew() -> None:
+    states = {
+        "a1": "now/code",
+        "a2": "now/other",
+        "a3": "now",
+        "a4": "now/other",
+        "q1": "now/other",
+    }
+    todo = sorted_out("error", **states)
+    assert (len(todo.skipped), todo.quarantined, list(todo.pending)) == (4, 1, [])
+    assert [record.source_id for record in todo.recoded] == ["a2", "a4"]
+    todo = sorted_out("error", "reprocess", **states)
+    assert sorted(source.source_id for source in todo.pending) == ["a2", "a4", "q1"]
+    assert {record.failed_runs for record in todo.records.values()} == {0}
+    assert len(todo.recoded) == 0
+    # What went through another pipeline is not told of twice.
+    assert len(sorted_out("continue", a1="old/other").recoded) == 0
+
+
+def test_a_record_of_an_older_version_is_shown_with_its_signature() -> None:
+    old = hashlib.blake2b(b"old", digest_size=8).digest()
+    record = Record("a", State.COMPLETED, 1, "run", pipeline=old)
+    with pytest.raises(PipelineChangedError, match=r"(?s)then: old\n.*now:  now"):
+        todo_of(
+            [Source("a", "a", Fingerprint())],
+            Union({"run": [(digest("a"), encode(record))]}),
+            on_source_change="reprocess",
+            signature="now",
+            on_pipeline_change="error",
+            signatures=["old", "older"],
+        )
+
+
+# What describes a pipeline ------------------------------------------------------------------------
+
+
+def scale(batch: Any, *, by: Any, api_key: str, **_: Any) -> Any:
+    return batch
 
 
 @resumable
@@ -98,31 +152,85 @@ def read(source: Path, **options: Any) -> Dataset:
     return resumable_read(ray.data.read_parquet, str(source), checkpoint=checkpoint, **options)
 
 
-def signature(ds: Dataset) -> str:
-    return plan.chain_of(
+def signature(ds: Dataset) -> Signature:
+    chain = plan.chain_of(
         ds,
         resumable_datasource=ResumableDatasource,
         is_decorated=lambda udf: stage.options_of(udf) is not None,
-    ).signature()
+    ).optimized()
+    datasource: Any = chain.datasource
+    return signature_of(
+        chain,
+        read=datasource.options.reader.text,
+        read_udfs=datasource.options.reader.udfs,
+        predicates=datasource.predicates,
+        columns=datasource.selected_columns,
+        input_names=datasource.column_names,
+        write="write",
+    )
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_pipeline_is_spelt_the_same_after_it_was_looked_at(source: Path) -> None:
+def test_a_pipeline_is_described_the_same_after_it_was_looked_at(source: Path) -> None:
     ds = read(source).select_columns(["id", "name"]).filter(expr=col("id") >= 0)
     ds = ds.with_column("more", col("id") + 1).rename_columns({"more": "next"})
-    ds = ds.map_batches(clean).map(resumable(lambda row: row)).map_batches(Score, concurrency=1)
+    ds = ds.filter(expr=(col("next") > 0) & (col("id") < 10**6))
+    ds = (
+        ds.map_batches(clean)
+        .map(resumable(lambda row: row))
+        .map_batches(Score, compute=ray.data.ActorPoolStrategy(size=1))
+    )
     ds = ds.repartition(target_num_rows_per_block=100)
     ds = ds.flat_map(resumable(lambda row: [row])).filter(resumable(lambda row: True))
-    ds = ds.rename_columns({"next": "n"}).select_columns(["id", "n"]).rename_columns({"n": "m"})
+    ds = ds.rename_columns({"next": "n"}).filter(expr=col("n") > 0)
+    ds = ds.select_columns(["id", "n"]).rename_columns({"n": "m"})
     expected = (
-        "read_parquet -> columns(id, name) -> filter(col('id') >= 0) -> columns(*, next) -> "
-        "map_batches(clean) -> map(<lambda>) -> map_batches(Score) -> flat_map(<lambda>) -> "
-        "filter(<lambda>) -> columns(id, m)"
-    )
-    assert signature(ds) == expected
+        "read_parquet -> filter((id + 1 > 0) & (id < 1000000) & (id >= 0)) -> "
+        "columns(id, name, next=(id + 1)) -> map_batches(clean) -> map(<lambda>) -> "
+        "map_batches(Score) -> flat_map(<lambda>) -> filter(<lambda>) -> filter((next > 0)) -> "
+        "columns(id, m=next) -> write"
+    ).replace("(id + 1 > 0)", "((id + 1) > 0)")
+    assert signature(ds).text == expected
+    code = signature(ds).code
+    assert [name for name, _ in code.udfs] == [
+        *("map_batches(clean)", "map(<lambda>)", "map_batches(Score)"),
+        *("flat_map(<lambda>)", "filter(<lambda>)"),
+    ]
     for _ in ds.iter_batches():
         pass
-    assert signature(ds) == expected
+    assert signature(ds) == Signature(expected, code)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_a_pipeline_is_told_is_in_its_signature_and_no_secret(source: Path) -> None:
+    secret = "sk-verysecret"
+
+    def text(**options: Any) -> str:
+        udf = resumable(functools.partial(scale, by=options.pop("by", 2), api_key=secret))
+        ds = read(source, **options.pop("read", {}))
+        return signature(ds.map_batches(udf, **options)).text
+
+    usual = text(fn_kwargs={"name": "a", "hf_token": secret})
+    assert secret not in usual
+    assert usual == text(fn_kwargs={"name": "a", "hf_token": "another"})
+    others = [
+        text(fn_kwargs={"name": "b", "hf_token": secret}),
+        text(fn_args=("a",)),
+        text(by=3),
+        text(by=2),
+        text(by={"x": [1, 2]}),
+        text(by=np.arange(3)),
+        text(read={"include_paths": True}),
+        text(read={"partitioning": None}),
+        text(read={"arrow_parquet_args": {"batch_size": 3}, "columns": ["id"]}),
+    ]
+    assert len({usual, *others[:-2], others[-1]}) == len(others)
+    assert "include_paths=True" in others[6]
+    assert "columns=['id']" in others[8]
+    ds = read(source).map_batches(Score, fn_constructor_args=(1, secret), num_cpus=0.1)
+    made = signature(ds).text
+    assert secret not in made
+    assert made != signature(read(source).map_batches(Score, fn_constructor_args=(2, secret))).text
 
 
 @pytest.mark.usefixtures("cluster")
@@ -140,6 +248,10 @@ def test_policies(source: Path, tmp_path: Path) -> None:
     assert now.strip() == "now:  read_parquet -> map_batches(other) -> write_parquet"
     with pytest.raises(PipelineChangedError, match="write_csv"):
         run(clean, format="csv")
+    with pytest.raises(PipelineChangedError, match=r"write_parquet\(partition_cols=\[name\]\)"):
+        run(clean, partition_cols=["name"])
+    with pytest.raises(PipelineChangedError, match=r"write_parquet\(compression=gzip\)"):
+        run(clean, compression="gzip")
 
     write_source(tmp_path / "more", files=4, rows=5)
     (tmp_path / "more" / "00003.parquet").rename(source / "00003.parquet")
@@ -188,3 +300,110 @@ def test_what_is_gone_from_the_input_is_told_and_its_output_stays(
     assert "1 completed sources are not in the input any more" in caplog.text
     assert "00001.parquet for one" in caplog.text
     assert ids_in(tmp_path / "out") == list(range(15))
+
+
+# Changed code -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cluster")
+def test_other_code_is_noted_and_processed_again_if_asked(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(factor: int, **options: Any) -> RunSummary:
+        caplog.clear()
+        udf = resumable(lambda batch: {"id": batch["id"] * factor})
+        return resumable_write(read(source, **options).map_batches(udf), tmp_path / "out")
+
+    assert run(1).sources_completed == 3
+    assert run(1).sources_skipped == 3
+    assert "other code" not in caplog.text
+    assert run(10).sources_skipped == 3
+    assert caplog.text.count("other code") == 1
+    assert "3 of the completed sources went through other code than this run's" in caplog.text
+    assert "in map_batches(<lambda>), " in caplog.text
+    assert 'on_code_change="reprocess"' in caplog.text
+    assert run(10, on_code_change="ignore").sources_skipped == 3
+    assert "other code" not in caplog.text
+    assert ids_in(tmp_path / "out") == list(range(15))
+    assert run(10, on_code_change="reprocess").sources_completed == 3
+    assert ids_in(tmp_path / "out") == list(range(0, 150, 10))
+    assert run(10).sources_skipped == 3
+    assert "other code" not in caplog.text
+
+
+LIMIT = 3
+
+
+def helper(value: int) -> int:
+    return value + LIMIT
+
+
+def uses_helper(row: dict[str, Any]) -> dict[str, Any]:
+    return {"id": helper(row["id"])}
+
+
+def uses_helper_too(row: dict[str, Any]) -> dict[str, Any]:
+    return {"id": helper(row["id"])}
+
+
+def takes_any(row: Any, **_: Any) -> Any:
+    return row
+
+
+class WithState:
+    bound = 1
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"id": row["id"] + self.start + self.bound}
+
+
+def test_digests_of_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(n: Any) -> Any:
+        return lambda row: row["id"] * n
+
+    same = [
+        (uses_helper, uses_helper_too),
+        (uses_helper, resumable(uses_helper)),
+        (times(2), times(2)),
+        (times(object()), times(object())),
+        (WithState(1), WithState(1)),
+        (functools.partial(takes_any, a=1), functools.partial(takes_any, a=1)),
+    ]
+    for one, other in same:
+        assert digest_of_code(one) == digest_of_code(other)
+    different = [
+        *(uses_helper, helper, times(2), times(3), WithState, WithState(1), WithState(2), len),
+        *(WithState(1).__call__, functools.partial(takes_any, a=1), lambda row: {"a", "b", "c"}),
+        *(functools.partial(takes_any, a=2), lambda row: {"a", "b"}, json.dumps),
+    ]
+    digests = [digest_of_code(udf) for udf in different]
+    assert len(set(digests)) >= len(different) - 1
+    monkeypatch.setattr(sys.modules[__name__], "LIMIT", 4)
+    assert digest_of_code(uses_helper) != digests[0]
+    monkeypatch.setattr(WithState, "bound", 2)
+    assert digest_of_code(WithState) != digests[4]
+    # The same in every process, whatever the hashes of texts there.
+    script = "import test_changes as t; print(t.digest_of_code(lambda row: {'a', 'b', 'c'}))"
+    path = os.pathsep.join(sys.path)
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(outputs) == 1
+
+
+def test_a_record_of_before_says_nothing_of_code() -> None:
+    assert pipeline_of("s")[4:] == bytes(4)
+    assert pipeline_of("s", "code")[:4] == pipeline_of("s")[:4]
+    assert Code.read({"signature": "s"}) is None
+    code = Code.of([("map(f)", helper), ("map(g)", uses_helper)])
+    assert Code.read(json.loads(json.dumps({"code": code.header()}))) == code
+    assert code.differing(Code.of([("map(f)", helper), ("map(g)", helper)])) == ["map(g)"]

@@ -1,0 +1,170 @@
+"""What a pipeline is to a checkpoint: one line of text that says what its output depends on.
+
+Two pipelines with the same signature make the same columns of the same sources, if their UDFs do
+the same; what those do is :mod:`ray_resume.core.code`'s to say. A signature is the same whether a
+dataset was iterated over before or not, in every process, and with every version of Ray: between
+two UDFs it is about what filters and projections amount to, however Ray has joined or moved them.
+
+It shows nothing that may be a secret: texts and other values of the user's are there as digests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ray.data.expressions import Expr, col
+
+from ray_resume.core.code import Code
+from ray_resume.core.plain_values import digest_of_value, is_secret
+from ray_resume.raydata import plan
+from ray_resume.raydata.expressions import Columns, conjuncts, describe
+
+__all__ = ["Signature", "described_values", "signature_of"]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A pipeline's signature, and the code that it runs.
+
+    Args:
+        text: what has to be the same for completed sources to stay as they are.
+        code: what may differ; the user is to know of it.
+    """
+
+    text: str
+    code: Code
+
+
+def signature_of(
+    chain: plan.Chain,
+    *,
+    read: str,
+    read_udfs: Sequence[tuple[str, Any]],
+    predicates: Sequence[Expr],
+    columns: Sequence[str] | None,
+    input_names: Sequence[str] | None,
+    write: str,
+) -> Signature:
+    """Describe a chain as Ray's optimizer has left it.
+
+    Args:
+        read: describes the reader and its options.
+        read_udfs: the user's functions that the reader calls, by name.
+        predicates: the filters that Ray has pushed into the read.
+        columns: the columns that it has told the read to select, None for all.
+        input_names: the columns that there are without that, None if they are not known.
+        write: describes the sink.
+    """
+    steps, udfs = [read], list(read_udfs)
+    segment = _Segment(input_names)
+    for predicate in predicates:
+        segment.filter(predicate)
+    if columns is not None:
+        segment.select(columns)
+    for operator in chain.operators:
+        method = plan.method_of(operator)
+        if hasattr(operator, "exprs"):
+            segment.project(operator.exprs, getattr(operator, "_common_sub_exprs", ()))
+        elif getattr(operator, "predicate_expr", None) is not None:
+            segment.filter(operator.predicate_expr)
+        elif method is not None:
+            name = _name_of(operator)
+            steps += [*segment.steps(), f"{method}({_udf(name, operator)})"]
+            if plan.dropped_columns(operator) is None:
+                udfs.append((f"{method}({name})", operator.fn))
+            segment = _Segment(None)
+    steps += [*segment.steps(), *([write] if write else [])]
+    return Signature(" -> ".join(steps), Code.of(udfs))
+
+
+_NUMBERS = (bool, int, float, type(None))
+
+
+class _Segment:
+    """The filters and projections between two UDFs, as one step of each kind."""
+
+    def __init__(self, input_names: Sequence[str] | None) -> None:
+        self._names = input_names
+        self._columns = Columns()
+        self._conditions: set[str] = set()
+
+    def filter(self, predicate: Expr) -> None:
+        for condition in conjuncts(self._columns.of_input(predicate)):
+            self._conditions.add(describe(condition))
+
+    def project(self, expressions: Sequence[Expr], shared: Sequence[Expr]) -> None:
+        self._columns = self._columns.project(expressions, shared)
+
+    def select(self, names: Sequence[str]) -> None:
+        self._columns = self._columns.project([col(name) for name in names])
+
+    def steps(self) -> Iterator[str]:
+        if self._conditions:
+            yield f"filter({' & '.join(sorted(self._conditions))})"
+        columns = self._columns.describe(self._names)
+        if columns != "*":
+            yield f"columns({columns})"
+
+
+def described_values(
+    positional: Sequence[Any], named: Mapping[str, Any], shown: Collection[str] = ()
+) -> list[str]:
+    """Describe arguments: numbers as they are, other plain values as digests, the rest as dots.
+
+    Of what may be a secret by its name there are dots, so another secret is no other pipeline. Of
+    ``shown`` ones there are values.
+    """
+    texts = []
+    for value in positional:
+        digest = digest_of_value(value)
+        texts.append("..." if digest is None else f"#{digest}")
+    for name, value in sorted(named.items()):
+        digest = None if is_secret(name) else digest_of_value(value)
+        if digest is not None and (name in shown or isinstance(value, _NUMBERS)):
+            texts.append(f"{name}={value}")
+        else:
+            texts.append(f"{name}={'...' if digest is None else f'#{digest}'}")
+    return texts
+
+
+def _udf(name: str, operator: Any) -> str:
+    """Describe a UDF: its name, what it is made with, what it is called with."""
+    dropped = plan.dropped_columns(operator)
+    if dropped is not None:
+        return f"{name}, {', '.join(dropped)}"
+    made = described_values(
+        _listed(operator.fn_constructor_args), operator.fn_constructor_kwargs or {}
+    )
+    positional, named = _bound(operator.fn)
+    called = described_values(
+        [*positional, *_listed(operator.fn_args)], {**named, **(operator.fn_kwargs or {})}
+    )
+    return ", ".join([f"{name}({', '.join(made)})" if made else name, *called])
+
+
+def _bound(udf: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments that ``functools.partial`` has bound, around whatever decorators."""
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    while True:
+        if isinstance(udf, partial):
+            positional, named = [*udf.args, *positional], {**udf.keywords, **named}
+            udf = udf.func
+        elif hasattr(udf, "__wrapped__"):
+            udf = udf.__wrapped__
+        else:
+            return positional, named
+
+
+def _listed(arguments: Any) -> list[Any]:
+    return list(arguments) if isinstance(arguments, (list, tuple)) else []
+
+
+def _name_of(operator: Any) -> str:
+    """Return the UDF's name, of which Ray makes the operator's."""
+    match = re.fullmatch(r"\w+\((.*)\)", str(operator.name), re.DOTALL)
+    return match[1] if match else str(operator.name)
