@@ -14,9 +14,6 @@ module fails and says so. Each internal that is used:
   and columns are pushed where plain Ray Data pushes them, and under the same names.
 * ``DelegatingBlockBuilder``, ``eval_expr``, ``concat``: to make blocks of rows, to evaluate an
   expression and to join blocks exactly as Ray Data itself does.
-* ``ray.util.client.ray.is_connected``: to refuse Ray Client, as Ray Data asks for it itself.
-* Where Ray unpacks a job's ``working_dir``: a relative checkpoint would be made there, and be lost.
-* ``ExecutionCallback``: to refuse a plain ``ds.write_*`` that would look as if it were resumable.
 """
 
 from __future__ import annotations
@@ -25,7 +22,6 @@ import copy
 import dataclasses
 import dis
 import inspect
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,15 +31,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray.data
-import ray.util.client
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.block import BlockAccessor
 from ray.data.datasource import Datasink, Datasource
-from ray.exceptions import UserCodeException
 
 from ray_resume.core.sources import Selection
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
-from ray_resume.errors import CheckpointError, NonResumableError, ResumeError
+from ray_resume.errors import NonResumableError
 from ray_resume.raydata import expressions
 
 # From the first to before the second. `pyproject.toml` says the same to pip, but an image of a
@@ -71,9 +65,6 @@ try:
         _ParquetFragment,
     )
     from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
-    from ray.data._internal.execution.interfaces import PhysicalOperator
-    from ray.data._internal.execution.streaming_executor import StreamingExecutor
     from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan
     from ray.data._internal.logical.operators import (
         Filter,
@@ -85,7 +76,6 @@ try:
         Read,
         ReadFiles,
         StreamingRepartition,
-        Write,
     )
     from ray.data._internal.logical.optimizers import LogicalOptimizer
     from ray.data._internal.planner.plan_expression.expression_evaluator import eval_expr
@@ -113,12 +103,10 @@ __all__ = [
     "mask_of",
     "method_of",
     "plain_datasource",
+    "position_of_write",
     "push_selection",
     "reading_files",
     "reads_any_file",
-    "refuse_plain_writes",
-    "refuse_ray_client",
-    "refuse_working_dir_copy",
     "row_group_name",
     "rows_of",
 ]
@@ -170,7 +158,7 @@ _UDF_TYPES: Any = tuple(_UDF_OPERATORS)
 # What is used of Ray's classes without being imported by name.
 _USED: dict[Any, str] = {
     Dataset: "_logical_plan _from_parent copy context",
-    DataContext: "use_datasource_v2 custom_execution_callback_classes checkpoint_config",
+    DataContext: "use_datasource_v2 checkpoint_config",
     LogicalPlan: "dag",
     LogicalOperator: "input_dependencies name",
     Read: "datasource datasource_or_legacy_reader num_outputs detected_parallelism parallelism "
@@ -185,48 +173,9 @@ _USED: dict[Any, str] = {
     FileBasedDatasource: "_paths _file_sizes get_read_tasks",
     ParquetDatasource: "_pq_paths _pq_fragments",
     _ParquetFragment: "_fragment _file_size file_size original",
-    StreamingExecutor: "_topology",
-    PhysicalOperator: "_logical_operators",
 }
 
-_WORKING_DIR_COPIES = "/runtime_resources/working_dir_files/"
-
 _reading = threading.Lock()
-
-
-def refuse_ray_client() -> None:
-    """Make sure that this process is a driver in the cluster, not a client of one.
-
-    Raises:
-        ResumeError: it is a client, or Ray would make it one as soon as it starts.
-    """
-    if ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]
-        how = "This process is connected to its cluster through Ray Client (ray://)"
-    elif not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
-        how = "RAY_ADDRESS would connect this process to its cluster through Ray Client (ray://)"
-    else:
-        return
-    raise ResumeError(
-        f"{how}, and so it is on none of the cluster's nodes. A run's checkpoint, its locks and "
-        "its ledger must be on the node where the driver is. Nothing was started. Have the same "
-        "script run in the cluster: ray job submit --address http://HEAD:8265 --working-dir . -- "
-        "python SCRIPT; or start it on one of the nodes, with ray.init() and no ray:// address."
-    )
-
-
-def refuse_working_dir_copy(path: str) -> None:
-    """Make sure that the checkpoint at ``path`` is in no copy of a working directory of Ray's.
-
-    Raises:
-        CheckpointError: it is.
-    """
-    if _WORKING_DIR_COPIES in os.path.realpath(path):
-        raise CheckpointError(
-            f"The checkpoint {path} is in the copy of your working directory that Ray has made for "
-            "this job. Whenever a file of yours changes it makes another copy, and all are gone "
-            "with the cluster: the next run would start from zero. Give an absolute path to a "
-            "disk that stays, for the checkpoint and for the output."
-        )
 
 
 @dataclass(frozen=True)
@@ -326,12 +275,6 @@ def arm(
         arm_predicate: maps the expression of a filter to a UDF for ``map_batches``.
     """
     dataset = Dataset.copy(chain.dataset, _deep_copy=True)
-    context = dataset.context
-    context.custom_execution_callback_classes = [
-        callback
-        for callback in context.custom_execution_callback_classes
-        if callback is not _PlainWriteGuard
-    ]
     operator: LogicalOperator = dataclasses.replace(
         chain.read,
         datasource=datasource,
@@ -345,7 +288,7 @@ def arm(
     )
     for above in chain.operators:
         operator = _retried(_armed(above, operator, arm_udf, arm_predicate), retries)
-    return Dataset._from_parent(dataset, LogicalPlan(operator, context))
+    return Dataset._from_parent(dataset, LogicalPlan(operator, dataset.context))
 
 
 def plain_datasource(
@@ -505,11 +448,6 @@ def is_file_datasink(datasink: Any) -> bool:
     return isinstance(datasink, _FileDatasink)
 
 
-def refuse_plain_writes(dataset: Dataset) -> None:
-    """Make a plain ``write_*`` on ``dataset``, and on what is derived from it, an error."""
-    dataset.context.custom_execution_callback_classes.append(_PlainWriteGuard)
-
-
 def rows_of(block: Any) -> Iterator[dict[str, Any]]:
     """Iterate over a block's rows as Ray gives them to row-wise UDFs."""
     rows: Iterator[dict[str, Any]] = BlockAccessor.for_block(block).iter_rows(
@@ -553,6 +491,12 @@ _READ_WAY_OUT = (
     "Read with resumable_read(ray.data.read_..., ..., checkpoint=...), and give resumable_write "
     "the dataset itself, not one that was materialized or split."
 )
+
+
+def position_of_write(dataset: Dataset) -> str:
+    """Format a pipeline with a write at its end, which is in brackets."""
+    names = [*map(_title, _operators_below(dataset._logical_plan.dag)), "write"]
+    return _position(names, len(names) - 1)
 
 
 def _operators_below(operator: Any) -> list[Any]:
@@ -741,25 +685,6 @@ def _retried(operator: Any, retries: int) -> Any:
     in_actors = isinstance(getattr(operator, "compute", None), ActorPoolStrategy)
     name = "max_task_retries" if in_actors else "max_retries"
     return dataclasses.replace(operator, ray_remote_args={name: retries, **given})
-
-
-class _PlainWriteRefusedError(NonResumableError, UserCodeException):
-    """Also a UserCodeException: Ray then takes it for the user's business, not for its own bug."""
-
-
-class _PlainWriteGuard(ExecutionCallback):
-    def before_execution_starts(self, executor: Any) -> None:
-        operators = executor._topology
-        for operator in operators:
-            for logical in operator._logical_operators:
-                if isinstance(logical, Write):
-                    names = [_title(below) for below in _operators_below(logical)]
-                    raise _PlainWriteRefusedError(
-                        "A plain write_* of a dataset from resumable_read would not be resumable: "
-                        "nothing would be skipped, and a crash would leave duplicates. It is in "
-                        f"brackets here: {_position(names, len(names) - 1)}. Use "
-                        "resumable_write(ds, folder)."
-                    )
 
 
 def _check_used() -> None:

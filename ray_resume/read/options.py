@@ -5,6 +5,7 @@ Importable on workers: knows neither checkpoints nor lmdb.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Mapping
@@ -13,11 +14,14 @@ from typing import Any, NamedTuple
 import pyarrow.csv
 import pyarrow.fs
 import pyarrow.json
+import ray.data
+from ray.data import Dataset
 from ray.data.datasource import Datasource
 
 from ray_resume.core.plain_values import NotPlainError, digest_of_value, is_secret, plain
+from ray_resume.errors import NonResumableError
 
-__all__ = ["ReaderText", "describe_options", "describe_reader", "is_repeatable"]
+__all__ = ["ReaderText", "check_reader", "describe_options", "describe_reader", "is_repeatable"]
 
 # Whose values may be shown: they name columns, or switch something on. Others are shown as digests.
 _SHOWN = {
@@ -66,6 +70,69 @@ _ARROWS: dict[type, tuple[str, ...]] = {
         "unexpected_field_behavior",
     ),
 }
+
+
+_READERS = (
+    "Read files with one of Ray Data's readers for files (ray.data.read_parquet, read_csv, "
+    "read_json, ...), or anything else by keys: resumable_read(load, keys=[...], checkpoint=...)."
+)
+
+
+def check_reader(reader: Any, args: tuple[Any, ...], *, keyed: bool) -> None:
+    """Make sure that the first argument of `resumable_read` is a reader, before anything else.
+
+    Args:
+        keyed: whether it is to be called with each key.
+
+    Raises:
+        NonResumableError: it is something else, or has no sources that can be resumed. The message
+            shows the call that was probably meant.
+    """
+    if isinstance(reader, Dataset):
+        raise NonResumableError(
+            "resumable_read got a dataset: its reader was called already. Pass the reader itself, "
+            'with its arguments after it: resumable_read(ray.data.read_parquet, "in/", '
+            "checkpoint=...)."
+        )
+    if isinstance(reader, Datasource) or (keyed and callable(reader)):
+        return
+    if isinstance(reader, type) and issubclass(reader, Datasource):
+        raise NonResumableError(
+            f"resumable_read got the class {reader.__name__}. Pass an object of it: "
+            f"resumable_read({reader.__name__}(...), checkpoint=...)."
+        )
+    if isinstance(reader, functools.partial):
+        raise NonResumableError(
+            "resumable_read got a functools.partial. Pass the reader itself, with all of its "
+            f"arguments after it: resumable_read({_spelt(reader.func)}, ..., checkpoint=...)."
+        )
+    if not callable(reader):
+        # Two arguments in the wrong order, as a rule.
+        readers = [_spelt(value) for value in args if callable(value)]
+        raise NonResumableError(
+            f"The first argument of resumable_read is a reader, not {reader!r:.80}. Pass the "
+            f"reader first: resumable_read({(readers or ['ray.data.read_parquet'])[0]}, "
+            f"{reader!r:.80}, checkpoint=...)."
+        )
+    name = getattr(reader, "__name__", repr(reader))
+    rays = getattr(ray.data, name, None)
+    if rays is None or "paths" not in inspect.signature(rays).parameters:
+        raise NonResumableError(
+            f"{name} has no sources that are the same in every run, so it cannot be resumed. "
+            f"{_READERS}"
+        )
+    if rays is not reader:
+        raise NonResumableError(
+            f"{_spelt(reader)} is not one of Ray Data's readers. Did you mean ray.data.{name}?"
+        )
+
+
+def _spelt(function: Any) -> str:
+    """Return a function's name, as a user would write it."""
+    name = getattr(function, "__name__", type(function).__name__)
+    if getattr(ray.data, name, None) is function:
+        return f"ray.data.{name}"
+    return f"{getattr(function, '__module__', '').partition('.')[0]}.{name}".lstrip(".")
 
 
 class ReaderText(NamedTuple):

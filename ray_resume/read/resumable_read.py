@@ -18,7 +18,7 @@ from ray_resume.checkpoint.checkpoint import Checkpoint
 from ray_resume.core.shards import ArrayTask, Shard, shard_of
 from ray_resume.core.sources import Reading, SourceTable
 from ray_resume.errors import NonResumableError
-from ray_resume.raydata import plan
+from ray_resume.raydata import guards
 from ray_resume.read.datasource import ResumableDatasource
 from ray_resume.read.inputs import (
     DatasourceReading,
@@ -28,7 +28,7 @@ from ray_resume.read.inputs import (
     key_sources,
 )
 from ray_resume.read.listing import list_files, list_row_groups, relative_to, resolve
-from ray_resume.read.options import ReaderText, describe_reader, is_repeatable
+from ray_resume.read.options import ReaderText, check_reader, describe_reader, is_repeatable
 
 __all__ = ["ReadOptions", "resumable_read"]
 
@@ -133,14 +133,20 @@ def resumable_read(
             environment is not that of one of its array tasks; the driver is a Ray Client.
     """
     _check_options(max_failed_runs, on_source_change, on_pipeline_change, on_code_change)
-    plan.refuse_ray_client()
+    guards.refuse_ray_client()
+    check_reader(reader, args, keyed=keys is not None)
     share = None if shard is None else shard_of(shard, os.environ)
     if granularity not in ("file", "row_group"):
         raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
+    if not isinstance(checkpoint, (str, os.PathLike, Checkpoint)):
+        raise TypeError(
+            "checkpoint must be a directory, a URI or a ray_resume.Checkpoint, not "
+            f"a {type(checkpoint).__name__}."
+        )
     location = Checkpoint(checkpoint).location
     storage = location.open()
     if location.local_path is not None:
-        plan.refuse_working_dir_copy(str(location.local_path))
+        guards.refuse_working_dir_copy(str(location.local_path))
     files = keys is None and not isinstance(reader, Datasource)
     if not files and (granularity != "file" or source_root is not None):
         raise TypeError("granularity and source_root are for ray.data's readers for files alone.")
@@ -173,7 +179,7 @@ def resumable_read(
     )
     datasource = ResumableDatasource(reading, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
-    plan.refuse_plain_writes(dataset)
+    guards.refuse_plain_writes(dataset)
     return dataset
 
 
@@ -201,16 +207,12 @@ def _file_reading(
     granularity: str,
     source_root: str | os.PathLike[str] | None,
 ) -> FileReading:
-    name = getattr(reader, "__name__", repr(reader))
+    name = reader.__name__
     signature = inspect.signature(reader)
-    if getattr(ray.data, name, None) is not reader or "paths" not in signature.parameters:
-        raise NonResumableError(
-            f"{name} has no sources that are the same in every run, so it cannot be resumed. Read "
-            "files with one of Ray Data's readers for files (ray.data.read_parquet, read_csv, "
-            "read_json, ...), or anything else by keys: resumable_read(load, keys=[...], "
-            "checkpoint=...)."
-        )
-    arguments = signature.bind(*args, **kwargs).arguments
+    try:
+        arguments = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise TypeError(f"ray.data.{name}: {error}") from None
     # Extra keyword arguments of the reader arrive under the name of its ** parameter.
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -275,8 +277,9 @@ def _default(signature: inspect.Signature, name: str) -> Any:
 def _refuse_arguments(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if args or kwargs:
         raise TypeError(
-            f"{reader!r} takes no further arguments here, but got "
-            f"{[*args, *(f'{name}={value!r}' for name, value in kwargs.items())]}"
+            f"resumable_read calls {getattr(reader, '__name__', type(reader).__name__)} with each "
+            "key alone, or reads a Datasource as it is. It has no use for "
+            f"{', '.join([*map(repr, args), *(f'{name}={kwargs[name]!r}' for name in kwargs)])}."
         )
 
 

@@ -75,18 +75,31 @@ def resumable(
     on_error: str = "raise",
     isolate: bool = False,
 ) -> F | Callable[[F], F]:
-    """Declare that a UDF for ``map_batches`` may be part of a resumable pipeline.
+    """Declare that a UDF may be part of a resumable pipeline.
 
-    For functions, generator functions and callable classes, in numpy, pandas and pyarrow batch
-    formats. Outside ``resumable_write`` it has no effect. The contract: **what a call returns
-    comes from that call's rows, and nothing is kept for a later call.** A UDF that buffers,
-    deduplicates or aggregates over calls must stay undecorated; nothing can detect it, and its
-    rows would be lost after a crash.
+    Outside ``resumable_write`` it has no effect. **The contract: what a call returns comes from
+    that call's rows, and nothing is kept for a later call.** A UDF that buffers, deduplicates or
+    aggregates over calls must stay undecorated; nothing can detect it, and its rows would be lost
+    after a crash. What a UDF does besides (files, requests) it does again for each source that is
+    executed again.
 
-    A call may return any number of rows, or ``None`` for none. Ray Data takes their values when it
-    would in a plain pipeline, or earlier: those of async UDFs as soon as they are returned. A batch
-    with rows of several sources is given to the UDF in parts, one call for each source, unless an
-    option says how output rows and input rows belong together:
+    It serves UDFs for
+
+    * ``map_batches``, in the numpy, pandas and pyarrow batch formats. A call may return any number
+      of rows, or ``None`` for none;
+    * ``map``, ``filter`` and ``flat_map``, which are called row by row. A ``flat_map`` UDF that
+      returns ``None`` or ``[]`` drops the row.
+
+    They may be functions, generator functions, lambdas, bound methods, ``functools.partial``
+    objects and callable classes. Classes may have an async ``__call__``, a coroutine function or an
+    async generator function. (Ray Data runs no plain async functions.) A class that is derived from
+    a decorated one is decorated itself. Expressions (``with_column``, ``filter(expr=...)``),
+    ``select_columns``, ``rename_columns`` and ``drop_columns`` need no decorator.
+
+    Ray Data takes the values that a UDF returns when it would in a plain pipeline, or earlier:
+    those of async UDFs as soon as they are returned. A batch of ``map_batches`` with rows of
+    several sources is given to the UDF in parts, one call for each source, unless an option says
+    how output rows and input rows belong together:
 
     Args:
         one_to_one: output row i comes from input row i. Batches stay whole; another number of
@@ -118,6 +131,15 @@ def resumable(
         @resumable
         def clean(batch: pd.DataFrame) -> pd.DataFrame:
             return batch[batch["text"].str.len() > 0]
+
+
+        @resumable(one_to_one=True)
+        class Embed:
+            def __init__(self, model: str) -> None:
+                self.model = load(model)
+
+            def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+                return {**batch, "vector": self.model.encode(batch["text"])}
     """
     if one_to_one and origin is not None:
         raise ValueError(
@@ -189,7 +211,7 @@ def _decorate(options: StageOptions, udf: Any) -> Any:
         setattr(udf, _MARK, options)
         return udf
     if not callable(udf):
-        raise NonResumableError(f"@resumable needs a function or a class, not {udf!r}.")
+        raise NonResumableError(f"@resumable needs a function or a class, not {udf!r:.80}.")
     if _is_async(udf):
         raise NonResumableError(
             f"{_name(udf)} is an async function, which Ray Data does not run. "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import numpy as np
 from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data import Dataset
 from ray.data.datasource import Datasink
+from ray.exceptions import RayTaskError
 
 from ray_resume.checkpoint.shared.objects import canonical_uri
 from ray_resume.core.sources import SourceTable
-from ray_resume.errors import CheckpointError, NonResumableError
-from ray_resume.raydata import plan
+from ray_resume.errors import CheckpointError, NonResumableError, ResumeError
+from ray_resume.raydata import guards, plan
 from ray_resume.raydata.signature import described_values, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.read.listing import open_place
@@ -106,8 +108,13 @@ def resumable_write(
         KeyboardInterrupt: Ctrl-C; likewise. Uncaught, it ends the process with exit code 130.
         SystemExit: SIGTERM, with exit code 143, unless you have a handler of your own; likewise.
     """
+    if isinstance(sink, Dataset) and isinstance(ds, (str, os.PathLike, Datasink)):
+        raise NonResumableError(
+            "The dataset is the first argument of resumable_write, and the sink the second: "
+            f"resumable_write(ds, {ds!r:.80})."
+        )
     # Ray may have been started since the read.
-    plan.refuse_ray_client()
+    guards.refuse_ray_client()
     chain = plan.chain_of(
         ds,
         resumable_datasource=ResumableDatasource,
@@ -148,13 +155,15 @@ def resumable_write(
             lambda method, udf: stage.armed(udf, this.client, method),
             lambda expression: stage.armed_predicate(expression, this.client),
         )
+        guards.allow_write(armed)
         if this.plan.tolerant:
             armed.context.max_errored_blocks = -1
-        armed.write_datasink(
-            sink_of_pass,
-            ray_remote_args={"max_retries": retries, **(ray_remote_args or {})},
-            concurrency=concurrency,
-        )
+        with _ours_first():
+            armed.write_datasink(
+                sink_of_pass,
+                ray_remote_args={"max_retries": retries, **(ray_remote_args or {})},
+                concurrency=concurrency,
+            )
 
     signature = signature_of(
         optimized,
@@ -183,6 +192,20 @@ def resumable_write(
         )
     )
     return run.execute(run_pass, lease_wait_s=lease_wait_s)
+
+
+@contextlib.contextmanager
+def _ours_first() -> Iterator[None]:
+    """Raise an error of ray_resume's own as it is, not below the frames of the task it ended."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        if not isinstance(cause, ResumeError):
+            raise
+        # Ray adds lines to it about retries, which there are none of.
+        message = str(cause).partition("\nFailed to apply UDF transform")[0]
+        raise type(cause)(message) from None
 
 
 @dataclass(frozen=True)

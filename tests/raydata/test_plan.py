@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pandas as pd
 import pytest
 import ray
-from conftest import snapshot
-from ray.data import DataContext, Dataset
+from conftest import ids_in, snapshot
+from ray.data import DataContext, Dataset, SaveMode
 from ray.data.aggregate import Count, Sum
 from ray.data.datatype import DataType
 from ray.data.expressions import (
@@ -375,14 +378,34 @@ def test_of_a_long_pipeline_only_the_surroundings_are_told(source: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("write", ["write_parquet", "write_json", "write_csv"])
-def test_a_plain_write_is_refused(write: str, source: Path, tmp_path: Path) -> None:
+def test_a_plain_write_is_refused_before_it_touches_the_folder(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
-    with pytest.raises(NonResumableError, match=r"resumable_write\(ds, folder\)") as caught:
-        getattr(ds.map_batches(keep), write)(str(tmp_path / "out"))
-    assert "ReadParquet -> MapBatches(keep) -> [Write" in str(caught.value)
-    assert "internal" not in str(caught.value).lower()
-    assert not list((tmp_path / "out").glob("*"))
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "precious.parquet").write_bytes(b"precious")
+    before = snapshot(tmp_path)
+    pipeline = ds.map_batches(keep)
+    writes: list[Callable[[], Any]] = [
+        lambda: pipeline.write_parquet(str(tmp_path / "out")),
+        lambda: pipeline.write_json(str(tmp_path / "out")),
+        lambda: pipeline.write_csv(str(full), mode=SaveMode.OVERWRITE),
+        lambda: pipeline.materialize().write_parquet(str(tmp_path / "out")),
+        lambda: pipeline.sort("id").write_parquet(str(tmp_path / "out")),
+    ]
+    for write in writes:
+        with pytest.raises(NonResumableError, match=r"resumable_write\(ds, folder\)") as caught:
+            write()
+        assert type(caught.value) is NonResumableError
+        assert caught.value.__cause__ is None
+        assert caught.value.__context__ is None
+    assert "-> [write]" in str(caught.value)
+    assert "user code" not in caplog.text
+    assert snapshot(tmp_path) == before
+    # Others write as ever, beside it.
+    ray.data.range(3).write_parquet(str(tmp_path / "other"))
+    assert ids_in(tmp_path / "other") == [0, 1, 2]
 
 
 @pytest.mark.usefixtures("cluster")
@@ -498,3 +521,76 @@ def test_a_reader_that_runs_code_of_the_user_gets_fresh_tokens(
         )
         datasource: Any = chain.datasource
         assert datasource.reading.repeatable is repeatable
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_was_meant_is_in_the_message(source: Path, tmp_path: Path) -> None:
+    class Own(ray.data.Datasource):
+        pass
+
+    def read(*args: Any, **options: Any) -> Any:
+        return resumable_read(*args, checkpoint=tmp_path / "ckpt", **options)
+
+    folder = str(source)
+    parquet = ray.data.read_parquet
+    ds = read(parquet, folder)
+    swapped: Any = resumable_write
+    cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (
+            lambda: read(parquet(folder)),
+            NonResumableError,
+            "called already. Pass the reader itself, with its arguments after it: "
+            'resumable_read(ray.data.read_parquet, "in/", checkpoint=...)',
+        ),
+        (
+            lambda: read(folder, ray.data.read_csv),
+            NonResumableError,
+            "Pass the reader first: resumable_read(ray.data.read_csv, '/",
+        ),
+        (lambda: read([folder]), NonResumableError, "resumable_read(ray.data.read_parquet, ['/"),
+        (lambda: read(Own), NonResumableError, "Pass an object of it: resumable_read(Own(...)"),
+        (
+            lambda: read(functools.partial(parquet, columns=["id"]), folder),
+            NonResumableError,
+            "Pass the reader itself, with all of its arguments after it: "
+            "resumable_read(ray.data.read_parquet, ...",
+        ),
+        (
+            lambda: read(pd.read_parquet, folder),
+            NonResumableError,
+            "pandas.read_parquet is not one of Ray Data's readers. Did you mean "
+            "ray.data.read_parquet?",
+        ),
+        (lambda: read(ray.data.range, 3), NonResumableError, "or anything else by keys"),
+        (lambda: read(print, 3), NonResumableError, "print has no sources that are the same"),
+        (lambda: read(parquet), TypeError, "ray.data.read_parquet: missing a required argument"),
+        (lambda: read(keep, folder, keys=["a"]), TypeError, f"It has no use for {folder!r}"),
+        (
+            lambda: resumable_read(parquet, folder, checkpoint=ds),
+            TypeError,
+            "checkpoint must be a directory, a URI or a ray_resume.Checkpoint, not a Dataset",
+        ),
+        (
+            lambda: swapped(str(tmp_path / "out"), ds),
+            NonResumableError,
+            "resumable_write(ds, '/",
+        ),
+        (lambda: resumable(ds), NonResumableError, "needs a function or a class, not"),
+    ]
+    before = snapshot(tmp_path)
+    for call, kind, words in cases:
+        with pytest.raises(kind) as caught:
+            call()
+        assert words in str(caught.value), words
+        assert caught.value.__cause__ is None
+    assert snapshot(tmp_path) == before
+
+
+def test_help_names_all_that_is_served() -> None:
+    text = inspect.getdoc(resumable) or ""
+    for word in (
+        *("map_batches", "map``", "flat_map", "filter", "numpy", "pandas", "pyarrow", "generator"),
+        *("class", "async", "partial", "method", "lambda", "expr=", "contract", "later call"),
+        *("one_to_one:", "origin:", "sink:", "on_error:", "isolate:", "Raises:", "Example"),
+    ):
+        assert word in text, word
