@@ -1,7 +1,7 @@
 """How output files are called, so that anybody who sees a name can tell whose it is.
 
-``<checkpoint>-<run>-<source's digest>-<random>.<format>``; zeros for the digest where several
-sources share the file. The random part is drawn for each write.
+``<checkpoint>-<run>-<source's digest>-<random>.<format>[.<compression>]``; zeros for the digest
+where several sources share the file. The random part is drawn for each write.
 
 There may be millions of them, so a name that is spelt as usual also has a short form (`packed`).
 """
@@ -26,7 +26,9 @@ PACKED_BYTES = 27
 
 _SHARED = bytes(DIGEST_BYTES)
 
-_NAME = re.compile(r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})\.[a-z]+")
+_NAME = re.compile(
+    r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})\.[a-z]+(?:\.[a-z0-9]+)?"
+)
 _BEGINNING = re.compile("([0-9a-f]{8})-([0-9a-f]{12})-")
 _NUMBER_OF = {f".{ending}": bytes((number,)) for number, ending in enumerate(ENDINGS)}
 

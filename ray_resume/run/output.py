@@ -15,7 +15,7 @@ from ray_resume.core.output_files import FileList, listed_files, missing_files
 from ray_resume.core.snapshot import Records
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
-from ray_resume.write.folder import Folder
+from ray_resume.write.folder import Folder, fault_of
 
 __all__ = ["FolderOutput", "Output", "RemoteOutput"]
 
@@ -138,9 +138,10 @@ class FolderOutput:
             raise self._unusable(error) from error
 
     def _unusable(self, error: OSError) -> CheckpointError:
+        fault, remedy = fault_of(error)
         return CheckpointError(
-            f"The output folder {self.uri} cannot be used: {error}. Give a path where this process "
-            "may make a folder, or mend the disk, and run again."
+            f"The output folder {self.uri} cannot be used: {error}. {fault} {remedy}, and run "
+            "again."
         )
 
     def remove_leftovers(

@@ -7,85 +7,23 @@ ledger's to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import IO, Any
-from urllib.parse import quote
+from collections.abc import Iterable
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from ray.data.block import Block
 from ray.data.datasource import Datasink
 
-from ray_resume.core.filenames import DIGEST_BYTES, stem_of
+from ray_resume.core.filenames import DIGEST_BYTES
 from ray_resume.core.ledger import Drain, Pack
-from ray_resume.errors import ResumeError
 from ray_resume.failpoints import reached
 from ray_resume.raydata import plan
 from ray_resume.run.client import LedgerClient
 from ray_resume.write.folder import Folder
-from ray_resume.write.formats import Format
+from ray_resume.write.layout import Layout, unwritten
 from ray_resume.write.packing import Packing
 from ray_resume.write.source_rows import gathered
 
-__all__ = ["FileSink", "Layout"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How rows become files: their format and options, and the columns that name subfolders."""
-
-    format: Format
-    options: Mapping[str, Any]
-    partition_columns: tuple[str, ...] = ()
-
-    def write(
-        self, folder: Folder, prefix: str, digest: bytes | None, table: pa.Table
-    ) -> list[str]:
-        """Write ``table`` as one file, or one for each partition; return their names.
-
-        ``prefix`` and ``digest`` are what `naming.stem_of` makes them of.
-        """
-        names = []
-        for subfolder, part in self._parts(table):
-            name = f"{subfolder}{stem_of(prefix, digest)}.{self.format.suffix}"
-            try:
-                folder.write(name, partial(self._write_file, part))
-            except OSError as error:
-                raise _unwritten(f"file {folder.uri}/{name}", error) from error
-            reached("sink.written")
-            names.append(name)
-        return names
-
-    def _write_file(self, part: pa.Table, file: IO[bytes]) -> None:
-        self.format.write(part, file, self.options)
-
-    def _parts(self, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-        if not self.partition_columns:
-            yield "", table
-            return
-        columns = list(self.partition_columns)
-        missing = [name for name in columns if name not in table.column_names]
-        if missing:
-            raise ValueError(
-                f"partition_cols names {missing[0]!r}, and the rows have the columns "
-                f"{', '.join(table.column_names)}."
-            )
-        ordered = table.take(pc.sort_indices(table, sort_keys=[(c, "ascending") for c in columns]))
-        values = [ordered.column(name).to_pylist() for name in columns]
-        keys = list(zip(*values, strict=True))
-        starts = [i for i in range(len(keys)) if i == 0 or keys[i] != keys[i - 1]]
-        rest = ordered.drop_columns(columns)
-        for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
-            spelt = zip(columns, keys[start], strict=True)
-            yield "".join(map(_hive, spelt)), rest.slice(start, stop - start)
-
-
-def _hive(pair: tuple[str, Any]) -> str:
-    name, value = pair
-    spelt = "__HIVE_DEFAULT_PARTITION__" if value is None else quote(str(value), safe="")
-    return f"{quote(name, safe='')}={spelt}/"
+__all__ = ["FileSink"]
 
 
 class FileSink(Datasink[None]):
@@ -151,17 +89,10 @@ class FileSink(Datasink[None]):
         try:
             self._folder.sync(name for event in events for name in event.files)
         except OSError as error:
-            raise _unwritten(f"folder {self._folder.uri}", error) from error
+            raise unwritten(f"folder {self._folder.uri}", error) from error
         reached("sink.before_drain")
         self._client.send(*events)
         reached("sink.after_drain")
 
     def _digest(self, source: int) -> bytes:
         return self._digests[source * DIGEST_BYTES : (source + 1) * DIGEST_BYTES]
-
-
-def _unwritten(what: str, error: OSError) -> ResumeError:
-    return ResumeError(
-        f"The output {what} cannot be written: {error}. Its rows count for nobody, and what was "
-        "committed is safe. Free space or mend the disk, and run again."
-    )

@@ -1,16 +1,22 @@
 """The folder that output goes to: its files listed, written whole, made durable, removed.
 
-Knows neither Ray nor what is in the files.
+Knows neither Ray nor what is in the files. A storage that fails for moments is tried again, as
+plain Ray Data does it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import random
+import re
+import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TypeVar
 
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
 
@@ -18,16 +24,28 @@ from ray_resume.checkpoint.shared.objects import put_whole
 from ray_resume.failpoints import reached
 from ray_resume.read.listing import path_of
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "fault_of"]
+
+T = TypeVar("T")
+
+# As plain Ray Data writes files: three minutes in all.
+_ATTEMPTS = 10
+_LONGEST_PAUSE_S = 32.0
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The folder that a checkpoint's output goes to."""
+    """The folder that a checkpoint's output goes to.
+
+    Args:
+        retried_errors: an operation is tried again if one of these is in its error's text, or
+            matches it as a regular expression: ``DataContext.retried_io_errors``.
+    """
 
     filesystem: FileSystem
     path: str
     uri: str
+    retried_errors: tuple[str, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -35,22 +53,19 @@ class Folder:
 
     def create(self) -> None:
         """Create the folder if it is missing."""
-        self.filesystem.create_dir(self.path, recursive=True)
+        self._tried(lambda: self.filesystem.create_dir(self.path, recursive=True))
 
     def names(self) -> Iterator[str]:
         """List the files in it by their relative path, subfolders too; none if it is missing."""
         base = self.path.rstrip("/") + "/"
         selector = FileSelector(self.path, allow_not_found=True, recursive=True)
-        return (
-            path_of(info).removeprefix(base)
-            for info in self.filesystem.get_file_info(selector)
-            if info.is_file
-        )
+        infos = self._tried(lambda: self.filesystem.get_file_info(selector))
+        return (path_of(info).removeprefix(base) for info in infos if info.is_file)
 
     def remove(self, name: str) -> None:
         """Remove a file; not an error if it is gone."""
         with contextlib.suppress(FileNotFoundError):
-            self.filesystem.delete_file(f"{self.path}/{name}")
+            self._tried(lambda: self.filesystem.delete_file(f"{self.path}/{name}"))
 
     def write(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
         """Write a file, perhaps in a subfolder. It has its final name only when it is whole.
@@ -62,7 +77,8 @@ class Folder:
             buffer = io.BytesIO()
             write(buffer)
             reached("sink.writing")
-            put_whole(self.filesystem, f"{self.path}/{name}", buffer.getbuffer())
+            path = f"{self.path}/{name}"
+            self._tried(lambda: put_whole(self.filesystem, path, buffer.getbuffer()))
             return
         folder, _, bare = f"{self.path}/{name}".rpartition("/")
         os.makedirs(folder, exist_ok=True)
@@ -95,3 +111,40 @@ class Folder:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+    def _tried(self, operation: Callable[[], T]) -> T:
+        """Do something that may be done twice, again after a pause if its error is to be retried.
+
+        Raises:
+            OSError: it failed for good, or each time.
+        """
+        for attempt in range(_ATTEMPTS - 1):
+            try:
+                return operation()
+            except Exception as error:
+                text = "".join(traceback.format_exception_only(error)).rstrip()
+                if not any(_matches(pattern, text) for pattern in self.retried_errors):
+                    raise
+            time.sleep(min(2.0**attempt, _LONGEST_PAUSE_S) * random.uniform(0.8, 1.2))
+        return operation()
+
+
+def fault_of(error: OSError) -> tuple[str, str]:
+    """Return which kind of fault ``error`` is, in a sentence, and what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "The disk is full.", "Free space"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return "Writing there is not allowed.", "Give this user the right to write there"
+    if error.errno in (errno.EIO, errno.ENODEV, errno.ESTALE):
+        return "The disk fails.", "Mend it"
+    if error.errno is not None and not str(error).startswith("AWS Error"):
+        return "The file system refuses it.", "Give a path where files can be made"
+    return "The storage fails or is away.", "See that it can be reached and written to"
+
+
+def _matches(pattern: str, text: str) -> bool:
+    if pattern in text:
+        return True
+    with contextlib.suppress(re.error):
+        return re.search(pattern, text) is not None
+    return False

@@ -1,27 +1,23 @@
-"""The file formats of a folder sink: how a table becomes the bytes of one file."""
+"""The file formats of a folder sink: how a table becomes the bytes of one file.
+
+The options of a write are those of plain Ray Data's ``write_*`` methods, as far as they mean
+something here; each other one is refused with what to use instead.
+"""
 
 from __future__ import annotations
 
 import importlib
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import pyarrow as pa
 from ray.data.block import BlockAccessor
 
-__all__ = ["FORMATS", "Format", "checked_format"]
+__all__ = ["FORMATS", "FileFormat", "checked_format"]
 
 Options = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Format:
-    """A file format: the ending of its files, and a function that writes one."""
-
-    suffix: str
-    write: Callable[[pa.Table, IO[bytes], Options], None]
 
 
 def _write_parquet(table: pa.Table, file: IO[bytes], options: Options) -> None:
@@ -30,7 +26,14 @@ def _write_parquet(table: pa.Table, file: IO[bytes], options: Options) -> None:
 
 def _write_csv(table: pa.Table, file: IO[bytes], options: Options) -> None:
     csv = importlib.import_module("pyarrow.csv")
-    csv.write_csv(table, file, csv.WriteOptions(**options) if options else None)
+    settings = dict(options)
+    write_options = settings.pop("write_options", None)
+    memory_pool = settings.pop("memory_pool", None)
+    if settings:
+        if write_options is not None:
+            raise TypeError(f"give write_options or {next(iter(settings))}, not both")
+        write_options = csv.WriteOptions(**settings)
+    csv.write_csv(table, file, write_options, memory_pool)
 
 
 def _write_json(table: pa.Table, file: IO[bytes], options: Options) -> None:
@@ -47,27 +50,163 @@ def _write_feather(table: pa.Table, file: IO[bytes], options: Options) -> None:
     importlib.import_module("pyarrow.feather").write_feather(table, file, **options)
 
 
-FORMATS = {
-    "parquet": Format("parquet", _write_parquet),
-    "csv": Format("csv", _write_csv),
-    "json": Format("json", _write_json),
-    "orc": Format("orc", _write_orc),
-    "feather": Format("feather", _write_feather),
+FORMATS: dict[str, Callable[[pa.Table, IO[bytes], Options], None]] = {
+    "parquet": _write_parquet,
+    "csv": _write_csv,
+    "json": _write_json,
+    "orc": _write_orc,
+    "feather": _write_feather,
+}
+
+# What plain Ray Data calls a function that returns more options.
+_OPTIONS_FN = {
+    "parquet": "arrow_parquet_args_fn",
+    "csv": "arrow_csv_args_fn",
+    "json": "pandas_json_args_fn",
+    "orc": "arrow_orc_args_fn",
+}
+
+# Formats that are compressed as a whole, as a stream; readers know such files by their ending.
+_STREAMED = ("csv", "json")
+_ENDINGS = {
+    "gzip": "gz",
+    "bz2": "bz2",
+    "brotli": "br",
+    "lz4": "lz4",
+    "zstd": "zst",
+    "snappy": "snappy",
+    "xz": "xz",
+    "zip": "zip",
+    "tar": "tar",
+}
+
+_SMALL_FILES = (
+    "By default each source has files of its own; target_file_bytes=... lets small sources share "
+    "files of about that size."
+)
+# Options of plain Ray Data's that mean something else here, and what to use instead.
+_SUBSTITUTES = {
+    "min_rows_per_file": _SMALL_FILES,
+    "num_rows_per_file": _SMALL_FILES,
+    "min_bytes_per_file": _SMALL_FILES,
+    "mode": "A resumable write only ever adds the rows of new sources: append=True lets it write "
+    "beside files of others; to write everything again, remove the output folder and the "
+    "checkpoint.",
+    "filename_provider": "File names say which run wrote a file, so ray_resume gives them; "
+    "Checkpoint(...).files() lists the files.",
+    "partitioning_flavor": "partition_cols names folders as Hive does, column=value, and in no "
+    "other way.",
+    "catalog": "Give resumable_write a ray.data.Datasink that writes to the catalog's table.",
+    "try_create_dir": "The output folder is created if it is missing; leave this option out.",
+    "dataset_uuid": "File names say which run wrote a file, so ray_resume gives them.",
 }
 
 
-def checked_format(name: str, options: Options) -> Format:
+@dataclass(frozen=True)
+class FileFormat:
+    """How one file is written.
+
+    Args:
+        name: a key of ``FORMATS``.
+        options: what the function that writes this format takes.
+        options_fn: returns more options, which take precedence; called where a file is written.
+        stream_compression: the codec, by pyarrow's name, that the whole file is compressed with.
+        max_rows: the most rows of a file.
+    """
+
+    name: str
+    options: Options = field(default_factory=dict)
+    options_fn: Callable[[], Options] | None = None
+    stream_compression: str | None = None
+    max_rows: int | None = None
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the files, by which readers know format and compression."""
+        codec = self.stream_compression
+        if self.name == "json" and codec is None:
+            codec = _codec_of(self._resolved().get("compression"))
+        return self.name if codec is None else f"{self.name}.{_ENDINGS[codec]}"
+
+    def write(self, table: pa.Table, file: IO[bytes]) -> None:
+        """Write ``table`` as one file."""
+        write = FORMATS[self.name]
+        if self.stream_compression is None:
+            write(table, file, self._resolved())
+            return
+        # Closing it would close the file as well, which is yet to be made durable.
+        buffer = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(buffer, self.stream_compression) as stream:
+            write(table, stream, self._resolved())
+        file.write(buffer.getvalue())
+
+    def _resolved(self) -> dict[str, Any]:
+        # A copy for each file: writers may change what they are given.
+        more = {} if self.options_fn is None else self.options_fn()
+        return {**self.options, **more}
+
+
+def checked_format(name: str, options: Options) -> FileFormat:
     """Return the format called ``name``, after it has written a row with ``options``.
 
     Raises:
+        TypeError: an option of plain Ray Data's has a substitute here.
         ValueError: there is no such format, or it does not know an option.
     """
     if name not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {name!r}")
+    rest = {key: value for key, value in options.items() if not _is_default(key, value)}
+    for option, substitute in _SUBSTITUTES.items():
+        if option in rest:
+            raise TypeError(f"resumable_write takes no {option}. {substitute}")
+    max_rows = rest.pop("max_rows_per_file", None)
+    if max_rows is not None and (type(max_rows) is not int or max_rows < 1):
+        raise ValueError(f"max_rows_per_file must be at least 1, not {max_rows!r}")
+    options_fn = rest.pop(_OPTIONS_FN.get(name, ""), None)
+    compression = _stream_compression(rest.pop("arrow_open_stream_args", None))
+    for given in ("arrow_parquet_args", "arrow_csv_args", "pandas_json_args", "arrow_orc_args"):
+        rest.update(rest.pop(given, None) or {})
+    if name == "csv":
+        compression = rest.pop("compression", compression)
+    elif name == "orc" and compression is not None:
+        raise ValueError("ORC files are compressed by the option compression, not as a stream.")
+    elif name not in _STREAMED and compression is not None:
+        rest["compression"], compression = compression, None
     try:
-        FORMATS[name].write(pa.table({"x": pa.array([1], pa.int64())}), io.BytesIO(), options)
+        checked = FileFormat(name, rest, options_fn, compression, max_rows)
+        assert checked.suffix
+        checked.write(pa.table({"x": pa.array([1], pa.int64())}), io.BytesIO())
     except (TypeError, ValueError, KeyError, AttributeError, OSError, pa.ArrowException) as error:
         raise ValueError(
             f"resumable_write got options that {name} files are not written with: {error}"
         ) from error
-    return FORMATS[name]
+    return checked
+
+
+def _is_default(option: str, value: Any) -> bool:
+    """Say whether an option asks for nothing, as plain Ray Data's defaults do."""
+    if option == "try_create_dir":
+        return value is True
+    if option == "partitioning_flavor":
+        return bool(value == "hive")
+    return value is None and (option in _SUBSTITUTES or option.endswith(("_fn", "_file", "_args")))
+
+
+def _stream_compression(arguments: Any) -> str | None:
+    arguments = dict(arguments or {})
+    compression: str | None = arguments.pop("compression", None)
+    # How much is buffered changes nothing in the file.
+    arguments.pop("buffer_size", None)
+    if arguments:
+        raise TypeError(
+            f"arrow_open_stream_args takes compression and buffer_size here, not "
+            f"{', '.join(arguments)}: files are written whole, under a name that they get last."
+        )
+    return compression
+
+
+def _codec_of(compression: Any) -> str | None:
+    """Return what ``DataFrame.to_json`` compresses an open file with."""
+    if isinstance(compression, Mapping):
+        compression = compression["method"]
+    return None if compression in (None, "infer") else str(compression)

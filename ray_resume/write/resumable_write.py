@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,10 +35,12 @@ from ray_resume.write.datasinks import (
     publishes_at_the_end,
     title_of,
 )
-from ray_resume.write.file_sink import FileSink, Layout
+from ray_resume.write.file_sink import FileSink
 from ray_resume.write.folder import Folder
 from ray_resume.write.formats import checked_format
+from ray_resume.write.layout import Layout
 from ray_resume.write.packing import Packing, groups_of
+from ray_resume.write.partitions import checked_columns
 
 __all__ = ["resumable_write"]
 
@@ -80,7 +83,9 @@ def resumable_write(
             ``ray.data.Datasink``, see `ray_resume.write.datasinks` for what each guarantees; or
             None if the last stage is decorated with ``@resumable(sink=True)``.
         format: ``"parquet"``, ``"json"`` (one line a row), ``"csv"``, ``"orc"``, ``"feather"``.
-        partition_cols: columns that name subfolders, ``column=value/``, as Hive does.
+        partition_cols: columns that name subfolders, ``column=value/``, as Hive does, and by the
+            same names as plain Ray Data. They are not in the files, so at least one other column
+            must be there. A column of structs, lists or another nested type is refused.
         target_file_bytes: let sources that are smaller than this share files of about this size,
             in bytes of their rows in memory, as Arrow holds them. By default each source has files
             of its own. Sources that share a file are completed in one step, or all done again.
@@ -94,7 +99,11 @@ def resumable_write(
         write_options: the format's own: those of ``pyarrow.parquet.write_table`` (such as
             ``compression`` and ``row_group_size``), ``pyarrow.csv.WriteOptions``,
             ``pandas.DataFrame.to_json``, ``pyarrow.orc.write_table``,
-            ``pyarrow.feather.write_feather``.
+            ``pyarrow.feather.write_feather``; beside them ``max_rows_per_file``,
+            ``arrow_open_stream_args`` (``compression`` and ``buffer_size``), and
+            ``arrow_parquet_args_fn`` and its like, as in plain Ray Data. Compressed JSON and CSV
+            files are called ``*.json.gz``, ``*.csv.zst`` and so on, so that readers decompress
+            them.
 
     Raises:
         NonResumableError: the pipeline cannot be resumed; raised before any task starts.
@@ -129,12 +138,16 @@ def resumable_write(
         filesystem,
         append,
         format,
-        tuple(partition_cols or ()),
+        checked_columns(partition_cols),
         target_file_bytes,
         write_options,
     )
 
+    begun = False
+
     def run_pass(this: Pass) -> None:
+        nonlocal begun
+        begun = True
         source = ArmedDatasource(datasource, this.sources, this.plan.sources, this.client)
         target_bytes = ds.context.target_max_block_size or _TARGET_BLOCK_BYTES
         read_tasks = source.preferred_read_tasks(target_bytes)
@@ -191,7 +204,13 @@ def resumable_write(
             max_errored_blocks=ds.context.max_errored_blocks,
         )
     )
-    return run.execute(run_pass, lease_wait_s=lease_wait_s)
+    try:
+        return run.execute(run_pass, lease_wait_s=lease_wait_s)
+    except Exception as error:
+        # As plain Ray Data does, but once for a run: what its passes completed was published.
+        if begun and target.failed is not None:
+            target.failed(error)
+        raise
 
 
 @contextlib.contextmanager
@@ -219,6 +238,8 @@ class _Target:
     output: Output
     datasink: Callable[[Pass], Datasink[Any]]
     publish: Callable[[Sequence[bytes], int], None] | None = None
+    # What is called with the error that ended the run after its first pass began.
+    failed: Callable[[Exception], None] | None = None
 
 
 def _target(
@@ -253,11 +274,13 @@ def _target(
             RemoteOutput(title_of(sink)),
             lambda this: WrappedDatasink(sink, this.client),
             publish,
+            sink.on_write_failed,
         )
-    layout = Layout(checked_format(format, options), dict(options), partition_columns)
+    layout = Layout(checked_format(format, options), partition_columns)
     if target_file_bytes is not None and target_file_bytes < 1:
         raise ValueError(f"target_file_bytes must be at least 1, not {target_file_bytes}")
-    folder = _folder(sink, filesystem)
+    retried = tuple(chain.dataset.context.retried_io_errors)
+    folder = dataclasses.replace(_folder(sink, filesystem), retried_errors=retried)
     _check_apart(folder, chain.datasource)
 
     def file_sink(this: Pass) -> FileSink:

@@ -23,9 +23,10 @@ from ray_resume.core.tokens import MODULUS, token_sum, tokens
 from ray_resume.raydata import blocks as batches
 from ray_resume.read.datasource import SourceReader
 from ray_resume.run.reader_exception import exception_of
-from ray_resume.write.file_sink import FileSink, Layout
+from ray_resume.write.file_sink import FileSink
 from ray_resume.write.folder import Folder
-from ray_resume.write.formats import FORMATS
+from ray_resume.write.formats import FileFormat
+from ray_resume.write.layout import Layout
 
 pytestmark = pytest.mark.long
 
@@ -223,7 +224,7 @@ def rows_of(sources: list[int]) -> pa.Table:
 
 def sink_into(folder: Path, listener: Listener) -> FileSink:
     here = Folder(LocalFileSystem(), str(folder), str(folder))
-    layout = Layout(FORMATS["parquet"], {})
+    layout = Layout(FileFormat("parquet"))
     client: Any = listener
     return FileSink(here, layout, "cccccccc-aaaaaaaaaaaa", bytes(2 * DIGEST_BYTES), client)
 
