@@ -25,6 +25,7 @@ from ray_resume import (
     Checkpoint,
     CheckpointError,
     NonResumableError,
+    PipelineChangedError,
     resumable,
     resumable_read,
     resumable_write,
@@ -124,7 +125,12 @@ def test_a_folder_by_uri_and_a_compressed_option(source: Path, tmp_path: Path) -
     for path in (tmp_path / "out").iterdir():
         lines += len(gzip.decompress(path.read_bytes()).splitlines())
     assert lines == 600
-    assert resumable_write(ds, str(tmp_path / "out"), format="json").sources_skipped == 7
+    assert ray.data.read_json(str(tmp_path / "out")).count() == 600
+    again: dict[str, Any] = {"format": "json", "compression": "gzip"}
+    assert resumable_write(ds, str(tmp_path / "out"), **again).sources_skipped == 7
+    for other in ({"format": "json"}, {**again, "partition_cols": ["name"]}):
+        with pytest.raises(PipelineChangedError, match="write_json"):
+            resumable_write(ds, str(tmp_path / "out"), **other)
 
 
 def test_the_sql_datasink_into_sqlite(source: Path, tmp_path: Path) -> None:
@@ -174,6 +180,10 @@ class Table(Datasink[Any]):
         part.write_text(" ".join(map(str, rows)))
         return part.name
 
+    def on_write_failed(self, error: Exception) -> None:
+        with (self.folder / "failures").open("a") as file:
+            file.write(f"{type(error).__name__} {len(self.rows())}\n")
+
     def on_write_complete(self, write_result: Any) -> None:
         if self.fail == "before":
             raise RuntimeError("the catalog is down")
@@ -201,6 +211,12 @@ def test_a_datasink_that_publishes_at_the_end(fail: str, source: Path, tmp_path:
         with pytest.raises(Exception, match=r"bad row|catalog is down|answer got lost"):
             job(fail)
     done = Checkpoint(tmp_path / "ckpt").status().completed if fail else 0
+    # Once, as plain Ray Data does it, and after what was complete was published.
+    failures = tmp_path / "table" / "failures"
+    assert failures.exists() == bool(fail)
+    if fail:
+        (failure,) = failures.read_text().splitlines()
+        assert failure.endswith(f" {len(table.rows())}")
     summary = job("")
     assert (summary.sources_skipped, summary.sources_completed) == (done, 7 - done)
     once = list(range(600))
