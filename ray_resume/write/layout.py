@@ -34,8 +34,8 @@ class Layout:
         ``prefix`` and ``digest`` are what `core.filenames.stem_of` makes them of.
 
         Raises:
-            ResumeError: a file cannot be written; the message names it.
-            ValueError, TypeError: the partition columns are not such of ``table``.
+            ResumeError: a file cannot be written; the message names it. Or the partition columns
+                are not such of ``table``.
         """
         names = []
         suffix = self.format.suffix

@@ -1,22 +1,25 @@
 """Partition columns: which rows go into which subfolder, and how it is called.
 
-Arrow itself formats the folder names, so they are those of plain Ray Data, whose writer is Arrow's.
-Without I/O.
+Folders have the names that plain Ray Data gives them, whose writer is Arrow's. Without I/O.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_resume.errors import ResumeError
 from ray_resume.raydata import blocks
 
 __all__ = ["checked_columns", "partitions_of"]
+
+_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 # The codes of a table's rows stay below this, so that two columns' codes fit into an int64.
 _MAX_CODES = 1 << 31
@@ -53,28 +56,26 @@ def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
     and so do all nulls.
 
     Raises:
-        ValueError: a column is missing, or no other column is left.
-        TypeError: the type of a column cannot name folders.
+        ResumeError: a column is missing, its type cannot name folders, or no other column is left.
     """
     if not columns:
         yield "", table
         return
     missing = [name for name in columns if name not in table.column_names]
     if missing:
-        raise ValueError(
+        raise ResumeError(
             f"partition_cols names {missing[0]!r}, and the rows have the columns "
             f"{', '.join(table.column_names)}."
         )
     rest = table.drop_columns(list(columns))
     if not rest.num_columns:
-        raise ValueError(
+        raise ResumeError(
             f"partition_cols names every column ({', '.join(columns)}). Files without columns hold "
             "no rows. Leave out one, or add a column."
         )
     if not table.num_rows:
         return
     keys = [_decoded(table.column(name), name) for name in columns]
-    folders = pa.schema([pa.field(n, key.type) for n, key in zip(columns, keys, strict=True)])
     codes = functools.reduce(_combined, map(_codes, keys))
     order = None
     if (codes[1:] < codes[:-1]).any():
@@ -90,7 +91,7 @@ def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
             if order is None
             else blocks.pick(rest, order[start:stop])
         )
-        yield _folder(folders, [key[first] for key in keys]), part
+        yield _folder(columns, [key[first] for key in keys]), part
 
 
 def _decoded(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -110,7 +111,7 @@ def _decoded(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
         or pa.types.is_run_end_encoded(kind)
         or isinstance(kind, pa.BaseExtensionType)
     ):
-        raise TypeError(
+        raise ResumeError(
             f"partition_cols names {name!r}, and values of its type, {kind}, cannot name folders. "
             "Make a column of text, numbers or times of it."
         )
@@ -136,12 +137,22 @@ def _combined(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.
     return left * (int(right.max()) + 1) + right
 
 
-def _folder(columns: pa.Schema, values: Sequence[pa.Scalar]) -> str:
-    from pyarrow.dataset import HivePartitioning
+def _folder(names: Sequence[str], values: Sequence[pa.Scalar]) -> str:
+    return "".join(
+        f"{name}={_formatted(value) if value.is_valid else _NULL}/"
+        for name, value in zip(names, values, strict=True)
+    )
 
-    keys = [
-        pc.field(field.name) == value if value.is_valid else pc.field(field.name).is_null()
-        for field, value in zip(columns, values, strict=True)
-    ]
-    folder: str = HivePartitioning(columns).format(functools.reduce(lambda a, b: a & b, keys))[0]
-    return f"{folder.strip('/')}/"
+
+def _formatted(value: pa.Scalar) -> str:
+    """Format a value as Arrow does in the name of a folder."""
+    kind = value.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return quote(value.as_py(), safe="")
+    if pa.types.is_fixed_size_binary(kind):
+        return quote(value.as_py(), safe="")
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        value = value.cast(pa.timestamp(kind.unit, "UTC"))
+    elif pa.types.is_float16(kind):
+        value = pa.scalar(float(value.as_py()), pa.float32())
+    return quote(value.cast(pa.string()).as_py(), safe="")

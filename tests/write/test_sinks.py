@@ -26,6 +26,7 @@ from ray_resume import (
     CheckpointError,
     NonResumableError,
     PipelineChangedError,
+    ResumeError,
     resumable,
     resumable_read,
     resumable_write,
@@ -104,7 +105,7 @@ def test_partitions(source: Path, tmp_path: Path) -> None:
         ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
         return resumable_write(ds.map_batches(with_parts), tmp_path / "out", partition_cols=columns)
 
-    with pytest.raises(Exception, match="partition_cols names 'nothing'"):
+    with pytest.raises(ResumeError, match=r"^partition_cols names 'nothing'"):
         job(["nothing"])
     assert job(["parity", "third"]).files == 6 * 6
     table = pds.dataset(tmp_path / "out", partitioning="hive").to_table().to_pylist()
