@@ -294,6 +294,10 @@ class Reading(Protocol):
     def selects(self) -> bool:
         """Whether plain Ray Data has this reader itself select rows and columns."""
 
+    @property
+    def distributed(self) -> bool:
+        """Whether any node can read it, and not the driver's alone."""
+
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         """Estimate what each of ``sources`` takes in memory, None if nobody knows."""
 

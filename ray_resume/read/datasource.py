@@ -69,6 +69,10 @@ class _SourceDatasource(Datasource):
     def estimate_inmemory_data_size(self) -> int | None:
         return _total(self.reading.sizes_bytes(self.sources))
 
+    @property
+    def supports_distributed_reads(self) -> bool:
+        return self.reading.distributed
+
     def supports_projection_pushdown(self) -> bool:
         return False
 

@@ -58,6 +58,7 @@ class FileReading:
     filesystem: FileSystem
     roots: tuple[str, ...] = ()
     repeatable: bool = True
+    distributed: bool = True
 
     @property
     def selects(self) -> bool:
@@ -173,6 +174,7 @@ class KeyReading:
     load: Callable[[Any], Any]
     repeatable: bool = False
     selects: bool = False
+    distributed: bool = True
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         return None
@@ -259,6 +261,10 @@ class DatasourceReading:
     task_count: int
     repeatable: bool = False
     selects: bool = False
+
+    @property
+    def distributed(self) -> bool:
+        return bool(self.datasource.supports_distributed_reads)
 
     @classmethod
     def of(

@@ -8,30 +8,20 @@ Ray's does not give: the modification time, and an identity that does not depend
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow.parquet as pq
-from pyarrow.fs import (
-    FileInfo,
-    FileSelector,
-    FileSystem,
-    FileType,
-    FSSpecHandler,
-    LocalFileSystem,
-    PyFileSystem,
-    SubTreeFileSystem,
-)
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from ray_resume.checkpoint.shared.objects import brief, public_uri, whole_uri
 from ray_resume.core.records import Fingerprint
 from ray_resume.core.sources import Source, SourceTable, refuse_repeated
 from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.raydata.paths import is_http
+from ray_resume.read.paths import as_pyarrow, id_of_url, normalized
 
 __all__ = [
     "has_changed",
@@ -40,35 +30,10 @@ __all__ = [
     "open_place",
     "path_of",
     "relative_to",
-    "resolve",
 ]
-
-Paths: TypeAlias = "str | Path | Sequence[str | Path]"
 
 _PASSED_OVER = (".", "_")
 _FOOTERS_AT_ONCE = 16
-
-
-def resolve(paths: Paths, filesystem: FileSystem | None) -> tuple[FileSystem, list[str]]:
-    """Return the filesystem of ``paths``, and the paths as that filesystem spells them.
-
-    Raises:
-        ValueError: they name no filesystem, or several.
-    """
-    given = [os.fspath(path) for path in _listed(paths)]
-    if not given:
-        raise ValueError("resumable_read needs at least one path.")
-    if filesystem is not None:
-        bare = [_without_scheme(path) for path in given]
-        return _based(_as_pyarrow(filesystem), bare)
-    inferred = [_infer(path) for path in given]
-    first = inferred[0][0]
-    for path, (other, _) in zip(given, inferred, strict=True):
-        if type(other) is not type(first):
-            raise ValueError(
-                f"{given[0]} and {path} are on different filesystems. Read them apart."
-            )
-    return _based(first, [path for _, path in inferred])
 
 
 def open_place(what: str, given: str, filesystem: FileSystem | None) -> tuple[FileSystem, str]:
@@ -80,7 +45,7 @@ def open_place(what: str, given: str, filesystem: FileSystem | None) -> tuple[Fi
     shown = public_uri(given)
     whole = whole_uri(given)
     try:
-        found, (path,) = resolve(whole, filesystem)
+        found, (path,) = _place(whole, filesystem)
     except (OSError, ValueError, ImportError, NotImplementedError) as error:
         why = brief(OSError(str(error).replace(whole, shown)))
         raise CheckpointError(
@@ -126,7 +91,7 @@ def list_files(
         kept = set(keep(names))
         infos = [info for info, name in zip(infos, names, strict=True) if name in kept]
         names = [name for name in names if name in kept]
-    if not infos and not ignore_missing:
+    if not infos:
         among = f" that ends in {' or '.join(extensions)}" if extensions else ""
         raise FileNotFoundError(f"There is no file{among} to read under {', '.join(given)}.")
     for name in names:
@@ -135,8 +100,13 @@ def list_files(
                 f"The name of {name!r} has a tab or a line break in it, which Ray Data's path code "
                 "drops, so it cannot be opened. Rename it."
             )
-    sizes, mtimes_ns = (info.size for info in infos), (info.mtime_ns for info in infos)
-    sources = SourceTable.of_files(names, sizes, mtimes_ns)
+    if is_http(filesystem):
+        sources = SourceTable.of(
+            Source(id_of_url(info.path), info.path, _fingerprint(info)) for info in infos
+        )
+    else:
+        sizes, mtimes_ns = (info.size for info in infos), (info.mtime_ns for info in infos)
+        sources = SourceTable.of_files(names, sizes, mtimes_ns)
     refuse_repeated(sources)
     return sources
 
@@ -208,39 +178,15 @@ def path_of(info: FileInfo) -> str:
 def _has_extension(path: str, extensions: Sequence[str] | None) -> bool:
     if extensions is None:
         return True
-    name = path.lower()
+    # A query says which version of an object it is, say.
+    name = path.lower().split("?", 1)[0]
     return any(name.endswith("." + extension.lower().lstrip(".")) for extension in extensions)
 
 
-def _listed(paths: Paths) -> list[Path | str]:
-    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-
-
-def _infer(path: str) -> tuple[FileSystem, str]:
+def _place(path: str, filesystem: Any) -> tuple[FileSystem, list[str]]:
+    if filesystem is not None:
+        return normalized(as_pyarrow(filesystem), [path.split("://", 1)[-1]])
     if "://" in path:
-        filesystem, stripped = FileSystem.from_uri(path)
-        return filesystem, stripped
-    return LocalFileSystem(), os.path.expanduser(path)
-
-
-def _as_pyarrow(filesystem: Any) -> FileSystem:
-    # Ray Data takes filesystems of fsspec too.
-    return (
-        filesystem
-        if isinstance(filesystem, FileSystem)
-        else PyFileSystem(FSSpecHandler(filesystem))
-    )
-
-
-def _based(filesystem: FileSystem, paths: list[str]) -> tuple[FileSystem, list[str]]:
-    """Spell paths one way only, and from the root of the filesystem that holds them."""
-    while isinstance(filesystem, SubTreeFileSystem):
-        base = filesystem.base_path.rstrip("/")
-        filesystem, paths = filesystem.base_fs, [f"{base}/{path.lstrip('/')}" for path in paths]
-    if isinstance(filesystem, LocalFileSystem):
-        return filesystem, [re.sub("^/+", "/", os.path.abspath(path)) for path in paths]
-    return filesystem, [path.rstrip("/") for path in paths]
-
-
-def _without_scheme(path: str) -> str:
-    return path.split("://", 1)[1] if "://" in path else path
+        filesystem, path = FileSystem.from_uri(path)
+        return normalized(filesystem, [path])
+    return normalized(LocalFileSystem(), [path])

@@ -19,6 +19,7 @@ from ray_resume.core.shards import ArrayTask, Shard, shard_of
 from ray_resume.core.sources import Reading, SourceTable
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata import guards
+from ray_resume.raydata.paths import is_http, is_local_scheme
 from ray_resume.read.datasource import ResumableDatasource
 from ray_resume.read.inputs import (
     DatasourceReading,
@@ -27,8 +28,9 @@ from ray_resume.read.inputs import (
     RowGroupReading,
     key_sources,
 )
-from ray_resume.read.listing import list_files, list_row_groups, relative_to, resolve
+from ray_resume.read.listing import list_files, list_row_groups, relative_to
 from ray_resume.read.options import ReaderText, check_reader, describe_reader, is_repeatable
+from ray_resume.read.paths import id_of_url, resolve
 
 __all__ = ["ReadOptions", "resumable_read"]
 
@@ -217,9 +219,11 @@ def _file_reading(
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name, {}))
+    distributed = not is_local_scheme(arguments["paths"])
     filesystem, roots, sources = _list(signature, arguments)
     if source_root is not None:
-        sources = relative_to(sources, resolve(os.fspath(source_root), filesystem)[1][0])
+        (root,) = resolve(os.fspath(source_root), filesystem)[1]
+        sources = relative_to(sources, id_of_url(root) if is_http(filesystem) else root)
     kind = FileReading
     if granularity == "row_group":
         if name != "read_parquet":
@@ -236,6 +240,7 @@ def _file_reading(
         filesystem,
         tuple(roots),
         repeatable=is_repeatable(arguments),
+        distributed=distributed,
     )
 
 
@@ -257,9 +262,7 @@ def _list(
     )
     if skipped:
         without = set(resolve(skipped, filesystem)[1])
-        sources = sources.take(
-            np.flatnonzero([source_id not in without for source_id in sources.ids()])
-        )
+        sources = sources.take(np.flatnonzero([source.item not in without for source in sources]))
     # The reader gets each file by name from here on.
     if not isinstance(filesystem, LocalFileSystem) or arguments.get("filesystem") is not None:
         # Not the one that was given: of a part of a file system, the paths are those of the whole.

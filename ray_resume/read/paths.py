@@ -1,0 +1,183 @@
+"""Where the files of a read are: their filesystem, their paths there, and when they changed.
+
+Paths are resolved as plain Ray Data resolves them. Two things are added: each file has one path,
+and filesystems of fsspec tell when a file was changed, whatever they call that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pyarrow.fs import (
+    FileInfo,
+    FileSelector,
+    FileSystem,
+    FileType,
+    FSSpecHandler,
+    LocalFileSystem,
+    PyFileSystem,
+    SubTreeFileSystem,
+)
+
+from ray_resume.checkpoint.shared.objects import public_uri
+from ray_resume.errors import ResumeError
+from ray_resume.raydata.paths import is_http, locate, paths_of
+
+__all__ = ["as_pyarrow", "id_of_url", "normalized", "resolve"]
+
+_REQUESTS_AT_ONCE = 16
+
+
+def resolve(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
+    """Return the filesystem of the ``paths`` of a reader, and how that filesystem spells them.
+
+    Raises:
+        ValueError: they name no filesystem, or several.
+        TypeError: ``filesystem`` is none.
+        ResumeError: one cannot be resolved. Plain Ray Data logs that, and reads the others.
+    """
+    given = paths_of(paths)
+    if filesystem is not None:
+        filesystem = as_pyarrow(filesystem)
+    found = [_located(path, filesystem) for path in given]
+    first = filesystem or found[0][0]
+    if filesystem is None:
+        for path, (other, _) in zip(given, found, strict=True):
+            if type(other) is not type(first) or is_http(other) != is_http(first):
+                raise ValueError(
+                    f"{public_uri(given[0])} and {public_uri(path)} are on different filesystems. "
+                    "Read them apart."
+                )
+    return normalized(as_pyarrow(first), [path for _, path in found])
+
+
+def _located(path: str, filesystem: Any) -> tuple[FileSystem, str]:
+    try:
+        return locate(path, filesystem)
+    except (ValueError, ImportError) as error:
+        shown = public_uri(path)
+        raise ResumeError(
+            f"{shown} cannot be resolved, so its rows would be missing: "
+            f"{str(error).replace(path, shown)}"
+        ) from None
+
+
+def normalized(filesystem: FileSystem, paths: list[str]) -> tuple[FileSystem, list[str]]:
+    """Spell paths one way only, and from the root of the filesystem that holds them."""
+    while isinstance(filesystem, SubTreeFileSystem):
+        base = filesystem.base_path.rstrip("/")
+        filesystem, paths = filesystem.base_fs, [f"{base}/{path.lstrip('/')}" for path in paths]
+    if isinstance(filesystem, LocalFileSystem):
+        # An empty path is no directory, though it would become the working directory.
+        whole = [path and os.path.abspath(os.path.expanduser(path)) for path in paths]
+        return filesystem, [re.sub("^/+", "/", path) for path in whole]
+    if is_http(filesystem):
+        return filesystem, paths
+    return filesystem, [path.rstrip("/") for path in paths]
+
+
+def as_pyarrow(filesystem: Any) -> FileSystem:
+    """Return a filesystem of pyarrow or fsspec as one of pyarrow that knows when files changed."""
+    if isinstance(filesystem, PyFileSystem) and type(filesystem.handler) is FSSpecHandler:
+        filesystem = filesystem.handler.fs
+    if isinstance(filesystem, FileSystem):
+        return filesystem
+    if not hasattr(filesystem, "invalidate_cache"):
+        raise TypeError(
+            f"filesystem must be a filesystem of pyarrow or fsspec, not {filesystem!r:.80}."
+        )
+    return PyFileSystem(_Handler(filesystem))
+
+
+# What a signed URL has in its query beside what it names, by the parameter that signs it.
+_SIGNATURES = ("x-amz-signature", "x-goog-signature", "signature", "sig")
+_OF_SIGNATURES = re.compile(
+    r"x-(amz|goog)-.*|signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid"
+    r"|s(ig|v|e|t|p|r|s|rt|pr|ip|dd|koid|ktid|kt|ke|ks|kv)",
+    re.IGNORECASE,
+)
+
+
+def id_of_url(url: str) -> str:
+    """Return what stays the same of a URL: without user and password, and without a signature."""
+    parts = urlsplit(url)
+    query = parts.query.split("&") if parts.query else []
+    names = [item.partition("=")[0] for item in query]
+    if any(name.lower() in _SIGNATURES for name in names):
+        kept = zip(names, query, strict=True)
+        query = [item for name, item in kept if not _OF_SIGNATURES.fullmatch(name)]
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "&".join(query), parts.fragment))
+
+
+class _Handler(FSSpecHandler):  # type: ignore[misc]
+    """A filesystem of fsspec that knows when files changed, and is asked for many at once."""
+
+    def get_file_info(self, paths: Sequence[str]) -> list[FileInfo]:
+        # It may remember what it has listed before.
+        self.fs.invalidate_cache()
+        with ThreadPoolExecutor(min(_REQUESTS_AT_ONCE, max(1, len(paths)))) as pool:
+            return [info for (info,) in pool.map(super().get_file_info, [[p] for p in paths])]
+
+    def get_file_info_selector(self, selector: FileSelector) -> list[FileInfo]:
+        self.fs.invalidate_cache()
+        infos: list[FileInfo] = super().get_file_info_selector(selector)
+        return infos
+
+    # pyarrow's own class calls this for each file; its own looks for a time as "mtime" alone.
+    @staticmethod
+    def _create_file_info(path: str, info: Mapping[str, Any]) -> FileInfo:
+        kind = _KINDS.get(info["type"], FileType.Unknown)
+        size = info["size"] if kind == FileType.File else None
+        return FileInfo(path, kind, size=size, mtime_ns=_changed_ns(info))
+
+
+_KINDS = {"file": FileType.File, "directory": FileType.Directory}
+
+# Under what names filesystems of fsspec tell when a file was changed, or a stamp of its content.
+_TIMES = (
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "Last-Modified",
+    "updated",
+    "modified",
+    "created",
+)
+_STAMPS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "crc32c", "CRC")
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def _changed_ns(info: Mapping[str, Any]) -> int | None:
+    """Return when a file was changed, or a number for its stamp, which serves as well; or None."""
+    for name in _TIMES:
+        value = info.get(name)
+        if isinstance(value, str):
+            value = _time_of(value)
+        if isinstance(value, datetime):
+            aware = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
+            return (aware - _EPOCH) // timedelta(microseconds=1) * 1000
+        if isinstance(value, (int, float)):
+            return round(value * 1e9)
+    for name in _STAMPS:
+        if info.get(name):
+            stamp = hashlib.blake2b(str(info[name]).encode(), digest_size=8).digest()
+            return int.from_bytes(stamp, "little") >> 1
+    return None
+
+
+def _time_of(text: str) -> datetime | None:
+    for parse in (datetime.fromisoformat, parsedate_to_datetime):
+        with contextlib.suppress(ValueError, TypeError):
+            # Before Python 3.11, a "Z" is no time zone.
+            return parse(re.sub("Z$", "+00:00", text))
+    return None
