@@ -30,6 +30,7 @@ EXTRA: dict[str, set[str]] = {
     # Paths and URIs are opened by `read.listing` and `checkpoint.shared.objects` for all packages.
     "checkpoint.storage": {"read.listing"},
     "read.listing": {"checkpoint.shared.objects"},
+    "read.paths": {"checkpoint.shared.objects"},
     "run.output": {"write.folder"},
     "udf.stage": {"checkpoint.dead_letters"},
     "write.folder": {"read.listing", "checkpoint.shared.objects"},

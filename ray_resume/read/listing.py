@@ -178,9 +178,10 @@ def path_of(info: FileInfo) -> str:
 def _has_extension(path: str, extensions: Sequence[str] | None) -> bool:
     if extensions is None:
         return True
-    # A query says which version of an object it is, say.
-    name = path.lower().split("?", 1)[0]
-    return any(name.endswith("." + extension.lower().lstrip(".")) for extension in extensions)
+    name = path.lower()
+    endings = tuple(f".{extension.lower().lstrip('.')}" for extension in extensions)
+    # A query may say which version of an object it is; in the name of a file, "?" is a character.
+    return name.endswith(endings) or name.split("?", 1)[0].endswith(endings)
 
 
 def _place(path: str, filesystem: Any) -> tuple[FileSystem, list[str]]:

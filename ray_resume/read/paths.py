@@ -62,7 +62,8 @@ def resolve(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
 
 def _located(path: str, filesystem: Any) -> tuple[FileSystem, str]:
     try:
-        return locate(path, filesystem)
+        # Two slashes at its beginning would make the first folder a host.
+        return locate(re.sub("^/+", "/", path), filesystem)
     except (ValueError, ImportError) as error:
         shown = public_uri(path)
         raise ResumeError(

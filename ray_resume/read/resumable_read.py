@@ -85,7 +85,8 @@ def resumable_read(
         reader: one of
 
             * a ``ray.data.read_*`` function for files; ``args`` and ``kwargs`` are its own. Each
-              file is a source.
+              file is a source, whose id is its path, or its URL without user, password and
+              signature. A path that Ray cannot resolve is an error (it logs that, and goes on).
             * with ``keys``, any function ``load(key)`` that returns or yields tables, DataFrames or
               dicts of arrays. Each key is a source; ``kwargs`` are those of
               ``ray.data.read_datasource``.
@@ -101,7 +102,8 @@ def resumable_read(
             fails if rows of it do, if it cannot be read, or if it is lost although it is executed
             alone.
         on_source_change: what to do with a completed source whose size or modification time has
-            changed: ``"reprocess"`` (its new output replaces its old), ``"error"``, ``"ignore"``.
+            changed (over HTTP: ``Last-Modified``, or ``ETag``, if the server gives one):
+            ``"reprocess"`` (its new output replaces its old), ``"error"``, ``"ignore"``.
         source_id: for a ``Datasource`` whose read tasks do not name one file each:
             ``source_id(read_task, index) -> str``, the same for the same rows in every run.
         source_root: makes ids of files relative to this directory, so that the checkpoint stays

@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import pytest
 from pyarrow.fs import LocalFileSystem
 
