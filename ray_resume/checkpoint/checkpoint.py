@@ -263,7 +263,8 @@ class Checkpoint:
         run_id = new_run_id()
         lease = self._storage.acquire(Owner.here(run_id), Claim(None), wait_s=self._storage.dying_s)
         try:
-            union = self._storage.settled(run_id).union
+            contents = self._storage.settled(run_id)
+            union = contents.union
             records = list(
                 _in_state(union, state or "all")
                 if source_ids is None
@@ -272,7 +273,13 @@ class Checkpoint:
             if records:
                 resets = _resets(records, run_id, union.highest_sequence())
                 stored = sorted(digest(record.source_id) + encode(record) for record in resets)
-                self._storage.write_whole(run_id, {"purpose": "reset"}, blocks_of(stored))
+                # Not before it is needed: the command must start quickly.
+                from ray_resume.core.identity import HEADER_KEY, ids_in_headers
+
+                # Their output stays, so how they were called must not be forgotten.
+                ids = ids_in_headers(contents.headers, {record.run_id for record in records})
+                header = {"purpose": "reset", HEADER_KEY: sorted(ids)}
+                self._storage.write_whole(run_id, header, blocks_of(stored))
                 reached("reset.committed")
                 lease.check()
             return len(records)

@@ -36,6 +36,7 @@ __all__ = [
     "decode",
     "digest",
     "digest_of",
+    "dropped_record",
     "encode",
     "encode_completed",
     "pipeline_of",
@@ -105,6 +106,11 @@ class Record:
     failed_at: float | None = None
     dead_rows: int = 0
     dead_letters: tuple[str, ...] = ()
+
+
+def dropped_record(source_id: str, sequence: int, run_id: str) -> Record:
+    """Make the record of a source as if it had never been read: its earlier output is nobody's."""
+    return Record(source_id, State.RESET, sequence, run_id)
 
 
 def digest(source_id: str) -> bytes:

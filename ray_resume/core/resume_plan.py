@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_resume.core.digests import Positions, SortedDigests
-from ray_resume.core.filenames import OutputName
+from ray_resume.core.gone import NOTHING_GONE, Gone
 from ray_resume.core.records import Flag, Record, State, pipeline_of, starts_of_pipeline
+from ray_resume.core.sharing import joined, sharing_files
 from ray_resume.core.snapshot import Records, Union
 from ray_resume.core.sources import Fingerprints, Source, SourceTable
 from ray_resume.core.table import Table
@@ -56,16 +56,25 @@ class Todo:
     share files with ``quarantined`` ones; ``apart`` likewise, but they share them with sources
     that were listed and are another shard's. ``recoded`` ones are skipped, though they went
     through the same pipeline with other code.
+
+    The output of sources that are gone is taken out: of ``removed`` at once, and in the step in
+    which a position of ``pending`` is complete that of the ids that ``replaced`` has for it.
+    That of ``kept`` ones stays for now, for the same reasons as ``held`` and ``apart``.
+    ``passed_over`` counts new parts of changed files of which the old content is to stay.
     """
 
     pending: SourceTable
     records: Mapping[int, Record]
     skipped: Records
     quarantined: int
+    removed: Records
     held: Sequence[str] = ()
     apart: Sequence[str] = ()
     together: Sequence[Sequence[int]] = ()
     recoded: Sequence[Record] = ()
+    replaced: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    kept: Sequence[str] = ()
+    passed_over: int = 0
 
 
 def todo_of(
@@ -79,6 +88,8 @@ def todo_of(
     on_code_change: str = "warn",
     listed: Sequence[Source] = (),
     signatures: Iterable[str] = (),
+    gone: Gone = NOTHING_GONE,
+    file_of: Callable[[str], str | None] = lambda _: None,
 ) -> Todo:
     """Sort ``sources`` by what is on record of them.
 
@@ -89,6 +100,8 @@ def todo_of(
         on_code_change: whether to "reprocess" what went through other code.
         listed: all that were listed, if ``sources`` are a share of them.
         signatures: of the pipelines that earlier runs have had, for messages.
+        gone: what is on record and not in the input any more, if its output is to be taken out.
+        file_of: returns the id of the file that a source is a part of, by the source's id.
 
     Raises:
         SourceChangedError: completed sources have changed, and ``on_source_change`` is "error".
@@ -97,72 +110,221 @@ def todo_of(
         CheckpointError: earlier output can not be replaced without that of sources that are not
             among ``sources``, nor listed.
     """
-    table = SourceTable.of(sources)
-    rows = union.find(table.digests)
-    on_record = np.flatnonzero(rows >= 0)
-    known = rows[on_record]
-    same = _same(union, known, table.fingerprints.take(on_record))
-    state = union.column("state", known)
-    completed = state == State.COMPLETED.value
-    then = union.column("pipeline", known).view(np.uint32).reshape(-1, 2)
-    now = np.frombuffer(pipeline_of(signature, code), np.uint32)
-    otherwise = then[:, 0] != now[0]
-    # What is not known is 0, and differs from nothing.
-    recoded = ~otherwise & (then[:, 1] != now[1]) & (then[:, 1] != 0) & (now[1] != 0)
-    done = completed & (same | (on_source_change == "ignore"))
-    over = (state == State.QUARANTINED.value) & same
-    renewed = recoded & (on_code_change == "reprocess")
-    stays = (~otherwise | (on_pipeline_change != "restart")) & ~renewed
-    quarantined = over & stays
-    skipped = done & stays
-    again = ~(quarantined | skipped)
-    changed = again & completed & ~same
-    # What failed was another content of the source, or in another pipeline.
-    anew = again & (~same | otherwise | renewed)
-    if on_pipeline_change == "error" and (done & otherwise).any():
-        raise PipelineChangedError(
-            _pipelines(union.records(known[done & otherwise]), signature, signatures)
-        )
-    if on_source_change == "error" and changed.any():
-        raise SourceChangedError(_changes(union.records(known[changed])))
-    # The outcome of each source: by default it is to be read.
-    passed_over = np.zeros(len(table), bool)
-    passed_over[on_record[quarantined | skipped]] = True
-    groups: list[list[int]] = []
-    held: list[str] = []
-    apart: list[str] = []
-    place_of = _Places(known)
-    for group in _sharing_files(known[again], union):
-        places = place_of.of(group)
-        to_read = [
-            place for place, again_ in zip(places, _at(again, places), strict=True) if again_
-        ]
-        outside = [row for row, place in zip(group, places, strict=True) if place < 0]
-        if outside:
-            _refuse_unlisted(outside, [int(known[place]) for place in to_read], union, listed)
-        elif not _at(quarantined, places).any():
-            members = on_record[places]
-            passed_over[members] = False
-            groups.append(sorted(members.tolist()))
-            skipped[places] = False
-            again[places] = True
-            continue
-        members = on_record[to_read]
-        passed_over[members] = True
-        again[to_read] = False
-        (apart if outside else held).extend(map(table.id, members.tolist()))
-    pending = np.flatnonzero(~passed_over)
-    numbers = np.searchsorted(pending, on_record[again])
-    return Todo(
-        table if len(pending) == len(table) else table.take(pending),
-        Earlier(numbers, union.table(known[again]), anew[again]),
-        union.records(known[skipped]),
-        int(np.count_nonzero(quarantined)),
-        sorted(held),
-        sorted(apart),
-        [np.searchsorted(pending, group).tolist() for group in groups],
-        union.records(known[skipped & recoded]),
+    sorting = _Sorting(SourceTable.of(sources), union, gone, file_of)
+    pipeline = pipeline_of(signature, code)
+    otherwise = sorting.judge(
+        pipeline,
+        ignore_changes=on_source_change == "ignore",
+        restart=on_pipeline_change == "restart",
+        recode=on_code_change == "reprocess",
     )
+    if on_pipeline_change == "error" and len(otherwise):
+        raise PipelineChangedError(_pipelines(union.records(otherwise), signature, signatures))
+    if on_source_change == "error" and len(sorting.changed):
+        raise SourceChangedError(_changes(union.records(sorting.changed)))
+    sorting.group(listed)
+    return sorting.todo()
+
+
+class _Sorting:
+    """The sources of a run while they are being sorted; :meth:`judge`, then :meth:`group`.
+
+    The masks ``quarantined``, ``skipped`` and ``again`` are of the sources that are on record:
+    each is in one of them. ``passed_over`` is of all sources; by default they are to be read.
+    """
+
+    def __init__(
+        self,
+        table: SourceTable,
+        union: Union,
+        gone: Gone,
+        file_of: Callable[[str], str | None],
+    ) -> None:
+        self.table, self.union, self.gone, self.file_of = table, union, gone, file_of
+        rows = union.find(table.digests)
+        self.on_record = np.flatnonzero(rows >= 0)
+        self.known = rows[self.on_record]
+        self.place_of = _Places(self.known)
+        self.passed_over = np.zeros(len(table), bool)
+        self.ignored = 0
+        self.held: list[str] = []
+        self.apart: list[str] = []
+        self.groups: list[list[int]] = []
+        self.replaced: dict[int, list[str]] = {}
+        self.kept: list[str] = []
+
+    def judge(
+        self, pipeline: bytes, *, ignore_changes: bool, restart: bool, recode: bool
+    ) -> Positions:
+        """Say of each source that is on record whether it is to be read again.
+
+        Args:
+            pipeline: of this run, see `records.pipeline_of`.
+            ignore_changes: whether what has changed stays as it is.
+            restart: whether what went through another pipeline is read again.
+            recode: whether what went through other code is.
+
+        Returns:
+            The rows of what is done, and went through another pipeline.
+        """
+        union, known = self.union, self.known
+        same = _same(union, known, self.table.fingerprints.take(self.on_record))
+        state = union.column("state", known)
+        completed = state == State.COMPLETED.value
+        then = union.column("pipeline", known).view(np.uint32).reshape(-1, 2)
+        now = np.frombuffer(pipeline, np.uint32)
+        otherwise = then[:, 0] != now[0]
+        # What is not known is 0, and differs from nothing.
+        recoded = ~otherwise & (then[:, 1] != now[1]) & (then[:, 1] != 0) & (now[1] != 0)
+        done = completed & (same | ignore_changes)
+        over = (state == State.QUARANTINED.value) & same
+        renewed = recoded & recode
+        stays = (~otherwise | (not restart)) & ~renewed
+        self.quarantined = over & stays
+        self.skipped = done & stays
+        self.recoded = recoded
+        self.again = ~(self.quarantined | self.skipped)
+        # What failed was another content of the source, or in another pipeline.
+        self.anew = self.again & (~same | otherwise | renewed)
+        parts = np.array(sorted(self.gone.parts), np.int64)
+        lost = parts[union.column("state", parts) == State.COMPLETED.value]
+        self.changed = np.concatenate([known[self.again & completed & ~same], lost])
+        self.passed_over[self.on_record[self.quarantined | self.skipped]] = True
+        self.parts = dict(self.gone.parts)
+        if ignore_changes:
+            self._keep_files_whole(self.on_record[self.skipped & ~same])
+        through_another: Positions = known[done & otherwise]
+        return through_another
+
+    def _keep_files_whole(self, changed: Positions) -> None:
+        """Of files with parts that stay although they ``changed``, leave all the rest as it is.
+
+        Their new parts would bring rows that are in the output already.
+        """
+        kept = {self.file_of(self.table.id(position)) for position in changed.tolist()} - {None}
+        if not kept:
+            return
+        self.parts = {row: file for row, file in self.parts.items() if file not in kept}
+        new = np.ones(len(self.table), bool)
+        # What was dropped, since the file once had less, is as good as new.
+        dropped = self.union.column("state", self.known) == State.RESET.value
+        for place in np.flatnonzero(dropped).tolist():
+            dropped[place] = not self.union.record(int(self.known[place])).files
+        new[self.on_record[~dropped]] = False
+        ignored = [
+            p for p in np.flatnonzero(new).tolist() if self.file_of(self.table.id(p)) in kept
+        ]
+        self.passed_over[ignored] = True
+        self.ignored = len(ignored)
+        self.again &= ~self.passed_over[self.on_record]
+
+    def group(self, listed: Sequence[Source]) -> None:
+        """Find what can only be replaced in one step, and what cannot be replaced now."""
+        union = self.union
+        parts = np.array(sorted(self.parts), np.int64)
+        parts = parts[self.gone.is_own(union, parts)]
+        dropped = np.union1d(self.gone.removed(union), parts).astype(np.int64)
+        at_once = np.ones(len(dropped), bool)
+        seeds = np.concatenate([self.known[self.again], dropped])
+        groups = [*sharing_files(seeds, union), *self._files_with_gone_parts(parts)]
+        for group in joined(groups):
+            new = [-1 - node for node in group if node < 0]
+            rows = [node for node in group if node >= 0]
+            is_dropped = np.isin(rows, dropped)
+            places = self.place_of.of(rows)
+            to_read = [p for p, again in zip(places, _at(self.again, places), strict=True) if again]
+            outside = [
+                row
+                for row, place, drop in zip(rows, places, is_dropped.tolist(), strict=True)
+                if place < 0 and not drop
+            ]
+            if outside:
+                blamed = [*(int(self.known[p]) for p in to_read), *np.array(rows)[is_dropped]]
+                self._refuse_unlisted(outside, blamed, listed)
+            elif not _at(self.quarantined, places).any():
+                if self._replace(new, [p for p in places if p >= 0], np.array(rows)[is_dropped]):
+                    at_once[np.isin(dropped, rows)] = False
+                continue
+            at_once[np.isin(dropped, rows)] = False
+            self.kept += self._ids(np.array(rows)[is_dropped])
+            members = [*self.on_record[to_read].tolist(), *new]
+            self.passed_over[members] = True
+            self.again[to_read] = False
+            (self.apart if outside else self.held).extend(map(self.table.id, members))
+        self.removed = dropped[at_once]
+
+    def _replace(self, new: list[int], places: list[int], dropped: Positions) -> bool:
+        """Have sources replaced in one step, in which others are dropped; False if none is read."""
+        members = sorted([*self.on_record[places].tolist(), *new])
+        if not members:
+            return False
+        self.passed_over[members] = False
+        self.skipped[places] = False
+        self.again[places] = True
+        if len(members) > 1:
+            self.groups.append(members)
+        self.replaced[members[0]] = self._ids(dropped)
+        return True
+
+    def _ids(self, rows: Iterable[int]) -> list[str]:
+        return [self.union.record(int(row)).source_id for row in rows]
+
+    def _files_with_gone_parts(self, parts: Positions) -> Iterator[list[int]]:
+        """Put parts that are gone together with those of their file that are to be read."""
+        if not len(parts):
+            return
+        nodes: dict[str, list[int]] = {}
+        for row in parts.tolist():
+            nodes.setdefault(self.parts[row], []).append(row)
+        row_of = dict(zip(self.on_record.tolist(), self.known.tolist(), strict=True))
+        for position in np.flatnonzero(~self.passed_over).tolist():
+            members = nodes.get(self.file_of(self.table.id(position)) or "")
+            if members is not None:
+                members.append(row_of.get(position, -1 - position))
+        yield from nodes.values()
+
+    def _refuse_unlisted(
+        self, outside: Sequence[int], to_blame: Sequence[int], listed: Sequence[Source]
+    ) -> None:
+        """Make sure that the sources in the rows ``outside`` are at least listed, or dropped by
+        the run of another shard.
+
+        Raises:
+            CheckpointError: one is not.
+        """
+        rows = np.array(outside)
+        digests = self.union.digests.take(rows)
+        found = SortedDigests(SourceTable.of(listed).digests).holds(digests)
+        found |= np.isin(rows, list(self.parts))
+        if self.gone.remove:
+            found |= np.isin(rows, self.gone.sources)
+        if not found.all():
+            unlisted = sorted(self._ids(rows[~found]))
+            raise CheckpointError(_out_of_reach(min(self._ids(to_blame)), unlisted))
+
+    def todo(self) -> Todo:
+        """Return how the sources were sorted."""
+        table, union, known, again = self.table, self.union, self.known, self.again
+        pending = np.flatnonzero(~self.passed_over)
+        numbers = np.searchsorted(pending, self.on_record[again])
+        return Todo(
+            table if len(pending) == len(table) else table.take(pending),
+            Earlier(numbers, union.table(known[again]), self.anew[again]),
+            union.records(known[self.skipped]),
+            int(np.count_nonzero(self.quarantined)),
+            union.records(self.removed),
+            sorted(self.held),
+            sorted(self.apart),
+            [np.searchsorted(pending, group).tolist() for group in self.groups],
+            union.records(known[self.skipped & self.recoded]),
+            {
+                int(np.searchsorted(pending, position)): ids
+                for position, ids in self.replaced.items()
+                if ids
+            },
+            sorted(self.kept),
+            self.ignored,
+        )
 
 
 def _same(union: Union, rows: Positions, now: Fingerprints) -> npt.NDArray[np.bool_]:
@@ -199,51 +361,6 @@ class _Places:
         ]
 
 
-def _refuse_unlisted(
-    outside: Sequence[int], to_read: Sequence[int], union: Union, listed: Sequence[Source]
-) -> None:
-    """Make sure that the sources in the rows ``outside`` are at least listed.
-
-    Raises:
-        CheckpointError: one is not.
-    """
-    rows = np.array(outside)
-    found = SortedDigests(SourceTable.of(listed).digests).holds(union.digests.take(rows))
-    if not found.all():
-        unlisted = sorted(union.record(row).source_id for row in rows[~found].tolist())
-        to_blame = min(union.record(row).source_id for row in to_read)
-        raise CheckpointError(_out_of_reach(to_blame, unlisted))
-
-
-def _sharing_files(again: Positions, union: Union) -> Iterator[list[int]]:
-    """Group the rows ``again`` with all that share files with them, however indirectly."""
-    shared = union.flagged(Flag.SHARED)
-    left = set(np.intersect1d(again, shared).tolist())
-    if not left:
-        return
-    files: dict[int, set[str]] = {}
-    sources: defaultdict[str, set[int]] = defaultdict(set)
-    for row in shared.tolist():
-        files[row] = {file for file in union.record(row).files if _is_shared(file)}
-        for file in files[row]:
-            sources[file].add(row)
-    while left:
-        group: set[int] = set()
-        reached = {left.pop()}
-        while reached:
-            group |= reached
-            near = {file for row in reached for file in files[row]}
-            reached = {mate for file in near for mate in sources[file]} - group
-        left -= group
-        if len(group) > 1:
-            yield sorted(group)
-
-
-def _is_shared(file: str) -> bool:
-    name = OutputName.parse(file)
-    return name is not None and name.is_shared
-
-
 def _pipelines(otherwise: Sequence[Record], now: str, signatures: Iterable[str]) -> str:
     then = otherwise[0].pipeline
     alike = sum(record.pipeline == then for record in otherwise)
@@ -272,6 +389,7 @@ def _out_of_reach(source_id: str, outside: Sequence[str]) -> str:
     return (
         f"{source_id} is to be processed again, but shares output files with {len(outside)} "
         f"sources that are not among this run's, {outside[0]} for one: to replace the file would "
-        "lose their rows. Put them back into the input; or, if the source has only changed, pass "
-        'on_source_change="ignore" to keep what is there.'
+        "lose their rows. Put them back into the input; or pass to resumable_read "
+        'on_source_gone="remove", to give their output up, or, if the source has only changed, '
+        'on_source_change="ignore", to keep what is there.'
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from ray.data import Dataset
 from ray.data.datasource import Datasource
 
 from ray_resume.checkpoint.checkpoint import Checkpoint
+from ray_resume.core.identity import ids_of
+from ray_resume.core.planning import Policies
 from ray_resume.core.shards import ArrayTask, Shard, shard_of
 from ray_resume.core.sources import Reading, SourceTable
 from ray_resume.errors import NonResumableError
@@ -50,14 +52,13 @@ _CUSTOM_READ_TASKS = 200
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """The options of a read that a run must know."""
+    """What a run must know of a read: see `planning.Listing` and `planning.Policies`."""
 
-    max_failed_runs: int
-    on_source_change: str
-    on_pipeline_change: str
-    on_code_change: str
+    policies: Policies
     shard: Shard | None
     reader: ReaderText
+    ids: str
+    files: Collection[str] = ()
 
 
 def resumable_read(
@@ -69,6 +70,7 @@ def resumable_read(
     shard: tuple[int | str, int] | str | None = None,
     max_failed_runs: int = 3,
     on_source_change: str = "reprocess",
+    on_source_gone: str | None = None,
     on_pipeline_change: str = "error",
     on_code_change: str = "warn",
     source_id: Callable[..., str] | None = None,
@@ -103,7 +105,18 @@ def resumable_read(
             alone.
         on_source_change: what to do with a completed source whose size or modification time has
             changed (over HTTP: ``Last-Modified``, or ``ETag``, if the server gives one):
-            ``"reprocess"`` (its new output replaces its old), ``"error"``, ``"ignore"``.
+            ``"reprocess"`` (its new output replaces its old), ``"error"``
+            (:class:`SourceChangedError`), ``"ignore"``. If a Parquet file has fewer row groups
+            now, the output of the others goes in the step in which that of the file is replaced.
+        on_source_gone: what to do about completed sources that are not in the input any more:
+            ``"keep"`` their output, with a warning; ``"remove"`` it, in this run's shard; or
+            ``"error"`` (:class:`SourceChangedError`). By default it is kept, but it is an error if
+            none of what was completed is left and everything listed is new, or if new files have
+            the name, size and modification time of files that are gone: the same data under other
+            paths would be in the output twice. Only a folder's files can be removed. If sources
+            share files (``target_file_bytes``), those that shared one with a source that goes are
+            processed again. A run that removes works alone: it waits for every other run of its
+            shard, and each input needs a checkpoint of its own.
         source_id: for a ``Datasource`` whose read tasks do not name one file each:
             ``source_id(read_task, index) -> str``, the same for the same rows in every run.
         source_root: makes ids of files relative to this directory, so that the checkpoint stays
@@ -136,7 +149,14 @@ def resumable_read(
         ResumeError: two sources have the same id; ``shard`` names a scheduler, and the
             environment is not that of one of its array tasks; the driver is a Ray Client.
     """
-    _check_options(max_failed_runs, on_source_change, on_pipeline_change, on_code_change)
+    policies = Policies(
+        on_source_change,
+        on_pipeline_change,
+        on_source_gone,
+        on_code_change,
+        max_failed_runs=max_failed_runs,
+    )
+    _check_policies(policies)
     guards.refuse_ray_client()
     check_reader(reader, args, keyed=keys is not None)
     share = None if shard is None else shard_of(shard, os.environ)
@@ -158,29 +178,27 @@ def resumable_read(
         raise TypeError(
             "source_id is for a Datasource alone; files and keys have ids of their own."
         )
+    listed_files: Collection[str] = ()
     scheduling = {name: kwargs.pop(name) for name in _SCHEDULING & kwargs.keys()}
+    reading: Reading
     if keys is not None:
-        reading: Reading = _key_reading(reader, keys, args, kwargs)
+        kind, reading = "key", _key_reading(reader, keys, args, kwargs)
     elif isinstance(reader, Datasource):
         _refuse_arguments(reader, args, kwargs)
         wanted = scheduling.get("override_num_blocks") or _CUSTOM_READ_TASKS
-        reading = DatasourceReading.of(reader, source_id, wanted)
+        kind, reading = "task", DatasourceReading.of(reader, source_id, wanted)
     else:
-        reading = _file_reading(reader, args, kwargs, granularity, source_root)
+        kind = granularity
+        reading, listed_files = _file_reading(reader, args, kwargs, granularity, source_root)
     storage.ensure()
     if isinstance(share, ArrayTask):
         share = Shard(storage.rank_of(share), share.count)
     sources = reading.sources
     if share is not None:
         sources = sources.take(np.flatnonzero(share.of(sources.digests)))
-    options = ReadOptions(
-        max_failed_runs,
-        on_source_change,
-        on_pipeline_change,
-        on_code_change,
-        share,
-        describe_reader(reader, args, kwargs, name=reading.name, keyed=keys is not None),
-    )
+    text = describe_reader(reader, args, kwargs, name=reading.name, keyed=keys is not None)
+    ids = ids_of(kind, relative=source_root is not None)
+    options = ReadOptions(policies, share, text, ids, listed_files)
     datasource = ResumableDatasource(reading, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     guards.refuse_plain_writes(dataset)
@@ -210,7 +228,8 @@ def _file_reading(
     kwargs: dict[str, Any],
     granularity: str,
     source_root: str | os.PathLike[str] | None,
-) -> FileReading:
+) -> tuple[FileReading, Collection[str]]:
+    """Return the reading, and the ids of the files that its sources are parts of, if they are."""
     name = reader.__name__
     signature = inspect.signature(reader)
     try:
@@ -226,14 +245,15 @@ def _file_reading(
     if source_root is not None:
         (root,) = resolve(os.fspath(source_root), filesystem)[1]
         sources = relative_to(sources, id_of_url(root) if is_http(filesystem) else root)
-    kind = FileReading
+    kind, files = FileReading, list[str]()
     if granularity == "row_group":
         if name != "read_parquet":
             raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
+        files = list(sources.ids())
         sources, kind = list_row_groups(filesystem, sources), RowGroupReading
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
     inflation = _INFLATION.get(name, 1.5)
-    return kind(
+    reading = kind(
         title,
         sources,
         reader,
@@ -244,6 +264,7 @@ def _file_reading(
         repeatable=is_repeatable(arguments),
         distributed=distributed,
     )
+    return reading, files
 
 
 def _list(
@@ -288,15 +309,16 @@ def _refuse_arguments(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         )
 
 
-def _check_options(
-    max_failed_runs: int, on_source_change: str, on_pipeline_change: str, on_code_change: str
-) -> None:
-    if max_failed_runs < 1:
-        raise ValueError(f"max_failed_runs must be at least 1, not {max_failed_runs}")
-    for name, value, known in (
-        ("on_source_change", on_source_change, ("reprocess", "error", "ignore")),
-        ("on_pipeline_change", on_pipeline_change, ("error", "continue", "restart")),
-        ("on_code_change", on_code_change, ("warn", "reprocess", "ignore")),
+def _check_policies(policies: Policies) -> None:
+    if policies.max_failed_runs < 1:
+        raise ValueError(f"max_failed_runs must be at least 1, not {policies.max_failed_runs}")
+    for name, known in (
+        ("on_source_change", ("reprocess", "error", "ignore")),
+        ("on_pipeline_change", ("error", "continue", "restart")),
+        ("on_code_change", ("warn", "reprocess", "ignore")),
+        ("on_source_gone", (None, "keep", "remove", "error")),
     ):
+        value = getattr(policies, name)
         if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+            words = ", ".join(word for word in known if word is not None)
+            raise ValueError(f"{name} must be one of {words}, not {value!r}")

@@ -15,7 +15,7 @@ import threading
 import time
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray_resume.checkpoint.dead_letters import Letter
@@ -23,7 +23,15 @@ from ray_resume.checkpoint.storage import LedgerPlace
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.core.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
 from ray_resume.core.pending import PendingSources
-from ray_resume.core.records import Record, State, digest, encode, encode_completed, pipeline_of
+from ray_resume.core.records import (
+    Record,
+    State,
+    digest,
+    dropped_record,
+    encode,
+    encode_completed,
+    pipeline_of,
+)
 from ray_resume.core.sources import SourceTable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError, ResumeError
@@ -54,6 +62,9 @@ class RunSpec:
     commit_at_the_end: bool = False
     # Groups of sources that may only be committed in one transaction.
     together: Sequence[Sequence[int]] = ()
+    # The ids of sources whose output a source takes the place of, in the transaction in which it,
+    # and its group if it is in one, is committed.
+    replaced: Mapping[int, Sequence[str]] = field(default_factory=dict)
     # Stands for the code that the pipeline runs.
     code: str = ""
     # What a test has armed: it arms the process that this arrives at.
@@ -80,7 +91,7 @@ class Progress:
     ``failed`` are those of them of which rows have failed in any pass. ``waiting`` are those of
     them that only others, who share a file with them, keep from it. ``example`` says why the first
     of them is not complete: there may be too many to say it of each. ``unread`` says of how many
-    the reader raised.
+    the reader raised. ``dropped`` counts the sources whose output is nobody's any more.
     """
 
     completed: int
@@ -94,6 +105,7 @@ class Progress:
     dead_rows: int = 0
     example: str | None = None
     unread: Unread | None = None
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,7 @@ class LedgerHost:
         self._sequence = spec.first_sequence
         self._completed = self._committed = 0
         self._rows_read = self._rows_written = self._files = self._dead_rows = 0
+        self._dropped_count = 0
         self._letters = spec.place.letters()
         self._fault: ResumeError | None = None
         self._queue: list[Completion] = []
@@ -223,6 +236,7 @@ class LedgerHost:
                 self._dead_rows,
                 self._why(pending[0]) if pending else None,
                 self._unread(),
+                self._dropped_count,
             )
 
     def unpublished(self) -> tuple[list[bytes], int]:
@@ -287,6 +301,31 @@ class LedgerHost:
             reached("ledger.failing")
             self._writer.commit(records)
             return sum(record.state is State.QUARANTINED for record in records)
+
+    def drop(self, source_ids: Sequence[str]) -> None:
+        """Commit sources of which nobody is to list output any more: their files are left-overs.
+
+        Raises:
+            CheckpointError: the lease is lost or the store cannot be written.
+        """
+        with self._commits:
+            stored = [self._dropped(source_id) for source_id in source_ids]
+            self._lease.check()
+            reached("ledger.before_commit")
+            self._writer.commit_encoded(stored)
+            reached("ledger.committed")
+            with self._state:
+                self._dropped_count += len(stored)
+
+    def _dropped_with(self, group: Sequence[Completion]) -> list[bytes]:
+        replaced = self._spec.replaced
+        return [self._dropped(id_) for done in group for id_ in replaced.get(done.source, ())]
+
+    def _dropped(self, source_id: str) -> bytes:
+        self._sequence += 1
+        return digest(source_id) + encode(
+            dropped_record(source_id, self._sequence, self._spec.run_id)
+        )
 
     def _why(self, source: int) -> str:
         return self._ledger.failure(source) or self._ledger.explain(source)
@@ -361,6 +400,8 @@ class LedgerHost:
             try:
                 now = time.time()
                 stored = [self._stored(completion, now) for completion in group]
+                if self._spec.replaced:
+                    stored += self._dropped_with(group)
                 self._lease.check()
                 reached("ledger.before_commit")
                 self._writer.commit_encoded(stored)
@@ -378,6 +419,7 @@ class LedgerHost:
                 return
             with self._state:
                 self._committed += len(group)
+                self._dropped_count += len(stored) - len(group)
                 self._sources.forget([completion.source for completion in group])
 
     def _failed(self, source: int, how: Failed, now: float) -> Record:
@@ -503,6 +545,9 @@ class _LedgerActor:
 
     def published(self) -> None:
         self._opened().published()
+
+    def drop(self, source_ids: Sequence[str]) -> None:
+        self._opened().drop(source_ids)
 
     def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> None:
         self._opened().bury(run_id, pass_number, letters)

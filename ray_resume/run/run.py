@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,19 @@ from ray_resume.checkpoint.local.lease import Claim, Owner
 from ray_resume.checkpoint.storage import Storage
 from ray_resume.core.code import Code
 from ray_resume.core.filenames import DIGEST_BYTES
+from ray_resume.core.identity import HEADER_KEY
 from ray_resume.core.passes import PassPlan, Schedule
-from ray_resume.core.records import Flag, State, pipeline_of
-from ray_resume.core.resume_plan import Todo, todo_of
-from ray_resume.core.shards import Shard
+from ray_resume.core.planning import Listing, Policies, what_to_do
+from ray_resume.core.records import (
+    Flag,
+    State,
+    blocks_of,
+    digest,
+    dropped_record,
+    encode,
+    pipeline_of,
+)
+from ray_resume.core.resume_plan import Todo
 from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import CheckpointError, ResumeError
@@ -68,27 +77,23 @@ _CRASHES = (
 
 _ACTOR_EXIT_S = 10.0
 
+_DROPPED_AT_ONCE = 1 << 13
+
 
 @dataclass(frozen=True)
 class RunPlan:
     """What a run is to do, all of it checked."""
 
     storage: Storage
-    # Those of this run, in ``shard`` if it has one, and all that were listed.
-    sources: SourceTable
-    listed: SourceTable
-    shard: Shard | None
+    listing: Listing
+    policies: Policies
     output: Output
     # How results are made visible, for a sink that does so at the end of a pass; else None.
     publish: Callable[[Sequence[bytes], int], None] | None
     signature: str
-    max_failed_runs: int
-    on_source_change: str
-    on_pipeline_change: str
     # Of so many sources the reader may raise, without limit if negative: as Ray Data's own.
     max_errored_blocks: int = 0
     code: Code = field(default_factory=Code)
-    on_code_change: str = "warn"
 
 
 @dataclass(frozen=True)
@@ -134,40 +139,26 @@ class Run:
             names = self._plan.output.names()
             contents = self._plan.storage.settled(self._run_id)
             self._check_bound(contents)
-            todo = todo_of(
-                self._plan.sources,
+            todo, warnings = what_to_do(
+                self._plan.listing,
+                self._plan.policies,
                 contents.union,
-                on_source_change=self._plan.on_source_change,
+                contents.headers,
                 signature=self._plan.signature,
-                on_pipeline_change=self._plan.on_pipeline_change,
                 code=self._plan.code.digest(),
-                on_code_change=self._plan.on_code_change,
-                listed=self._plan.listed,
-                signatures=_signatures(contents),
+                checkpoint=self._plan.storage.uri,
             )
-            self._tell_gone(contents)
+            for warning in warnings:
+                logger.warning("%s", warning)
             self._warn_other_code(todo, contents)
-            if todo.held:
-                logger.warning(
-                    "%d sources wait, %s for one: they share output files with quarantined "
-                    "sources. Reset those to go on.",
-                    len(todo.held),
-                    todo.held[0],
-                )
-            if todo.apart:
-                logger.warning(
-                    "%d sources of %s wait, %s for one: they share output files with sources of "
-                    "other shards. Run once without shard= to process them.",
-                    len(todo.apart),
-                    self._plan.shard,
-                    todo.apart[0],
-                )
             self._plan.output.check(
                 self._checkpoint_id, self._plan.storage, names, contents, todo.skipped
             )
             if not todo.pending:
+                if todo.removed:
+                    contents = self._drop(todo, contents)
                 self._remove_leftovers(contents, names)
-                return self._summary(todo, _NOTHING)
+                return self._summary(todo, replace(_NOTHING, dropped=len(todo.removed)))
             self._bind_sink()
             reached("run.bound")
             self._plan.output.prepare()
@@ -193,10 +184,11 @@ class Run:
     def _leased(self, wait_s: float | None) -> Iterator[None]:
         if wait_s is None:
             wait_s = self._plan.storage.dying_s + LEASE_WAIT_S
-        share = self._plan.shard
+        share = self._plan.listing.shard
         owner = Owner.here(self._run_id, None if share is None else str(share))
+        # To remove what is not listed is to claim that, too: all of the share.
         claim = Claim(
-            self._plan.sources.digests.to_bytes(),
+            None if self._plan.policies.removes else self._plan.listing.sources.digests.to_bytes(),
             None if share is None else (share.index, share.count),
         )
         self._lease = self._plan.storage.acquire(owner, claim, wait_s=wait_s)
@@ -215,18 +207,21 @@ class Run:
                 "a checkpoint of its own."
             )
 
-    def _tell_gone(self, contents: Contents) -> None:
-        count, example = contents.union.completed_outside(self._plan.listed.digests)
-        if example is not None:
-            logger.warning(
-                "%d completed sources are not in the input any more, %s for one. Their output "
-                "stays. (Is it another input? Then give it a checkpoint of its own.)",
-                count,
-                example.source_id,
-            )
+    def _drop(self, todo: Todo, contents: Contents) -> Contents:
+        """Commit that the output of ``removed`` sources is nobody's, without a ledger's process."""
+        first = contents.union.highest_sequence() + 1
+        records = (
+            dropped_record(record.source_id, sequence, self._run_id)
+            for sequence, record in enumerate(todo.removed, first)
+        )
+        stored = sorted(digest(record.source_id) + encode(record) for record in records)
+        storage = self._plan.storage
+        storage.write_whole(self._run_id, self._header(), blocks_of(stored))
+        self._lease.check()
+        return storage.settled(self._run_id)
 
     def _warn_other_code(self, todo: Todo, contents: Contents) -> None:
-        if not todo.recoded or self._plan.on_code_change != "warn":
+        if not todo.recoded or self._plan.policies.on_code_change != "warn":
             return
         now, example = self._plan.code, todo.recoded[0]
         codes = filter(None, map(Code.read, contents.headers.values()))
@@ -262,6 +257,9 @@ class Run:
         try:
             # The ledger keeps the lease from now on, if the driver has kept it until now.
             self._lease.check()
+            for start in range(0, len(todo.removed), _DROPPED_AT_ONCE):
+                some = todo.removed[start : start + _DROPPED_AT_ONCE]
+                ray.get(handle.drop.remote([record.source_id for record in some]))
             lost = self._run_passes(handle, todo, run_pass)
             failed = quarantined = 0
             if lost is not None:
@@ -310,11 +308,12 @@ class Run:
         raise error
 
     def _about_unread(self, unread: Unread) -> str:
+        total, runs = len(self._plan.listing.sources), self._plan.policies.max_failed_runs
         return (
-            f"{unread.count} of {len(self._plan.sources)} sources could not be read. The first is "
+            f"{unread.count} of {total} sources could not be read. The first is "
             f"{unread.source_id}: {unread.error}\nThe run went on with the other sources, and what "
             "is complete is committed. The next run reads these sources again. Sources that failed "
-            f"in {self._plan.max_failed_runs} runs are quarantined and skipped. Repair or remove "
+            f"in {runs} runs are quarantined and skipped. Repair or remove "
             "them, or set ray.data.DataContext.get_current().max_errored_blocks to the number of "
             "sources that may fail in a run (-1: any number)."
         )
@@ -326,7 +325,7 @@ class Run:
             self._run_id,
             "ended with an error" if isinstance(error, Exception) else "was interrupted",
             len(todo.skipped) + progress.committed,
-            len(self._plan.sources),
+            len(self._plan.listing.sources),
         )
 
     def _run_passes(
@@ -401,19 +400,25 @@ class Run:
             sources=todo.pending.trimmed(),
             records=todo.records,
             first_sequence=contents.union.highest_sequence(),
-            max_failed_runs=self._plan.max_failed_runs,
+            max_failed_runs=self._plan.policies.max_failed_runs,
             signature=self._plan.signature,
             code=self._plan.code.digest(),
             commit_at_the_end=self._plan.publish is not None,
             together=todo.together,
             faults=armed(),
-            header={
-                "sources_total": len(self._plan.listed),
-                "signature": self._plan.signature,
-                "code": self._plan.code.header(),
-                "shard": None if self._plan.shard is None else str(self._plan.shard),
-            },
+            replaced=todo.replaced,
+            header=self._header(),
         )
+
+    def _header(self) -> dict[str, Any]:
+        shard = self._plan.listing.shard
+        return {
+            "sources_total": len(self._plan.listing.listed),
+            "signature": self._plan.signature,
+            "code": self._plan.code.header(),
+            "shard": None if shard is None else str(shard),
+            HEADER_KEY: self._plan.listing.ids,
+        }
 
     def _clean_up(self) -> None:
         # If the ledger's process lives on although it was closed or killed, it may yet commit
@@ -443,8 +448,8 @@ class Run:
     ) -> RunSummary:
         return RunSummary(
             run_id=self._run_id,
-            sources_total=len(self._plan.sources),
-            sources_skipped=len(todo.skipped),
+            sources_total=len(self._plan.listing.sources),
+            sources_skipped=len(todo.skipped) + todo.passed_over,
             sources_completed=progress.committed,
             sources_failed=failed,
             sources_pending=len(todo.pending)
@@ -459,6 +464,7 @@ class Run:
             rows_dead_lettered=progress.dead_rows,
             files=progress.files,
             duration_s=time.monotonic() - self._started_at,
+            sources_removed=progress.dropped,
         )
 
 
@@ -468,12 +474,6 @@ def _has_output(union: Union) -> bool:
     if rows.any() or len(union.flagged(Flag.FILE)):
         return True
     return any(record.files for record in union.records(union.flagged(Flag.MORE)))
-
-
-def _signatures(contents: Contents) -> list[str]:
-    """Return the signatures of the pipelines of all runs, for messages."""
-    texts = (header.get("signature") for header in contents.headers.values())
-    return [text for text in texts if isinstance(text, str)]
 
 
 _NOTHING = Progress(0, 0, 0, 0, 0)

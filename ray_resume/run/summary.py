@@ -13,7 +13,8 @@ class RunSummary:
 
     ``sources_total`` is the sum of the other five ``sources_`` counts. ``sources_skipped`` were
     completed by earlier runs. ``rows_read``, ``rows_written`` and ``files`` belong to
-    ``sources_completed``. ``duration_s`` is wall time in seconds.
+    ``sources_completed``. ``sources_removed`` counts sources that were not in the input any more
+    and whose output was removed. ``duration_s`` is wall time in seconds.
     """
 
     run_id: str
@@ -28,6 +29,7 @@ class RunSummary:
     rows_dead_lettered: int
     files: int
     duration_s: float
+    sources_removed: int = 0
 
     def __str__(self) -> str:
         text = (
@@ -35,6 +37,11 @@ class RunSummary:
             f"completed in {self.duration_s:.1f} s, {self.sources_skipped} were done before. "
             f"{self.rows_read} rows read, {self.rows_written} written to {self.files} files."
         )
+        if self.sources_removed:
+            text += (
+                f" The output of {self.sources_removed} sources that are not in the input any more "
+                "was removed."
+            )
         if self.rows_dead_lettered:
             text += f" {self.rows_dead_lettered} rows went to the dead letters."
         if self.sources_failed:

@@ -17,6 +17,7 @@ from ray.data.datasource import Datasink
 from ray.exceptions import RayTaskError
 
 from ray_resume.checkpoint.shared.objects import canonical_uri
+from ray_resume.core.planning import Listing
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import CheckpointError, NonResumableError, ResumeError
 from ray_resume.raydata import guards, plan
@@ -110,7 +111,8 @@ def resumable_write(
         ResumeError: the driver is a Ray Client, or the run's ledger died.
         CheckpointError: the checkpoint is in use, unreadable or bound to another folder; the
             folder has other data files, or misses files of completed sources.
-        SourceChangedError: as ``on_source_change="error"`` of the read asked for.
+        SourceChangedError: as ``on_source_change`` or ``on_source_gone`` of the read asked for, or
+            because the input is another one than that of the runs before.
         Exception: what a UDF raised, as with plain Ray Data. What was complete is committed. Or
             what a reader raised, after all other sources were processed, if more sources than
             ``DataContext.max_errored_blocks`` could not be read. Their failed run is on record.
@@ -142,6 +144,11 @@ def resumable_write(
         target_file_bytes,
         write_options,
     )
+    if datasource.options.policies.removes and not isinstance(target.output, FolderOutput):
+        raise NonResumableError(
+            'on_source_gone="remove" removes output files of ray_resume, and this pipeline writes '
+            f'to {target.output.uri}. Pass on_source_gone="keep", and remove the rows there.'
+        )
 
     begun = False
 
@@ -190,17 +197,18 @@ def resumable_write(
     run = Run(
         RunPlan(
             storage=datasource.checkpoint.open(),
-            sources=datasource.sources,
-            listed=datasource.reading.sources,
-            shard=datasource.options.shard,
+            listing=Listing(
+                datasource.sources,
+                datasource.reading.sources,
+                datasource.options.ids,
+                datasource.options.files,
+                datasource.options.shard,
+            ),
+            policies=datasource.options.policies,
             output=target.output,
             publish=target.publish,
             signature=signature.text,
             code=signature.code,
-            on_code_change=datasource.options.on_code_change,
-            on_pipeline_change=datasource.options.on_pipeline_change,
-            max_failed_runs=datasource.options.max_failed_runs,
-            on_source_change=datasource.options.on_source_change,
             max_errored_blocks=ds.context.max_errored_blocks,
         )
     )

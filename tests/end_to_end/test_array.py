@@ -27,6 +27,8 @@ from ray_resume.checkpoint.local.backend import CheckpointDirectory
 from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.storage import Location
+from ray_resume.core.identity import ids_of
+from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.records import Record, State, digest
 from ray_resume.core.shards import Shard
 from ray_resume.core.sources import Source, SourceTable
@@ -358,15 +360,11 @@ def plan_of(directory: CheckpointDirectory, out: Path, shard: Shard | None = Non
     sources = SourceTable.of([Source("a", "a")])
     return RunPlan(
         storage=directory,
-        sources=sources,
-        listed=sources,
-        shard=shard,
+        listing=Listing(sources, sources, ids_of("file"), shard=shard),
+        policies=Policies(),
         output=FolderOutput(Folder(LocalFileSystem(), str(out), str(out)), append=False),
         publish=None,
         signature="",
-        max_failed_runs=3,
-        on_source_change="reprocess",
-        on_pipeline_change="error",
     )
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter as Counts
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from cluster import Cluster, Costs, needs, simulate
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from places import ROOT
-from plain_todo import plain_todo_of
+from plain_todo import PlainGone, plain_todo_of
 
 from ray_resume.core.digests import Digests, SortedDigests
 from ray_resume.core.filenames import OutputName, packed, unpacked
+from ray_resume.core.gone import gone_from
+from ray_resume.core.identity import ids_of, part_file
 from ray_resume.core.output_files import FileList, listed_files
 from ray_resume.core.pending import PendingSources
 from ray_resume.core.records import (
@@ -312,20 +315,34 @@ def test_todo_is_what_its_model_says(
     on_pipeline_change: str,
 ) -> None:
     mine = [Source(source_id, source_id, known) for source_id, known in own]
-    options = {
+    options: dict[str, Any] = {
         "on_source_change": on_source_change,
         "on_pipeline_change": on_pipeline_change,
         "signature": "now",
     }
     everyone = [*mine, *(Source(name, name) for name in listed)]
     everyone = list({source.source_id: source for source in everyone}.values())
+    compare_todo(mine, everyone, some, {}, {}, **options)
+
+
+def compare_todo(
+    mine: list[Source],
+    everyone: list[Source],
+    some: tuple[Record, ...],
+    ours: dict[str, Any],
+    plain: dict[str, Any],
+    **options: Any,
+) -> None:
+    """Hold `todo_of` against its model; ``ours`` and ``plain`` say the same of what is gone."""
+    by_id = {record.source_id: record for record in some}
+    union = Union({"x": pairs(some)})
     try:
-        model = plain_todo_of(mine, {r.source_id: r for r in some}, listed=everyone, **options)
+        model = plain_todo_of(mine, by_id, listed=everyone, **plain, **options)
     except (CheckpointError, PipelineChangedError, SourceChangedError) as error:
         with pytest.raises(type(error)):
-            todo_of(mine, Union({"x": pairs(some)}), listed=everyone, **options)
+            todo_of(mine, union, listed=everyone, **ours, **options)
         return
-    todo = todo_of(mine, Union({"x": pairs(some)}), listed=everyone, **options)
+    todo = todo_of(mine, union, listed=everyone, **ours, **options)
     names = [source.source_id for source in todo.pending]
     assert names == model.pending
     assert [s for s in mine if s.source_id in names] == list(todo.pending)
@@ -336,6 +353,64 @@ def test_todo_is_what_its_model_says(
     assert todo.quarantined == model.quarantined
     assert (todo.held, todo.apart) == (model.held, model.apart)
     assert {frozenset(names[n] for n in group) for group in todo.together} == model.together
+    assert {record.source_id for record in todo.removed} == model.removed
+    assert {frozenset(ids) for ids in todo.replaced.values()} == model.replaced
+    assert (set(todo.kept), todo.passed_over) == (model.kept, model.passed_over)
+    # Each is dropped in a step of its own, or of a source that is read in that step.
+    steps = {n: group for group in todo.together for n in group}
+    assert all(n == min(steps.get(n, [n])) for n in todo.replaced)
+
+
+PARTS = ["f#rg0", "f#rg1", "f#rg2", "g#rg0", "g#rg1", "h#rg0"]
+parts_on_record = st.lists(st.sampled_from(PARTS), unique=True).flatmap(
+    lambda names: st.tuples(*(records(name) for name in names))
+)
+
+
+@settings(max_examples=800, deadline=None)
+@given(
+    parts_on_record,
+    st.dictionaries(st.sampled_from(PARTS), fingerprints),
+    st.sets(st.sampled_from("fgh")),
+    st.sampled_from([None, Shard(0, 2), Shard(1, 2)]),
+    st.booleans(),
+    st.sampled_from(["reprocess", "ignore", "error"]),
+    st.sampled_from(["continue", "restart"]),
+)
+def test_what_is_gone_is_what_the_model_says(
+    some: tuple[Record, ...],
+    listed: dict[str, Fingerprint],
+    without_parts: set[str],
+    shard: Shard | None,
+    remove: bool,
+    on_source_change: str,
+    on_pipeline_change: str,
+) -> None:
+    """``without_parts`` are files that were listed, and perhaps have no row groups any more."""
+    everyone = [Source(name, name, known) for name, known in listed.items()]
+    mine = [source for source in everyone if shard is None or shard.holds(source.source_id)]
+    files = without_parts | {name[0] for name in listed}
+    file_of = partial(part_file, ids_of("row_group"))
+    union = Union({"x": pairs(some)})
+    gone = gone_from(
+        union,
+        SourceTable.of(everyone),
+        files=files,
+        file_of=file_of,
+        share=shard,
+        remove=remove,
+    )
+    is_own = shard.holds if shard is not None else lambda _: True
+    compare_todo(
+        mine,
+        everyone,
+        some,
+        {"gone": gone, "file_of": file_of},
+        {"gone": PlainGone(remove, files, file_of, is_own)},
+        on_source_change=on_source_change,
+        on_pipeline_change=on_pipeline_change,
+        signature="now",
+    )
 
 
 # File names ---------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from ray_resume.checkpoint.shared.backend import SharedCheckpoint
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
 from ray_resume.checkpoint.shared.segments import fence_name
 from ray_resume.checkpoint.storage import Location
+from ray_resume.core.identity import ids_of
+from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.records import Record, State, block_of, digest, encode
 from ray_resume.core.shards import ArrayTask
 from ray_resume.core.sources import Source, SourceTable
@@ -633,15 +635,11 @@ def test_what_runs_leave_does_not_pile_up(place: Location, tmp_path: Path) -> No
     sources = SourceTable.of([Source("a", "a")])
     plan = RunPlan(
         storage=place.open(),
-        sources=sources,
-        listed=sources,
-        shard=None,
+        listing=Listing(sources, sources, ids_of("file")),
+        policies=Policies("ignore", "continue"),
         output=FolderOutput(out, append=False),
         publish=None,
         signature="",
-        max_failed_runs=3,
-        on_source_change="ignore",
-        on_pipeline_change="continue",
     )
     summary = Run(plan).execute(lambda _: None)
     assert (summary.sources_total, summary.sources_skipped) == (1, 1)

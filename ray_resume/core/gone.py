@@ -1,0 +1,199 @@
+"""Sources that are on record and not in the input any more, and what becomes of their output. Pure.
+
+Two kinds: a whole source that nobody lists any more, about which ``on_source_gone`` decides; and a
+part of a file that is still listed, such as a row group of one that was rewritten with fewer of
+them, which belongs to the change of that file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_resume.core.digests import Positions
+from ray_resume.core.records import Flag, State
+from ray_resume.core.shards import Shard
+from ray_resume.core.snapshot import Union
+from ray_resume.core.sources import SourceTable
+from ray_resume.errors import SourceChangedError
+
+__all__ = ["NOTHING_GONE", "Gone", "gone_from", "judge_gone", "same_files"]
+
+_NO_ROWS: Positions = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Gone:
+    """What is not in the input any more, as rows of the union, ascending.
+
+    ``sources`` are completed, or hold output all the same, as one that was reset. ``parts`` says
+    of each part of a file that is still listed which file that is. ``share`` is that of the run,
+    if it has one; ``remove`` says whether it removes the output of ``sources``.
+    """
+
+    sources: Positions = field(default_factory=lambda: _NO_ROWS)
+    parts: Mapping[int, str] = field(default_factory=dict)
+    share: Shard | None = None
+    remove: bool = False
+
+    def removed(self, union: Union) -> Positions:
+        """Return those of ``sources`` whose output the run removes: of its own share alone."""
+        return self.sources[self.is_own(union, self.sources)] if self.remove else _NO_ROWS
+
+    def is_own(self, union: Union, rows: Positions) -> npt.NDArray[np.bool_]:
+        """Say of each of ``rows`` whether its source is in the run's share."""
+        if self.share is None:
+            return np.ones(len(rows), bool)
+        return self.share.of(union.digests.take(rows))
+
+
+NOTHING_GONE = Gone()
+
+
+def gone_from(
+    union: Union,
+    listed: SourceTable,
+    *,
+    files: Collection[str] = (),
+    file_of: Callable[[str], str | None] = lambda _: None,
+    share: Shard | None = None,
+    remove: bool = False,
+) -> Gone:
+    """Find what is on record with output, and not among ``listed``.
+
+    Args:
+        files: the ids of the files that were listed, where ``listed`` are parts of them.
+        file_of: returns the id of the file that a source is a part of, by the source's id.
+    """
+    outside = np.ones(len(union), bool)
+    here = union.find(listed.digests)
+    outside[here[here >= 0]] = False
+    flags = union.column("flags")
+    clear = union.in_state(State.COMPLETED) | (flags & Flag.FILE != 0)
+    # Of the others, only the whole record says whether it lists files.
+    doubtful = np.flatnonzero(outside & ~clear & (flags & Flag.MORE != 0))
+    with_files = [row for row in doubtful.tolist() if union.record(row).files]
+    rows = np.union1d(np.flatnonzero(outside & clear), np.array(with_files, np.int64))
+    parts: dict[int, str] = {}
+    if files:
+        named = frozenset(files)
+        for row in rows.tolist():
+            file = file_of(union.record(row).source_id)
+            if file in named:
+                parts[row] = file
+    if parts:
+        rows = np.setdiff1d(rows, np.array(list(parts), np.int64))
+    return Gone(rows.astype(np.int64), parts, share, remove)
+
+
+def judge_gone(
+    union: Union, gone: Gone, listed: SourceTable, policy: str | None, checkpoint: str
+) -> str | None:
+    """Refuse to go on without sources that are gone, or return what to warn of, if anything.
+
+    Args:
+        policy: ``on_source_gone``: ``"keep"``, ``"remove"``, ``"error"``; None keeps what is
+            there, but refuses what looks like the same data under other ids.
+        checkpoint: how to name the checkpoint in a message.
+
+    Raises:
+        SourceChangedError: the run must not go on; the message has the ways out.
+    """
+    completed = gone.sources[union.column("state", gone.sources) == State.COMPLETED.value]
+    if policy == "remove":
+        if not len(mine := gone.removed(union)):
+            return None
+        return (
+            f"{len(mine)} sources are not in the input any more, "
+            f"{union.record(int(mine[0])).source_id} for one. Their output is removed."
+        )
+    if not len(completed):
+        return None
+    example = union.record(int(completed[0])).source_id
+    if policy == "error":
+        raise SourceChangedError(
+            f"{len(completed)} completed sources are not in the input any more, {example} for one. "
+            'To keep their output as it is, pass on_source_gone="keep" to resumable_read; to '
+            'remove it, "remove".'
+        )
+    if policy is None:
+        _refuse_other_input(union, completed, listed, checkpoint)
+        _refuse_moved(union, completed, listed)
+    return (
+        f"{len(completed)} completed sources are not in the input any more, {example} for one. "
+        'Their output stays; on_source_gone="remove" removes it. (Is it another input? Then give '
+        "it a checkpoint of its own.)"
+    )
+
+
+def same_files(union: Union, gone: Positions, listed: SourceTable) -> list[tuple[str, str]]:
+    """Return which sources that are gone are listed under another id, as (old, new) pairs.
+
+    A source is taken for the same file if it is not on record, and has the name (behind the last
+    slash), the size and the modification time of one that is gone.
+    """
+    marks = Flag.SIZE | Flag.MTIME
+    known = gone[union.column("flags", gone) & marks == marks]
+    if not len(known):
+        return []
+    new = np.flatnonzero((union.find(listed.digests) < 0) & (listed.fingerprints.known == marks))
+    times = listed.fingerprints.mtimes_ns
+    new = new[np.isin(times[new], union.column("mtime_ns", known))]
+    by_look: dict[tuple[str, int, int], str] = {}
+    if len(new):
+        known = known[np.isin(union.column("mtime_ns", known), times[new])]
+        for record in union.records(known):
+            look = record.fingerprint
+            assert look.size is not None
+            assert look.mtime_ns is not None
+            by_look[_bare(record.source_id), look.size, look.mtime_ns] = record.source_id
+    pairs = []
+    for position in new.tolist():
+        source_id = listed.id(position)
+        size = int(listed.fingerprints.sizes[position])
+        old = by_look.get((_bare(source_id), size, int(times[position])))
+        if old is not None:
+            pairs.append((old, source_id))
+    return pairs
+
+
+def _bare(source_id: str) -> str:
+    return source_id.rpartition("/")[2]
+
+
+_WAYS_OUT = (
+    "Read the data by the name that it had; or give another input a checkpoint and an output "
+    'folder of its own; or say what to do by on_source_gone= of resumable_read: "remove" removes '
+    'the old output, "keep" keeps it beside the new.'
+)
+
+
+def _refuse_other_input(
+    union: Union, completed: Positions, listed: SourceTable, checkpoint: str
+) -> None:
+    """Make sure that the input has something of what is on record, if it has anything."""
+    every = int(np.count_nonzero(union.in_state(State.COMPLETED)))
+    if len(completed) < every or not len(listed) or (union.find(listed.digests) >= 0).any():
+        return
+    raise SourceChangedError(
+        f"The input has none of the {every} sources that the checkpoint {checkpoint} has "
+        f"completed, and all of its {len(listed)} sources are new. If it is the same data under "
+        "another name, its rows would be in the output twice.\n"
+        f"  completed: {union.record(int(completed[0])).source_id}\n"
+        f"  listed:    {listed.id(0)}\n" + _WAYS_OUT
+    )
+
+
+def _refuse_moved(union: Union, completed: Positions, listed: SourceTable) -> None:
+    pairs = same_files(union, completed, listed)
+    if pairs:
+        old, new = pairs[0]
+        raise SourceChangedError(
+            f"{len(pairs)} completed sources are not in the input any more, and as many new ones "
+            "have their name, size and modification time: the same files under another path. "
+            "Their rows would be in the output twice.\n"
+            f"  completed: {old}\n  listed:    {new}\n" + _WAYS_OUT
+        )

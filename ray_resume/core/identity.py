@@ -1,0 +1,97 @@
+"""How the ids of sources are made, and what a checkpoint remembers of that. Pure.
+
+The same rows under two ids would be in the output twice. So each run notes in the header of its
+file how its ids are made, and a run that makes them otherwise is refused while output of the
+earlier ones is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ray_resume.core.records import Flag, State
+from ray_resume.core.snapshot import Union
+from ray_resume.errors import CheckpointError
+
+__all__ = [
+    "HEADER_KEY",
+    "ids_in_headers",
+    "ids_of",
+    "part_file",
+    "refuse_other_ids",
+]
+
+HEADER_KEY = "ids"
+"""Where a run's header says how its ids are made; a reset's header has a list of these."""
+
+_RELATIVE = " relative to source_root"
+_ABOUT = {
+    "file": "the paths of files",
+    "row_group": 'row groups of files (granularity="row_group")',
+    "key": "keys",
+    "task": "the read tasks of a datasource",
+}
+_ROW_GROUP = re.compile("(.+)#rg[0-9]+", re.DOTALL)
+
+
+def ids_of(kind: str, *, relative: bool = False) -> str:
+    """Name a way to make ids: "file", "row_group", "key" or "task"; of paths, relative or not."""
+    return kind + (_RELATIVE if relative else "")
+
+
+def part_file(ids: str, source_id: str) -> str | None:
+    """Return the id of the file that a source is a part of, by how its id was made.
+
+    None if its sources are not parts of files. Only ids of this very checkpoint are asked about,
+    and only where all of them are row groups: elsewhere an id is never parsed.
+    """
+    match = _ROW_GROUP.fullmatch(source_id) if ids.startswith("row_group") else None
+    return None if match is None else match[1]
+
+
+def ids_in_headers(headers: Mapping[str, Mapping[str, Any]], runs: Iterable[str]) -> set[str]:
+    """Return how the ids of ``runs`` were made, as far as their headers say it."""
+    ways: set[str] = set()
+    for run in runs:
+        found = headers.get(run, {}).get(HEADER_KEY, ())
+        ways.update([found] if isinstance(found, str) else map(str, found))
+    return ways
+
+
+def refuse_other_ids(
+    union: Union, headers: Mapping[str, Mapping[str, Any]], ids: str, checkpoint: str
+) -> None:
+    """Make sure that what has output was called as this run calls its sources.
+
+    Args:
+        ids: how this run makes its ids (:func:`ids_of`).
+        checkpoint: how to name the checkpoint in a message.
+
+    Raises:
+        CheckpointError: some of it was not; the message has the ways out.
+    """
+    output = union.in_state(State.COMPLETED) | (union.column("flags") & Flag.FILE != 0)
+    # A source that was reset may list several files; only its record says so.
+    odd = np.flatnonzero(~output & (union.column("flags") & Flag.MORE != 0))
+    output[[row for row in odd.tolist() if union.record(row).files]] = True
+    runs = {bytes(run).hex() for run in np.unique(union.column("run")[output].view("V6"))}
+    others = sorted(ids_in_headers(headers, runs) - {ids})
+    if not others:
+        return
+    example = union.record(int(np.flatnonzero(output)[0])).source_id
+    raise CheckpointError(
+        f"The checkpoint {checkpoint} names its sources by {_about(others[0])} ({example} for "
+        f"one), and this run would name them by {_about(ids)}: the same rows would be in the "
+        "output twice. Read with the granularity and the source_root of the runs before; or give "
+        "this pipeline a checkpoint and an output folder of its own; or, to process everything "
+        'again, the new output replacing the old, pass on_source_gone="remove" to resumable_read.'
+    )
+
+
+def _about(ids: str) -> str:
+    kind = ids.removesuffix(_RELATIVE)
+    return _ABOUT.get(kind, kind) + ids.removeprefix(kind)

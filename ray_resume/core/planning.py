@@ -1,0 +1,123 @@
+"""What a run is to do, by what it lists and what is on record. Pure.
+
+The rules are those of `identity`, `gone` and `resume_plan`: here they are put in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from ray_resume.core.gone import gone_from, judge_gone
+from ray_resume.core.identity import part_file, refuse_other_ids
+from ray_resume.core.resume_plan import Todo, todo_of
+from ray_resume.core.shards import Shard
+from ray_resume.core.snapshot import Union
+from ray_resume.core.sources import SourceTable
+
+__all__ = ["Listing", "Policies", "what_to_do"]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a run has listed.
+
+    ``sources`` are its own, in ``shard`` if it has one; ``listed`` are all. ``ids`` says how they
+    were called (see `identity`); ``files`` are the ids of the files that they are parts of, if
+    they are.
+    """
+
+    sources: SourceTable
+    listed: SourceTable
+    ids: str
+    files: Collection[str] = ()
+    shard: Shard | None = None
+
+
+@dataclass(frozen=True)
+class Policies:
+    """What to do about what is not as it was; as the user says it to ``resumable_read``."""
+
+    on_source_change: str = "reprocess"
+    on_pipeline_change: str = "error"
+    on_source_gone: str | None = None
+    on_code_change: str = "warn"
+    max_failed_runs: int = field(default=3, kw_only=True)
+
+    @property
+    def removes(self) -> bool:
+        """Whether a run removes the output of sources that it does not list."""
+        return self.on_source_gone == "remove"
+
+
+def what_to_do(
+    listing: Listing,
+    policies: Policies,
+    union: Union,
+    headers: Mapping[str, Mapping[str, Any]],
+    *,
+    signature: str,
+    code: str,
+    checkpoint: str,
+) -> tuple[Todo, list[str]]:
+    """Sort the sources of a run by what is on record.
+
+    Args:
+        union: what is on record, read under the run's lease; ``headers`` are those of the runs.
+        signature: of the pipeline; ``code`` stands for the code that it runs.
+        checkpoint: how to name the checkpoint in messages.
+
+    Returns:
+        What is to be done, and what the user must be warned of.
+
+    Raises:
+        CheckpointError, SourceChangedError, PipelineChangedError: the run must not go on.
+    """
+    if not policies.removes:
+        refuse_other_ids(union, headers, listing.ids, checkpoint)
+    file_of = partial(part_file, listing.ids)
+    gone = gone_from(
+        union,
+        listing.listed,
+        files=listing.files,
+        file_of=file_of,
+        share=listing.shard,
+        remove=policies.removes,
+    )
+    warning = judge_gone(union, gone, listing.listed, policies.on_source_gone, checkpoint)
+    texts = (header.get("signature") for header in headers.values())
+    todo = todo_of(
+        listing.sources,
+        union,
+        on_source_change=policies.on_source_change,
+        signature=signature,
+        on_pipeline_change=policies.on_pipeline_change,
+        code=code,
+        on_code_change=policies.on_code_change,
+        listed=listing.listed,
+        signatures=[text for text in texts if isinstance(text, str)],
+        gone=gone,
+        file_of=file_of,
+    )
+    return todo, [*([warning] if warning else []), *_who_waits(todo, listing.shard)]
+
+
+def _who_waits(todo: Todo, shard: Shard | None) -> Iterator[str]:
+    if todo.held:
+        yield (
+            f"{len(todo.held)} sources wait, {todo.held[0]} for one: they share output files with "
+            "quarantined sources. Reset those to go on."
+        )
+    if todo.apart:
+        yield (
+            f"{len(todo.apart)} sources of {shard} wait, {todo.apart[0]} for one: they share "
+            "output files with sources of other shards. Run once without shard= to process them."
+        )
+    if todo.kept:
+        yield (
+            f"The output of {len(todo.kept)} sources that are not in the input any more stays, "
+            f"{todo.kept[0]} for one: it is in files with that of quarantined sources, or of other "
+            "shards."
+        )
