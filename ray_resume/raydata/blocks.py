@@ -7,6 +7,7 @@ a user's column unless rows are picked out of order, or a copy is asked for.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "names",
     "num_rows",
     "pick",
+    "refuse_repeated_names",
     "sliced",
     "split",
     "table_of",
@@ -64,6 +66,22 @@ def detach(batch: Any) -> tuple[Any, SourceArray, TokenArray]:
     sources = np.asarray(column(batch, SOURCE_COLUMN), dtype=np.int32)
     tokens = np.asarray(column(batch, TOKEN_COLUMN), dtype=np.uint64)
     return without_columns(batch, _OURS), sources, tokens
+
+
+def refuse_repeated_names(block: Any) -> None:
+    """Make sure that no two columns of ``block`` have one name: what runs later would lose one.
+
+    Raises:
+        KeyError: some have, as plain Ray Data raises it when such a block leaves its task.
+    """
+    present = list(names(block))
+    if len(set(present)) < len(present):
+        name, count = Counter(present).most_common(1)[0]
+        raise KeyError(
+            f'Field "{name}" exists {count} times in schema. Give each column another name '
+            "(read_csv: read_options=pyarrow.csv.ReadOptions(column_names=[...], skip_rows=1)), "
+            "or select columns whose names are there once."
+        )
 
 
 def attach(batch: Any, sources: SourceArray, tokens: TokenArray) -> Any:

@@ -426,6 +426,7 @@ def _selected(blocks: Iterable[Any], left: Selection) -> Iterator[Any]:
             selected = batches.pick(selected, plan.mask_of(predicate, selected))
         if left.columns is not None:
             selected = BlockAccessor.for_block(selected).select(list(left.columns))
+        batches.refuse_repeated_names(selected)
         yield selected
 
 

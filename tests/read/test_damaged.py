@@ -71,6 +71,9 @@ def csv_damage(_: Path) -> list[Damage]:
         Damage("00.csv", b"id,name\n1,a\n2,b,c\n", "Expected 2 columns, got 3"),
         Damage("01.csv", "id,name\n1,a\n".encode("utf-16"), "Failed to read CSV file"),
         Damage("02.csv", b"", "Empty CSV file"),
+        Damage(
+            "03.csv", b"id" + b"," * 12 + b"\n1" + b",x" * 12 + b"\n", 'Field "" exists 12 times'
+        ),
         Damage("04.csv.gz", cut_gzip("id,name\n"), "Truncated compressed stream"),
     ]
 
