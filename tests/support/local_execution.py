@@ -6,6 +6,8 @@ compared. What runs is what Ray's optimizer and planner make of the pipeline, op
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from unittest import mock
@@ -13,7 +15,6 @@ from unittest import mock
 import pyarrow as pa
 import ray
 from ray.data import Dataset
-from ray.data._internal.datasource_v2.formats.parquet import footer_file_indexer, footer_reader
 from ray.data._internal.execution.interfaces.task_context import TaskContext
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 from ray.data._internal.execution.operators.map_operator import _map_task
@@ -26,6 +27,14 @@ from ray_resume.core.tokens import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.raydata import plan
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.udf.stage import armed, armed_predicate, options_of
+
+# An older Ray has no actors that read footers.
+_FOOTERS: Any = "ray.data._internal.datasource_v2.formats.parquet"
+try:
+    footer_file_indexer: Any = importlib.import_module(f"{_FOOTERS}.footer_file_indexer")
+    footer_reader: Any = importlib.import_module(f"{_FOOTERS}.footer_reader")
+except ImportError:
+    footer_file_indexer = footer_reader = None
 
 __all__ = ["execute", "execute_armed"]
 
@@ -110,6 +119,8 @@ class _LocalFooterReader:
 
 
 def _without_footer_actors() -> Any:
+    if footer_file_indexer is None:
+        return contextlib.nullcontext()
     rays = SimpleNamespace(get=lambda value: value, kill=lambda _: None)
     return mock.patch.multiple(footer_file_indexer, ray=rays, FooterReaderActor=_LocalFooterReader)
 
