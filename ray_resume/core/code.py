@@ -69,7 +69,10 @@ class Code:
 
 def digest_of_code(udf: Any) -> str:
     """Return 12 hexadecimal digits that stand for what a function, a class or an object does."""
-    texts = sorted(set(_texts(udf, set(), getattr(inspect.unwrap(udf), "__module__", None))))
+    innermost = inspect.unwrap(udf)
+    while isinstance(innermost, functools.partial):
+        innermost = inspect.unwrap(innermost.func)
+    texts = sorted(set(_texts(udf, set(), getattr(innermost, "__module__", None))))
     whole = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for text in texts:
         whole.update(text.encode("utf-8", "surrogatepass"))

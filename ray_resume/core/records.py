@@ -39,9 +39,9 @@ __all__ = [
     "dropped_record",
     "encode",
     "encode_completed",
+    "pipeline_before",
     "pipeline_of",
     "precedence",
-    "starts_of_pipeline",
     "stored_in",
 ]
 
@@ -136,10 +136,11 @@ def pipeline_of(signature: str, code: str = "") -> bytes:
     )
 
 
-def starts_of_pipeline(signature: str) -> tuple[bytes, bytes]:
-    """Return the first four bytes of `pipeline_of`, and those of its form before November 2026."""
-    before = hashlib.blake2b(signature.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return pipeline_of(signature)[:4], before[:4]
+def pipeline_before(signature: str) -> bytes:
+    """Return what stood for a pipeline in records of versions that knew nothing of code."""
+    if not signature:
+        return NO_PIPELINE
+    return hashlib.blake2b(signature.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 DIGEST_BYTES = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from ray_resume.core.digests import Positions, SortedDigests
 from ray_resume.core.gone import NOTHING_GONE, Gone
-from ray_resume.core.records import Flag, Record, State, pipeline_of, starts_of_pipeline
+from ray_resume.core.records import Flag, Record, State, pipeline_before, pipeline_of
 from ray_resume.core.sharing import joined, sharing_files
 from ray_resume.core.snapshot import Records, Union
 from ray_resume.core.sources import Fingerprints, Source, SourceTable
@@ -18,6 +19,9 @@ from ray_resume.core.table import Table
 from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
 
 __all__ = ["Todo", "todo_of"]
+
+
+_MANY_STEPS = 5
 
 
 class Earlier(Mapping[int, Record]):
@@ -111,9 +115,9 @@ def todo_of(
             among ``sources``, nor listed.
     """
     sorting = _Sorting(SourceTable.of(sources), union, gone, file_of)
-    pipeline = pipeline_of(signature, code)
+    pipelines = pipeline_of(signature, code), pipeline_before(signature)
     otherwise = sorting.judge(
-        pipeline,
+        pipelines,
         ignore_changes=on_source_change == "ignore",
         restart=on_pipeline_change == "restart",
         recode=on_code_change == "reprocess",
@@ -154,12 +158,13 @@ class _Sorting:
         self.kept: list[str] = []
 
     def judge(
-        self, pipeline: bytes, *, ignore_changes: bool, restart: bool, recode: bool
+        self, pipelines: tuple[bytes, bytes], *, ignore_changes: bool, restart: bool, recode: bool
     ) -> Positions:
         """Say of each source that is on record whether it is to be read again.
 
         Args:
-            pipeline: of this run, see `records.pipeline_of`.
+            pipelines: what stands for this run's, see `records.pipeline_of`, and what stood for it
+                in earlier versions.
             ignore_changes: whether what has changed stays as it is.
             restart: whether what went through another pipeline is read again.
             recode: whether what went through other code is.
@@ -172,10 +177,12 @@ class _Sorting:
         state = union.column("state", known)
         completed = state == State.COMPLETED.value
         then = union.column("pipeline", known).view(np.uint32).reshape(-1, 2)
-        now = np.frombuffer(pipeline, np.uint32)
-        otherwise = then[:, 0] != now[0]
+        now, before = (np.frombuffer(pipeline, np.uint32) for pipeline in pipelines)
+        like_before = (then == before).all(axis=1)
+        otherwise = (then[:, 0] != now[0]) & ~like_before
         # What is not known is 0, and differs from nothing.
-        recoded = ~otherwise & (then[:, 1] != now[1]) & (then[:, 1] != 0) & (now[1] != 0)
+        told = ~like_before & (then[:, 1] != 0) & (now[1] != 0)
+        recoded = ~otherwise & told & (then[:, 1] != now[1])
         done = completed & (same | ignore_changes)
         over = (state == State.QUARANTINED.value) & same
         renewed = recoded & recode
@@ -364,15 +371,30 @@ class _Places:
 def _pipelines(otherwise: Sequence[Record], now: str, signatures: Iterable[str]) -> str:
     then = otherwise[0].pipeline
     alike = sum(record.pipeline == then for record in otherwise)
-    known = {start: text for text in signatures for start in starts_of_pipeline(text)}
+    known = {
+        start: text
+        for text in signatures
+        for start in (pipeline_of(text)[:4], pipeline_before(text)[:4])
+    }
+    earlier = known.get(then[:4])
     return (
         f"The pipeline is not the one that {alike} of the sources in the checkpoint were completed "
         f"with, {otherwise[0].source_id} for one.\n"
-        f"  then: {known.get(then[:4], 'not on record')}\n  now:  {now}\n"
+        f"  then: {earlier or 'not on record'}\n  now:  {now}\n{_first_difference(earlier, now)}"
         "To keep their output as it is and go on with the others, pass "
         'on_pipeline_change="continue" to resumable_read; to process them anew, their new output '
         'replacing the old, "restart".'
     )
+
+
+def _first_difference(then: str | None, now: str) -> str:
+    """Name the first step that differs, if there are too many to find it by eye."""
+    steps, others = (then or "").split(" -> "), now.split(" -> ")
+    if then is None or min(len(steps), len(others)) < _MANY_STEPS:
+        return ""
+    pairs = itertools.zip_longest(steps, others, fillvalue="nothing")
+    number, (step, other) = next((n, p) for n, p in enumerate(pairs, 1) if p[0] != p[1])
+    return f"  The first difference is step {number}: {step} then, {other} now.\n"
 
 
 def _changes(changed: Sequence[Record]) -> str:

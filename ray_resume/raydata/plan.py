@@ -12,8 +12,8 @@ module fails and says so. Each internal that is used:
 * ``ParquetDatasource``'s list of fragments: to read single row groups with Ray's own reader.
 * ``LogicalOptimizer``: an armed pipeline is what Ray's optimizer makes of the user's, so filters
   and columns are pushed where plain Ray Data pushes them, and under the same names.
-* ``DelegatingBlockBuilder``, ``eval_expr``, ``concat``: to make blocks of rows, to evaluate an
-  expression and to join blocks exactly as Ray Data itself does.
+* ``DelegatingBlockBuilder``, ``eval_expr``, ``eval_projection``, ``concat``: to make blocks of
+  rows, to evaluate expressions and to join blocks exactly as Ray Data itself does.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ try:
         StreamingRepartition,
     )
     from ray.data._internal.logical.optimizers import LogicalOptimizer
-    from ray.data._internal.planner.plan_expression.expression_evaluator import eval_expr
+    from ray.data._internal.planner.plan_expression.expression_evaluator import (
+        eval_expr,
+        eval_projection,
+    )
     from ray.data._internal.planner.plan_expression.expression_visitors import (
         get_column_references,
     )
@@ -204,7 +207,7 @@ class Chain:
         is, though Ray itself puts such a plan in its place whenever the dataset is iterated over.
         """
         plan = LogicalPlan(self.dataset._logical_plan.dag, self.dataset.context)
-        read, *above = _operators_below(_RulesAlone().optimize(plan).dag)
+        read, *above = _operators_below(LogicalOptimizer().optimize(plan).dag)
         return Chain(self.dataset, read, tuple(above))
 
     def refusal(self, operator: Any, problem: str, way_out: str) -> NonResumableError:
@@ -212,13 +215,6 @@ class Chain:
         operators = (self.read, *self.operators)
         where = _position([*map(_title, operators), "resumable_write"], operators.index(operator))
         return NonResumableError(f"{problem} It is in brackets here: {where}. {way_out}")
-
-
-class _RulesAlone(LogicalOptimizer):
-    """Ray's optimizer without what comes after its rules, which is to be done once only."""
-
-    def _post_optimize(self, plan: Any) -> Any:
-        return plan
 
 
 def chain_of(
@@ -647,35 +643,58 @@ def _armed(
     arm_udf: Callable[[str, Any], Any],
     arm_predicate: Callable[[Any], Any],
 ) -> LogicalOperator:
-    changes: dict[str, Any] = {"input_dependencies": [below]}
+    if isinstance(operator, Project):
+        return _block_wise(operator, below, _projection(operator))
+    if isinstance(operator, Filter) and operator.is_expression_based():
+        return _block_wise(operator, below, arm_predicate(operator.predicate_expr))
     if isinstance(operator, (MapRows, FlatMap, Filter)):
-        expression = getattr(operator, "predicate_expr", None)
-        block_wise: LogicalOperator = MapBatches(
-            fn=arm_predicate(expression)
-            if expression is not None
-            else arm_udf(_UDF_OPERATORS[type(operator)], operator.fn),
-            input_dependencies=[below],
-            can_modify_num_rows=True,
-            batch_size=None,
-            # The block as it is, since that is what Ray takes rows from.
-            batch_format=None,
+        return _block_wise(
+            operator,
+            below,
+            arm_udf(_UDF_OPERATORS[type(operator)], operator.fn),
             fn_args=operator.fn_args,
             fn_kwargs=operator.fn_kwargs,
             fn_constructor_args=operator.fn_constructor_args,
             fn_constructor_kwargs=operator.fn_constructor_kwargs,
-            compute=operator.compute,
-            ray_remote_args_fn=operator.ray_remote_args_fn,
-            ray_remote_args=operator.ray_remote_args,
         )
-        return block_wise
+    changes: dict[str, Any] = {"input_dependencies": [below]}
     if isinstance(operator, MapBatches) and not _is_drop_columns(operator):
         changes["fn"] = arm_udf(_UDF_OPERATORS[MapBatches], operator.fn)
-    elif isinstance(operator, Project) and not any(
-        isinstance(expression, StarExpr) for expression in operator.exprs
-    ):
-        changes["exprs"] = [*operator.exprs, col(SOURCE_COLUMN), col(TOKEN_COLUMN)]
     armed: LogicalOperator = dataclasses.replace(operator, **changes)
     return armed
+
+
+def _block_wise(operator: Any, below: LogicalOperator, udf: Any, **arguments: Any) -> MapBatches:
+    """Return an operator that calls ``udf`` with each block that has rows, as it is."""
+    return MapBatches(
+        fn=udf,
+        input_dependencies=[below],
+        can_modify_num_rows=True,
+        batch_size=None,
+        batch_format=None,
+        compute=operator.compute,
+        ray_remote_args_fn=operator.ray_remote_args_fn,
+        ray_remote_args=operator.ray_remote_args,
+        **arguments,
+    )
+
+
+def _projection(operator: Project) -> Callable[[Any], Any]:
+    """Return what makes of a block what a projection does, and keeps the two columns.
+
+    As a UDF, it is out of the reach of Ray's optimizer, and is called with no empty block: Ray's
+    own projections fail on those without columns, if they evaluate shared parts first.
+    """
+    exprs = list(operator.exprs)
+    if not any(isinstance(expression, StarExpr) for expression in exprs):
+        exprs += [col(SOURCE_COLUMN), col(TOKEN_COLUMN)]
+    shared = getattr(operator, "_common_sub_exprs", None)
+    options = {"common_sub_exprs": list(shared)} if shared else {}
+
+    def project(block: Any) -> Any:
+        return eval_projection(exprs, block, **options)
+
+    return project
 
 
 def _retried(operator: Any, retries: int) -> Any:

@@ -21,12 +21,14 @@ import pytest
 import ray
 from local_execution import execute, execute_armed
 from ray.data import Dataset
+from ray.data.datatype import DataType
 from ray.data.expressions import col, lit, random, uuid
 
 from ray_resume import resumable, resumable_read, resumable_write
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.long]
 
+types: Any = DataType
 READERS: dict[str, Any] = {"parquet": ray.data.read_parquet, "csv": ray.data.read_csv}
 
 
@@ -64,7 +66,7 @@ class Builder:
             *[self.swap] * 2,
             *[self.alias] * 4,
             *[self.with_column] * 4,
-            *[self.repeated_expression, self.synthetic],
+            *[self.repeated_expression, self.synthetic, self.cast, self.upper],
             *[self.drop] * 3,
             *[self.filter] * 7,
             *[self.filter_text, self.filter_random, self.filter_udf],
@@ -122,6 +124,22 @@ class Builder:
         by = self.draw.randint(1, 3)
         self.kinds[new] = "number"
         self.add(f"{new} = {old} * {by} + 1", lambda ds: ds.with_column(new, col(old) * by + 1))
+
+    def cast(self) -> None:
+        old, new = self.any("number"), self.new()
+        if old is not None:
+            self.kinds[new] = "number"
+            text = types.string()
+            self.add(
+                f"{new} = {old} as text and back",
+                lambda ds: ds.with_column(new, col(old).cast(text).cast(types.float64())),
+            )
+
+    def upper(self) -> None:
+        old, new = self.any("text"), self.new()
+        if old is not None:
+            self.kinds[new] = "text"
+            self.add(f"{new} = upper({old})", lambda ds: ds.with_column(new, col(old).str.upper()))
 
     def repeated_expression(self) -> None:
         old, new = self.any("number"), self.new()

@@ -116,6 +116,35 @@ def test_a_record_of_an_older_version_is_shown_with_its_signature() -> None:
             on_pipeline_change="error",
             signatures=["old", "older"],
         )
+    todo = todo_of(
+        [Source("a", "a", Fingerprint())],
+        Union({"run": [(digest("a"), encode(record))]}),
+        on_source_change="reprocess",
+        signature="old",
+        code="code",
+        on_pipeline_change="error",
+        on_code_change="reprocess",
+    )
+    assert len(todo.skipped) == 1, "the same text is the same pipeline, and its code is not known"
+
+
+def test_of_a_long_pipeline_the_first_difference_is_named() -> None:
+    steps = [f"map(f{number})" for number in range(9)]
+    old, now = " -> ".join(steps), "now"
+    with pytest.raises(PipelineChangedError) as caught:
+        sorted_out("error", a1=old)
+    assert "first difference" not in str(caught.value)
+    record = Record("a", State.COMPLETED, 1, "run", pipeline=pipeline_of(old))
+    steps[4] = "map(g, by=3)"
+    with pytest.raises(PipelineChangedError, match=r"step 5: map\(f4\) then, map\(g, by=3\) now"):
+        todo_of(
+            [Source("a", "a", Fingerprint())],
+            Union({"run": [(digest("a"), encode(record))]}),
+            on_source_change="reprocess",
+            signature=" -> ".join(steps),
+            on_pipeline_change="error",
+            signatures=[old, now],
+        )
 
 
 # What describes a pipeline ------------------------------------------------------------------------
@@ -350,6 +379,10 @@ def takes_any(row: Any, **_: Any) -> Any:
     return row
 
 
+def takes_none(row: Any, **_: Any) -> Any:
+    return None
+
+
 class WithState:
     bound = 1
 
@@ -378,6 +411,7 @@ def test_digests_of_code(monkeypatch: pytest.MonkeyPatch) -> None:
         *(uses_helper, helper, times(2), times(3), WithState, WithState(1), WithState(2), len),
         *(WithState(1).__call__, functools.partial(takes_any, a=1), lambda row: {"a", "b", "c"}),
         *(functools.partial(takes_any, a=2), lambda row: {"a", "b"}, json.dumps),
+        *(functools.partial(takes_none, a=2), resumable(functools.partial(takes_none, a=1))),
     ]
     digests = [digest_of_code(udf) for udf in different]
     assert len(set(digests)) >= len(different) - 1
