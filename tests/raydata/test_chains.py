@@ -351,13 +351,16 @@ def test_a_chain_as_a_job(kind: str, inputs: Path, tmp_path: Path) -> None:
         ds = ds.with_column("b", col("a")).filter(expr=random() >= 0.0)
         next(iter(ds.iter_rows()))
         ds = ds.rename_columns({"b": "d", "d": "b"}).with_column("c", col("d") * 2)
-        return ds.filter(expr=(col("b") > 2) & (col("c") < 30)).filter(expr=random() >= 0.0)
+        ds = ds.filter(expr=(col("b") > 2) & (col("c") < 20)).filter(expr=random() >= 0.0)
+        # Nothing is left of the second file, and what an empty block has for columns is Ray's
+        # affair; parts that expressions share are evaluated on it, too.
+        return ds.with_column("e", (col("d") + 1) * (col("d") + 1))
 
     expected = pipeline(READERS[kind](str(inputs / kind))).to_pandas()
     ds = resumable_read(READERS[kind], str(inputs / kind), checkpoint=tmp_path / "ckpt")
     assert resumable_write(pipeline(ds), tmp_path / "out").sources_completed == 2
     rows = [pq.ParquetFile(path).read() for path in (tmp_path / "out").glob("*.parquet")]
-    assert 5 < len(expected) < 15
+    assert 5 < len(expected) < 10
     assert rows_of(rows) == rows_of([pa.Table.from_pandas(expected, preserve_index=False)])
 
 
