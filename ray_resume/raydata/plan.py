@@ -85,6 +85,7 @@ try:
     from ray.data._internal.planner.plan_expression.expression_visitors import (
         get_column_references,
     )
+    from ray.data._internal.planner.plan_udf_map_op import _validate_batch_output
     from ray.data._internal.planner.plan_write_op import WRITE_UUID_KWARG_NAME
     from ray.data.datasource.file_based_datasource import FileBasedDatasource
     from ray.data.datasource.file_datasink import _FileDatasink
@@ -100,6 +101,7 @@ __all__ = [
     "arm",
     "block_of",
     "chain_of",
+    "check_output",
     "concat_tables",
     "dropped_columns",
     "is_file_datasink",
@@ -450,6 +452,17 @@ def rows_of(block: Any) -> Iterator[dict[str, Any]]:
         public_row_format=True
     )
     return rows
+
+
+def check_output(batch: Any) -> None:
+    """Refuse what plain Ray Data refuses as an output of ``map_batches``, in the same words.
+
+    Raises:
+        ValueError: it is no batch.
+    """
+    _validate_batch_output(batch)
+    if isinstance(batch, np.ndarray):
+        BlockAccessor.batch_to_block(batch)
 
 
 def block_of(rows: Iterable[dict[str, Any]]) -> Any:

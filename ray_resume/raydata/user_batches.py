@@ -133,12 +133,13 @@ def _bytes_of(output: Any) -> int:
         return int(output.memory_usage(index=False, deep=True).sum())
     if not isinstance(output, dict):
         return 0
-    return sum(
-        values.nbytes
-        if isinstance(values, np.ndarray) and not values.dtype.hasobject
-        else sum(map(sys.getsizeof, values))
-        for values in output.values()
-    )
+    return sum(map(_bytes_of_column, output.values()))
+
+
+def _bytes_of_column(values: Any) -> int:
+    if isinstance(values, list) or (isinstance(values, np.ndarray) and values.dtype.hasobject):
+        return sum(map(sys.getsizeof, values))
+    return int(getattr(values, "nbytes", 0))
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -156,6 +157,7 @@ def _alike_columns(one: Any, other: Any) -> bool:
         isinstance(one, np.ndarray)
         and isinstance(other, np.ndarray)
         and (one.dtype == other.dtype or one.dtype.kind == other.dtype.kind in "US")
+        and one.dtype.isnative
         and one.shape[1:] == other.shape[1:]
     )
 

@@ -20,7 +20,7 @@ from ray_resume.checkpoint.dead_letters import Letter
 from ray_resume.core.ledger import Failure
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import reached
-from ray_resume.raydata import blocks
+from ray_resume.raydata import blocks, plan
 from ray_resume.raydata.user_batches import Outputs, copied
 from ray_resume.run.client import LedgerClient
 from ray_resume.udf import row_udfs
@@ -289,6 +289,10 @@ def _name(udf: Any) -> str:
     return str(getattr(udf, "__name__", type(udf).__name__))
 
 
+# The UDF itself returns batches; others return what `row_udfs` makes, or nothing.
+_OF_BATCHES = {Attribution.BY_SOURCE, Attribution.ONE_TO_ONE, Attribution.ORIGIN_COLUMN}
+
+
 @dataclass(frozen=True)
 class _Stage:
     """Runs the steps of `calls.account`. Without state: several threads may use it at once."""
@@ -421,7 +425,7 @@ class _Stage:
         if isinstance(result, GeneratorType):
             return result
         reached("stage.called")
-        return iter(() if result is None else (result,))
+        return iter(() if result is None else (self._checked(result),))
 
     def _next(self, outputs: Iterator[Any], step: Step, leaving: Outputs) -> Any:
         with _scope(step):
@@ -432,36 +436,43 @@ class _Stage:
                     raise
                 return Raised(error)
         reached("stage.called")
-        return output if output is END else leaving.kept(output)
+        return output if output is END else leaving.kept(self._checked(output))
 
     async def _outputs_async(self, udf: Callable[[Any], Any], step: Step, leaving: Outputs) -> Any:
         with _scope(step):
             try:
                 result = udf(step.value)
-                # Other calls run before this one's output has left.
-                outputs = (
-                    result if inspect.isasyncgen(result) else iter((leaving.kept(await result),))
-                )
+                if not inspect.isasyncgen(result):
+                    result = await result
             except Exception as error:
                 if not self._tolerant:
                     raise
                 return iter((Raised(error),))
         reached("stage.called")
-        return outputs
+        if inspect.isasyncgen(result):
+            return result
+        # Other calls run before this one's output has left.
+        return iter(() if result is None else (leaving.kept(self._checked(result)),))
 
     async def _next_async(self, outputs: Any, step: Step, leaving: Outputs) -> Any:
         if not inspect.isasyncgen(outputs):
-            return next((output for output in outputs if output is not None), END)
+            return next(outputs, END)
         with _scope(step):
             try:
-                async for output in outputs:
-                    if output is not None:
-                        return leaving.kept(output)
+                output = await anext(outputs, END)
+                while output is None:
+                    output = await anext(outputs, END)
             except Exception as error:
                 if not self._tolerant:
                     raise
                 return Raised(error)
-        return END
+        return output if output is END else leaving.kept(self._checked(output))
+
+    def _checked(self, output: Any) -> Any:
+        """Return an output of the user's code, if plain Ray Data takes it."""
+        if self.attribution in _OF_BATCHES and not isinstance(output, Raised):
+            plan.check_output(output)
+        return output
 
     def _report(self, step: Step) -> None:
         if step.kind is StepKind.DRAIN:
