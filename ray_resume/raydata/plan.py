@@ -212,6 +212,11 @@ class Chain:
         read, *above = _operators_below(LogicalOptimizer().optimize(plan).dag)
         return Chain(self.dataset, read, tuple(above))
 
+    def schema(self) -> pa.Schema | None:
+        """Return the schema of what comes out, None if Ray does not know it before it executes."""
+        schema = (self.read, *self.operators)[-1].infer_schema()
+        return schema if isinstance(schema, pa.Schema) else None
+
     def refusal(self, operator: Any, problem: str, way_out: str) -> NonResumableError:
         """Make the error for ``operator``: what is wrong with it, where it is, and what to do."""
         operators = (self.read, *self.operators)

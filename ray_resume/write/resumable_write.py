@@ -41,7 +41,7 @@ from ray_resume.write.folder import Folder
 from ray_resume.write.formats import checked_format
 from ray_resume.write.layout import Layout
 from ray_resume.write.packing import Packing, groups_of
-from ray_resume.write.partitions import checked_columns
+from ray_resume.write.partitions import checked_columns, partitions_of
 
 __all__ = ["resumable_write"]
 
@@ -285,6 +285,10 @@ def _target(
             sink.on_write_failed,
         )
     layout = Layout(checked_format(format, options), partition_columns)
+    schema = chain.schema()
+    if schema is not None:
+        # What is wrong with the columns is known before anything starts.
+        list(partitions_of(schema.empty_table(), partition_columns))
     if target_file_bytes is not None and target_file_bytes < 1:
         raise ValueError(f"target_file_bytes must be at least 1, not {target_file_bytes}")
     retried = tuple(chain.dataset.context.retried_io_errors)

@@ -586,6 +586,31 @@ def test_what_was_meant_is_in_the_message(source: Path, tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("known", [True, False])
+def test_errors_of_the_sink_stand_alone(known: bool, source: Path, tmp_path: Path) -> None:
+    ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
+    ds = ds.select_columns(["id", "name"]) if known else ds.map_batches(keep)
+    for columns, words in (
+        (["nope"], "names 'nope', and the rows have"),
+        (["id", "name"], "every"),
+    ):
+        if not known and words == "every":
+            continue
+        with pytest.raises(ResumeError, match=words) as caught:
+            resumable_write(ds, tmp_path / "out", partition_cols=columns)
+        assert type(caught.value) is ResumeError
+        assert caught.value.__cause__ is None
+        assert len(str(caught.value).splitlines()) == 1
+    if (
+        known
+        and plan.chain_of(
+            ds, resumable_datasource=ResumableDatasource, is_decorated=lambda _: True
+        ).schema()
+    ):
+        assert not (tmp_path / "out").exists(), "nothing was started"
+
+
 def test_help_names_all_that_is_served() -> None:
     text = inspect.getdoc(resumable) or ""
     for word in (
