@@ -12,13 +12,14 @@ run that resumes counts from zero again.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, NamedTuple
 
 from ray.data.expressions import Expr, StarExpr, UDFExpr, col
+
+from ray_resume.core.plain_values import digest_of_value
 
 __all__ = ["Columns", "Refusal", "conjuncts", "describe", "is_repeatable", "refusal_of"]
 
@@ -58,6 +59,7 @@ _SYMBOLS = {
 }
 
 _LONGEST_LITERAL = 60
+_SIMPLE = (bool, int, float, str, bytes, type(None))
 
 
 class Refusal(NamedTuple):
@@ -287,10 +289,13 @@ def _options(options: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _literal(value: Any) -> str:
+    """Format a constant; of what has no lasting text of its own, a digest or its type."""
+    simple = all(type(item) in _SIMPLE for item in (value if type(value) is list else [value]))
     text = repr(value)
-    if len(text) <= _LONGEST_LITERAL:
+    if simple and len(text) <= _LONGEST_LITERAL:
         return text
-    return f"{text[:20]}...#{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+    digest = digest_of_value(value)
+    return f"<{type(value).__name__}>" if digest is None else f"{type(value).__name__}#{digest}"
 
 
 def _name(name: str) -> str:

@@ -5,7 +5,8 @@ the same; what those do is :mod:`ray_resume.core.code`'s to say. A signature is 
 dataset was iterated over before or not, in every process, and with every version of Ray: between
 two UDFs it is about what filters and projections amount to, however Ray has joined or moved them.
 
-It shows nothing that may be a secret: texts and other values of the user's are there as digests.
+Arguments may be secrets: numbers are shown by name, texts and other values are there as digests.
+What stands in expressions is shown.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray.data.expressions as rays
@@ -170,6 +171,12 @@ def test_descriptions() -> None:
     }
     for text, columns in texts.items():
         assert columns.describe() == text
+    odd: Any = [{"x", "y", "z"}, object(), pa.scalar(3), [object()], np.arange(3), {"k": {1}}]
+    for value in odd:
+        text = expressions.describe(col("a") == lit(value))
+        assert " at 0x" not in text
+        assert "'x'" not in text, "the order of a set is another one in each process"
+    assert expressions.describe(col("a") == lit("it's")) == """(a == "it's")"""
     long = expressions.describe(col("a").is_in(list(range(1000))))
     assert len(long) < 100
     assert long != expressions.describe(col("a").is_in(list(range(999))))
