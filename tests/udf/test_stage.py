@@ -307,7 +307,7 @@ class TestArmed:
     def test_what_is_no_batch_is_an_error(self, kind: str) -> None:
         for wrong in ([1, 2], np.arange(3), "text"):
             udf = resumable(lambda batch, wrong=wrong: wrong)
-            with pytest.raises(TypeError, match="must return a"):
+            with pytest.raises(ValueError, match="allowed"):
                 run(udf, kind)
 
     def test_a_udf_that_returns_our_columns_is_an_error(self, kind: str) -> None:
