@@ -29,7 +29,7 @@ from ray_resume.core.tokens import (
     token_sum,
     tokens,
 )
-from ray_resume.errors import NonResumableError
+from ray_resume.errors import NonResumableError, SourceChangedError
 from ray_resume.failpoints import reached
 from ray_resume.raydata import blocks as batches
 from ray_resume.raydata import plan
@@ -323,6 +323,9 @@ class SourceReader:
             return Failure(number, total, rows, _CHANGED)
         if error is None:
             return Seal(number, total, rows)
+        if isinstance(error, SourceChangedError):
+            # The input says so itself, of a source that it does not have any more.
+            return Failure(number, total, rows, f"the read: {error}")
         failure = read_failure(number, total, rows, error)
         logger.warning(
             "The source %s could not be read: %s. It fails in this run, which goes on with the "

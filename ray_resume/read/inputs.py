@@ -27,7 +27,7 @@ from ray_resume.core.sources import (
     Watch,
     refuse_repeated,
 )
-from ray_resume.errors import NonResumableError, ResumeError
+from ray_resume.errors import NonResumableError, ResumeError, SourceChangedError
 from ray_resume.raydata import plan, user_batches
 from ray_resume.read.listing import has_changed
 
@@ -249,7 +249,10 @@ def _spelt(value: Any) -> str:
 
 @dataclass(frozen=True)
 class DatasourceReading:
-    """The read tasks of a datasource of the user's own; a source's item is the task's position.
+    """The read tasks of a datasource of the user's own.
+
+    A source's item is what its task named as its files. A datasource may list when it is asked for
+    tasks, so each execution asks again, and finds each source's task by its id, wherever it is.
 
     Whether two executions give the same rows is the datasource's secret, so it counts as not
     repeatable.
@@ -259,6 +262,7 @@ class DatasourceReading:
     sources: SourceTable
     datasource: Datasource
     task_count: int
+    source_id: Callable[[ReadTask, int], str] | None = None
     repeatable: bool = False
     selects: bool = False
 
@@ -284,24 +288,22 @@ class DatasourceReading:
         """
         tasks = datasource.get_read_tasks(task_count)
         if source_id is None:
-            files = [list(map(str, task.metadata.input_files or ())) for task in tasks]
             # One task for each file, where the datasource can be asked for that many.
-            task_count = max(task_count, sum(map(len, files)))
+            task_count = max(task_count, sum(len(_files_of(task)) for task in tasks))
             tasks = datasource.get_read_tasks(task_count)
-            files = [list(map(str, task.metadata.input_files or ())) for task in tasks]
-            if not all(len(paths) == 1 for paths in files):
+            if not all(len(_files_of(task)) == 1 for task in tasks):
                 raise NonResumableError(
                     f"The read tasks of {datasource.get_name()} have no identity that is the same "
                     "in every run: they do not name one file each. Pass source_id=, a function of "
                     "a read task and its position that returns one (what it reads, not where it "
                     "stands), or read by keys=."
                 )
-            ids = [paths[0] for paths in files]
-        else:
-            ids = [str(source_id(task, index)) for index, task in enumerate(tasks)]
-        sources = SourceTable.of(Source(name, index) for index, name in enumerate(ids))
+        sources = SourceTable.of(
+            Source(str(_task_id(task, index, source_id)), _files_of(task))
+            for index, task in enumerate(tasks)
+        )
         refuse_repeated(sources)
-        return cls(datasource.get_name(), sources, datasource, task_count)
+        return cls(datasource.get_name(), sources, datasource, task_count, source_id)
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         return None
@@ -313,15 +315,66 @@ class DatasourceReading:
         self, sources: SourceTable, selection: Selection, data_context: Any
     ) -> tuple[Callable[[range], ReadTasks], Selection]:
         tasks = self.datasource.get_read_tasks(self.task_count, None, data_context)
-        if len(tasks) != len(self.sources):
-            raise NonResumableError(
-                f"{self.name} gave {len(self.sources)} read tasks at first and {len(tasks)} later, "
-                "so they cannot be told apart."
-            )
+        found = self._bind(sources, tasks)
         # Selected after reading: a datasource that selects may cut its tasks otherwise.
-        return lambda positions: _Made(
-            [tasks[source.item] for source in sources[positions.start : positions.stop]]
-        ), selection
+        return lambda positions: _Made(found[positions.start : positions.stop]), selection
+
+    def _bind(self, sources: SourceTable, tasks: Sequence[ReadTask]) -> list[ReadTask]:
+        """Return the task of each of ``sources``; one that raises for a source without a task.
+
+        Raises:
+            NonResumableError: two tasks have the same id.
+        """
+        named: dict[str | None, ReadTask] = {}
+        for index, task in enumerate(tasks):
+            name = _task_id(task, index, self.source_id)
+            if name is not None and name in named:
+                raise NonResumableError(
+                    f"{self.name} gave two read tasks for {name}, so they cannot be told apart."
+                )
+            named[name] = task
+        found = []
+        for source in sources:
+            mine = named.get(source.source_id)
+            if mine is None or _files_of(mine) != source.item:
+                then = None if mine is None else _files_of(mine)
+                read = _MissingRead(self.name, source.source_id, source.item, then)
+                mine = ReadTask(read, _unknown_metadata())
+            found.append(mine)
+        return found
+
+
+def _files_of(task: ReadTask) -> tuple[str, ...]:
+    return tuple(map(str, task.metadata.input_files or ()))
+
+
+def _task_id(
+    task: ReadTask, index: int, source_id: Callable[[ReadTask, int], str] | None
+) -> str | None:
+    """Return the id of a read task; None if it has none: then it is of no source."""
+    if source_id is not None:
+        return str(source_id(task, index))
+    files = _files_of(task)
+    return files[0] if len(files) == 1 else None
+
+
+@dataclass(frozen=True)
+class _MissingRead:
+    """Takes the place of a read task that the datasource does not give any more."""
+
+    name: str
+    source_id: str
+    listed: tuple[str, ...]
+    then: tuple[str, ...] | None
+
+    def __call__(self) -> Iterator[Any]:
+        what = "gives no read task for it any more"
+        if self.then is not None:
+            what = f"gives it another read task now: it reads {self.then}, not {self.listed}"
+        raise SourceChangedError(
+            f"{self.source_id} was listed, and {self.name} {what}. Read again to list what there "
+            "is now."
+        )
 
 
 @dataclass(frozen=True)
@@ -330,7 +383,7 @@ class _Made:
 
     tasks: Sequence[ReadTask]
 
-    def __call__(self, _: SourceTable) -> Sequence[ReadTask]:
+    def __call__(self, sources: SourceTable) -> Sequence[ReadTask]:
         return self.tasks
 
 
