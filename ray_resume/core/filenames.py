@@ -1,7 +1,12 @@
 """How output files are called, so that anybody who sees a name can tell whose it is.
 
-``<checkpoint>-<run>-<source's digest>-<random>.<format>[.<compression>]``; zeros for the digest
-where several sources share the file. The random part is drawn for each write.
+``<checkpoint>-<run>-<source's digest>-<random>[-<tag>].<format>[.<compression>]``; zeros for the
+digest where several sources share the file. The random part is drawn for each write.
+
+In a subfolder (a partition) a name has a tag, which stands for that folder. So a copy that a user
+made in another folder is recognized, and is never removed as a leftover. In the output folder
+itself names have no tag. Before there were tags, names in subfolders had none either: then only a
+record can tell that such a file is no copy.
 
 There may be millions of them, so a name that is spelt as usual also has a short form (`packed`).
 """
@@ -9,6 +14,7 @@ There may be millions of them, so a name that is spelt as usual also has a short
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 import secrets
 from dataclasses import dataclass
@@ -27,7 +33,8 @@ PACKED_BYTES = 27
 _SHARED = bytes(DIGEST_BYTES)
 
 _NAME = re.compile(
-    r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})\.[a-z]+(?:\.[a-z0-9]+)?"
+    r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})(?:-([0-9a-f]{8}))?"
+    r"\.[a-z]+(?:\.[a-z0-9]+)?"
 )
 _BEGINNING = re.compile("([0-9a-f]{8})-([0-9a-f]{12})-")
 _NUMBER_OF = {f".{ending}": bytes((number,)) for number, ending in enumerate(ENDINGS)}
@@ -35,12 +42,16 @@ _NUMBER_OF = {f".{ending}": bytes((number,)) for number, ending in enumerate(END
 
 @dataclass(frozen=True)
 class OutputName:
-    """The name of an output file, and whose it is."""
+    """The name of an output file, and whose it is.
+
+    ``in_place`` says whether the name proves that the file was written where it is.
+    """
 
     checkpoint: str
     run_id: str
     digest: str
     random: str
+    in_place: bool = True
 
     @property
     def is_shared(self) -> bool:
@@ -50,12 +61,15 @@ class OutputName:
     @classmethod
     def parse(cls, name: str) -> OutputName | None:
         """Read a name in the folder, hidden or not; None if it is not one of ours."""
-        *folders, bare = name.split("/")
+        folder, _, bare = name.rpartition("/")
         match = _NAME.fullmatch(bare)
-        # A copy that somebody made in a folder of his own, or under another ending, is his.
-        if match is None or not all("=" in folder for folder in folders):
+        # A copy that a user made in another folder, or under another ending, is the user's.
+        if match is None or not all("=" in part for part in folder.split("/") if folder):
             return None
-        return cls(*match.groups())
+        checkpoint, run_id, digest, random, tag = match.groups()
+        if tag is not None and (not folder or tag != _tag_of(folder)):
+            return None
+        return cls(checkpoint, run_id, digest, random, not folder or tag is not None)
 
 
 def is_usual_run(run_id: str) -> bool:
@@ -63,14 +77,22 @@ def is_usual_run(run_id: str) -> bool:
     return len(run_id) == 12 and set(run_id) <= set("0123456789abcdef")
 
 
-def stem_of(prefix: str, digest: bytes | None) -> str:
+def stem_of(prefix: str, digest: bytes | None, folder: str = "") -> str:
     """Make a name, but for its ending, that nobody has had before.
 
     Args:
         prefix: ``<checkpoint>-<run>``.
         digest: ``DIGEST_BYTES`` bytes of the source's digest; None if several share the file.
+        folder: the subfolder of the output folder that the file is for, ``""`` for none.
     """
-    return f"{prefix}-{(_SHARED if digest is None else digest).hex()}-{secrets.token_hex(8)}"
+    tag = f"-{_tag_of(folder.rstrip('/'))}" if folder else ""
+    return f"{prefix}-{(_SHARED if digest is None else digest).hex()}-{secrets.token_hex(8)}{tag}"
+
+
+@functools.lru_cache(1024)
+def _tag_of(folder: str) -> str:
+    """Return what stands for a subfolder in the names of the files that are written into it."""
+    return hashlib.blake2b(folder.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
 
 
 def packed(name: str) -> bytes | None:

@@ -7,6 +7,7 @@ those in subfolders for one, as they are.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
@@ -137,7 +138,10 @@ class FileList(Collection[str]):
         return FileList(_where(self.usual, ~other.holds(self.usual)), self.others - other.others)
 
     def made_by(self, checkpoint: str, runs: Collection[str], *, known: bool) -> FileList:
-        """Return the output files of ``checkpoint`` that are of ``runs``, or of none of them."""
+        """Return the output files of ``checkpoint`` that are of ``runs``, or of none of them.
+
+        Those of ``runs`` are sure to have been written where they are: none is a copy of a user's.
+        """
         ours = _where(self.usual, self._is_of(checkpoint))
         numbers = _numbers(ours[:, 4:10])
         wanted = [int.from_bytes(bytes.fromhex(run), "big") for run in runs if is_usual_run(run)]
@@ -148,6 +152,7 @@ class FileList(Collection[str]):
             if (parsed := OutputName.parse(name)) is not None
             and parsed.checkpoint == checkpoint
             and (parsed.run_id in runs) == known
+            and (parsed.in_place or not known)
         ]
         return FileList(ours, others)
 
@@ -157,14 +162,29 @@ class FileList(Collection[str]):
         return mask
 
     def not_of(self, checkpoint: str) -> FileList:
-        """Return the files that are no output files of ``checkpoint``."""
+        """Return the files that are no output files of ``checkpoint``, or may be copies of some."""
         foreign = _where(self.usual, ~self._is_of(checkpoint))
         others = [
             name
             for name in self.others
-            if (parsed := OutputName.parse(name)) is None or parsed.checkpoint != checkpoint
+            if (parsed := OutputName.parse(name)) is None
+            or parsed.checkpoint != checkpoint
+            or not parsed.in_place
         ]
         return FileList(foreign, others)
+
+    def checkpoints(self) -> Counter[str]:
+        """Count the output files of each checkpoint by its id, where they were written."""
+        heads = np.ascontiguousarray(self.usual[:, :4]).view("V4").ravel()
+        ids, counts = np.unique(heads, return_counts=True)
+        found = Counter(
+            {bytes(head).hex(): count for head, count in zip(ids, counts.tolist(), strict=True)}
+        )
+        for name in self.others:
+            parsed = OutputName.parse(name)
+            if parsed is not None and parsed.in_place:
+                found[parsed.checkpoint] += 1
+        return found
 
 
 def _where(rows: Rows, mask: npt.NDArray[np.bool_]) -> Rows:

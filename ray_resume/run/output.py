@@ -5,6 +5,8 @@ The bytes are written by `sink` and `datasinks`, on workers; this is the driver'
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +20,8 @@ from ray_resume.failpoints import reached
 from ray_resume.write.folder import Folder, fault_of
 
 __all__ = ["FolderOutput", "Output", "RemoteOutput"]
+
+logger = logging.getLogger("ray_resume")
 
 
 class Output(Protocol):
@@ -109,14 +113,7 @@ class FolderOutput:
                 "Going on would write their rows a second time. Put it back, or remove those files "
                 "too."
             )
-        if not self.append:
-            foreign = [name for name in present.not_of(checkpoint_id) if not _is_hidden(name)]
-            if foreign:
-                raise CheckpointError(
-                    f"The output folder {self.uri} has {len(foreign)} files that this checkpoint "
-                    f"did not make, {foreign[0]} among them. Give an empty folder, or pass "
-                    "append=True to write beside them."
-                )
+        self._check_foreign(checkpoint_id, checkpoint, present.not_of(checkpoint_id), contents)
         gone = {
             f"{self.uri}/{file}": source_id for file, source_id in missing_files(skipped, present)
         }
@@ -130,6 +127,50 @@ class FolderOutput:
                 f"again: Checkpoint({checkpoint.uri!r}).reset({some}), or "
                 ".reset(state='completed') for all that is completed."
             )
+
+    def _check_foreign(
+        self, checkpoint_id: str, checkpoint: Storage, foreign: FileList, contents: Contents
+    ) -> None:
+        """Make sure that files that this checkpoint did not make may be there.
+
+        Raises:
+            CheckpointError: they may not.
+        """
+        if not foreign:
+            return
+        # Where names had no tags, only a record tells which files are ours.
+        foreign = foreign.without(listed_files(contents.union))
+        shown = [name for name in foreign if not _is_hidden(name)]
+        others = FileList.of(shown).checkpoints()
+        others.pop(checkpoint_id, None)
+        if others:
+            about = self._about_others(checkpoint_id, checkpoint, others, contents)
+            if not self.append:
+                raise CheckpointError(
+                    f"{about} Pass the checkpoint that made them, by its absolute path. Or, to "
+                    "start over, give an empty folder, or remove those files."
+                )
+            if not contents.headers:
+                logger.warning("%s append=True writes beside them.", about)
+        elif shown and not self.append:
+            raise CheckpointError(
+                f"The output folder {self.uri} has {len(shown)} files that this checkpoint "
+                f"did not make, {shown[0]} among them. Give an empty folder, or pass "
+                "append=True to write beside them."
+            )
+
+    def _about_others(
+        self, checkpoint_id: str, checkpoint: Storage, others: Counter[str], contents: Contents
+    ) -> str:
+        """Say that ray_resume made files for other checkpoints, and what that may mean."""
+        ids = ", ".join(sorted(others)[:3])
+        new = "is new: no run has used it" if not contents.headers else "is another one"
+        return (
+            f"The output folder {self.uri} has {others.total()} files that ray_resume made for the "
+            f"checkpoint with the id {ids}. The checkpoint of this run, {checkpoint.uri} (id "
+            f"{checkpoint_id}), {new}. If the old one was removed, or a relative path leads "
+            "elsewhere from this working directory, the same rows would be written a second time."
+        )
 
     def prepare(self) -> None:
         try:

@@ -41,7 +41,7 @@ class Layout:
         suffix = self.format.suffix
         for subfolder, part in partitions_of(table, self.partition_columns):
             for rows in self._pieces(part):
-                name = f"{subfolder}{stem_of(prefix, digest)}.{suffix}"
+                name = f"{subfolder}{stem_of(prefix, digest, subfolder)}.{suffix}"
                 try:
                     folder.write(name, partial(self._write_file, rows))
                 except OSError as error:

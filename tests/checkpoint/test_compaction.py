@@ -131,10 +131,15 @@ def test_again_after_more_runs_and_resets(path: Path) -> None:
 
 
 def test_what_killed_processes_left_half_made_is_removed(path: Path) -> None:
-    for name in (".run77.mdb.new", ".run77.mdb.new-lock", "run03.mdb-lock"):
+    run = "0123456789ab"
+    for name in (f".{run}.mdb.new", f".{run}.mdb.new-lock", f"{run}.mdb-lock"):
         (path / name).write_bytes(b"x")
+    others = {".x.mdb.new", "other.mdb-lock", "dhcp.lease", "notes.txt"}
+    for name in others:
+        (path / name).write_bytes(b"somebody else's")
     Checkpoint(path).compact()
-    assert len(names(path)) == 1
+    assert others < names(path)
+    assert len(names(path) - others) == 1
 
 
 def test_it_is_refused_while_a_run_is_at_work(path: Path) -> None:
@@ -315,9 +320,11 @@ def test_killed_at_a_named_point_it_loses_nothing(path: Path, point: str, count:
 
 KILL_AT_RANDOM = """
 import os, random, signal, sys, time
-from ray_resume import Checkpoint, compaction, reader, store
+from ray_resume import Checkpoint
+from ray_resume.checkpoint import compaction
+from ray_resume.checkpoint.local import lmdb_file, reader
 
-store._lmdb()
+lmdb_file._lmdb()
 checkpoint, seed = Checkpoint(sys.argv[1]), int(sys.argv[2])
 started = time.monotonic()
 pid = os.fork()

@@ -283,7 +283,8 @@ class TestCheckExactlyOnce:
         directory.bind(str(out), "0" * 12)
         names = []
         for half in range(2):
-            name = f"c=a%2F{half}/{stem_of(f'{identity}-{0:012x}', bytes(8))}.parquet"
+            folder = f"c=a%2F{half}"
+            name = f"{folder}/{stem_of(f'{identity}-{0:012x}', bytes(8), folder)}.parquet"
             (out / name).parent.mkdir(parents=True)
             pq.write_table(pa.table({"id": [half, half]}), out / name)
             names.append(name)

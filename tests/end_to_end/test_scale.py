@@ -22,7 +22,7 @@ from places import ROOT
 from plain_todo import PlainGone, plain_todo_of
 
 from ray_resume.core.digests import Digests, SortedDigests
-from ray_resume.core.filenames import OutputName, packed, unpacked
+from ray_resume.core.filenames import OutputName, packed, stem_of, unpacked
 from ray_resume.core.gone import gone_from
 from ray_resume.core.identity import ids_of, part_file
 from ray_resume.core.output_files import FileList, listed_files
@@ -416,6 +416,7 @@ def test_what_is_gone_is_what_the_model_says(
 # File names ---------------------------------------------------------------------------------------
 
 NAME = usual_file("a", RUNS[0], 1)
+TAGGED = f"{stem_of(NAME[:21], None, 'k=1/')}.parquet"
 FILES = [
     NAME,
     usual_file("a", RUNS[0], 2),
@@ -430,6 +431,10 @@ FILES = [
     "." + NAME,
     "k=1/" + NAME,
     "k/" + NAME,
+    f"k=1/{TAGGED}",
+    f"k=2/{TAGGED}",
+    f"k=1/k=1/{TAGGED}",
+    TAGGED,
     NAME.replace("-", "_"),
     "x" * len(NAME[:-8]) + ".parquet",
     "",
@@ -459,12 +464,21 @@ def test_a_list_of_files_is_like_a_set(one: set[str], other: set[str]) -> None:
                 if (parsed := OutputName.parse(name)) is not None
                 and parsed.checkpoint == "a" * 8
                 and (parsed.run_id in runs) == known
+                and (parsed.in_place or not known)
             }
     assert set(mine.not_of("a" * 8)) == {
         name
         for name in one
-        if (parsed := OutputName.parse(name)) is None or parsed.checkpoint != "a" * 8
+        if (parsed := OutputName.parse(name)) is None
+        or parsed.checkpoint != "a" * 8
+        or not parsed.in_place
     }
+    counts = Counts(
+        parsed.checkpoint
+        for name in one
+        if (parsed := OutputName.parse(name)) is not None and parsed.in_place
+    )
+    assert mine.checkpoints() == counts
 
 
 def test_a_packed_name_comes_back() -> None:

@@ -24,6 +24,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from ray_resume.core.filenames import is_usual_run
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
 
@@ -326,7 +327,7 @@ def known_runs(directory: Path) -> tuple[dict[str, Owner], dict[str, Owner]]:
     """
     live: dict[str, Owner] = {}
     killed: dict[str, Owner] = {}
-    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+    for path in _lease_files(directory):
         held = _is_held(path)
         # One that is gone by now has ended as it should.
         if held or path.exists():
@@ -360,8 +361,18 @@ def guard(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _lease_files(directory: Path) -> list[Path]:
+    """List the leases in ``directory``, and no file of others that is called like one."""
+    return [
+        path
+        for path in sorted(directory.glob(f"*{_SUFFIX}"))
+        # The name of a run's lease says whose it is, even if nothing was written into it yet.
+        if is_usual_run(path.stem) or _read_owner(path).pid
+    ]
+
+
 def _first_rival(directory: Path, claim: Claim) -> Owner | None:
-    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+    for path in _lease_files(directory):
         if not _is_held(path):
             # Its run was killed. The run's writer file says what it did; this says nothing more.
             path.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray_resume.core.filenames import is_usual_run
 from ray_resume.core.records import DIGEST_BYTES, Record, blocks_of, digest, encode, stored_in
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
@@ -162,11 +163,13 @@ def write_whole(
 def remove_half_made(directory: Path) -> None:
     """Remove what killed processes left of files that never got their name.
 
+    Files of others stay: only a run's own have the id of a run in their name.
     Call it when no run is alive, under a lease that keeps others out.
     """
     for pattern in (f".*{SUFFIX}{_NASCENT}*", f"*{SUFFIX}-lock"):
         for path in directory.glob(pattern):
-            path.unlink(missing_ok=True)
+            if is_usual_run(path.name.lstrip(".").partition(".")[0]):
+                path.unlink(missing_ok=True)
 
 
 def writer_files(directory: Path) -> dict[str, Path]:

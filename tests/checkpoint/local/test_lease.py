@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_resume.checkpoint.local import lease as lease_module
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner, guard, live_runs
+from ray_resume.checkpoint.local.lease import Claim, Lease, Owner, guard, known_runs, live_runs
 from ray_resume.core.records import digest
 from ray_resume.errors import CheckpointError
 
@@ -368,16 +368,26 @@ def test_a_lease_whose_run_was_killed_while_writing_it_is_in_nobodys_way(
         "word": content.index(b"sources") + 3,
         "digests": len(content) - 10,
     }
-    partial = tmp_path / "partial.lease"
+    partial = tmp_path / "0123456789ab.lease"
     partial.write_bytes(content[: ends[cut]])
     assert live_runs(tmp_path) == {}
     # And if somebody holds it all the same, it stands in the way under its name.
     with partial.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        assert list(live_runs(tmp_path)) == ["partial"]
-        with pytest.raises(CheckpointError, match="whole" if cut in ("word", "digests") else "par"):
+        assert list(live_runs(tmp_path)) == ["0123456789ab"]
+        with pytest.raises(
+            CheckpointError, match="whole" if cut in ("word", "digests") else "0123"
+        ):
             acquire(tmp_path, "second", claim("a", "b"))
     assert is_free(tmp_path)
+
+
+def test_files_of_others_that_are_called_like_leases_stay(tmp_path: Path) -> None:
+    for content in (b"", b"mine\n", b'{"run_id": "x"}\n'):
+        (tmp_path / "dhcp.lease").write_bytes(content)
+        assert known_runs(tmp_path) == ({}, {})
+        acquire(tmp_path, "holder", claim("a")).end(wait_s=0)
+        assert (tmp_path / "dhcp.lease").read_bytes() == content
 
 
 def test_the_file_says_who_holds_it(tmp_path: Path) -> None:
