@@ -141,6 +141,12 @@ def _compact(options: argparse.Namespace) -> int:
     return _DONE
 
 
+def _rebind(options: argparse.Namespace) -> int:
+    files = Checkpoint(options.checkpoint).rebind(options.folder)
+    _say(f"The output is in {public_uri(options.folder)} now, {_count(files, 'file')}.")
+    return _DONE
+
+
 def _check(options: argparse.Namespace) -> int:
     report = Checkpoint(options.checkpoint).check()
     _say(_json({"ok": report.ok, **asdict(report)}) if options.json else str(report))
@@ -295,6 +301,9 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--state", choices=(*_STATES, "all"), help="all in this state")
     which.add_argument("--source", action="append", metavar="ID", help="this one (repeatable)")
     reset.add_argument("--yes", action="store_true", help="do not ask")
+
+    rebind = add("rebind", _rebind, "say that the output was moved to another folder")
+    rebind.add_argument("folder", metavar="NEW_FOLDER", help="where all of its files are now")
 
     add("compact", _compact, "merge the writers' files into one")
 

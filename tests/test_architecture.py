@@ -29,12 +29,15 @@ EXTRA: dict[str, set[str]] = {
     "read.resumable_read": {"checkpoint"},
     # Paths and URIs are opened by `read.listing` and `checkpoint.shared.objects` for all packages.
     "checkpoint.storage": {"read.listing"},
+    # To rebind a checkpoint is to look at its output folder.
+    "checkpoint.rebinding": {"write.folder"},
+    "checkpoint.checkpoint": {"write.folder"},
     "read.listing": {"checkpoint.shared.objects"},
     "read.paths": {"checkpoint.shared.objects"},
     "run.output": {"write.folder"},
     "udf.stage": {"checkpoint.dead_letters"},
     "write.folder": {"read.listing", "checkpoint.shared.objects"},
-    "write.resumable_write": {"checkpoint.shared.objects", "read", "run", "udf"},
+    "write.resumable_write": {"read", "run", "udf"},
 }
 
 # Modules outside of the packages: the user's end, and the ground.

@@ -300,6 +300,26 @@ class Checkpoint:
         """
         return compact(self._storage, lease_wait_s=self._storage.dying_s)
 
+    def rebind(self, folder: str | os.PathLike[str], *, filesystem: Any = None) -> int:
+        """Say that the output was moved to ``folder``: later runs write there.
+
+        Args:
+            folder: a path or URI of the folder, with all of the files that were in the old one.
+            filesystem: the pyarrow filesystem that it is on; by default, that of the URI.
+
+        Returns:
+            How many output files are listed.
+
+        Raises:
+            CheckpointError: files of completed sources are not there (the message names them), a
+                run is at work, or there is no output folder yet. Nothing was changed.
+        """
+        # The command must start quickly, and seldom needs what this loads.
+        from ray_resume.checkpoint.rebinding import rebind
+        from ray_resume.write.folder import folder_at
+
+        return rebind(self._storage, folder_at(folder, filesystem))
+
     def check(self) -> CheckReport:
         """Prove the checkpoint sound, or say what is wrong with it; change nothing.
 

@@ -204,7 +204,8 @@ class Run:
             raise CheckpointError(
                 f"The checkpoint {self._plan.storage.uri} belongs to the output {bound}, and "
                 f"this run would write to {output.uri}. Write to {bound}, or give this pipeline "
-                "a checkpoint of its own."
+                "a checkpoint of its own. If the output was moved there, run: "
+                f"ray-resume rebind {self._plan.storage.uri} {output.uri}"
             )
 
     def _drop(self, todo: Todo, contents: Contents) -> Contents:

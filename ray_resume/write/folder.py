@@ -20,11 +20,12 @@ from typing import IO, TypeVar
 
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
 
-from ray_resume.checkpoint.shared.objects import put_whole
+from ray_resume.checkpoint.shared.objects import canonical_uri, put_whole
+from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
-from ray_resume.read.listing import path_of
+from ray_resume.read.listing import open_place, path_of
 
-__all__ = ["Folder", "fault_of"]
+__all__ = ["Folder", "fault_of", "folder_at"]
 
 T = TypeVar("T")
 
@@ -127,6 +128,24 @@ class Folder:
                     raise
             time.sleep(min(2.0**attempt, _LONGEST_PAUSE_S) * random.uniform(0.8, 1.2))
         return operation()
+
+
+def folder_at(given: str | os.PathLike[str], filesystem: FileSystem | None = None) -> Folder:
+    """Return the output folder at a path or URI; nothing is made.
+
+    Args:
+        filesystem: the pyarrow filesystem that it is on; by default, that of the URI.
+
+    Raises:
+        CheckpointError: it cannot be opened, or is a file.
+    """
+    text = os.fspath(given)
+    inferred, path = open_place("output folder", text, filesystem)
+    if not isinstance(inferred, LocalFileSystem):
+        return Folder(inferred, path, canonical_uri(inferred, path, text))
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise CheckpointError(f"The output folder {path} is a file. Give another folder.")
+    return Folder(inferred, path, path)
 
 
 def fault_of(error: OSError) -> tuple[str, str]:

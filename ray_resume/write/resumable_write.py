@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyarrow.fs import FileSystem, LocalFileSystem
+from pyarrow.fs import FileSystem
 from ray.data import Dataset
 from ray.data.datasource import Datasink
 from ray.exceptions import RayTaskError
 
-from ray_resume.checkpoint.shared.objects import canonical_uri
 from ray_resume.core.planning import Listing
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import CheckpointError, NonResumableError, ResumeError
 from ray_resume.raydata import guards, plan
 from ray_resume.raydata.signature import described_values, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
-from ray_resume.read.listing import open_place
 from ray_resume.run.output import FolderOutput, Output, RemoteOutput
 from ray_resume.run.run import Pass, Run, RunPlan
 from ray_resume.run.summary import RunSummary
@@ -37,7 +35,7 @@ from ray_resume.write.datasinks import (
     title_of,
 )
 from ray_resume.write.file_sink import FileSink
-from ray_resume.write.folder import Folder
+from ray_resume.write.folder import Folder, folder_at
 from ray_resume.write.formats import checked_format
 from ray_resume.write.layout import Layout
 from ray_resume.write.packing import Packing, groups_of
@@ -353,10 +351,4 @@ def _folder(sink: Any, filesystem: FileSystem | None) -> Folder:
             f"resumable_write writes into a folder or a ray.data.Datasink, not into a "
             f"{type(sink).__name__}."
         )
-    given = os.fspath(sink)
-    inferred, path = open_place("output folder", given, filesystem)
-    if not isinstance(inferred, LocalFileSystem):
-        return Folder(inferred, path, canonical_uri(inferred, path, given))
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise CheckpointError(f"The output folder {path} is a file. Give another folder.")
-    return Folder(inferred, path, path)
+    return folder_at(sink, filesystem)

@@ -1,0 +1,61 @@
+"""Binds a checkpoint to another folder, to which its output was moved.
+
+A checkpoint belongs to one output folder, and refuses a run that would write to another. Records
+list files by their path in the folder, so no record depends on where the folder is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ray_resume.checkpoint.local.backend import new_run_id
+from ray_resume.checkpoint.local.lease import Claim, Owner
+from ray_resume.checkpoint.storage import Storage
+from ray_resume.core.output_files import FileList, listed_files, missing_files
+from ray_resume.core.records import State
+from ray_resume.errors import CheckpointError
+from ray_resume.write.folder import Folder
+
+__all__ = ["rebind"]
+
+_EXAMPLES = 10
+# How a checkpoint names an output that is no folder.
+_NO_FOLDER = ("datasink ", "sink=True: ")
+
+
+def rebind(storage: Storage, folder: Folder) -> int:
+    """Bind ``storage`` to ``folder``; return how many output files are listed.
+
+    Raises:
+        CheckpointError: a file of a completed source is not in ``folder``, a run is at work, or
+            the checkpoint has no output folder. Nothing was changed.
+    """
+    storage.identity()
+    bound = storage.sink()
+    if bound is None or bound.startswith(_NO_FOLDER):
+        what = "has no output yet" if bound is None else f"belongs to {bound}, which is no folder"
+        raise CheckpointError(f"The checkpoint {storage.uri} {what}. There is nothing to rebind.")
+    run_id = new_run_id()
+    lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=storage.dying_s)
+    try:
+        union = storage.settled(run_id).union
+        try:
+            there = FileList.of(folder.names())
+        except OSError as error:
+            raise CheckpointError(
+                f"The folder {folder.uri} cannot be listed: {error}. Nothing was changed."
+            ) from error
+        completed = union.records(np.flatnonzero(union.in_state(State.COMPLETED)))
+        missing = sorted(dict(missing_files(completed, there)))
+        if missing:
+            more = f", and {len(missing) - _EXAMPLES} more" if len(missing) > _EXAMPLES else ""
+            raise CheckpointError(
+                f"{len(missing)} output files of completed sources are not in {folder.uri}: "
+                f"{', '.join(missing[:_EXAMPLES])}{more}. Is it the folder that was {bound}? Move "
+                "all of its files, with their subfolders, and try again. Nothing was changed."
+            )
+        lease.check()
+        storage.bind(folder.uri, run_id)
+        return len(listed_files(union))
+    finally:
+        lease.end(wait_s=0)
