@@ -25,6 +25,7 @@ from ray_resume.read.paths import as_pyarrow, id_of_url, normalized
 
 __all__ = [
     "has_changed",
+    "is_passed_over",
     "list_files",
     "list_row_groups",
     "open_place",
@@ -157,7 +158,7 @@ def _list_directory(filesystem: FileSystem, directory: str) -> list[FileInfo]:
             (
                 info
                 for info in filesystem.get_file_info(FileSelector(directory, recursive=True))
-                if info.is_file and not info.path.removeprefix(base).startswith(_PASSED_OVER)
+                if info.is_file and not is_passed_over(info.path, base)
             ),
             key=lambda info: info.path,
         )
@@ -165,6 +166,12 @@ def _list_directory(filesystem: FileSystem, directory: str) -> list[FileInfo]:
         raise ResumeError(
             f"The name of {error.object!r} is not UTF-8, so pyarrow cannot open it. Rename it."
         ) from None
+
+
+def is_passed_over(path: str, root: str) -> bool:
+    """Say whether a listing of ``root`` passes over ``path``, which is in it: it is hidden."""
+    base = f"{root.rstrip('/')}/"
+    return path.startswith(base) and path.removeprefix(base).startswith(_PASSED_OVER)
 
 
 def path_of(info: FileInfo) -> str:

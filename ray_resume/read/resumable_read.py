@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from ray_resume.read.inputs import (
 )
 from ray_resume.read.listing import list_files, list_row_groups, relative_to
 from ray_resume.read.options import ReaderText, check_reader, describe_reader, is_repeatable
+from ray_resume.read.overlap import InputFolders, filesystem_type, refuse_overlap
 from ray_resume.read.paths import id_of_url, resolve
 
 __all__ = ["ReadOptions", "resumable_read"]
@@ -59,6 +60,8 @@ class ReadOptions:
     reader: ReaderText
     ids: str
     files: Collection[str] = ()
+    # Where the files are that are read, if files are.
+    inputs: InputFolders | None = None
 
 
 def resumable_read(
@@ -179,6 +182,7 @@ def resumable_read(
             "source_id is for a Datasource alone; files and keys have ids of their own."
         )
     listed_files: Collection[str] = ()
+    inputs: InputFolders | None = None
     scheduling = {name: kwargs.pop(name) for name in _SCHEDULING & kwargs.keys()}
     reading: Reading
     if keys is not None:
@@ -190,6 +194,15 @@ def resumable_read(
     else:
         kind = granularity
         reading, listed_files = _file_reading(reader, args, kwargs, granularity, source_root)
+        paths: Iterator[Any] = (source.item for source in reading.sources)
+        if granularity == "file" and source_root is None:
+            paths = reading.sources.ids()  # The same, in a third of the time.
+        elif granularity == "row_group":
+            paths = (path for path, _ in paths)
+        inputs = InputFolders.of(reading.filesystem, reading.roots, paths)
+    kept = location.local_path
+    of_type = "local" if kept else filesystem_type(location.path, location.filesystem)
+    refuse_overlap(inputs, "checkpoint", of_type, storage.root, storage.uri)
     storage.ensure()
     if isinstance(share, ArrayTask):
         share = Shard(storage.rank_of(share), share.count)
@@ -198,7 +211,7 @@ def resumable_read(
         sources = sources.take(np.flatnonzero(share.of(sources.digests)))
     text = describe_reader(reader, args, kwargs, name=reading.name, keyed=keys is not None)
     ids = ids_of(kind, relative=source_root is not None)
-    options = ReadOptions(policies, share, text, ids, listed_files)
+    options = ReadOptions(policies, share, text, ids, listed_files, inputs)
     datasource = ResumableDatasource(reading, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     guards.refuse_plain_writes(dataset)

@@ -18,10 +18,11 @@ from ray.exceptions import RayTaskError
 
 from ray_resume.core.planning import Listing
 from ray_resume.core.sources import SourceTable
-from ray_resume.errors import CheckpointError, NonResumableError, ResumeError
+from ray_resume.errors import NonResumableError, ResumeError
 from ray_resume.raydata import guards, plan
 from ray_resume.raydata.signature import described_values, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
+from ray_resume.read.overlap import refuse_overlap
 from ray_resume.run.output import FolderOutput, Output, RemoteOutput
 from ray_resume.run.run import Pass, Run, RunPlan
 from ray_resume.run.summary import RunSummary
@@ -291,7 +292,14 @@ def _target(
         raise ValueError(f"target_file_bytes must be at least 1, not {target_file_bytes}")
     retried = tuple(chain.dataset.context.retried_io_errors)
     folder = dataclasses.replace(_folder(sink, filesystem), retried_errors=retried)
-    _check_apart(folder, chain.datasource)
+    assert isinstance(chain.datasource, ResumableDatasource)
+    refuse_overlap(
+        chain.datasource.options.inputs,
+        "output folder",
+        folder.filesystem.type_name,
+        folder.path,
+        folder.uri,
+    )
 
     def file_sink(this: Pass) -> FileSink:
         packing = None
@@ -331,18 +339,6 @@ def _check_stage_sinks(chain: plan.Chain, sink: Any) -> None:
             f"{sinks[0].name} is decorated with @resumable(sink=True), so nothing comes after it.",
             "Make it the last operator, and call resumable_write(ds) without a sink.",
         )
-
-
-def _check_apart(folder: Folder, datasource: Any) -> None:
-    """Make sure that the next run would not read what this one writes."""
-    for root in getattr(datasource.reading, "roots", ()):
-        inside = f"{folder.path}/".removeprefix(f"{root}/")
-        hidden = any(part.startswith((".", "_")) for part in inside.split("/") if part)
-        if f"{folder.path}/".startswith(f"{root}/") and not hidden:
-            raise CheckpointError(
-                f"The output folder {folder.uri} is in the input {root}, so the next run would "
-                "read what this one writes. Give a folder outside of it."
-            )
 
 
 def _folder(sink: Any, filesystem: FileSystem | None) -> Folder:
