@@ -13,6 +13,7 @@ from typing import Protocol
 
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.storage import Storage
+from ray_resume.core.filenames import OutputName
 from ray_resume.core.output_files import FileList, listed_files, missing_files
 from ray_resume.core.snapshot import Records
 from ray_resume.errors import CheckpointError
@@ -146,9 +147,16 @@ class FolderOutput:
         if others:
             about = self._about_others(checkpoint_id, checkpoint, others, contents)
             if not self.append:
+                rest = [name for name in shown if OutputName.parse(name) is None]
                 raise CheckpointError(
                     f"{about} Pass the checkpoint that made them, by its absolute path. Or, to "
                     "start over, give an empty folder, or remove those files."
+                    + (
+                        f" Beside them are {len(rest)} files that ray_resume did not make, "
+                        f"{rest[0]} among them: append=True is for such files alone."
+                        if rest
+                        else ""
+                    )
                 )
             if not contents.headers:
                 logger.warning("%s append=True writes beside them.", about)
