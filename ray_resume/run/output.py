@@ -174,10 +174,11 @@ class FolderOutput:
         ids = ", ".join(sorted(others)[:3])
         new = "is new: no run has used it" if not contents.headers else "is another one"
         return (
-            f"The output folder {self.uri} has {others.total()} files that ray_resume made for the "
-            f"checkpoint with the id {ids}. The checkpoint of this run, {checkpoint.uri} (id "
-            f"{checkpoint_id}), {new}. If the old one was removed, or a relative path leads "
-            "elsewhere from this working directory, the same rows would be written a second time."
+            f"The output folder {self.uri} has {others.total()} files that this checkpoint did not "
+            f"make: ray_resume made them for the checkpoint with the id {ids}. The "
+            f"checkpoint of this run, {checkpoint.uri} (id {checkpoint_id}), {new}. If the old one "
+            "was removed, or a relative path leads elsewhere from this working directory, "
+            "the same rows would be written a second time."
         )
 
     def prepare(self) -> None:

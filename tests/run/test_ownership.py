@@ -94,13 +94,14 @@ def test_files_of_another_checkpoint_are_named_and_not_written_beside(
     with pytest.raises(CheckpointError) as caught:
         resumable_write(ds, tmp_path / "out")
     message = str(caught.value)
-    assert f"2 files that ray_resume made for the checkpoint with the id {identity}" in message
+    assert "2 files that this checkpoint did not make: ray_resume made them" in message
+    assert f"for the checkpoint with the id {identity}" in message
     assert f"{tmp_path / 'elsewhere' / 'ckpt'} (id " in message
     assert "is new: no run has used it" in message
     assert "append=True" not in message
     # Removed, and so made again.
     shutil.rmtree(tmp_path / "ckpt")
-    with pytest.raises(CheckpointError, match="ray_resume made for the checkpoint with the id"):
+    with pytest.raises(CheckpointError, match="made them for the checkpoint with the id"):
         run(tmp_path)
     assert ids_in(tmp_path / "out") == list(range(10))
     # What the user asks for is done, and the user is told.
