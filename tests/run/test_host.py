@@ -479,3 +479,27 @@ def test_letters_of_a_source_that_is_complete_are_not_kept(run: Run) -> None:
     again = run.host.bury("run", 1, [letter])
     assert again.outcomes == (Outcome.ALREADY_COMPLETE,)
     assert list(folder.iterdir()) == [kept]
+
+
+# Output that is nobody's any more.
+
+
+def test_sources_are_dropped_at_once_or_in_the_step_in_which_others_take_their_place(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path, together=[[0, 1]], replaced={0: ["x", "y"]}, first_sequence=7)
+    run.host.drop(["gone"])
+    assert {name: r.state for name, r in run.committed().items()} == {"gone": State.RESET}
+    assert (run.committed()["gone"].files, run.committed()["gone"].sequence) == ((), 8)
+    run.apply(Seal(0, 0))
+    run.apply(Seal(2, 0))
+    run.host.flush()
+    # One of the group is not complete, so nothing takes the place of anything.
+    assert run.committed().keys() == {"gone", "s2"}
+    run.apply(Seal(1, 0))
+    progress = run.host.flush()
+    assert run.committed().keys() == {"gone", "s0", "s1", "s2", "x", "y"}
+    assert (progress.committed, progress.dropped) == (3, 3)
+    assert sorted(record.sequence for record in run.committed().values()) == list(range(8, 14))
+    assert run.committed()["x"].state is State.RESET
+    run.end()
