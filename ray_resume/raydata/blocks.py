@@ -149,6 +149,8 @@ def pick(batch: Any, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Any:
     """Return the rows at ``rows`` (positions, or a boolean mask), copied where that can be."""
     if isinstance(batch, pa.Table):
         positions = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        if not len(positions):
+            return batch.slice(0, 0)
         # pyarrow cannot take from every type, nor more than 2 GiB of strings at once.
         with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
             # Ray's own, since pyarrow cannot take from every extension type.

@@ -338,6 +338,10 @@ def fail(batch: Any) -> Any:
 
 def blocks_of(name: str) -> Iterator[Any]:
     table = pa.table({"k": np.arange(6), "c": COLUMNS[name]})
+    try:
+        assert table.nbytes
+    except pa.ArrowTypeError as error:
+        pytest.skip(f"Ray Data asks for the size of each block: {error}")
     yield table
     yield pa.concat_tables([table.slice(0, 2), table.slice(2)])
     yield frame_of(table)
