@@ -18,8 +18,8 @@ from ray.data import Dataset
 from ray.data._internal.execution.interfaces.task_context import TaskContext
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 from ray.data._internal.execution.operators.map_operator import _map_task
+from ray.data._internal.logical import optimizers
 from ray.data._internal.logical.operators import StreamingRepartition
-from ray.data._internal.logical.optimizers import get_execution_plan
 from ray.data.block import BlockAccessor
 
 from ray_resume.core.ledger import Drain, Event, Failure, Ledger, Message, ReadFailure
@@ -36,7 +36,7 @@ try:
 except ImportError:
     footer_file_indexer = footer_reader = None
 
-__all__ = ["execute", "execute_armed"]
+__all__ = ["execute", "execute_armed", "without_shared_parts"]
 
 
 class UnaccountedError(BaseException):
@@ -72,7 +72,7 @@ def _client(number: int) -> LocalClient:
 
 def execute(dataset: Dataset) -> list[pa.Table]:
     """Return the blocks of ``dataset`` that have rows. Ray rewrites its plan, as it always does."""
-    physical, _ = get_execution_plan(dataset._logical_plan)
+    physical, _ = optimizers.get_execution_plan(dataset._logical_plan)
     with _without_footer_actors():
         bundles = _outputs(physical.dag, dataset.context)
     tables = [BlockAccessor.for_block(block).to_arrow() for bundle in bundles for block in bundle]
@@ -112,6 +112,18 @@ def execute_armed(dataset: Dataset) -> list[pa.Table]:
     if pending:
         raise UnaccountedError([client.ledger.explain(number) for number in pending])
     return tables
+
+
+def without_shared_parts() -> Any:
+    """Have Ray's optimizer leave expressions as they are.
+
+    By itself it lets them share parts, and those it evaluates on empty blocks without columns, too,
+    which is an error. Whether there is such a block depends on how operators are executed.
+    """
+    if not hasattr(optimizers, "CommonSubExprElimination"):
+        return contextlib.nullcontext()
+    nothing = SimpleNamespace(apply=lambda plan: plan)
+    return mock.patch.object(optimizers, "CommonSubExprElimination", return_value=nothing)
 
 
 class _LocalFooterReader:
