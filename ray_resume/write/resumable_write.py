@@ -89,7 +89,9 @@ def resumable_write(
         target_file_bytes: let sources that are smaller than this share files of about this size,
             in bytes of their rows in memory, as Arrow holds them. By default each source has files
             of its own. Sources that share a file are completed in one step, or all done again.
-        append: write into a folder that has data files of others; theirs are left alone.
+        append: write into a folder that has data files of others; theirs are left alone. Do not
+            pass it to write beside the output of a checkpoint that was removed: its rows would be
+            there twice.
         filesystem: the pyarrow filesystem of ``sink``, inferred from it by default.
         concurrency: how many write tasks may run at once.
         lease_wait_s: how many seconds to wait for another run on the same sources to end. By
