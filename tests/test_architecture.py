@@ -36,8 +36,10 @@ EXTRA: dict[str, set[str]] = {
     "read.paths": {"checkpoint.shared.objects"},
     "run.output": {"write.folder"},
     "udf.stage": {"checkpoint.dead_letters"},
+    # It commits records, in the driver.
+    "write.retyping": {"checkpoint"},
     "write.folder": {"read.listing", "checkpoint.shared.objects"},
-    "write.resumable_write": {"read", "run", "udf"},
+    "write.resumable_write": {"checkpoint.storage", "read", "run", "udf"},
 }
 
 # Modules outside of the packages: the user's end, and the ground.

@@ -19,6 +19,7 @@ from ray_resume.checkpoint.local.backend import CheckpointDirectory, local_path
 from ray_resume.checkpoint.local.lease import Claim, Owner
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.mounts import remote_fstype
+from ray_resume.checkpoint.output_schemas import SchemaBox
 from ray_resume.checkpoint.shared.backend import IDENTITY, LAYOUT, SharedCheckpoint
 from ray_resume.checkpoint.shared.objects import StoredObjects, public_uri
 from ray_resume.core.records import Record
@@ -94,6 +95,9 @@ class LedgerPlace(Protocol):
     def letters(self) -> LetterBox:
         """Return where dead letters go."""
 
+    def schemas(self) -> SchemaBox:
+        """Return where the output's schema is kept."""
+
 
 class Storage(Protocol):
     """A checkpoint where it is kept. Making the object touches nothing.
@@ -153,6 +157,9 @@ class Storage(Protocol):
 
     def letters(self) -> LetterBox:
         """Return where dead letters are."""
+
+    def schemas(self) -> SchemaBox:
+        """Return where the output's schema is kept."""
 
     def write_whole(
         self, run_id: str, header: Mapping[str, Any], blocks: Iterable[bytes]

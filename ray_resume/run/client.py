@@ -50,6 +50,27 @@ class LedgerClient:
         except RayActorError as error:
             raise self._gone(error) from None
 
+    def agree(self, asked: Sequence[tuple[bytes, int]], *, given: bool = False) -> bytes:
+        """Agree on the output's schema: include ``asked`` ones, each with a source that has it.
+
+        Returns:
+            The schema as Arrow encodes it.
+
+        Raises:
+            ResumeError: no schema holds them all, which names the sources; or as :meth:`send`.
+        """
+        try:
+            schema, problem = ray.get(self.handle.agree.remote(asked, given))
+        except RayActorError as error:
+            raise self._gone(error) from None
+        if problem is not None:
+            raise ResumeError(f"The output's types cannot be unified: {problem}")
+        return bytes(schema)
+
+    def name_of(self, source: int) -> str:
+        """Return the id of a source, for messages."""
+        return str(ray.get(self.handle.name_of.remote(source)))
+
     def bury(self, letters: Sequence[Letter]) -> None:
         """Have the ledger write dead letters and drain their rows, and wait until that is done.
 

@@ -36,6 +36,7 @@ from ray_resume.core.sources import SourceTable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import Fault, reached
+from ray_resume.run.agreement import Agreement
 
 __all__ = ["Failed", "LedgerHost", "Progress", "RunSpec", "Unread", "collect_seldom", "start"]
 
@@ -140,6 +141,7 @@ class LedgerHost:
         self._rows_read = self._rows_written = self._files = self._dead_rows = 0
         self._dropped_count = 0
         self._letters = spec.place.letters()
+        self._agreement = Agreement(spec.place.schemas(), spec.run_id, self.name_of)
         self._fault: ResumeError | None = None
         self._queue: list[Completion] = []
         self._unpublished: list[Completion] = []
@@ -209,6 +211,17 @@ class LedgerHost:
                 self._fault = self._fault or error
             raise
         return self.apply(Message(run_id, pass_number, drains))
+
+    def agree(self, asked: Sequence[tuple[bytes, int]], given: bool) -> tuple[bytes, str | None]:
+        """Agree on a schema for the output; see `Agreement.widen`."""
+        with self._state:
+            self._check_open()
+        return self._agreement.widen(asked, given)
+
+    def name_of(self, source: int) -> str:
+        """Return the id of a source, for messages; what is committed is called by its number."""
+        with self._state:
+            return self._id_of_pending(source) or f"source number {source}"
 
     def _id_of_pending(self, source: int) -> str | None:
         return self._sources.id(source) if self._ledger.is_pending(source) else None
@@ -536,6 +549,12 @@ class _LedgerActor:
     def apply(self, message: Message) -> None:
         # The outcomes are the ledger's own business; workers need to know only that it is done.
         self._opened().apply(message)
+
+    def agree(self, asked: Sequence[tuple[bytes, int]], given: bool) -> tuple[bytes, str | None]:
+        return self._opened().agree(asked, given)
+
+    def name_of(self, source: int) -> str:
+        return self._opened().name_of(source)
 
     def flush(self) -> Progress:
         return self._opened().flush()

@@ -18,6 +18,7 @@ from ray_resume.core.ledger import Drain, Pack
 from ray_resume.failpoints import reached
 from ray_resume.raydata import plan
 from ray_resume.run.client import LedgerClient
+from ray_resume.write.conformity import Conformity
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout, unwritten
 from ray_resume.write.packing import Packing
@@ -70,12 +71,14 @@ class FileSink(Datasink[None]):
         it does not, they are left-overs, and the rows count for nobody.
 
         Raises:
-            ResumeError: a file cannot be written; the message names it.
+            ResumeError: a file cannot be written, or the types of two sources cannot be unified;
+                the message names it, or them.
         """
         rows = gathered(blocks)
         if not rows:
             return
         reached("sink.before_write")
+        rows, failures = Conformity(self._layout, self._client).of(rows)
         events: list[Drain | Pack] = []
         alone = ([one] for some in rows for one in some.alone())
         for together in alone if self._packing is None else self._packing.packs(rows):
@@ -91,7 +94,7 @@ class FileSink(Datasink[None]):
         except OSError as error:
             raise unwritten(f"folder {self._folder.uri}", error) from error
         reached("sink.before_drain")
-        self._client.send(*events)
+        self._client.send(*events, *failures)
         reached("sink.after_drain")
 
     def _digest(self, source: int) -> bytes:

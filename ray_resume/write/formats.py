@@ -15,9 +15,13 @@ from typing import IO, Any
 import pyarrow as pa
 from ray.data.block import BlockAccessor
 
-__all__ = ["FORMATS", "FileFormat", "checked_format"]
+__all__ = ["FORMATS", "TYPED", "FileFormat", "checked_format"]
 
 Options = Mapping[str, Any]
+
+
+TYPED = ("parquet", "orc", "feather")
+"""The formats whose files say which types they have."""
 
 
 def _write_parquet(table: pa.Table, file: IO[bytes], options: Options) -> None:
@@ -139,6 +143,22 @@ class FileFormat:
         with pa.CompressedOutputStream(buffer, self.stream_compression) as stream:
             write(table, stream, self._resolved())
         file.write(buffer.getvalue())
+
+    def schema_of(self, file: IO[bytes]) -> pa.Schema:
+        """Return the schema of a file of one of the ``TYPED`` formats."""
+        if self.name == "parquet":
+            return importlib.import_module("pyarrow.parquet").read_schema(file)
+        if self.name == "orc":
+            return importlib.import_module("pyarrow.orc").ORCFile(file).schema
+        return self.read(file).schema
+
+    def read(self, file: IO[bytes]) -> pa.Table:
+        """Return the rows of a file of one of the ``TYPED`` formats."""
+        if self.name == "parquet":
+            return importlib.import_module("pyarrow.parquet").ParquetFile(file).read()
+        if self.name == "orc":
+            return importlib.import_module("pyarrow.orc").ORCFile(file).read()
+        return importlib.import_module("pyarrow.feather").read_table(file)
 
     def _resolved(self) -> dict[str, Any]:
         # A copy for each file: writers may change what they are given.

@@ -21,10 +21,20 @@ __all__ = ["Layout", "unwritten"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows become files: their format, and the columns that name subfolders."""
+    """How rows become files: their format, and the columns that name subfolders.
+
+    Args:
+        schema: what the user gave; rows are cast to it before anything else is done to them.
+    """
 
     format: FileFormat
     partition_columns: tuple[str, ...] = ()
+    schema: pa.Schema | None = None
+
+    def agreed_columns(self, schema: pa.Schema) -> pa.Schema:
+        """Return those columns of ``schema`` that files have."""
+        kept = [one for one in schema if one.name not in self.partition_columns]
+        return pa.schema(kept)
 
     def write(
         self, folder: Folder, prefix: str, digest: bytes | None, table: pa.Table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pyarrow.fs import FileSystem
 from ray.data import Dataset
 from ray.data.datasource import Datasink
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
+from ray_resume.checkpoint.storage import Storage
+from ray_resume.core.output_schema import is_agreeable
 from ray_resume.core.planning import Listing
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import NonResumableError, ResumeError
@@ -37,12 +41,15 @@ from ray_resume.write.datasinks import (
 )
 from ray_resume.write.file_sink import FileSink
 from ray_resume.write.folder import Folder, folder_at
-from ray_resume.write.formats import checked_format
+from ray_resume.write.formats import TYPED, checked_format
 from ray_resume.write.layout import Layout
 from ray_resume.write.packing import Packing, groups_of
 from ray_resume.write.partitions import checked_columns, partitions_of
+from ray_resume.write.retyping import retype_output
 
 __all__ = ["resumable_write"]
+
+logger = logging.getLogger("ray_resume")
 
 _TARGET_BLOCK_BYTES = 128 << 20
 
@@ -66,6 +73,7 @@ def resumable_write(
     append: bool = False,
     filesystem: FileSystem | None = None,
     partition_cols: Sequence[str] | None = None,
+    schema: pa.Schema | None = None,
     target_file_bytes: int | None = None,
     concurrency: int | None = None,
     lease_wait_s: float | None = None,
@@ -86,6 +94,11 @@ def resumable_write(
         partition_cols: columns that name subfolders, ``column=value/``, as Hive does, and by the
             same names as plain Ray Data. They are not in the files, so at least one other column
             must be there. A column of structs, lists or another nested type is refused.
+        schema: the output's columns and types, partition columns included, as plain Ray Data's
+            ``write_parquet`` takes it. Rows are cast to it. A source with a value that would
+            change, a column that is not in it, or without one that is, fails alone; its error
+            names the column. By default the types are unified where no value changes: see
+            `ray_resume.core.output_schema`.
         target_file_bytes: let sources that are smaller than this share files of about this size,
             in bytes of their rows in memory, as Arrow holds them. By default each source has files
             of its own. Sources that share a file are completed in one step, or all done again.
@@ -142,6 +155,7 @@ def resumable_write(
         append,
         format,
         checked_columns(partition_cols),
+        _checked_schema(schema),
         target_file_bytes,
         write_options,
     )
@@ -195,9 +209,10 @@ def resumable_write(
         input_names=datasource.column_names,
         write=target.described,
     )
+    storage = datasource.checkpoint.open()
     run = Run(
         RunPlan(
-            storage=datasource.checkpoint.open(),
+            storage=storage,
             listing=Listing(
                 datasource.sources,
                 datasource.reading.sources,
@@ -220,6 +235,12 @@ def resumable_write(
         if begun and target.failed is not None:
             target.failed(error)
         raise
+    finally:
+        if target.ended is not None:
+            try:
+                target.ended(storage)
+            except (ResumeError, RayError, OSError) as error:
+                logger.warning("The output's files may differ in their types: %s", error)
 
 
 @contextlib.contextmanager
@@ -249,6 +270,8 @@ class _Target:
     publish: Callable[[Sequence[bytes], int], None] | None = None
     # What is called with the error that ended the run after its first pass began.
     failed: Callable[[Exception], None] | None = None
+    # What is to be done to the output when the run is over, well or not.
+    ended: Callable[[Storage], None] | None = None
 
 
 def _target(
@@ -258,6 +281,7 @@ def _target(
     append: bool,
     format: str,
     partition_columns: tuple[str, ...],
+    schema: pa.Schema | None,
     target_file_bytes: int | None,
     options: Mapping[str, Any],
 ) -> _Target:
@@ -267,9 +291,16 @@ def _target(
             "", RemoteOutput(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
         )
     if isinstance(sink, Datasink):
-        if options or partition_columns or format != "parquet" or target_file_bytes is not None:
+        if (
+            options
+            or partition_columns
+            or schema is not None
+            or format != "parquet"
+            or target_file_bytes is not None
+        ):
             raise TypeError(
-                "format, partition_cols, target_file_bytes and write options are for folders alone."
+                "format, partition_cols, schema, target_file_bytes and write options are for "
+                "folders alone."
             )
         check_datasink(sink)
         publish = None
@@ -285,11 +316,11 @@ def _target(
             publish,
             sink.on_write_failed,
         )
-    layout = Layout(checked_format(format, options), partition_columns)
-    schema = chain.schema()
-    if schema is not None:
+    layout = Layout(checked_format(format, options), partition_columns, schema)
+    known = chain.schema() if schema is None else schema
+    if known is not None:
         # What is wrong with the columns is known before anything starts.
-        list(partitions_of(schema.empty_table(), partition_columns))
+        list(partitions_of(known.empty_table(), partition_columns))
     if target_file_bytes is not None and target_file_bytes < 1:
         raise ValueError(f"target_file_bytes must be at least 1, not {target_file_bytes}")
     retried = tuple(chain.dataset.context.retried_io_errors)
@@ -313,8 +344,25 @@ def _target(
     described = described_values([], options, shown={"compression"})
     if partition_columns:
         described = [f"partition_cols=[{', '.join(partition_columns)}]", *described]
+    if schema is not None:
+        described.append(f"schema={', '.join(f'{one.name}: {one.type}' for one in schema)}")
     text = f"write_{format}({', '.join(described)})" if described else f"write_{format}"
-    return _Target(text, FolderOutput(folder, append), file_sink)
+
+    def retype(storage: Storage) -> None:
+        if layout.format.name in TYPED:
+            retype_output(storage, folder, layout)
+
+    return _Target(text, FolderOutput(folder, append), file_sink, ended=retype)
+
+
+def _checked_schema(schema: Any) -> pa.Schema | None:
+    if schema is None:
+        return None
+    if not isinstance(schema, pa.Schema):
+        raise TypeError(f"schema must be a pyarrow.Schema, not a {type(schema).__name__}")
+    if not is_agreeable(schema):
+        raise ValueError("schema has two columns of one name")
+    return schema.remove_metadata()
 
 
 def _packing(datasource: Any, sources: SourceTable, target_bytes: int) -> Packing:

@@ -152,6 +152,43 @@ class AsyncFiles(Files):
     options: ClassVar[dict[str, Any]] = {"concurrency": 1}
 
 
+def with_types(batch: Batch) -> Batch:
+    """Add two columns, of which each is null in every other file."""
+    number = int(batch["id"][0].as_py()) // ROWS
+    nothing, text = pa.nulls(len(batch)), pa.array(["x"] * len(batch))
+    a, b = (nothing, text) if number % 2 else (text, nothing)
+    return batch.append_column("a", a).append_column("b", b)
+
+
+class Types(Job):
+    """Every source comes with types of its own, so files are written again."""
+
+    def run(self) -> RunSummary:
+        ds = self._read().map_batches(resumable(with_types), batch_format="pyarrow", num_cpus=0.5)
+        return resumable_write(ds, self.folder / "out")
+
+    def check(self) -> None:
+        rows = [
+            {"id": i, "a": None if i // ROWS % 2 else "x", "b": "x" if i // ROWS % 2 else None}
+            for i in range(FILES * ROWS)
+        ]
+        check_exactly_once(self.checkpoint, rows)
+        schemas = {
+            pq.read_schema(file).remove_metadata().to_string()
+            for file in Checkpoint(self.checkpoint).files()
+        }
+        assert len(schemas) == 1
+
+    def check_truth(self) -> None:
+        assert Checkpoint(self.checkpoint).check().ok
+        done = {
+            int(Path(source.source_id).stem)
+            for source in Checkpoint(self.checkpoint).sources("completed")
+        }
+        ids = sorted(row["id"] for row in rows_of(self.checkpoint))
+        assert ids == [i for i in range(FILES * ROWS) if i // ROWS in done]
+
+
 class Failing(Job):
     """Some rows fail until somebody mends that."""
 
@@ -241,7 +278,16 @@ class LongNames(Job):
 
 JOBS = {
     job.__name__: job
-    for job in (Files, SharedFiles, AsyncFiles, Failing, Published, PublishedTwice, LongNames)
+    for job in (
+        Files,
+        SharedFiles,
+        AsyncFiles,
+        Types,
+        Failing,
+        Published,
+        PublishedTwice,
+        LongNames,
+    )
 }
 
 

@@ -98,6 +98,8 @@ DRIVERS = {
     "cleanup.removing_letter": ("Files", ("letters.written",)),
     "shared.ending": ("SharedFiles", ()),
     "lease.ending": ("Files", ()),
+    "retyping.written": ("Types", ()),
+    "retyping.committed": ("Types", ()),
 }
 
 # Reached without Ray.

@@ -6,6 +6,7 @@
     arrays.json         which rank each task of an array has drawn (see `shard`), if any has
     <run id>.mdb        what that run committed (see `store`)
     <run id>.lease      while that run is alive (see `lease`)
+    schemas/<run>.json  which types the output has (see `output_schemas`), if that run changed them
     lock                held for moments, to look at all leases at once
 
 Knows neither Ray nor sources. Invariant: what is read to skip by comes from dead runs alone.
@@ -36,6 +37,8 @@ from ray_resume.checkpoint.local.lmdb_file import (
 )
 from ray_resume.checkpoint.local.reader import Reading, read_writers
 from ray_resume.checkpoint.mounts import remote_fstype
+from ray_resume.checkpoint.output_schemas import SchemaBox
+from ray_resume.checkpoint.shared.objects import StoredObjects
 from ray_resume.core.shards import ArrayTask
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
@@ -88,6 +91,10 @@ class DirectoryPlace:
     def letters(self) -> LetterFolder:
         """Return where dead letters go."""
         return LetterFolder(Path(self.directory))
+
+    def schemas(self) -> SchemaBox:
+        """Return where the output's schema is kept."""
+        return _schemas(self.directory)
 
 
 class CheckpointDirectory:
@@ -176,6 +183,10 @@ class CheckpointDirectory:
     def place(self, run_id: str, lease: Lease) -> DirectoryPlace:
         """Return what the ledger's process of the run needs."""
         return DirectoryPlace(str(self.path), str(lease.path), run_id)
+
+    def schemas(self) -> SchemaBox:
+        """Return where the output's schema is kept."""
+        return _schemas(str(self.path))
 
     def letters(self) -> LetterFolder:
         """Return where dead letters are."""
@@ -354,6 +365,13 @@ class CheckpointDirectory:
                 f"The checkpoint file {path} cannot be written: {error}. See that the directory "
                 "is writable and has space, and run again."
             ) from error
+
+
+def _schemas(directory: str) -> SchemaBox:
+    # Looking at a checkpoint must not load pyarrow.
+    from pyarrow.fs import LocalFileSystem
+
+    return SchemaBox(StoredObjects(LocalFileSystem(), directory, directory), directory)
 
 
 def _readings(files: Mapping[str, Path | str], live: Container[str]) -> Iterator[Reading]:

@@ -10,6 +10,7 @@
     leases/<run>.driver, .ledger  signs of life of its two processes (see `heartbeat`)
     runs/<run>/<number>.part, .whole    what that run has published (see `segment`)
     runs/<run>/fence-<by>-<number>      up to where that counts, once others call the run dead
+    schemas/<run>.json            which types the output has (see `output_schemas`)
     dead-letters/...              (see `letters`)
 
 Nothing here locks: there may be no lock that spans hosts. What keeps rows safe instead:
@@ -45,6 +46,7 @@ from ray_resume.checkpoint.dead_letters import LetterObjects
 from ray_resume.checkpoint.local.lease import Claim, Lease, Owner, refusal
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.mounts import remote_fstype
+from ray_resume.checkpoint.output_schemas import SchemaBox
 from ray_resume.checkpoint.shared.heartbeat import Heart, Watch
 from ray_resume.checkpoint.shared.leases import SharedLease, fence_own
 from ray_resume.checkpoint.shared.mutex import Bakery, OutOfTurnError, Turn, boottime_s
@@ -337,6 +339,9 @@ class SharedCheckpoint:
             for run_id, names in self._runs().items()
             if last_number(names)
         }
+
+    def schemas(self) -> SchemaBox:
+        return SchemaBox(self._objects, self.uri)
 
     def letters(self) -> LetterObjects:
         return LetterObjects(self._objects)

@@ -14,6 +14,7 @@ from typing import Any
 from ray_resume.checkpoint.dead_letters import LetterObjects
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.checkpoint.output_schemas import SchemaBox
 from ray_resume.checkpoint.shared.heartbeat import Heart
 from ray_resume.checkpoint.shared.leases import SharedLease
 from ray_resume.checkpoint.shared.objects import Objects
@@ -62,6 +63,9 @@ class SharedPlace:
 
     def letters(self) -> LetterObjects:
         return LetterObjects(self.objects)
+
+    def schemas(self) -> SchemaBox:
+        return SchemaBox(self.objects, getattr(self.objects, "uri", ""))
 
 
 class SharedWriter:

@@ -1,0 +1,63 @@
+"""Where a checkpoint keeps the output's schema: an object for each run that changed it.
+
+Several runs may be at work at once, each with some of the sources, and none waits for another. So
+each keeps what it has agreed on by itself; what counts is all of them together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ray_resume.checkpoint.shared.objects import Objects
+from ray_resume.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ray_resume.core.output_schema import OutputSchema
+
+__all__ = ["SchemaBox"]
+
+_FOLDER = "schemas"
+
+
+class SchemaBox:
+    """The output's schema in a checkpoint.
+
+    Raises:
+        CheckpointError: every method, where the storage fails, or holds something else.
+    """
+
+    def __init__(self, objects: Objects, uri: str) -> None:
+        self._objects = objects
+        self._uri = uri
+
+    def read(self) -> OutputSchema | None:
+        """Return what all runs have agreed on, None if none has."""
+        # Looking at a checkpoint must not load pyarrow.
+        from ray_resume.core.output_schema import OutputSchema
+
+        agreed: OutputSchema | None = None
+        for name in sorted(self._objects.list(_FOLDER)):
+            data = self._objects.get(name)
+            if data is None:  # Another run has just put its own in the place of all.
+                continue
+            try:
+                one = OutputSchema.from_bytes(data)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"The checkpoint file {self._uri}/{name} cannot be read: {error}. It only "
+                    "says which types the output has. Restore it from a copy, or remove it."
+                ) from error
+            agreed = one if agreed is None else agreed.merged(one)
+        return agreed
+
+    def write(self, run_id: str, agreed: OutputSchema) -> None:
+        """Keep what ``run_id`` has agreed on; durable when this returns."""
+        self._objects.replace(f"{_FOLDER}/{run_id}.json", agreed.to_bytes())
+
+    def settle(self, run_id: str, agreed: OutputSchema) -> None:
+        """Put what counts now in the place of all; call it under a lease on everything."""
+        others = [
+            name for name in self._objects.list(_FOLDER) if name != f"{_FOLDER}/{run_id}.json"
+        ]
+        self.write(run_id, agreed)
+        self._objects.delete(others)

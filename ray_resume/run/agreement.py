@@ -1,0 +1,70 @@
+"""What a run's sinks agree on: one schema for all files of the output. In the ledger's process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from ray_resume.checkpoint.output_schemas import SchemaBox
+from ray_resume.core.output_schema import OutputSchema, SchemaMismatchError
+
+__all__ = ["Agreement"]
+
+
+class Agreement:
+    """The output's schema, as agreed up to now. Safe to call from several threads.
+
+    Guarantees: what was answered is durable, so whatever file was written by it, the next run knows
+    its types. The schema only widens.
+    """
+
+    def __init__(self, box: SchemaBox, run_id: str, source_id: Callable[[int], str]) -> None:
+        self._box = box
+        self._run_id = run_id
+        self._source_id = source_id
+        self._lock = threading.Lock()
+        self._agreed: OutputSchema | None = None
+        self._answer = b""
+        # Encoded schemas that are in it already: nearly all that sinks ask for.
+        self._included: set[bytes] = set()
+
+    def widen(self, asked: Sequence[tuple[bytes, int]], given: bool) -> tuple[bytes, str | None]:
+        """Include schemas, each with the number of a source that has it.
+
+        Args:
+            asked: schemas as Arrow encodes them.
+            given: the user has given the only one of them: it takes the place of what was agreed.
+
+        Returns:
+            The schema that is agreed on now; or what is wrong, if no schema holds them all.
+        """
+        with self._lock:
+            if self._agreed is None:
+                self._agreed = self._box.read() or OutputSchema(pa.schema([]))
+            new = [(schema, source) for schema, source in asked if schema not in self._included]
+            if not new and self._answer:
+                return self._answer, None
+            agreed = self._agreed
+            try:
+                for encoded, source in new:
+                    schema = pa.ipc.read_schema(pa.py_buffer(encoded))
+                    if given:
+                        agreed = _given(agreed, schema)
+                    else:
+                        agreed = agreed.widened(schema, self._source_id(source))
+            except SchemaMismatchError as error:
+                return b"", str(error)
+            if agreed is not self._agreed:
+                self._box.write(self._run_id, agreed)
+                self._agreed = agreed
+            self._included.update(schema for schema, _ in new)
+            self._answer = agreed.schema.serialize().to_pybytes()
+            return self._answer, None
+
+
+def _given(agreed: OutputSchema, schema: pa.Schema) -> OutputSchema:
+    if agreed.schema.equals(schema):
+        return agreed
+    return OutputSchema(schema, stale=agreed.stale or len(agreed.schema) > 0, given=True)

@@ -1,0 +1,90 @@
+"""The rows of a write task made to conform to the schema that all files of the output have.
+
+Importable on workers. Formats without types (CSV, JSON lines) are only cast where the user gave a
+schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from ray_resume.core.ledger import Failure
+from ray_resume.core.output_schema import SchemaMismatchError, conformed, is_agreeable
+from ray_resume.core.tokens import MODULUS
+from ray_resume.errors import ResumeError
+from ray_resume.run.client import LedgerClient
+from ray_resume.write.formats import TYPED
+from ray_resume.write.layout import Layout
+from ray_resume.write.source_rows import Rows
+
+__all__ = ["Conformity"]
+
+
+@dataclass(frozen=True)
+class Conformity:
+    """Makes rows conform, and says which sources have rows that cannot."""
+
+    layout: Layout
+    client: LedgerClient
+
+    def of(self, rows: list[Rows]) -> tuple[list[Rows], list[Failure]]:
+        """Return the rows that conform, and the failures of those that do not.
+
+        Raises:
+            ResumeError: the types of two sources cannot be unified, or values would change. Where
+                the user gave a schema, that is the failure of a source instead.
+        """
+        given, typed = self.layout.schema, self.layout.format.name in TYPED
+        if given is None and not (typed and all(is_agreeable(some.table.schema) for some in rows)):
+            return rows, []
+        if given is None:
+            schema = self._agreed(rows)
+        else:
+            schema = given
+            if typed:
+                self.client.agree([(_encoded(self.layout.agreed_columns(given)), 0)], given=True)
+        kept: list[Rows] = []
+        failures: list[Failure] = []
+        for some in rows:
+            try:
+                kept.append(replace(some, table=self._conformed(some.table, schema)))
+            except SchemaMismatchError:
+                kept.extend(self._one_by_one(some.alone(), schema, failures))
+        return kept, failures
+
+    def _agreed(self, rows: Iterable[Rows]) -> pa.Schema:
+        asked: dict[bytes, int] = {}
+        for some in rows:
+            schema = self.layout.agreed_columns(some.table.schema)
+            asked.setdefault(_encoded(schema), int(some.sources[0]))
+        return pa.ipc.read_schema(pa.py_buffer(self.client.agree(list(asked.items()))))
+
+    def _conformed(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
+        if self.layout.schema is not None:
+            return conformed(table, schema, exactly=True)
+        partitions = [name for name in self.layout.partition_columns if name in table.column_names]
+        made = conformed(table.drop_columns(partitions), schema)
+        for name in partitions:
+            made = made.append_column(table.schema.field(name), table.column(name))
+        return made
+
+    def _one_by_one(
+        self, alone: Iterable[Rows], schema: pa.Schema, failures: list[Failure]
+    ) -> Iterator[Rows]:
+        for one in alone:
+            try:
+                yield replace(one, table=self._conformed(one.table, schema))
+            except SchemaMismatchError as error:
+                (drain,) = one.drains()
+                source = self.client.name_of(drain.source)
+                text = f"The rows of {source} do not conform to the output's schema: {error}"
+                if self.layout.schema is None:
+                    raise ResumeError(text) from error
+                failures.append(Failure(drain.source, -drain.delta % MODULUS, drain.rows, text))
+
+
+def _encoded(schema: pa.Schema) -> bytes:
+    return bytes(schema.remove_metadata().serialize().to_pybytes())

@@ -1,0 +1,103 @@
+"""Output files written again with other types. Importable on workers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any
+
+import pyarrow as pa
+import ray
+
+from ray_resume.core.filenames import OutputName, stem_of
+from ray_resume.core.output_schema import SchemaMismatchError, conformed
+from ray_resume.write.folder import Folder
+from ray_resume.write.layout import Layout
+
+__all__ = ["Rewritten", "rewrite_in_tasks"]
+
+# So many files are looked at by one task, if there are enough of them.
+_FILES_OF_TASK = 64
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What was made of some files: new names by old ones, and why others stay as they are."""
+
+    renamed: Mapping[str, str]
+    kept: Mapping[str, str]
+
+
+def rewrite_in_tasks(
+    folder: Folder, layout: Layout, names: Sequence[str], schema: pa.Schema
+) -> Rewritten:
+    """Write new files for those of ``names`` that have another schema, in Ray tasks."""
+    remote: Any = ray.remote(_rewritten)
+    tasks = [
+        remote.remote(folder, layout, names[start : start + _FILES_OF_TASK], schema)
+        for start in range(0, len(names), _FILES_OF_TASK)
+    ]
+    renamed: dict[str, str] = {}
+    kept: dict[str, str] = {}
+    for some, others in ray.get(tasks):
+        renamed.update(some)
+        kept.update(others)
+    return Rewritten(renamed, kept)
+
+
+def _rewritten(
+    folder: Folder, layout: Layout, names: Sequence[str], schema: pa.Schema
+) -> tuple[dict[str, str], dict[str, str]]:
+    expected = _as_stored(layout, schema.empty_table())
+    renamed: dict[str, str] = {}
+    kept: dict[str, str] = {}
+    for name in names:
+        if not name.endswith(f".{layout.format.name}"):
+            continue
+        try:
+            with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+                if _alike(layout.format.schema_of(file), expected):
+                    continue
+                file.seek(0)
+                table = conformed(layout.format.read(file), schema)
+        except SchemaMismatchError as error:
+            kept[name] = str(error)
+            continue
+        new = _renamed(name)
+        folder.write(new, partial(_write, layout, table))
+        renamed[name] = new
+    folder.sync(renamed.values())
+    return renamed, kept
+
+
+def _write(layout: Layout, table: pa.Table, file: IO[bytes]) -> None:
+    layout.format.write(table, file)
+
+
+def _as_stored(layout: Layout, table: pa.Table) -> pa.Schema:
+    """Return the schema that the rows have when they come back from a file."""
+    buffer = io.BytesIO()
+    layout.format.write(table, buffer)
+    buffer.seek(0)
+    return layout.format.schema_of(buffer)
+
+
+def _alike(schema: pa.Schema, expected: pa.Schema) -> bool:
+    """Say whether a file has the expected columns, beside such as nothing is agreed about."""
+    known = set(expected.names)
+    ours = pa.schema([one for one in schema if one.name in known])
+    return bool(ours.equals(expected)) and all(
+        isinstance(one.type, pa.BaseExtensionType) for one in schema if one.name not in known
+    )
+
+
+def _renamed(name: str) -> str:
+    """Make a name that nobody has had before, of the same run and source, in the same folder."""
+    subfolder, _, bare = name.rpartition("/")
+    parsed = OutputName.parse(bare)
+    assert parsed is not None, f"{name} is no output file of ray_resume"
+    digest = None if parsed.is_shared else bytes.fromhex(parsed.digest)
+    stem = stem_of(f"{parsed.checkpoint}-{parsed.run_id}", digest)
+    return f"{subfolder}{'/' if subfolder else ''}{stem}.{bare.partition('.')[2]}"

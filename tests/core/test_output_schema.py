@@ -1,0 +1,173 @@
+"""What types of an output are unified, and that no value changes by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_resume.core.output_schema import OutputSchema, SchemaMismatchError, conformed
+
+UNIFIED = [
+    (pa.null(), pa.string(), pa.string()),
+    (pa.null(), pa.struct([("a", pa.int8())]), pa.struct([("a", pa.int8())])),
+    (pa.int8(), pa.int64(), pa.int64()),
+    (pa.uint8(), pa.uint32(), pa.uint32()),
+    (pa.int8(), pa.uint8(), pa.int16()),
+    (pa.uint32(), pa.int16(), pa.int64()),
+    (pa.int64(), pa.float32(), pa.float64()),
+    (pa.float16(), pa.float32(), pa.float32()),
+    (pa.decimal128(5, 2), pa.decimal128(5, 0), pa.decimal128(7, 2)),
+    (pa.string(), pa.large_string(), pa.large_string()),
+    (pa.string(), pa.string_view(), pa.string()),
+    (pa.binary(), pa.large_binary(), pa.large_binary()),
+    (pa.string(), pa.dictionary(pa.int32(), pa.string()), pa.string()),
+    (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.string()), pa.string()),
+    (pa.timestamp("s"), pa.timestamp("us"), pa.timestamp("us")),
+    (pa.duration("ms"), pa.duration("s"), pa.duration("ms")),
+    (pa.time32("s"), pa.time64("us"), pa.time64("us")),
+    (pa.list_(pa.null()), pa.list_(pa.string()), pa.list_(pa.string())),
+    (pa.list_(pa.int8()), pa.large_list(pa.int16()), pa.large_list(pa.int16())),
+    (pa.list_(pa.int8(), 2), pa.list_(pa.int8(), 3), pa.list_(pa.int8())),
+    (
+        pa.struct([("a", pa.null()), ("b", pa.int8())]),
+        pa.struct([("b", pa.int64()), ("c", pa.string()), ("a", pa.bool_())]),
+        pa.struct([("a", pa.bool_()), ("b", pa.int64()), ("c", pa.string())]),
+    ),
+    (pa.map_(pa.string(), pa.int8()), pa.map_(pa.string(), pa.null()), None),
+]
+REFUSED = [
+    (pa.int64(), pa.string()),
+    (pa.int64(), pa.uint64()),
+    (pa.bool_(), pa.int8()),
+    (pa.string(), pa.binary()),
+    (pa.timestamp("s"), pa.timestamp("s", "UTC")),
+    (pa.timestamp("s"), pa.date32()),
+    (pa.struct([("a", pa.int8())]), pa.struct([("a", pa.string())])),
+    (pa.list_(pa.int8()), pa.int8()),
+    (pa.decimal256(76, 0), pa.decimal256(76, 70)),
+]
+
+
+def agreed(*kinds: pa.DataType) -> OutputSchema:
+    found = OutputSchema(pa.schema([]))
+    for number, kind in enumerate(kinds):
+        found = found.widened(pa.schema([("x", kind)]), f"source {number}")
+    return found
+
+
+@pytest.mark.parametrize(("one", "other", "both"), UNIFIED)
+def test_types_that_are_unified(one: pa.DataType, other: pa.DataType, both: Any) -> None:
+    both = both or pa.map_(pa.string(), pa.int8())
+    for kinds in ((one, other), (other, one), (one, other, one)):
+        found = agreed(*kinds).schema.field("x").type
+        assert found.num_fields == both.num_fields
+        if not pa.types.is_struct(both):  # whose fields are in the order in which they came
+            assert found == both
+        else:
+            assert {(f.name, f.type) for f in found} == {(f.name, f.type) for f in both}
+    assert not agreed(one).stale
+    assert agreed(one, other).stale == (one != both)
+
+
+@pytest.mark.parametrize(("one", "other"), REFUSED)
+def test_types_that_are_refused(one: pa.DataType, other: pa.DataType) -> None:
+    for kinds in ((one, other), (other, one)):
+        with pytest.raises(SchemaMismatchError, match=r"'x' .*source 0, .*source 1, ") as caught:
+            agreed(*kinds)
+        assert caught.value.column == "x"
+        # A null says nothing of which source gave the type.
+        with pytest.raises(SchemaMismatchError, match=r"source 1, .*source 2, "):
+            agreed(pa.null(), *kinds)
+
+
+VALUES = [
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(-100, 100),
+    st.floats(allow_nan=False, width=32),
+    st.text(st.characters(codec="utf-8"), max_size=3),
+    st.booleans(),
+    st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-999, max_value=999),
+    st.dates(),
+    st.dictionaries(st.sampled_from("abc"), st.integers(-5, 5), min_size=1),
+    st.lists(st.integers(-5, 5), max_size=2),
+]
+COLUMNS = st.one_of([st.lists(st.none() | values, min_size=1, max_size=5) for values in VALUES])
+TYPES: list[Any] = [None, pa.int8(), pa.int32(), pa.uint16(), pa.float32(), pa.large_string()]
+
+
+@given(st.lists(st.tuples(COLUMNS, st.sampled_from(TYPES)), max_size=5))
+def test_no_value_changes(columns: list[Any]) -> None:
+    arrays = []
+    for values, kind in columns:
+        try:
+            arrays.append(pa.array(values, kind))
+        except (pa.ArrowException, TypeError, OverflowError, UnicodeError):
+            continue
+    schema = OutputSchema(pa.schema([]))
+    included = []
+    for number, array in enumerate(arrays):
+        try:
+            schema = schema.widened(pa.schema([("x", array.type)]), str(number))
+        except SchemaMismatchError:
+            continue
+        included.append(array)
+    for array in included:
+        # What is in it does not widen it again.
+        assert schema.widened(pa.schema([("x", array.type)]), "again") is schema
+        try:
+            made = conformed(pa.table({"x": array}), schema.schema)
+        except SchemaMismatchError:
+            assert pa.types.is_integer(array.type)
+            assert any(abs(value) > 2**53 for value in array.to_pylist() if value is not None)
+            continue
+        assert made.schema.equals(schema.schema)
+        for before, after in zip(array.to_pylist(), made.column("x").to_pylist(), strict=True):
+            if isinstance(before, dict):
+                assert {**dict.fromkeys(after), **before} == after
+            else:
+                assert before == after
+    assert OutputSchema.from_bytes(schema.to_bytes()) == schema
+
+
+def test_columns_that_are_missing_or_more() -> None:
+    table = pa.table({"b": [1, 2], "a": pa.array([1, 2], pa.int8())}, metadata={"k": "v"})
+    schema = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("c", pa.string())])
+    made = conformed(table, schema)
+    assert made.to_pydict() == {"a": [1, 2], "b": [1, 2], "c": [None, None]}
+    assert made.schema.metadata == {b"k": b"v"}
+    for columns, column in ((["a", "b", "c"], "c"), (["a"], "b")):
+        with pytest.raises(SchemaMismatchError, match="is in the") as caught:
+            conformed(table, pa.schema([schema.field(name) for name in columns]), exactly=True)
+        assert caught.value.column == column
+    with pytest.raises(SchemaMismatchError, match="without loss"):
+        conformed(pa.table({"a": [1.5]}), pa.schema([("a", pa.int64())]))
+
+
+def test_extension_types_stay_as_they_are() -> None:
+    kind = pa.fixed_shape_tensor(pa.int64(), [2])
+    storage = pa.array([[1, 2]], pa.list_(pa.int64(), 2))
+    tensor = pa.ExtensionArray.from_storage(kind, storage)
+    table = pa.table({"image": tensor, "n": pa.array([1], pa.int8())})
+    found = OutputSchema(pa.schema([])).widened(table.schema, "a")
+    assert found.schema.names == ["n"]
+    made = conformed(table, pa.schema([("n", pa.int64())]))
+    assert made.column_names == ["image", "n"]
+    assert made.schema.field("image").type == kind
+
+
+def test_what_several_runs_agreed_on() -> None:
+    one, other = agreed(pa.int8()), agreed(pa.int64())
+    assert one.merged(one) == one
+    both = one.merged(other)
+    assert both.schema.field("x").type == pa.int64()
+    assert both.stale
+    with pytest.raises(SchemaMismatchError):
+        one.merged(agreed(pa.string()))
+    with pytest.raises(ValueError, match="no output schema"):
+        OutputSchema.from_bytes(b"{}")
+    with pytest.raises(ValueError, match="Expecting value"):
+        OutputSchema.from_bytes(b"no JSON")
