@@ -97,8 +97,13 @@ def resumable_write(
         schema: the output's columns and types, partition columns included, as plain Ray Data's
             ``write_parquet`` takes it. Rows are cast to it. A source with a value that would
             change, a column that is not in it, or without one that is, fails alone; its error
-            names the column. By default the types are unified where no value changes: see
-            `ray_resume.core.output_schema`.
+            names the column. By default all Parquet, ORC and Feather files get one schema, which
+            widens as rows come, where no value changes: null becomes any type, numbers and times
+            become wider or finer, structs get all fields, a missing column is null. Files that
+            were written before that are written again at the end of the run, unless another run
+            is at work (then at the end of that or the next). Other types are an error that names
+            two sources. Columns of extension types stay as they are. A column that is null
+            everywhere has the type null.
         target_file_bytes: let sources that are smaller than this share files of about this size,
             in bytes of their rows in memory, as Arrow holds them. By default each source has files
             of its own. Sources that share a file are completed in one step, or all done again.
