@@ -16,12 +16,26 @@ __all__ = ["Agreement"]
 class Agreement:
     """The output's schema, as agreed up to now. Safe to call from several threads.
 
+    Args:
+        afresh: no output of earlier runs is to stay, so the types that it had bind nobody.
+        stale: then, whether there may be such output for now.
+
     Guarantees: what was answered is durable, so whatever file was written by it, the next run knows
     its types. The schema only widens.
     """
 
-    def __init__(self, box: SchemaBox, run_id: str, source_id: Callable[[int], str]) -> None:
+    def __init__(
+        self,
+        box: SchemaBox,
+        run_id: str,
+        source_id: Callable[[int], str],
+        *,
+        afresh: bool = False,
+        stale: bool = False,
+    ) -> None:
         self._box = box
+        self._stale = stale
+        self._afresh = afresh
         self._run_id = run_id
         self._source_id = source_id
         self._lock = threading.Lock()
@@ -42,7 +56,11 @@ class Agreement:
         """
         with self._lock:
             if self._agreed is None:
-                self._agreed = self._box.read() or OutputSchema(pa.schema([]))
+                stored = None if self._afresh else self._box.read()
+                # Files of before stay until their sources are done again.
+                self._agreed = stored or OutputSchema(
+                    pa.schema([]), stale=self._afresh and self._stale
+                )
             new = [(schema, source) for schema, source in asked if schema not in self._included]
             if not new and self._answer:
                 return self._answer, None
@@ -57,7 +75,11 @@ class Agreement:
             except SchemaMismatchError as error:
                 return b"", str(error)
             if agreed is not self._agreed:
-                self._box.write(self._run_id, agreed)
+                if self._afresh:
+                    self._box.settle(self._run_id, agreed)
+                    self._afresh = False
+                else:
+                    self._box.write(self._run_id, agreed)
                 self._agreed = agreed
             self._included.update(schema for schema, _ in new)
             self._answer = agreed.schema.serialize().to_pybytes()

@@ -61,6 +61,8 @@ class RunSpec:
     signature: str
     header: Mapping[str, Any]
     commit_at_the_end: bool = False
+    # Whether the types of earlier output bind nobody, since none of it is to stay.
+    schema_afresh: bool = False
     # Groups of sources that may only be committed in one transaction.
     together: Sequence[Sequence[int]] = ()
     # The ids of sources whose output a source takes the place of, in the transaction in which it,
@@ -141,7 +143,13 @@ class LedgerHost:
         self._rows_read = self._rows_written = self._files = self._dead_rows = 0
         self._dropped_count = 0
         self._letters = spec.place.letters()
-        self._agreement = Agreement(spec.place.schemas(), spec.run_id, self.name_of)
+        self._agreement = Agreement(
+            spec.place.schemas(),
+            spec.run_id,
+            self.name_of,
+            afresh=spec.schema_afresh,
+            stale=spec.first_sequence > 0,
+        )
         self._fault: ResumeError | None = None
         self._queue: list[Completion] = []
         self._unpublished: list[Completion] = []

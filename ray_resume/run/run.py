@@ -405,6 +405,9 @@ class Run:
             signature=self._plan.signature,
             code=self._plan.code.digest(),
             commit_at_the_end=self._plan.publish is not None,
+            schema_afresh=not len(todo.skipped)
+            and not contents.live
+            and self._plan.listing.shard is None,
             together=todo.together,
             faults=armed(),
             replaced=todo.replaced,

@@ -60,7 +60,9 @@ class Conformity:
         for some in rows:
             schema = self.layout.agreed_columns(some.table.schema)
             asked.setdefault(_encoded(schema), int(some.sources[0]))
-        return pa.ipc.read_schema(pa.py_buffer(self.client.agree(list(asked.items()))))
+        agreed = pa.ipc.read_schema(pa.py_buffer(self.client.agree(list(asked.items()))))
+        # Other runs may have had other partition columns.
+        return self.layout.agreed_columns(agreed)
 
     def _conformed(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
         if self.layout.schema is not None:

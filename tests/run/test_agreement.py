@@ -1,0 +1,65 @@
+"""What sinks agree on, over runs: without Ray, in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow.fs import LocalFileSystem
+
+from ray_resume.checkpoint.output_schemas import SchemaBox
+from ray_resume.checkpoint.shared.objects import StoredObjects
+from ray_resume.run.agreement import Agreement
+
+
+def encoded(**kinds: pa.DataType) -> bytes:
+    return bytes(pa.schema(list(kinds.items())).serialize().to_pybytes())
+
+
+def box_in(folder: Path) -> SchemaBox:
+    return SchemaBox(StoredObjects(LocalFileSystem(), str(folder), str(folder)), str(folder))
+
+
+def test_an_answer_is_durable_and_the_next_run_goes_on_from_it(tmp_path: Path) -> None:
+    box = box_in(tmp_path)
+    assert box.read() is None
+    first = Agreement(box, "a", lambda source: f"/in/{source}")
+    assert first.widen([(encoded(x=pa.int8()), 0)], False) == (encoded(x=pa.int8()), None)
+    stored = box.read()
+    assert stored is not None
+    assert not stored.stale
+    second = Agreement(box, "b", lambda source: f"/in/{source}")
+    answer, problem = second.widen([(encoded(x=pa.null(), y=pa.string()), 1)], False)
+    assert (answer, problem) == (encoded(x=pa.int8(), y=pa.string()), None)
+    stored = box.read()
+    assert stored is not None
+    assert stored.stale
+    _, problem = second.widen([(encoded(x=pa.string()), 2)], False)
+    assert problem is not None
+    assert "/in/0" in problem
+    assert "/in/2" in problem
+    # What is refused changes nothing.
+    assert second.widen([(encoded(x=pa.int8()), 3)], False) == (answer, None)
+
+
+def test_where_no_output_stays_its_types_bind_nobody(tmp_path: Path) -> None:
+    box = box_in(tmp_path)
+    Agreement(box, "a", str).widen([(encoded(x=pa.string(), gone=pa.int8()), 0)], False)
+    for stale in (False, True):
+        fresh = Agreement(box, f"b{stale}", str, afresh=True, stale=stale)
+        assert fresh.widen([(encoded(x=pa.int8()), 0)], False) == (encoded(x=pa.int8()), None)
+        stored = box.read()
+        assert stored is not None
+        assert (stored.schema.names, stored.stale) == (["x"], stale)
+
+
+def test_a_schema_of_the_users_takes_the_place_of_what_was_agreed(tmp_path: Path) -> None:
+    box = box_in(tmp_path)
+    Agreement(box, "a", str).widen([(encoded(x=pa.string()), 0)], False)
+    given = Agreement(box, "b", str)
+    assert given.widen([(encoded(x=pa.int8()), 0)], True) == (encoded(x=pa.int8()), None)
+    stored = box.read()
+    assert stored is not None
+    assert stored.given
+    assert stored.stale
+    assert stored.schema.field("x").type == pa.int8()
