@@ -23,6 +23,9 @@ from ray_resume.write.rewriting import rewrite_in_tasks
 
 __all__ = ["retype_output"]
 
+# The ledger's process of the run that has just ended may take a moment to go.
+_WAIT_S = 5.0
+
 logger = logging.getLogger("ray_resume")
 
 
@@ -40,9 +43,9 @@ def retype_output(storage: Storage, folder: Folder, layout: Layout) -> None:
         return
     run_id = new_run_id()
     try:
-        lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=0)
+        lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=_WAIT_S)
     except CheckpointError as error:
-        logger.info("Files with types of their own stay for now: %s", error)
+        logger.warning("Files with types of their own stay for now: %s", error)
         return
     try:
         agreed = storage.schemas().read()

@@ -96,8 +96,8 @@ def _alike(schema: pa.Schema, expected: pa.Schema) -> bool:
 def _renamed(name: str) -> str:
     """Make a name that nobody has had before, of the same run and source, in the same folder."""
     subfolder, _, bare = name.rpartition("/")
-    parsed = OutputName.parse(bare)
+    parsed = OutputName.parse(name)
     assert parsed is not None, f"{name} is no output file of ray_resume"
     digest = None if parsed.is_shared else bytes.fromhex(parsed.digest)
-    stem = stem_of(f"{parsed.checkpoint}-{parsed.run_id}", digest)
+    stem = stem_of(f"{parsed.checkpoint}-{parsed.run_id}", digest, subfolder)
     return f"{subfolder}{'/' if subfolder else ''}{stem}.{bare.partition('.')[2]}"
