@@ -75,7 +75,7 @@ class Agreement:
             except SchemaMismatchError as error:
                 return b"", str(error)
             if agreed is not self._agreed:
-                if self._afresh:
+                if self._afresh or given:
                     self._box.settle(self._run_id, agreed)
                     self._afresh = False
                 else:
