@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from ray_resume.errors import ResumeError
 
-__all__ = ["OutputSchema", "SchemaMismatchError", "conformed", "is_agreeable"]
+__all__ = ["OutputSchema", "SchemaMismatchError", "conformed", "is_agreeable", "unifiable"]
 
 _SIGNED = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 _UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
@@ -137,6 +137,15 @@ class OutputSchema:
 def is_agreeable(schema: pa.Schema) -> bool:
     """Say whether a schema can be agreed on: not if two columns have one name."""
     return len(set(schema.names)) == len(schema.names)
+
+
+def unifiable(schema: pa.Schema) -> pa.Schema:
+    """Return the columns of ``schema`` that can be agreed on, without metadata.
+
+    Columns of extension types are left out here, where their types are known. A process that has
+    not loaded those types decodes them as what they are stored as.
+    """
+    return pa.schema([one for one in schema if not _is_left_alone(one.type)])
 
 
 def conformed(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> pa.Table:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from ray_resume.core.ledger import Failure
-from ray_resume.core.output_schema import SchemaMismatchError, conformed, is_agreeable
+from ray_resume.core.output_schema import SchemaMismatchError, conformed, is_agreeable, unifiable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import ResumeError
 from ray_resume.run.client import LedgerClient
@@ -89,4 +89,4 @@ class Conformity:
 
 
 def _encoded(schema: pa.Schema) -> bytes:
-    return bytes(schema.remove_metadata().serialize().to_pybytes())
+    return bytes(unifiable(schema).serialize().to_pybytes())

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume.core.output_schema import OutputSchema, SchemaMismatchError, conformed
+from ray_resume.core.output_schema import (
+    OutputSchema,
+    SchemaMismatchError,
+    conformed,
+    unifiable,
+)
 
 UNIFIED = [
     (pa.null(), pa.string(), pa.string()),
@@ -171,3 +176,23 @@ def test_what_several_runs_agreed_on() -> None:
         OutputSchema.from_bytes(b"{}")
     with pytest.raises(ValueError, match="Expecting value"):
         OutputSchema.from_bytes(b"no JSON")
+
+
+class Meters(pa.ExtensionType):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__(pa.int64(), "ray_resume.tests.meters")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, serialized: bytes) -> Meters:
+        return cls()
+
+
+def test_extension_types_do_not_travel_to_processes_that_do_not_know_them() -> None:
+    plain = pa.field("id", pa.int64(), nullable=False)
+    schema = pa.schema([plain, ("far", Meters()), ("deep", pa.list_(Meters()))], {"x": "y"})
+    travels = unifiable(schema)
+    assert list(travels) == [plain]
+    assert travels.metadata is None
