@@ -33,6 +33,7 @@ EXTRA: dict[str, set[str]] = {
     "checkpoint.rebinding": {"write.folder"},
     "checkpoint.checkpoint": {"write.folder"},
     "read.listing": {"checkpoint.shared.objects"},
+    "read.footers": {"checkpoint.shared.objects"},
     "read.paths": {"checkpoint.shared.objects"},
     "run.output": {"write.folder"},
     "udf.stage": {"checkpoint.dead_letters"},

@@ -301,6 +301,12 @@ class Reading(Protocol):
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         """Estimate what each of ``sources`` takes in memory, None if nobody knows."""
 
+    def schema(self, columns: Sequence[str] | None) -> Any:
+        """Return the ``pyarrow.Schema`` of ``columns`` (None: of all), None if it is not known.
+
+        Ray's optimizer goes by it. It is the same in every execution.
+        """
+
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
     ) -> tuple[Callable[[range], ReadTasks], Selection]:

@@ -1,4 +1,4 @@
-"""Which operators a pipeline may have, and how it is armed. The one place that knows Ray's insides.
+"""Which operators a pipeline may have, and how it is armed.
 
 On a Ray outside of ``TESTED_RAY``, or where something that is used has moved, the import of this
 module fails and says so. Each internal that is used:
@@ -7,9 +7,6 @@ module fails and says so. Each internal that is used:
   plan is what has to be judged and rewritten before anything runs.
 * ``Dataset.copy(_deep_copy=True)`` and ``Dataset._from_parent``: to rewrite a private copy, so that
   the user's dataset stays as it was.
-* ``DataContext.use_datasource_v2``: the older read path plans one read as one operator whose tasks
-  can be bound to files.
-* ``ParquetDatasource``'s list of fragments: to read single row groups with Ray's own reader.
 * ``LogicalOptimizer``: an armed pipeline is what Ray's optimizer makes of the user's, so filters
   and columns are pushed where plain Ray Data pushes them, and under the same names.
 * ``DelegatingBlockBuilder``, ``eval_expr``, ``eval_projection``, ``concat``: to make blocks of
@@ -18,12 +15,10 @@ module fails and says so. Each internal that is used:
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import dis
 import inspect
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +30,6 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.block import BlockAccessor
 from ray.data.datasource import Datasink, Datasource
 
-from ray_resume.core.sources import Selection
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata import expressions
@@ -47,7 +41,8 @@ from ray_resume.raydata import expressions
 TESTED_RAY = ((2, 56), (2, 61))
 
 
-def _unknown_ray(reason: object) -> ImportError:
+def unknown_ray(reason: object) -> ImportError:
+    """Make the error for a Ray whose insides are not those that this package was tested with."""
     first, beyond = (".".join(map(str, version)) for version in TESTED_RAY)
     return ImportError(
         f"ray_resume does not know the insides of Ray {ray.__version__}: {reason}. "
@@ -56,14 +51,10 @@ def _unknown_ray(reason: object) -> ImportError:
 
 
 if not TESTED_RAY[0] <= tuple(map(int, ray.__version__.split(".")[:2])) < TESTED_RAY[1]:
-    raise _unknown_ray("it was never tested with it")
+    raise unknown_ray("it was never tested with it")
 
 try:
     from ray.data._internal.arrow_ops.transform_pyarrow import concat
-    from ray.data._internal.datasource.parquet_datasource import (
-        ParquetDatasource,
-        _ParquetFragment,
-    )
     from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
     from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan
     from ray.data._internal.logical.operators import (
@@ -82,38 +73,30 @@ try:
         eval_expr,
         eval_projection,
     )
-    from ray.data._internal.planner.plan_expression.expression_visitors import (
-        get_column_references,
-    )
     from ray.data._internal.planner.plan_udf_map_op import _validate_batch_output
     from ray.data._internal.planner.plan_write_op import WRITE_UUID_KWARG_NAME
-    from ray.data.datasource.file_based_datasource import FileBasedDatasource
     from ray.data.datasource.file_datasink import _FileDatasink
     from ray.data.expressions import Expr, StarExpr, col
 except ImportError as error:
-    raise _unknown_ray(error) from error
+    raise unknown_ray(error) from error
 
 __all__ = [
     "GATHERS_BY_SIZE",
     "WRITE_UUID_KWARG_NAME",
     "Chain",
-    "ParquetFiles",
     "arm",
     "block_of",
     "chain_of",
     "check_output",
+    "check_used",
     "concat_tables",
     "dropped_columns",
     "is_file_datasink",
     "mask_of",
     "method_of",
-    "plain_datasource",
     "position_of_write",
-    "push_selection",
-    "reading_files",
-    "reads_any_file",
-    "row_group_name",
     "rows_of",
+    "unknown_ray",
 ]
 
 GATHERS_BY_SIZE = hasattr(Datasink, "min_bytes_per_write")
@@ -163,7 +146,7 @@ _UDF_TYPES: Any = tuple(_UDF_OPERATORS)
 # What is used of Ray's classes without being imported by name.
 _USED: dict[Any, str] = {
     Dataset: "_logical_plan _from_parent copy context",
-    DataContext: "use_datasource_v2 checkpoint_config",
+    DataContext: "checkpoint_config",
     LogicalPlan: "dag",
     LogicalOperator: "input_dependencies name",
     Read: "datasource datasource_or_legacy_reader num_outputs detected_parallelism parallelism "
@@ -175,12 +158,7 @@ _USED: dict[Any, str] = {
     ),
     Project: "exprs per_block_limit input_dependencies",
     StreamingRepartition: "per_block_limit input_dependencies",
-    FileBasedDatasource: "_paths _file_sizes get_read_tasks",
-    ParquetDatasource: "_pq_paths _pq_fragments",
-    _ParquetFragment: "_fragment _file_size file_size original",
 }
-
-_reading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -292,158 +270,6 @@ def arm(
     for above in chain.operators:
         operator = _retried(_armed(above, operator, arm_udf, arm_predicate), retries)
     return Dataset._from_parent(dataset, LogicalPlan(operator, dataset.context))
-
-
-def plain_datasource(
-    reader: Callable[..., Dataset], paths: Sequence[str], kwargs: dict[str, Any]
-) -> Datasource:
-    """Return the datasource that ``reader(paths, **kwargs)`` reads from.
-
-    Raises:
-        NonResumableError: the reader plans something that ray_resume cannot bind to files.
-    """
-    # Ray resolves paths in threads, of which one can see a half-imported fsspec module of
-    # another ("cannot import name 'HTTPFileSystem'"); one at a time, they do not.
-    with _reading:
-        context = DataContext.get_current().copy()
-        context.use_datasource_v2 = False
-        with DataContext.current(context):
-            dataset = reader(list(paths), **kwargs)
-    operator = dataset._logical_plan.dag
-    if not isinstance(operator, Read):
-        raise NonResumableError(
-            f"{getattr(reader, '__name__', reader)} plans {operator.name}, which ray_resume "
-            "cannot bind to files."
-        )
-    datasource: Datasource = operator.datasource
-    return datasource
-
-
-def push_selection(datasource: Datasource, selection: Selection) -> tuple[Datasource, Selection]:
-    """Have ``datasource`` select rows and columns as far as it can; return what is left to do."""
-    left = []
-    for predicate in selection.predicates:
-        narrowed = datasource
-        if datasource.supports_predicate_pushdown():
-            narrowed = datasource.apply_predicate(predicate)
-        # A datasource that cannot apply a predicate as a whole returns itself.
-        if narrowed is datasource:
-            left.append(predicate)
-        datasource = narrowed
-    if selection.columns is None:
-        return datasource, Selection(tuple(left))
-    if not datasource.supports_projection_pushdown():
-        return datasource, Selection(tuple(left), selection.columns)
-    referred = (name for predicate in left for name in get_column_references(predicate))
-    needed = list(dict.fromkeys([*selection.columns, *referred]))
-    datasource = datasource.apply_projection({name: name for name in needed})
-    more = len(needed) > len(selection.columns)
-    return datasource, Selection(tuple(left), selection.columns if more else None)
-
-
-def reads_any_file(datasource: Datasource) -> bool:
-    """Say whether :func:`reading_files` can have ``datasource`` read any files."""
-    return isinstance(datasource, FileBasedDatasource)
-
-
-def reading_files(
-    datasource: Datasource, paths: Sequence[str], sizes_bytes: Sequence[int | None]
-) -> Datasource:
-    """Return a datasource that reads these files, on the same file system, as ``datasource`` would.
-
-    Nobody looks at the files for that, neither here nor when it makes its read tasks.
-    """
-    # Its own way to know its files is a list in the object store.
-    reading: Any = copy.copy(datasource)
-    reading._paths, reading._file_sizes = lambda: list(paths), lambda: list(sizes_bytes)
-    narrowed: Datasource = reading
-    return narrowed
-
-
-class ParquetFiles:
-    """The files of a Parquet datasource, by path, but for those that its predicate rules out.
-
-    Raises:
-        NonResumableError: it is not a Parquet datasource.
-    """
-
-    def __init__(self, datasource: Datasource) -> None:
-        if not isinstance(datasource, ParquetDatasource):
-            raise NonResumableError(
-                f"{datasource.get_name()} reads no Parquet files, and ray_resume cannot bind what "
-                "it reads to files."
-            )
-        self._datasource = datasource
-        self._fragments = dict(zip(datasource._pq_paths, datasource._pq_fragments, strict=True))
-
-    def refuse_others(self, paths: Iterable[str]) -> None:
-        """Make sure, before a predicate rules any out, that each of ``paths`` is among the files.
-
-        Raises:
-            NonResumableError: one is not; it would be taken for one without rows.
-        """
-        for path in paths:
-            if path not in self._fragments:
-                raise NonResumableError(
-                    f"read_parquet does not know {path} under this name, so "
-                    "nobody can say when that source is complete."
-                )
-
-    def reading(self, paths: Sequence[str]) -> Datasource:
-        """Return a datasource that reads these files only, those that are ruled out apart."""
-        left = [path for path in paths if path in self._fragments]
-        return self._narrowed(left, [self._fragments[path] for path in left])
-
-    def reading_row_groups(self, row_groups: Sequence[tuple[str, int]]) -> Datasource:
-        """As :meth:`reading`, for ``(path, row group)`` pairs, each as a unit."""
-        left = [pair for pair in row_groups if pair[0] in self._fragments]
-        fragments = []
-        for path, row_group in left:
-            whole = self._fragments[path]
-            fragments.append(_RowGroup(whole.original, whole.file_size, row_group))
-        return self._narrowed([row_group_name(*pair) for pair in left], fragments)
-
-    def _narrowed(self, names: Sequence[str], fragments: Sequence[Any]) -> Datasource:
-        narrowed = copy.copy(self._datasource)
-        narrowed._pq_paths, narrowed._pq_fragments = list(names), list(fragments)
-        return narrowed
-
-
-def row_group_name(path: str, row_group: int) -> str:
-    """Spell a row group as Ray Data's own unit ids do."""
-    return f"{path}#rg{row_group}"
-
-
-class _RowGroup(_ParquetFragment):
-    """A fragment with one row group. Ray's own forgets its row groups when it is pickled."""
-
-    def __init__(self, fragment: Any, file_size: int, row_group: int) -> None:
-        super().__init__(fragment, file_size)
-        self._row_group = row_group
-
-    @property
-    def original(self) -> Any:
-        whole = self._fragment
-        return whole.format.make_fragment(
-            whole.path, whole.filesystem, whole.partition_expression, row_groups=[self._row_group]
-        )
-
-    def __reduce__(self) -> Any:
-        whole = self._fragment
-        return _RowGroup._make, (
-            whole.format,
-            whole.path,
-            whole.filesystem,
-            whole.partition_expression,
-            self._file_size,
-            self._row_group,
-        )
-
-    @staticmethod
-    def _make(
-        format: Any, path: str, filesystem: Any, expression: Any, size: int, row_group: int
-    ) -> _RowGroup:
-        return _RowGroup(format.make_fragment(path, filesystem, expression), size, row_group)
 
 
 def is_file_datasink(datasink: Any) -> bool:
@@ -724,9 +550,16 @@ def _retried(operator: Any, retries: int) -> Any:
     return dataclasses.replace(operator, ray_remote_args={name: retries, **given})
 
 
-def _check_used() -> None:
-    """Find at once what has moved, not in the middle of somebody's run."""
-    for owner, names in _USED.items():
+def check_used(used: Mapping[Any, str]) -> None:
+    """Find at import what has moved in Ray, not in the middle of a run.
+
+    Args:
+        used: for each class of Ray's, the names that are used of it, separated by spaces.
+
+    Raises:
+        ImportError: a class has not all of them.
+    """
+    for owner, names in used.items():
         known = set(dir(owner))
         if dataclasses.is_dataclass(owner):
             known |= {field.name for field in dataclasses.fields(owner)}
@@ -741,7 +574,7 @@ def _check_used() -> None:
         known |= {step.argval for step in steps if step.opname == "STORE_ATTR"}
         missing = [name for name in names.split() if name not in known]
         if missing:
-            raise _unknown_ray(f"{owner.__name__} has no {', '.join(missing)}")
+            raise unknown_ray(f"{owner.__name__} has no {', '.join(missing)}")
 
 
-_check_used()
+check_used(_USED)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from ray.data import DataContext
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -24,6 +25,10 @@ from ray_resume.core.ledger import Failure, ReadFailure, Seal
 from ray_resume.core.sources import Reading, ReadTasks, Selection, Source, SourceTable, Watch
 from ray_resume.core.tokens import (
     MODULUS,
+    SOURCE_COLUMN,
+    SOURCE_TYPE,
+    TOKEN_COLUMN,
+    TOKEN_TYPE,
     fresh_nonce,
     read_nonce,
     token_sum,
@@ -88,7 +93,8 @@ class _SourceDatasource(Datasource):
     @property
     def column_names(self) -> Sequence[str] | None:
         """The columns that there are before any are selected, None if they are not known."""
-        return None
+        schema = self.reading.schema(None)
+        return None if schema is None else list(schema.names)
 
     @property
     def predicates(self) -> tuple[Any, ...]:
@@ -99,10 +105,15 @@ class _SourceDatasource(Datasource):
         # Ray asks for tasks several times to count them, before the call whose tasks run.
         # Opening sources only to be counted would cost as much as reading their footers.
         groups = _grouped(range(len(self.sources)), parallelism)
+        schema = self._schema() if groups else None
         return [
-            ReadTask(_never_run, self._metadata(self.sources[group.start : group.stop]))
+            ReadTask(_never_run, self._metadata(self.sources[group.start : group.stop]), schema)
             for group in groups
         ]
+
+    def _schema(self) -> pa.Schema | None:
+        # Where Ray does not know it, its optimizer takes a path that loses columns.
+        return self.reading.schema(self.selected_columns)
 
     def _metadata(self, sources: SourceTable) -> BlockMetadata:
         return BlockMetadata(
@@ -188,6 +199,13 @@ class ArmedDatasource(_SourceDatasource):
         self._predicates = base._predicates
         self._numbers = numbers
         self._client = client
+
+    def _schema(self) -> pa.Schema | None:
+        schema = super()._schema()
+        if schema is None:
+            return None
+        ours = [pa.field(SOURCE_COLUMN, SOURCE_TYPE), pa.field(TOKEN_COLUMN, TOKEN_TYPE)]
+        return pa.schema([*schema, *ours], schema.metadata)
 
     def preferred_read_tasks(self, target_bytes: int) -> int:
         """Say how many read tasks suit these sources: enough to spread them, few tiny ones.

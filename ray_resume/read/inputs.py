@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,17 @@ from ray_resume.core.sources import (
     refuse_repeated,
 )
 from ray_resume.errors import NonResumableError, ResumeError, SourceChangedError
-from ray_resume.raydata import plan, user_batches
+from ray_resume.raydata import user_batches
+from ray_resume.raydata.filereads import DatasourceFiles, EachByItself, FileReader, row_group_of
+from ray_resume.raydata.scans import SAMPLED, planned_scan, reads_with_scans
+from ray_resume.read.footers import readable
 from ray_resume.read.listing import has_changed
 
 __all__ = [
     "DatasourceReading",
     "FileReading",
     "KeyReading",
-    "RowGroupReading",
+    "files_of",
     "key_sources",
 ]
 
@@ -44,122 +48,93 @@ __all__ = [
 class FileReading:
     """Files, read by one of Ray's ``read_*`` functions.
 
-    ``reader(paths, **arguments)`` must plan one read whose tasks can be bound to files. Nobody asks
-    it about each file in the driver, but for Parquet, as in plain Ray Data.
-    ``inflation`` is how many bytes in memory a byte on disk is taken for, ``roots`` the files and
-    directories that were listed on ``filesystem``.
+    ``files`` reads any of them. The driver opens no file, except for the footers of the first ones
+    of Parquet, as plain Ray Data does. ``inflation`` is how many bytes in memory a byte on disk is
+    taken for, ``roots`` the files and directories that were listed on ``filesystem``.
     """
 
     name: str
     sources: SourceTable
-    reader: Callable[..., Any]
-    arguments: Mapping[str, Any]
+    files: FileReader
     inflation: float
     filesystem: FileSystem
     roots: tuple[str, ...] = ()
     repeatable: bool = True
     distributed: bool = True
-
-    @property
-    def selects(self) -> bool:
-        return self.reader is ray.data.read_parquet
+    selects: bool = False
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         # What is not known counts as nothing.
         return sources.fingerprints.sizes.astype(np.float64) * self.inflation
 
+    def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
+        return self.files.schema(columns)
+
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
     ) -> tuple[Callable[[range], ReadTasks], Selection]:
-        datasource = self._datasource(sources[:1])
-        if not plan.reads_any_file(datasource):
-            datasource = self._datasource(sources)
-            plan.ParquetFiles(datasource).refuse_others(map(_path_of, sources))
-        datasource, left = plan.push_selection(datasource, selection)
-        part_of = self._parts(datasource, sources)
-
-        def tasks_of(positions: range) -> ReadTasks:
-            return _FileTasks(self.name, part_of(positions), bool(selection.predicates))
-
-        # What cannot be bound to its sources is found out here, not on some worker.
-        tasks_of(range(1))(sources[:1])
-        return tasks_of, left
+        tasks, left = self.files.reading(selection)
+        return lambda _: tasks, left
 
     def watch(self) -> Watch:
         return partial(_file_has_changed, self.filesystem)
 
-    def _datasource(self, sources: SourceTable) -> Datasource:
-        paths = [_path_of(source) for source in sources]
-        return plan.plain_datasource(self.reader, list(dict.fromkeys(paths)), dict(self.arguments))
 
-    def _parts(self, datasource: Datasource, sources: SourceTable) -> Callable[[range], Datasource]:
-        if plan.reads_any_file(datasource):
-            return lambda _: datasource
-        files = plan.ParquetFiles(datasource)
-        return lambda positions: files.reading(
-            [source.item for source in sources[positions.start : positions.stop]]
-        )
+def files_of(
+    name: str,
+    reader: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    filesystem: FileSystem,
+    sources: SourceTable,
+) -> tuple[FileReader, list[str] | None]:
+    """Plan how files are read, by the first ones of ``sources``, which are all that were listed.
+
+    So it is the same in every run, whatever is pending. Files that cannot be opened do not count.
+
+    Returns:
+        What reads the files, and the columns that are selected after that, if any.
+    """
+    scanned = reads_with_scans(getattr(reader, "__name__", ""))
+
+    def planned(
+        paths: Sequence[str], kwargs: Mapping[str, Any]
+    ) -> tuple[FileReader, list[str] | None]:
+        if scanned:
+            return planned_scan(reader, paths, kwargs)
+        return DatasourceFiles.planned(name, reader, paths, kwargs), None
+
+    if not sources:
+        return EachByItself(name, reader, arguments), None
+    if reader is not ray.data.read_parquet:
+        return planned([sources[0].item], arguments)
+    candidates = _not_empty(sources) if scanned else _paths(sources)
+    first = list(islice(candidates, SAMPLED)) or [sources[0].item]
+    try:
+        return planned(first, arguments)
+    except Exception:
+        good = readable(filesystem, chain(first, candidates), SAMPLED)
+    if good:
+        return planned(good, arguments)
+    if scanned:
+        # Then no footer is read, and what a file is found to have later is its schema.
+        return planned(first[:1], {**arguments, "schema": pa.schema([])})
+    return EachByItself(name, reader, arguments), None
+
+
+def _paths(sources: SourceTable) -> Iterator[str]:
+    return (source.item for source in sources)
+
+
+def _not_empty(sources: SourceTable) -> Iterator[str]:
+    return (source.item for source in sources if source.fingerprint.size != 0)
 
 
 def _file_has_changed(filesystem: FileSystem, source: Source) -> bool:
-    return has_changed(filesystem, _path_of(source), source.fingerprint)
-
-
-def _path_of(source: Source) -> str:
-    return str(source.item if isinstance(source.item, str) else source.item[0])
-
-
-@dataclass(frozen=True)
-class _FileTasks:
-    """Makes a read task for each file, or row group, and binds it by what it says that it reads.
-
-    ``datasource`` reads these files, if it does not read any that it is given.
-    """
-
-    name: str
-    datasource: Datasource
-    may_leave_out: bool
-
-    def __call__(self, sources: SourceTable) -> Sequence[ReadTask | None]:
-        names, sizes = [], []
-        for source in sources:
-            item = source.item
-            names.append(item if isinstance(item, str) else plan.row_group_name(*item))
-            sizes.append(source.fingerprint.size)
-        datasource = self.datasource
-        if plan.reads_any_file(datasource):
-            datasource = plan.reading_files(datasource, names, sizes)
-        tasks: dict[str, ReadTask | None] = dict.fromkeys(names)
-        for task in datasource.get_read_tasks(len(names)):
-            paths = [str(path) for path in task.metadata.input_files or ()]
-            if len(paths) != 1 or paths[0] not in tasks:
-                raise NonResumableError(
-                    f"{self.name} gave a read task for {paths[:3]}, where one task for each file "
-                    "was expected, so its rows cannot be bound to their sources."
-                )
-            tasks[paths[0]] = task
-        missing = [name for name, task in tasks.items() if task is None]
-        if missing and not self.may_leave_out:
-            raise NonResumableError(
-                f"{self.name} gave no read task for {missing[0]}, so nobody can say when that "
-                "source is complete."
-            )
-        return list(tasks.values())
+    return has_changed(filesystem, row_group_of(source)[0], source.fingerprint)
 
 
 def _nobody_can_see(_: Source) -> bool:
     return False
-
-
-@dataclass(frozen=True)
-class RowGroupReading(FileReading):
-    """Row groups of Parquet files; a source's item is ``(path, row group)``."""
-
-    def _parts(self, datasource: Datasource, sources: SourceTable) -> Callable[[range], Datasource]:
-        files = plan.ParquetFiles(datasource)
-        return lambda positions: files.reading_row_groups(
-            [source.item for source in sources[positions.start : positions.stop]]
-        )
 
 
 @dataclass(frozen=True)
@@ -177,6 +152,9 @@ class KeyReading:
     distributed: bool = True
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
+        return None
+
+    def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
         return None
 
     def watch(self) -> Watch:
@@ -306,6 +284,9 @@ class DatasourceReading:
         return cls(datasource.get_name(), sources, datasource, task_count, source_id)
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
+        return None
+
+    def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
         return None
 
     def watch(self) -> Watch:

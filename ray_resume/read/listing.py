@@ -9,11 +9,8 @@ Ray's does not give: the modification time, and an identity that does not depend
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Any
 
-import pyarrow.parquet as pq
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from ray_resume.checkpoint.shared.objects import brief, public_uri, whole_uri
@@ -27,14 +24,12 @@ __all__ = [
     "has_changed",
     "is_passed_over",
     "list_files",
-    "list_row_groups",
     "open_place",
     "path_of",
     "relative_to",
 ]
 
 _PASSED_OVER = (".", "_")
-_FOOTERS_AT_ONCE = 16
 
 
 def open_place(what: str, given: str, filesystem: FileSystem | None) -> tuple[FileSystem, str]:
@@ -120,20 +115,6 @@ def has_changed(filesystem: FileSystem, path: str, fingerprint: Fingerprint) -> 
 
 def _fingerprint(info: FileInfo) -> Fingerprint:
     return Fingerprint(info.size, info.mtime_ns)
-
-
-def list_row_groups(filesystem: FileSystem, files: Sequence[Source]) -> SourceTable:
-    """List the row groups of Parquet files, ``<path>#rg<N>``, by their footers alone."""
-
-    def row_groups(file: Source) -> list[Source]:
-        count = pq.read_metadata(file.item, filesystem=filesystem).num_row_groups
-        return [
-            Source(f"{file.source_id}#rg{number}", (file.item, number), file.fingerprint)
-            for number in range(count)
-        ]
-
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        return SourceTable.of(chain.from_iterable(pool.map(row_groups, files)))
 
 
 def relative_to(sources: SourceTable, root: str) -> SourceTable:

@@ -22,15 +22,17 @@ from ray_resume.core.sources import Reading, SourceTable
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata import guards
 from ray_resume.raydata.paths import is_http, is_local_scheme
+from ray_resume.raydata.scans import reads_with_scans, scanned_extensions
 from ray_resume.read.datasource import ResumableDatasource
+from ray_resume.read.footers import list_row_groups
 from ray_resume.read.inputs import (
     DatasourceReading,
     FileReading,
     KeyReading,
-    RowGroupReading,
+    files_of,
     key_sources,
 )
-from ray_resume.read.listing import list_files, list_row_groups, relative_to
+from ray_resume.read.listing import list_files, relative_to
 from ray_resume.read.options import ReaderText, check_reader, describe_reader, is_repeatable
 from ray_resume.read.overlap import InputFolders, filesystem_type, refuse_overlap
 from ray_resume.read.paths import id_of_url, resolve
@@ -82,7 +84,8 @@ def resumable_read(
 ) -> Dataset:
     """Read as plain Ray Data would, so that ``resumable_write`` can skip what is done.
 
-    Lists the sources and opens none (``granularity="row_group"`` reads footers). Without
+    Lists the sources. Of Parquet it opens the footers of the first 16 files, as plain Ray Data: the
+    schema of a read is theirs (``granularity="row_group"`` reads all footers). Without
     ``resumable_write`` (``count``, ``take``, ``schema``, ``show``, ``materialize``), the dataset
     reads what plain Ray Data would, and touches no checkpoint.
 
@@ -183,6 +186,7 @@ def resumable_read(
         )
     listed_files: Collection[str] = ()
     inputs: InputFolders | None = None
+    columns: list[str] | None = None
     scheduling = {name: kwargs.pop(name) for name in _SCHEDULING & kwargs.keys()}
     reading: Reading
     if keys is not None:
@@ -193,7 +197,9 @@ def resumable_read(
         kind, reading = "task", DatasourceReading.of(reader, source_id, wanted)
     else:
         kind = granularity
-        reading, listed_files = _file_reading(reader, args, kwargs, granularity, source_root)
+        reading, listed_files, columns = _file_reading(
+            reader, args, kwargs, granularity, source_root
+        )
         paths: Iterator[Any] = (source.item for source in reading.sources)
         if granularity == "file" and source_root is None:
             paths = reading.sources.ids()  # The same, in a third of the time.
@@ -215,7 +221,8 @@ def resumable_read(
     datasource = ResumableDatasource(reading, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     guards.refuse_plain_writes(dataset)
-    return dataset
+    # Ray Data plans `columns=` like this, too.
+    return dataset if columns is None else dataset.select_columns(columns)
 
 
 # The options of a read that say how it runs, not what it reads.
@@ -241,8 +248,13 @@ def _file_reading(
     kwargs: dict[str, Any],
     granularity: str,
     source_root: str | os.PathLike[str] | None,
-) -> tuple[FileReading, Collection[str]]:
-    """Return the reading, and the ids of the files that its sources are parts of, if they are."""
+) -> tuple[FileReading, Collection[str], list[str] | None]:
+    """List the files, and plan how they are read.
+
+    Returns:
+        The reading, the ids of the files that its sources are parts of, if they are, and the
+        columns that Ray Data selects above the read, if any.
+    """
     name = reader.__name__
     signature = inspect.signature(reader)
     try:
@@ -254,34 +266,34 @@ def _file_reading(
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name, {}))
     distributed = not is_local_scheme(arguments["paths"])
-    filesystem, roots, sources = _list(signature, arguments)
+    filesystem, roots, sources = _list(name, signature, arguments)
     if source_root is not None:
         (root,) = resolve(os.fspath(source_root), filesystem)[1]
         sources = relative_to(sources, id_of_url(root) if is_http(filesystem) else root)
-    kind, files = FileReading, list[str]()
-    if granularity == "row_group":
-        if name != "read_parquet":
-            raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
-        files = list(sources.ids())
-        sources, kind = list_row_groups(filesystem, sources), RowGroupReading
+    if granularity == "row_group" and name != "read_parquet":
+        raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
-    inflation = _INFLATION.get(name, 1.5)
-    reading = kind(
+    reader_of_files, columns = files_of(title, reader, arguments, filesystem, sources)
+    files: list[str] = []
+    if granularity == "row_group":
+        files = list(sources.ids())
+        sources = list_row_groups(filesystem, sources)
+    reading = FileReading(
         title,
         sources,
-        reader,
-        arguments,
-        inflation,
+        reader_of_files,
+        _INFLATION.get(name, 1.5),
         filesystem,
         tuple(roots),
         repeatable=is_repeatable(arguments),
         distributed=distributed,
+        selects=name == "read_parquet",
     )
-    return reading, files
+    return reading, files, columns
 
 
 def _list(
-    signature: inspect.Signature, arguments: dict[str, Any]
+    name: str, signature: inspect.Signature, arguments: dict[str, Any]
 ) -> tuple[FileSystem, list[str], SourceTable]:
     """List the files, and take out of ``arguments`` what that has settled."""
     if arguments.get("catalog") is not None:
@@ -289,6 +301,9 @@ def _list(
     filesystem, paths = resolve(arguments.pop("paths"), arguments.get("filesystem"))
     skipped = arguments.pop("skip_paths", None)
     extensions = arguments.get("file_extensions", _default(signature, "file_extensions"))
+    scanned = reads_with_scans(name)
+    if scanned:
+        extensions = scanned_extensions(extensions)
     sources = list_files(
         filesystem,
         paths,
@@ -303,7 +318,7 @@ def _list(
     if not isinstance(filesystem, LocalFileSystem) or arguments.get("filesystem") is not None:
         # Not the one that was given: of a part of a file system, the paths are those of the whole.
         arguments["filesystem"] = filesystem
-    if "file_extensions" in signature.parameters:
+    if "file_extensions" in signature.parameters and not scanned:
         arguments["file_extensions"] = None
     return filesystem, paths, sources
 

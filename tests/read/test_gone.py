@@ -29,7 +29,8 @@ from ray_resume.core.records import Fingerprint, Record, State, digest, encode
 from ray_resume.core.shards import Shard
 from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import Source, SourceTable
-from ray_resume.read.listing import list_files, list_row_groups
+from ray_resume.read.footers import list_row_groups
+from ray_resume.read.listing import list_files
 
 # The rules ----------------------------------------------------------------------------------------
 

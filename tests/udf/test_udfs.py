@@ -20,8 +20,7 @@ from conftest import ids_in, write_source
 from ray.data import ActorPoolStrategy
 from ray.data.expressions import col
 
-from ray_resume import NonResumableError, resumable, resumable_read, resumable_write
-from ray_resume.raydata import plan
+from ray_resume import resumable, resumable_read, resumable_write
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -128,15 +127,6 @@ def test_partition_predicates_rule_out_whole_files(tmp_path: Path, granularity: 
     summary = resumable_write(ds, tmp_path / "out")
     assert ids_in(tmp_path / "out") == list(range(5, 20))
     assert (summary.sources_completed, summary.rows_read) == (4, 15)
-
-
-def test_a_file_is_not_taken_for_one_that_is_ruled_out(tmp_path: Path) -> None:
-    write_source(tmp_path / "in", files=2, rows=10)
-    paths = sorted(map(str, (tmp_path / "in").iterdir()))
-    files = plan.ParquetFiles(plan.plain_datasource(ray.data.read_parquet, paths, {}))
-    files.refuse_others(paths)
-    with pytest.raises(NonResumableError, match="another"):
-        files.refuse_others([*paths, "another"])
 
 
 @resumable
