@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,18 +91,38 @@ def planned(
     reader: Callable[..., Dataset], paths: Sequence[str], kwargs: Mapping[str, Any], *, v2: bool
 ) -> Any:
     """Return the operator that ``reader(paths, **kwargs)`` plans, with either of Ray's readers."""
-    # Ray resolves paths in threads, of which one can see a half-imported module of another
-    # ("cannot import name 'HTTPFileSystem'"). So it is imported before, and one call is made at a
-    # time.
-    with _planning:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("fsspec.implementations.http")
+    with _planning, _imported(_HTTP):
         context = DataContext.get_current().copy()
         context.use_datasource_v2 = v2
         with DataContext.current(context):
             # A copy for each call: Ray writes into what it is given.
             dataset = reader(list(paths), **{name: _fresh(kwargs[name]) for name in kwargs})
     return dataset._logical_plan.dag
+
+
+_HTTP = "fsspec.implementations.http"
+
+
+@contextlib.contextmanager
+def _imported(module: str) -> Iterator[None]:
+    """Import a module that Ray's threads import, or have it missing for all of them.
+
+    Ray resolves several paths in threads. If something that the module needs is not installed, each
+    of them imports it again, and may see the half of it that another is importing ("cannot import
+    name 'HTTPFileSystem'"), an error that Ray does not expect.
+    """
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        pass
+    else:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop(module, None)
 
 
 def _fresh(value: Any) -> Any:
