@@ -67,7 +67,7 @@ def test_a_ray_that_is_not_known_is_refused_at_import() -> None:
         "from ray.data._internal.datasource.parquet_datasource import _ParquetFragment\n"
         "def attempt():\n"
         "    try:\n"
-        "        from ray_resume import resumable_write\n"
+        "        from ray_resume import resumable_read\n"
         "    except ImportError as error:\n"
         "        print(error)\n"
         "version = ray.__version__\n"
@@ -79,7 +79,7 @@ def test_a_ray_that_is_not_known_is_refused_at_import() -> None:
         "moved = _ParquetFragment.__init__\n"
         "_ParquetFragment.__init__ = lambda self: None; attempt()\n"
         "_ParquetFragment.__init__ = moved\n"
-        "from ray_resume import resumable_write\n"
+        "from ray_resume import resumable_read\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
