@@ -27,7 +27,7 @@ from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.records import Record, State, digest, encode
 from ray_resume.core.snapshot import Union
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.extended, pytest.mark.long]
 
 DEADLINE_S = 30.0
 

@@ -36,6 +36,8 @@ from ray_resume.run.output import FolderOutput
 from ray_resume.run.run import Run, RunPlan
 from ray_resume.write.folder import Folder
 
+pytestmark = pytest.mark.extended
+
 DRIVER = SCRIPTS / "array_driver.py"
 ROWS = 20
 

@@ -34,7 +34,7 @@ from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.mounts import fstype_of, is_remote, remote_fstype
 from ray_resume.core.records import Record, State
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.extended, pytest.mark.long]
 
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any

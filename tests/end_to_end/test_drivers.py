@@ -15,7 +15,7 @@ from job import FILES, ROWS, Job
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.testing import check_exactly_once
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.extended, pytest.mark.long]
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from ray_resume.core.records import Record, State
 from ray_resume.failpoints import Fault, armed, reached
 from ray_resume.testing import check_exactly_once, kill_at, points, victim_of
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.extended, pytest.mark.long]
 
 PACKAGE = Path(ray_resume.__file__).parent
 JOBS_SCRIPT = SCRIPTS / "fault_jobs.py"

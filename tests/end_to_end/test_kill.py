@@ -42,6 +42,7 @@ def test_a_job_killed_with_everything_it_started_resumes(job: Job) -> None:
     job.check()
 
 
+@pytest.mark.extended
 @pytest.mark.long
 def test_the_ledger_of_a_killed_driver_commits_nothing_after_its_successor_started(
     job_on_cluster: Job,
@@ -61,6 +62,7 @@ def test_the_ledger_of_a_killed_driver_commits_nothing_after_its_successor_start
     job.check()
 
 
+@pytest.mark.extended
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_stopped_ledger_keeps_its_successor_out(job_on_cluster: Job) -> None:
@@ -86,6 +88,7 @@ def test_a_stopped_ledger_keeps_its_successor_out(job_on_cluster: Job) -> None:
     job.check()
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("one_source", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_worker_killed_between_two_blocks_of_a_shuffling_udf(

@@ -25,7 +25,7 @@ from ray.data import ActorPoolStrategy
 from ray_resume import resumable, resumable_read, resumable_write
 from ray_resume.testing import check_exactly_once
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.extended, pytest.mark.long]
 
 
 @pytest.mark.slow

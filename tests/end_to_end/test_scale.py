@@ -45,7 +45,7 @@ from ray_resume.core.sources import Source, SourceTable, refuse_repeated
 from ray_resume.core.table import Table
 from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.extended, pytest.mark.long]
 
 BENCHMARK = ROOT / "tests" / "benchmarks" / "scale.py"
 

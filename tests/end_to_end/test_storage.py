@@ -20,6 +20,8 @@ from ray_resume import Checkpoint, mark_failed, resumable, resumable_read, resum
 from ray_resume.checkpoint.storage import Location
 from ray_resume.write.folder import Folder
 
+pytestmark = pytest.mark.extended
+
 DRIVER = SCRIPTS / "shared_driver.py"
 
 

@@ -16,7 +16,7 @@ from ray.data import Dataset
 
 from ray_resume import Checkpoint, CheckpointError, resumable, resumable_read, resumable_write
 
-pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.long]
+pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("cluster"), pytest.mark.long]
 
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any

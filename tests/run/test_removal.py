@@ -15,6 +15,8 @@ from ray_resume.core.filenames import stem_of
 from ray_resume.core.identity import HEADER_KEY, ids_of
 from ray_resume.core.records import Record, State, digest
 
+pytestmark = pytest.mark.extended
+
 RUN = "0123456789ab"
 POINTS = ("store.making", "store.made", "cleanup.before", "cleanup.removing", "cleanup.removed")
 

@@ -12,7 +12,7 @@ from job import Job
 from ray_resume import Checkpoint
 from ray_resume.run.signals import Terminated, terminable
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.extended, pytest.mark.long]
 
 
 def test_sigterm_raises_where_nobody_else_handles_it() -> None:

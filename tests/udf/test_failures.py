@@ -449,6 +449,7 @@ def run(folder: Path, chain: Callable[[Dataset], Dataset], **options: Any) -> Ru
     return resumable_write(chain(ds), folder / "out")
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("source")
 def test_poison_in_every_kind_of_stage(tmp_path: Path) -> None:
     """One row of source 0 in a mixed batch of a pool, of 1 in a generator, of 2 in flat_map."""
@@ -501,6 +502,7 @@ def test_poison_in_every_kind_of_stage(tmp_path: Path) -> None:
     assert ids_in(tmp_path / "out") == list(range(FILES * ROWS))
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("source")
 def test_dead_letters_are_there_once_for_each_completed_source(tmp_path: Path) -> None:
     @resumable(on_error="dead_letter")

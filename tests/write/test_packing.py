@@ -33,6 +33,8 @@ from ray_resume.errors import SourceChangedError
 from ray_resume.write.packing import Packing, groups_of
 from ray_resume.write.source_rows import Rows
 
+pytestmark = pytest.mark.extended
+
 # Which parts make a file --------------------------------------------------------------------------
 
 

@@ -20,6 +20,8 @@ from pyarrow.fs import LocalFileSystem
 from ray_resume import resumable, resumable_read, resumable_write
 from ray_resume.write.folder import Folder, fault_of
 
+pytestmark = pytest.mark.extended
+
 
 class Gate:
     """Forwards a port to a server; while it is shut, nobody is there."""

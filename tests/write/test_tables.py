@@ -83,6 +83,7 @@ def test_each_row_is_in_the_table_once(kind: str, source: Path, tmp_path: Path) 
         )
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
     ("kind", "moment"),

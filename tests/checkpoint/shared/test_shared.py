@@ -35,7 +35,7 @@ from ray_resume.run.run import MOST_WRITER_FILES, Run, RunPlan
 from ray_resume.testing import victim_of
 from ray_resume.write.folder import Folder
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.extended, pytest.mark.long]
 
 TTL_S = 3.0
 OTHER_HOST = (
