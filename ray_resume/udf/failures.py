@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ray_resume.core.error_text import text_of
 from ray_resume.errors import ResumeError
+from ray_resume.raydata.pool_actors import die_as_if_killed
 
 __all__ = [
     "Failures",
@@ -87,8 +88,10 @@ class Scope:
         self._token = _scope.set(self)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         global _running
+        if isinstance(error, SystemExit):
+            die_as_if_killed(error)
         _scope.reset(self._token)
         with _count:
             _running -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -546,12 +547,22 @@ def test_dead_letters_are_there_once_for_each_completed_source(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("source")
-@pytest.mark.parametrize("pool", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_row_that_kills_its_worker_fails_alone(tmp_path: Path, pool: bool) -> None:
+@pytest.mark.parametrize(
+    ("pool", "exits"),
+    [
+        (False, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        # Ray takes that for the actor's wish, and starts no other.
+        pytest.param(True, True, marks=[pytest.mark.extended, pytest.mark.long]),
+    ],
+)
+def test_a_row_that_kills_its_worker_fails_alone(tmp_path: Path, pool: bool, exits: bool) -> None:
     @resumable(one_to_one=True)
     class Deadly:
         def __call__(self, batch: Any) -> Any:
             if 55 in batch["id"]:
+                if exits:
+                    sys.exit(0)
                 os.kill(os.getpid(), signal.SIGSEGV)
             return batch
 
