@@ -39,7 +39,7 @@ and some are not holds rows twice, so what of it is not complete is poisoned.
 Why a zero is never too early
 -----------------------------
 Follow the tokens of a source as flows on a tree: the root is the read, an inner node is a call of
-a stage, a leaf is a drain. Each call passes on exactly what came in (`lineage.Call`), so if every
+a stage, a leaf is a drain. Each call passes on exactly what came in (`tokens.Call`), so if every
 output of every call is consumed once, the drains add up to ``-T``, and the counter is 0. For the
 converse, take any set of outputs that were consumed, in part from one execution of a call and in
 part from another. Within one execution of a call with several outputs, every proper subset of the

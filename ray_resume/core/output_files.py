@@ -1,6 +1,6 @@
 """Lists of output files, as columns: what a folder holds and what records list, compared at once.
 
-Names that are spelt as usual (`naming.packed`) are kept in 27 bytes, in a numpy array; the others,
+Names in the usual format (`filenames.packed`) are kept in 27 bytes, in a numpy array; the others,
 those in subfolders for one, as they are.
 """
 

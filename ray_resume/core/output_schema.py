@@ -215,12 +215,30 @@ def _converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
         ]
         return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
     if pa.types.is_nested(kind):
+        inner = _lost_field(array.type, kind)
+        if inner is not None:
+            raise ValueError(f"field {inner!r} would be lost")
         # Seldom, and slow: what is inside of lists and maps changes its type.
         return pa.array(array.to_pylist(), kind)
     try:
         return array.cast(kind)
     except pa.ArrowNotImplementedError:
         return pa.array(array.to_pylist(), kind)
+
+
+def _lost_field(one: pa.DataType, kind: pa.DataType) -> str | None:
+    """Return the first field of a struct, however deep in ``one``, that ``kind`` does not have."""
+    if pa.types.is_struct(one) and pa.types.is_struct(kind):
+        for each in one:
+            at = kind.get_field_index(each.name)
+            lost = str(each.name) if at < 0 else _lost_field(each.type, kind.field(at).type)
+            if lost is not None:
+                return lost
+    elif one.num_fields == kind.num_fields:
+        # Of lists and maps, what is inside stands at the same place, whatever it is called.
+        inside = ((one.field(i).type, kind.field(i).type) for i in range(one.num_fields))
+        return next((lost for a, b in inside if (lost := _lost_field(a, b)) is not None), None)
+    return None
 
 
 def _is_left_alone(kind: pa.DataType) -> bool:

@@ -27,7 +27,7 @@ _AT_ONCE = 1 << 16
 class Union:
     """What counts of several writers' records, in rows that are ordered by digest.
 
-    The heads are there as columns (see `record.HEAD_FIELDS`), the rest as bytes.
+    The heads are there as columns (see `records.HEAD_FIELDS`), the rest as bytes.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Union:
             yield data[16 * row : 16 * row + 16], self._value(row)
 
     def column(self, name: str, rows: Positions | None = None) -> npt.NDArray[Any]:
-        """Return a field of the heads (see `record.HEAD_FIELDS`), of all rows or of ``rows``."""
+        """Return a field of the heads (see `records.HEAD_FIELDS`), of all rows or of ``rows``."""
         columns = [table.heads[name] for table in self._tables]
         at = self._at if rows is None else self._at[rows]
         column: npt.NDArray[Any] = (

@@ -47,7 +47,7 @@ class Table:
     __slots__ = ("_ends", "_tails", "digests", "heads")
 
     def __init__(self, digests: Buffer, heads: Buffer, lengths: Buffer, tails: Buffer) -> None:
-        """Make a table of columns, as `record.columns_of` returns them.
+        """Make a table of columns, as `records.columns_of` returns them.
 
         Raises:
             ValueError: they do not fit together.
@@ -111,7 +111,7 @@ class Table:
         return [every[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
 
     def blocks(self, count: int) -> Iterator[bytes]:
-        """Spell the pairs as blocks (see `record.block_of`) of ``count`` each, the last of less."""
+        """Encode the pairs as blocks (`records.block_of`) of ``count`` each, the last of less."""
         digests = self.digests.to_bytes()
         lengths = np.diff(self._ends, prepend=np.int64(0)).astype("<u4")
         start = 0

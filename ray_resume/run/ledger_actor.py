@@ -1,6 +1,6 @@
 """The ledger's host: the process that owns a run's ledger and its writer file.
 
-A thin shell: every rule about counters is in `ledger`, every rule about bytes in `store`. Here
+A thin shell: every rule about counters is in `ledger`, every rule about bytes in `lmdb_file`. Here
 is only when to commit. Completions are committed in groups, soon after they happened (how soon,
 the place says), and the lease is checked inside each commit.
 

@@ -1,6 +1,6 @@
 """Where a run's rows go, as the run sees it: what to check before, and what to clean up after.
 
-The bytes are written by `sink` and `datasinks`, on workers; this is the driver's side.
+The bytes are written by `file_sink` and `datasinks`, on workers; this is the driver's side.
 """
 
 from __future__ import annotations

@@ -336,7 +336,7 @@ class Run:
 
         Returns:
             None if nothing is left but what waits for others; else the sources that got lost
-            although they were executed alone (see `schedule.Schedule`).
+            although they were executed alone (see `passes.Schedule`).
         """
         prefix = f"{self._checkpoint_id}-{self._run_id}"
         digests = todo.pending.digests.to_bytes(DIGEST_BYTES)

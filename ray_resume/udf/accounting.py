@@ -4,7 +4,7 @@
 loop): it asks for calls and for their outputs, and says what to drain and what to emit. So the
 rules are here once, and know neither Ray, nor ledgers, nor async.
 
-Invariant (see `lineage.Call`): of each source, what comes into a call leaves it, in the tokens of
+Invariant (see `tokens.Call`): of each source, what comes into a call leaves it, in the tokens of
 its output rows or as a delta; but for what its failed rows carried, which is reported apart.
 """
 

@@ -1,7 +1,7 @@
 """Which rows of a UDF call have failed, and why: collected while the call runs.
 
 :func:`mark_failed` is what users call. It finds the call that it was made in by a context variable,
-since a UDF has no other way to know it; `stage` and `rows` enter the :class:`Scope` of a call
+since a UDF has no other way to know it; `stage` and `row_udfs` enter the :class:`Scope` of a call
 around each step of the user's code.
 """
 

@@ -1,7 +1,7 @@
 """Row-wise UDFs as block-wise ones, so that nothing is sent row by row.
 
 Each function takes a UDF for ``map``, ``filter`` or ``flat_map`` and returns one that takes a block
-and returns what `calls` can account for. The async ones keep as many rows in flight as Ray does.
+and returns what `accounting` accounts for. The async ones keep as many rows in flight as Ray does.
 """
 
 from __future__ import annotations

@@ -295,7 +295,7 @@ _OF_BATCHES = {Attribution.BY_SOURCE, Attribution.ONE_TO_ONE, Attribution.ORIGIN
 
 @dataclass(frozen=True)
 class _Stage:
-    """Runs the steps of `calls.account`. Without state: several threads may use it at once."""
+    """Runs the steps of `accounting.account`. Without state: several threads may use it at once."""
 
     kind: str
     attribution: Attribution

@@ -1,7 +1,7 @@
 """The file sink: each source's rows become files of its own, durable before they are drained.
 
 Importable on workers: knows neither checkpoints nor lmdb. Each file gets a name that no other had
-(`naming`), so no attempt of a task ever touches another's file; which of them count is the
+(`filenames`), so no attempt of a task ever touches another's file; which of them count is the
 ledger's to say.
 """
 

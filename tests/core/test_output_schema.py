@@ -178,6 +178,28 @@ def test_what_several_runs_agreed_on() -> None:
         OutputSchema.from_bytes(b"no JSON")
 
 
+@pytest.mark.parametrize(
+    "inside", [pa.list_, pa.large_list, lambda kind: pa.map_(pa.string(), kind)]
+)
+def test_no_field_inside_of_a_list_or_map_gets_lost(inside: Any) -> None:
+    whole = inside(pa.struct([("a", pa.int8()), ("b", pa.struct([("c", pa.int8())]))]))
+    one = {"a": 1, "b": {"c": 2}}
+    value = [("k", one)] if pa.types.is_map(whole) else [one]
+    table = pa.table({"x": pa.array([value, None], whole)})
+    for fields in ([("a", pa.int64())], [("a", pa.int64()), ("b", pa.struct([("d", pa.int8())]))]):
+        schema = pa.schema([("x", inside(pa.struct(fields)))])
+        with pytest.raises(SchemaMismatchError, match=r"'[bc]' would be lost"):
+            conformed(table, schema)
+    wide = inside(
+        pa.struct([("b", pa.struct([("c", pa.int64()), ("e", pa.int8())])), ("a", pa.int64())])
+    )
+    made = conformed(table, pa.schema([("x", wide)])).column("x").to_pylist()
+    assert made[1] is None
+    assert (
+        dict(made[0])["k"]["b"]["c"] == 2 if pa.types.is_map(whole) else made[0][0]["b"]["c"] == 2
+    )
+
+
 class Meters(pa.ExtensionType):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(pa.int64(), "ray_resume.tests.meters")

@@ -60,7 +60,7 @@ class MemoryWriter:
 
 
 class MemoryUnion:
-    """The rule of `store.Union` in the fewest words: the highest sequence, the lowest run id."""
+    """The rule of `snapshot.Union` in the fewest words: the highest sequence, the lowest run id."""
 
     def __init__(self, writers: Mapping[str, Mapping[bytes, Record]]) -> None:
         candidates = [

@@ -1,4 +1,4 @@
-"""The rules of `todo.todo_of`, source by source: a model to hold the one with columns against."""
+"""The rules of `resume_plan.todo_of`, source by source: a model for the one with columns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PlainGone:
 
 @dataclass(frozen=True)
 class PlainTodo:
-    """As `todo.Todo`, by ids."""
+    """As `resume_plan.Todo`, by ids."""
 
     pending: list[str]
     records: dict[str, Record]

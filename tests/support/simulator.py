@@ -2,7 +2,7 @@
 
 A history is made from a seed: a chain of operators (read, stages, write), cut into tasks, each task
 executed once or several times, and the messages that the executions send. Nothing is modelled of
-`lineage` and `ledger`, they are called; what is modelled is Ray (which executions' blocks are
+`tokens` and `ledger`, they are called; what is modelled is Ray (which executions' blocks are
 consumed downstream), the network (which messages arrive, and in which order) and the UDFs.
 
 The truth is kept apart from the tokens: :class:`Truth` knows of each row which call made it from
@@ -51,7 +51,7 @@ Deltas = dict[int, int]
 
 
 class Accounts(Protocol):
-    """What `lineage.Call` offers."""
+    """What `tokens.Call` offers."""
 
     def emit(self, sources: SourceArray) -> TokenArray: ...
     def finish(self, sources: SourceArray) -> tuple[TokenArray, Deltas]: ...

@@ -548,28 +548,38 @@ def test_dead_letters_are_there_once_for_each_completed_source(tmp_path: Path) -
 
 @pytest.mark.usefixtures("source")
 @pytest.mark.parametrize(
-    ("pool", "exits"),
+    "how",
     [
-        (False, False),
-        pytest.param(True, False, marks=pytest.mark.slow),
-        # Ray takes that for the actor's wish, and starts no other.
-        pytest.param(True, True, marks=[pytest.mark.extended, pytest.mark.long]),
+        "a task",
+        pytest.param("an actor", marks=pytest.mark.slow),
+        # Ray takes these for the actor's wish, and starts no other.
+        pytest.param("sys.exit", marks=[pytest.mark.extended, pytest.mark.long]),
+        pytest.param("exit_actor in async", marks=[pytest.mark.extended, pytest.mark.long]),
     ],
 )
-def test_a_row_that_kills_its_worker_fails_alone(tmp_path: Path, pool: bool, exits: bool) -> None:
+def test_a_row_that_kills_its_worker_fails_alone(tmp_path: Path, how: str) -> None:
     @resumable(one_to_one=True)
     class Deadly:
         def __call__(self, batch: Any) -> Any:
             if 55 in batch["id"]:
-                if exits:
+                if how == "sys.exit":
                     sys.exit(0)
                 os.kill(os.getpid(), signal.SIGSEGV)
             return batch
 
+    # Such an exit is no failure of a row.
+    @resumable(one_to_one=True, on_error="mark_failed")
+    class AsyncDeadly:
+        async def __call__(self, batch: Any) -> Any:
+            if 55 in batch["id"]:
+                ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+            yield batch
+
     def chain(ds: Dataset) -> Dataset:
-        if pool:
-            return ds.map_batches(Deadly, compute=ActorPoolStrategy(size=1), num_cpus=0.5)
-        return ds.map_batches(resumable(Deadly().__call__, one_to_one=True))
+        if how == "a task":
+            return ds.map_batches(resumable(Deadly().__call__, one_to_one=True))
+        udf: Any = AsyncDeadly if how == "exit_actor in async" else Deadly
+        return ds.map_batches(udf, compute=ActorPoolStrategy(size=1), num_cpus=0.5)
 
     summary = run(tmp_path, chain, max_failed_runs=1)
     assert (summary.sources_completed, summary.sources_quarantined) == (FILES - 1, 1)

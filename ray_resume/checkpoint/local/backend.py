@@ -3,8 +3,8 @@
 ::
 
     checkpoint.json     identity, format version, the sink that it is bound to
-    arrays.json         which rank each task of an array has drawn (see `shard`), if any has
-    <run id>.mdb        what that run committed (see `store`)
+    arrays.json         which rank each task of an array has drawn (see `core.shards`), if any has
+    <run id>.mdb        what that run committed (see `lmdb_file`)
     <run id>.lease      while that run is alive (see `lease`)
     schemas/<run>.json  which types the output has (see `output_schemas`), if that run changed them
     lock                held for moments, to look at all leases at once

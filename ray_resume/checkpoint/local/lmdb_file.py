@@ -1,7 +1,7 @@
 """The store: one LMDB file per writer. The only import of lmdb.
 
 A writer's file is called ``<run id>.mdb`` and appears under that name only as a valid store.
-Records are added and superseded, never deleted. They stand in blocks (`record.block_of`), whose
+Records are added and superseded, never deleted. They stand in blocks (`records.block_of`), whose
 keys are their numbers in the file, so that they fill its pages from left to right: by a key that is
 random, each commit would write most of the pages of a large file again (75,000 records a second
 with 3 million in it, and ever fewer; this way it is ten times as many, with any number).
@@ -112,7 +112,7 @@ class WriterFile:
             ) from error
 
     def blocks(self) -> list[bytes]:
-        """Return everything that was committed, as blocks of records (see `record.block_of`)."""
+        """Return everything that was committed, as blocks of records (see `records.block_of`)."""
         blocks: list[bytes] = []
         read_writer_into(self._path, lambda _: None, blocks.append, live=True)
         return blocks
@@ -213,7 +213,7 @@ def read_writer_into(
 
     Args:
         take_header: is given the header, first.
-        take: is given a block of records (see `record.block_of`), time and again.
+        take: is given a block of records (see `records.block_of`), time and again.
         live: as in :func:`read_writer`.
 
     Raises:

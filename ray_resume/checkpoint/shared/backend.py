@@ -4,18 +4,18 @@
 
     checkpoint.json               identity, format version: the same, however late it lands
     sink.json                     the sink that it is bound to
-    arrays/<array>/<rank>-<task>  which rank each task of an array has drawn (see `shard`)
-    queue/...                     who wants to take or look at leases (see `bakery`)
+    arrays/<array>/<rank>-<task>  which rank each task of an array has drawn (see `core.shards`)
+    queue/...                     who wants to take or look at leases (see `mutex`)
     leases/<run>.json, .claim     while that run may be alive: who it is, which sources are its own
     leases/<run>.driver, .ledger  signs of life of its two processes (see `heartbeat`)
-    runs/<run>/<number>.part, .whole    what that run has published (see `segment`)
+    runs/<run>/<number>.part, .whole    what that run has published (see `segments`)
     runs/<run>/fence-<by>-<number>      up to where that counts, once others call the run dead
     schemas/<run>.json            which types the output has (see `output_schemas`)
-    dead-letters/...              (see `letters`)
+    dead-letters/...              (see `dead_letters`)
 
 Nothing here locks: there may be no lock that spans hosts. What keeps rows safe instead:
 
-* A run takes its lease in its turn (`bakery`), when no live run has a source in common with it.
+* A run takes its lease in its turn (`mutex`), when no live run has a source in common with it.
 * A run whose signs of life have stopped for ``ttl_s`` is dead. Its successor puts up a *fence*
   before it relies on what the run has left, so what the dead run may still publish counts for
   nobody. Only then its lease is removed.

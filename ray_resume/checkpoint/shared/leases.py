@@ -1,6 +1,6 @@
 """A run's lease in a storage that hosts share, as its driver and its ledger hold it.
 
-How it is taken, and when it is lost, is in `shared`.
+How it is taken, and when it is lost, is in `backend`.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Segment:
 
 
 def encode(header: Mapping[str, Any], blocks: Iterable[bytes]) -> bytes:
-    """Spell a header, plain JSON data, and blocks of records (see `record.block_of`)."""
+    """Spell a header, plain JSON data, and blocks of records (see `records.block_of`)."""
     every = list(blocks)
     text = json.dumps({**header, "segment_format": _FORMAT_VERSION}).encode()
     body = b"".join(

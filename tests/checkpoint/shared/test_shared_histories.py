@@ -1,9 +1,9 @@
 """Many runs on one shared checkpoint, with deaths and stops at any moment: nothing is lost.
 
-The shipped code of `shared`, `bakery`, `heartbeat` and `segment` runs in a `world`; only Ray, LMDB
+The shipped code of `backend`, `mutex`, `heartbeat` and `segments` runs in a `world`; only Ray, LMDB
 and the kernel's locks are left out. Each run takes its lease, reads what is done, writes a file
-for each of its pending sources, commits, and cleans up, as `run` and `actor` do it; its driver and
-its ledger are two processes, which stop and die each by itself, or with their host. Storages fail,
+for each of its pending sources, commits, and cleans up, as `run` and `ledger_actor` do. Driver and
+ledger are two processes, which stop and die each by itself, or with their host. Storages fail,
 before or after the effect, and what was under way lands later. Compactions and resets come between.
 """
 
@@ -98,7 +98,7 @@ class LocalFile:
 
 
 class Ledger:
-    """The ledger of a run, in a process that stops and dies by itself: as `actor` does it."""
+    """The ledger of a run, in a process that stops and dies by itself, as `ledger_actor` is."""
 
     def __init__(self, history: History, run_id: str, sequence: int) -> None:
         self.run_id = run_id
