@@ -1,4 +1,4 @@
-"""What is committed, where it is kept, and which runs are alive.
+"""The committed sources, the place that holds them, and the runs that are alive.
 
 Owns the checkpoint as its user sees it (`checkpoint`), and the two kinds of place that hold one:
 a directory of one host (`local`), and a storage that hosts share (`shared`).

@@ -273,7 +273,7 @@ class Checkpoint:
             if records:
                 resets = _resets(records, run_id, union.highest_sequence())
                 stored = sorted(digest(record.source_id) + encode(record) for record in resets)
-                # Not before it is needed: the command must start quickly.
+                # Imported here, because the command must start quickly.
                 from ray_resume.core.identity import HEADER_KEY, ids_in_headers
 
                 # Their output stays, so how they were called must not be forgotten.

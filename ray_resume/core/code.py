@@ -2,7 +2,7 @@
 
 A digest covers what a function does: its bytecode and constants, what it closes over, and the
 global values and functions of its own module that it names, as far as those are plain values or
-functions. What a library does is not in it, nor a model that was loaded. Each version of Python
+functions. It covers neither libraries nor loaded models. Each version of Python
 has its own bytecode, so digests of two versions cannot be compared.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["Code", "digest_of_code"]
 
 _DIGEST_BYTES = 6
 _PYTHON = "{}.{}".format(*sys.version_info)
-# What a class has beside what its author wrote.
+# Attributes of a class that its author did not write.
 _NOT_WRITTEN = {
     *("__dict__", "__weakref__", "__module__", "__doc__", "__qualname__", "__annotations__"),
     *("__firstlineno__", "__static_attributes__", "__annotate__", "__annotations_cache__"),

@@ -1,8 +1,8 @@
 """Sources that are on record and not in the input any more, and what becomes of their output. Pure.
 
-Two kinds: a whole source that nobody lists any more, about which ``on_source_gone`` decides; and a
+There are two kinds. ``on_source_gone`` decides about a whole source that is not listed any more. A
 part of a file that is still listed, such as a row group of one that was rewritten with fewer of
-them, which belongs to the change of that file.
+them, belongs to the change of that file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NO_ROWS: Positions = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class Gone:
-    """What is not in the input any more, as rows of the union, ascending.
+    """Sources that are not in the input any more, as rows of the snapshot, ascending.
 
     ``sources`` are completed, or hold output all the same, as one that was reset. ``parts`` says
     of each part of a file that is still listed which file that is. ``share`` is that of the run,

@@ -14,7 +14,7 @@ of a storage is that an object appears whole, and that a later listing shows it.
   it committed only if it was surely alive *after* the object was there. A process that declares
   the run dead lists it afterwards, and sees it.
 * **Fences** (`segments`): a process that finds a run dead writes down, before it relies on
-  anything, up to which number the run's objects count. Of several such notes the lowest holds.
+  anything, up to which number the run's objects count. The lowest of several such notes holds.
   Objects that a stopped process lands later count for no run. Only then the dead run's lease is
   removed. A run that ends by itself does the same to itself before it cleans up, because its
   ledger may have an object on its way.
@@ -39,8 +39,9 @@ Known limits, none of which loses a row:
   of them that it is not asked of S3.
 * A process killed while acquiring a lease leaves its claim file behind (16 bytes per source).
   Nothing removes it.
-* Of two first runs with two outputs on one new checkpoint, a run that is stopped while binding it
-  may bind it late. The next start is refused, and says to which output the checkpoint is bound.
+* Two first runs may have two outputs and one new checkpoint. If one of them is stopped while it
+  binds the checkpoint, it may bind it late. The next start is refused, and says to which output
+  the checkpoint is bound.
 * An array task that is killed between drawing its rank and noting that in time leaves a rank that
   two tasks have. Their leases exclude each other, and the next run does the rest.
 
