@@ -168,6 +168,7 @@ slowly = settings(
 )
 
 
+@pytest.mark.extended
 @slowly
 @given(headers)
 def test_any_header_is_read_or_refused(path: Path, header: object) -> None:

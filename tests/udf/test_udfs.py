@@ -178,6 +178,7 @@ class InOneThread:
         return batch
 
 
+@pytest.mark.extended
 def test_a_class_is_called_in_the_thread_that_ray_gives_it(tmp_path: Path) -> None:
     write_source(tmp_path / "in", files=4, rows=50)
     ds = read(tmp_path).map_batches(

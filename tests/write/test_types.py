@@ -131,6 +131,7 @@ def test_every_type_comes_out_as_from_plain_ray_data(tmp_path: Path) -> None:
     assert rows_in(tmp_path / "parts") == expected
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_files_have_one_schema(packed: bool, tmp_path: Path) -> None:
