@@ -287,6 +287,7 @@ def test_watch_on_a_terminal_refreshes_the_screen(path: Path) -> None:
     assert terminal.process.wait(DEADLINE_S) == 0
 
 
+@pytest.mark.extended
 def test_an_interrupt_at_any_moment_is_quiet(path: Path) -> None:
     lease = Lease.acquire(path, Owner.here("run3"), Claim(None), wait_s=0)
     moments = random.Random(4)

@@ -176,6 +176,7 @@ def test_a_page_of_zeros_kills_no_more_than_a_child(tmp_path: Path) -> None:
         Checkpoint(job.path).status()
 
 
+@pytest.mark.extended
 def test_every_way_of_looking_survives_damage(tmp_path: Path) -> None:
     """Bits, bytes and pages at random: an error of ours or nothing at all, never a dead process."""
     job = Job(tmp_path, 400)

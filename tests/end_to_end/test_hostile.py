@@ -198,6 +198,7 @@ def test_an_id_cannot_lead_out_of_the_output_folder(path: Path) -> None:
             CheckpointDirectory(path).ensure()
 
 
+@pytest.mark.extended
 @slowly
 @given(
     st.binary()

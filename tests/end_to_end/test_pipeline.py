@@ -315,6 +315,7 @@ def test_looking_before_the_write_and_a_second_try_do_no_harm(source: Path, tmp_
     assert ids_in(tmp_path / "out") == list(range(0, 600, 2))
 
 
+@pytest.mark.extended
 @pytest.mark.long
 def test_a_udf_that_fails_at_random_converges(source: Path, tmp_path: Path) -> None:
     @resumable(one_to_one=True)
@@ -405,6 +406,7 @@ def test_files_of_runs_that_the_checkpoint_has_forgotten_are_told(
     assert summary.sources_skipped == 7
 
 
+@pytest.mark.extended
 def test_one_bad_row_gives_up_no_good_source(tmp_path: Path) -> None:
     write_source(tmp_path / "in", files=8, rows=5)
 
@@ -497,6 +499,7 @@ def test_a_second_run_on_the_same_sources_is_refused_and_told_by_whom(
     assert resumable_write(ds, tmp_path / "out").sources_completed == 7
 
 
+@pytest.mark.extended
 def test_rows_that_ray_drops_count_as_failed_and_are_quarantined_in_the_end(
     source: Path, tmp_path: Path
 ) -> None:

@@ -344,6 +344,7 @@ def test_random_chains(part: int, inputs: Path, tmp_path: Path) -> None:
         check(seed, inputs, tmp_path / "ckpt", KINDS[seed % len(KINDS)])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", READERS)
 def test_a_chain_as_a_job(kind: str, inputs: Path, tmp_path: Path) -> None:
     def pipeline(ds: Dataset) -> Dataset:

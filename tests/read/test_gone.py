@@ -199,6 +199,7 @@ def test_a_file_that_is_rewritten_with_fewer_row_groups(tmp_path: Path) -> None:
     assert_output(tmp_path, [])
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 def test_other_ids_for_the_same_rows_are_refused_or_take_their_place(
     source: Path, tmp_path: Path

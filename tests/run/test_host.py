@@ -343,6 +343,7 @@ def test_threads_that_apply_at_once_lose_nothing(
     assert {record.sequence for record in records.values()} == set(range(1, sources + 1))
 
 
+@pytest.mark.extended
 def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     count = 200_000
     run = Run(tmp_path, sources=count, commit_interval_s=0.2)

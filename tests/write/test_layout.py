@@ -156,6 +156,7 @@ def test_partition_columns_that_are_refused() -> None:
     assert checked_columns(None) == ()
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 def test_a_job_has_the_folders_of_plain_ray_data(tmp_path: Path) -> None:
     keys = ["dictionary", "float", "bool", "time", "bytes"]

@@ -199,6 +199,7 @@ class Table(Datasink[Any]):
         return sorted(int(i) for part in parts for i in (self.folder / part).read_text().split())
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("fail", ["", "write", "before", "after"])
 def test_a_datasink_that_publishes_at_the_end(fail: str, source: Path, tmp_path: Path) -> None:
     def job(fail: str) -> Any:
