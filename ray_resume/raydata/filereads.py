@@ -13,11 +13,7 @@ Internals of Ray's that are used:
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +25,7 @@ from ray.data.datasource import Datasource
 
 from ray_resume.core.sources import ReadTasks, Selection, Source, SourceTable
 from ray_resume.errors import NonResumableError, ResumeError
+from ray_resume.raydata.paths import resolving
 from ray_resume.raydata.plan import check_used, unknown_ray
 
 try:
@@ -65,8 +62,6 @@ check_used(
     }
 )
 
-_planning = threading.Lock()
-
 
 class Unreadable(str):
     """Stands in place of a row group's number: why the footer of the file could not be read."""
@@ -91,38 +86,13 @@ def planned(
     reader: Callable[..., Dataset], paths: Sequence[str], kwargs: Mapping[str, Any], *, v2: bool
 ) -> Any:
     """Return the operator that ``reader(paths, **kwargs)`` plans, with either of Ray's readers."""
-    with _planning, _imported(_HTTP):
+    with resolving():
         context = DataContext.get_current().copy()
         context.use_datasource_v2 = v2
         with DataContext.current(context):
             # A copy for each call: Ray writes into what it is given.
             dataset = reader(list(paths), **{name: _fresh(kwargs[name]) for name in kwargs})
     return dataset._logical_plan.dag
-
-
-_HTTP = "fsspec.implementations.http"
-
-
-@contextlib.contextmanager
-def _imported(module: str) -> Iterator[None]:
-    """Import a module that Ray's threads import, or have it missing for all of them.
-
-    Ray resolves several paths in threads. If something that the module needs is not installed, each
-    of them imports it again, and may see the half of it that another is importing ("cannot import
-    name 'HTTPFileSystem'"), an error that Ray does not expect.
-    """
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        pass
-    else:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        sys.modules.pop(module, None)
 
 
 def _fresh(value: Any) -> Any:

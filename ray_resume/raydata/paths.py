@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileSystem, PyFileSystem
 
 # How Ray's readers resolve paths is no public function. Its rules (schemes of its own, URLs, names
 # that are no valid URI, file systems of fsspec) differ from pyarrow's and change with releases.
@@ -15,7 +20,35 @@ from ray.data.datasource.path_util import (
     _unwrap_protocol,
 )
 
-__all__ = ["is_http", "is_local_scheme", "locate", "paths_of"]
+__all__ = ["is_http", "is_local_scheme", "locate", "paths_of", "resolving"]
+
+_HTTP = "fsspec.implementations.http"
+_one_at_a_time = threading.RLock()
+
+
+@contextlib.contextmanager
+def resolving() -> Iterator[None]:
+    """Let Ray resolve paths in this block: in one thread of ours at a time, and in any of Ray's.
+
+    To resolve a path is to import fsspec's module for HTTP. If what that needs (``aiohttp``) is not
+    installed, each attempt imports it again, and a second thread may see the half of it that the
+    first is importing ("cannot import name 'HTTPFileSystem'"), an error that Ray does not expect.
+    So the module is imported before, or it is missing for all threads while the block runs.
+    """
+    with _one_at_a_time:
+        if sys.modules.get(_HTTP, ...) is None:
+            # A block around this one has found that it is missing.
+            yield
+            return
+        try:
+            importlib.import_module(_HTTP)
+        except ImportError:
+            sys.modules[_HTTP] = None  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            if sys.modules.get(_HTTP, ...) is None:
+                del sys.modules[_HTTP]
 
 
 def paths_of(given: Any) -> list[str]:
@@ -54,12 +87,17 @@ def locate(path: str, filesystem: Any) -> tuple[FileSystem, str]:
     Raises:
         ValueError, ImportError: Ray cannot resolve it. (It logs that, and goes on without it.)
     """
-    found, resolved = _resolve_single_path_with_fallback(path, filesystem)
-    if not _is_http_filesystem(found):
+    with resolving():
+        found, resolved = _resolve_single_path_with_fallback(path, filesystem)
+    if not is_http(found):
         resolved = _unwrap_protocol(resolved)  # type: ignore[no-untyped-call]
     return found, found.normalize_path(resolved)
 
 
 def is_http(filesystem: FileSystem) -> bool:
     """Say whether this is fsspec's file system for HTTP, whose paths are whole URLs."""
-    return bool(_is_http_filesystem(filesystem))
+    # Asked of each file: only those of fsspec can be, and only for them Ray imports something.
+    if not isinstance(filesystem, PyFileSystem):
+        return False
+    with resolving():
+        return bool(_is_http_filesystem(filesystem))

@@ -30,7 +30,7 @@ from pyarrow.fs import (
 
 from ray_resume.checkpoint.shared.objects import public_uri
 from ray_resume.errors import ResumeError
-from ray_resume.raydata.paths import is_http, locate, paths_of
+from ray_resume.raydata.paths import is_http, locate, paths_of, resolving
 
 __all__ = ["as_pyarrow", "id_of_url", "normalized", "resolve"]
 
@@ -48,7 +48,9 @@ def resolve(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
     given = paths_of(paths)
     if filesystem is not None:
         filesystem = as_pyarrow(filesystem)
-    found = [_located(path, filesystem) for path in given]
+    # One block for all: what HTTP needs is looked for once, not for each path.
+    with resolving():
+        found = [_located(path, filesystem) for path in given]
     first = filesystem or found[0][0]
     if filesystem is None:
         for path, (other, _) in zip(given, found, strict=True):

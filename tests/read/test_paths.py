@@ -6,6 +6,8 @@ import functools
 import http.server
 import os
 import re
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -294,3 +296,26 @@ def test_files_over_http_are_read_resumed_and_read_again_when_they_change(
     summary = run(paths, filesystem=HTTPFileSystem())
     assert (summary.sources_completed, summary.sources_skipped) == (2, 1)
     assert [row for row, _ in rows()] == sorted([0, 1, 2, 3, 1, 2, 3, 20, 21, 22, 23])
+
+
+def test_threads_resolve_paths_where_http_cannot_be_imported() -> None:
+    script = (
+        "import sys, threading\n"
+        "sys.modules['aiohttp'] = None  # not installed\n"
+        "from ray_resume.read.paths import resolve\n"
+        "import pyarrow.fs\n"
+        "start, failed = threading.Barrier(16), []\n"
+        "def look():\n"
+        "    start.wait()\n"
+        "    try:\n"
+        "        for _ in range(10): resolve('s3://bucket/key?region=x', None)\n"
+        "    except BaseException as error:\n"
+        "        failed.append(repr(error))\n"
+        "threads = [threading.Thread(target=look) for _ in range(16)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "print(failed, 'fsspec.implementations.http' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == "[] False\n"
