@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 import threading
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ def resolving() -> Iterator[None]:
             yield
             return
         try:
-            importlib.import_module(_HTTP)
+            import fsspec.implementations.http  # noqa: F401
         except ImportError:
             sys.modules[_HTTP] = None  # type: ignore[assignment]
         try:
