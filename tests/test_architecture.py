@@ -36,7 +36,6 @@ EXTRA: dict[str, set[str]] = {
     "read.footers": {"checkpoint.shared.objects"},
     "read.paths": {"checkpoint.shared.objects"},
     "run.output": {"write.folder"},
-    "udf.stage": {"checkpoint.dead_letters"},
     # It commits records, in the driver.
     "write.retyping": {"checkpoint"},
     "write.folder": {"read.listing", "checkpoint.shared.objects"},

@@ -1,8 +1,8 @@
 """Dead letters: rows that a stage with ``on_error="dead_letter"`` could not do with.
 
-A worker sends them to the ledger's host (:class:`Letter`), which writes them as Parquet files into
-the checkpoint (a :class:`LetterBox`), since workers may be on nodes that do not see it. Which
-of the files count is in the sources' records, as with output files.
+A worker sends them to the ledger's process (`messages.DeadLetter`), because a worker may be on a
+node that does not see the checkpoint. That process writes them as Parquet files into the checkpoint
+(a :class:`LetterBox`). The sources' records list the files that count, as with output files.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
 from ray_resume.checkpoint.shared.objects import Objects
+from ray_resume.core.messages import DeadLetter
 from ray_resume.core.records import digest
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
 
-__all__ = ["COLUMNS", "FOLDER", "Letter", "LetterBox", "LetterFolder", "LetterObjects"]
+__all__ = ["COLUMNS", "FOLDER", "LetterBox", "LetterFolder", "LetterObjects"]
 
 FOLDER = "dead-letters"
 """Where they are in a checkpoint directory."""
@@ -33,35 +33,10 @@ COLUMNS = ("ray_resume_source", "ray_resume_stage", "ray_resume_error")
 _NAME = re.compile(r"\.?([0-9a-f]{12})-[0-9a-f]{16}-[0-9a-f]{16}\.parquet")
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """Rows of one source that failed in one call.
-
-    ``total`` is the sum of the tokens that the call did not pass on. ``table`` is an Arrow IPC
-    stream of the rows as they came into the stage, ``errors`` the error of each.
-    """
-
-    source: int
-    total: int
-    stage: str
-    table: bytes
-    errors: tuple[str, ...]
-
-    @classmethod
-    def of(cls, source: int, total: int, stage: str, table: Any, errors: Sequence[str]) -> Letter:
-        """Make a letter of a ``pyarrow.Table``."""
-        import pyarrow as pa
-
-        buffer = pa.BufferOutputStream()
-        with pa.ipc.new_stream(buffer, table.schema) as stream:
-            stream.write_table(table)
-        return cls(source, total, stage, buffer.getvalue().to_pybytes(), tuple(errors))
-
-
 class LetterBox(Protocol):
     """The dead letters of a checkpoint."""
 
-    def write(self, run_id: str, source_id: str, letter: Letter) -> str:
+    def write(self, run_id: str, source_id: str, letter: DeadLetter) -> str:
         """Write a letter durably under a name of its own, and return that, without the folder.
 
         Raises:
@@ -81,7 +56,7 @@ class LetterObjects:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
-    def write(self, run_id: str, source_id: str, letter: Letter) -> str:
+    def write(self, run_id: str, source_id: str, letter: DeadLetter) -> str:
         name = _new_name(run_id, source_id)
         buffer = io.BytesIO()
         _write(letter, source_id, buffer)
@@ -103,7 +78,7 @@ class LetterFolder:
     def __init__(self, checkpoint: Path) -> None:
         self._path = checkpoint / FOLDER
 
-    def write(self, run_id: str, source_id: str, letter: Letter) -> str:
+    def write(self, run_id: str, source_id: str, letter: DeadLetter) -> str:
         name = _new_name(run_id, source_id)
         hidden = self._path / f".{name}"
         try:
@@ -154,7 +129,7 @@ def _leftovers(names: Collection[str], runs: Collection[str], listed: Collection
     ]
 
 
-def _write(letter: Letter, source_id: str, file: Any) -> None:
+def _write(letter: DeadLetter, source_id: str, file: Any) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -14,8 +14,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from ray_resume.checkpoint.dead_letters import Letter
 from ray_resume.core.ledger import Event, Message
+from ray_resume.core.messages import DeadLetter
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import Fault
 
@@ -71,7 +71,7 @@ class LedgerClient:
         """Return the id of a source, for messages."""
         return str(ray.get(self.handle.name_of.remote(source)))
 
-    def bury(self, letters: Sequence[Letter]) -> None:
+    def bury(self, letters: Sequence[DeadLetter]) -> None:
         """Have the ledger write dead letters and drain their rows, and wait until that is done.
 
         Raises:
@@ -82,14 +82,14 @@ class LedgerClient:
         except RayActorError as error:
             raise self._gone(error) from None
 
-    async def bury_async(self, letters: Sequence[Letter]) -> None:
+    async def bury_async(self, letters: Sequence[DeadLetter]) -> None:
         """As :meth:`bury`, on an event loop that must not be blocked."""
         try:
             await self._submit_letters(letters)
         except RayActorError as error:
             raise self._gone(error) from None
 
-    def _submit_letters(self, letters: Sequence[Letter]) -> Any:
+    def _submit_letters(self, letters: Sequence[DeadLetter]) -> Any:
         return self.handle.bury.remote(self.run_id, self.pass_number, letters)
 
     def _submit(self, events: tuple[Event, ...]) -> Any:

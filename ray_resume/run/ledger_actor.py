@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ray_resume.checkpoint.dead_letters import Letter
 from ray_resume.checkpoint.storage import LedgerPlace
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.core.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
+from ray_resume.core.messages import DeadLetter
 from ray_resume.core.pending import PendingSources
 from ray_resume.core.records import (
     Record,
@@ -191,7 +191,7 @@ class LedgerHost:
             reached("ledger.applied")
             return applied
 
-    def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> Applied:
+    def bury(self, run_id: str, pass_number: int, letters: Sequence[DeadLetter]) -> Applied:
         """Write dead letters durably, then drain what their rows carried; otherwise as `apply`."""
         with self._state:
             self._check_open()
@@ -576,7 +576,7 @@ class _LedgerActor:
     def drop(self, source_ids: Sequence[str]) -> None:
         self._opened().drop(source_ids)
 
-    def bury(self, run_id: str, pass_number: int, letters: Sequence[Letter]) -> None:
+    def bury(self, run_id: str, pass_number: int, letters: Sequence[DeadLetter]) -> None:
         self._opened().bury(run_id, pass_number, letters)
 
     def give_up(self, lost: Mapping[int, str | None], unread_counts: bool) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any, TypeVar, overload
 
-from ray_resume.checkpoint.dead_letters import Letter
 from ray_resume.core.ledger import Failure
+from ray_resume.core.messages import DeadLetter
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import reached
 from ray_resume.raydata import blocks, plan
@@ -506,9 +506,9 @@ class _Stage:
             for its in failed
         ]
 
-    def _letters(self, failed: Sequence[FailedRows]) -> list[Letter]:
+    def _letters(self, failed: Sequence[FailedRows]) -> list[DeadLetter]:
         return [
-            Letter.of(its.source, its.total, self.name, blocks.table_of(its.rows), its.errors)
+            DeadLetter.of(its.source, its.total, self.name, blocks.table_of(its.rows), its.errors)
             for its in failed
         ]
 

@@ -28,10 +28,11 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.checkpoint.dead_letters import Letter, LetterFolder
+from ray_resume.checkpoint.dead_letters import LetterFolder
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.mounts import fstype_of, is_remote, remote_fstype
+from ray_resume.core.messages import DeadLetter
 from ray_resume.core.records import Record, State
 
 pytestmark = [pytest.mark.extended, pytest.mark.long]
@@ -267,7 +268,7 @@ def test_a_full_disk_under_the_output_ends_the_run_and_loses_nothing(
 def test_a_letter_that_finds_no_room_is_told_and_leaves_nothing(disk: Disk) -> None:
     disk.mount("remount,size=100k")
     table = pa.table({"noise": pa.array([os.urandom(1000) for _ in range(200)], pa.binary())})
-    letter = Letter.of(0, 1, "map(f)", table, ["bad"] * 200)
+    letter = DeadLetter.of(0, 1, "map(f)", table, ["bad"] * 200)
     with pytest.raises(CheckpointError, match=r"The dead letter .* No space left.*Free space"):
         LetterFolder(disk.path).write("a" * 12, "source", letter)
     assert not list((disk.path / "dead-letters").iterdir())

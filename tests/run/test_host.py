@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ray_resume.checkpoint.dead_letters import Letter
 from ray_resume.checkpoint.local.backend import CheckpointDirectory, DirectoryPlace
 from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.ledger import Drain, LedgerError, Message, Outcome, Seal
+from ray_resume.core.messages import DeadLetter
 from ray_resume.core.records import Fingerprint, Record, State, decode, pipeline_of
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS
@@ -471,7 +471,7 @@ def test_a_host_that_wakes_up_without_its_lease_commits_nothing(tmp_path: Path) 
 def test_letters_of_a_source_that_is_complete_are_not_kept(run: Run) -> None:
     """A task whose letters had arrived was executed again: by then nobody remembers the source."""
     table = pa.table({"id": [1]})
-    letter = Letter.of(0, 5, "map(f)", table, ["bad"])
+    letter = DeadLetter.of(0, 5, "map(f)", table, ["bad"])
     run.host.bury("run", 1, [letter])
     run.apply(Seal(0, 5, 1))
     run.host.flush()

@@ -33,9 +33,10 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.checkpoint.dead_letters import Letter, LetterFolder
+from ray_resume.checkpoint.dead_letters import LetterFolder
 from ray_resume.core.error_text import MAX_ERROR_CHARS, text_of
 from ray_resume.core.ledger import Drain, Event, Ledger, Message, Seal
+from ray_resume.core.messages import DeadLetter
 from ray_resume.core.tokens import MODULUS, token_sum, tokens
 from ray_resume.raydata import blocks
 from ray_resume.udf.failures import Failures, Scope
@@ -52,20 +53,20 @@ class Desk:
         self.ledger = Ledger("run", sources)
         self.ledger.begin_pass(1)
         self.completed: set[int] = set()
-        self.letters: list[Letter] = []
+        self.letters: list[DeadLetter] = []
 
     def send(self, *events: Event) -> None:
         applied = self.ledger.apply(Message("run", 1, events))
         self.completed |= {completion.source for completion in applied.completions}
 
-    def bury(self, letters: Sequence[Letter]) -> None:
+    def bury(self, letters: Sequence[DeadLetter]) -> None:
         self.letters += letters
         self.send(*(Drain(letter.source, -letter.total % MODULUS) for letter in letters))
 
     async def send_async(self, *events: Event) -> None:
         self.send(*events)
 
-    async def bury_async(self, letters: Sequence[Letter]) -> None:
+    async def bury_async(self, letters: Sequence[DeadLetter]) -> None:
         self.bury(letters)
 
     def buried(self) -> Counter[int]:
@@ -398,8 +399,8 @@ def test_error_texts_are_bounded_and_can_be_stored() -> None:
 # Dead letters -------------------------------------------------------------------------------------
 
 
-def letter_of(table: pa.Table, errors: Sequence[str]) -> Letter:
-    return Letter.of(0, 1, "map(f)", table, errors)
+def letter_of(table: pa.Table, errors: Sequence[str]) -> DeadLetter:
+    return DeadLetter.of(0, 1, "map(f)", table, errors)
 
 
 def test_a_letter_of_what_parquet_cannot_hold(tmp_path: Path) -> None:
