@@ -31,7 +31,7 @@ from ray_resume import resumable, resumable_read, resumable_write
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.long]
 
 types: Any = DataType
-KINDS = ["csv"]
+KINDS = ["csv", "parquet"]
 READERS: dict[str, Any] = {"parquet": ray.data.read_parquet, "csv": ray.data.read_csv}
 
 
