@@ -18,6 +18,7 @@ from ray_resume.core.records import Fingerprint, digest_of
 from ray_resume.errors import ResumeError
 
 __all__ = [
+    "Items",
     "ReadTasks",
     "Reading",
     "Selection",
@@ -157,9 +158,18 @@ class SourceTable(Sequence[Source]):
     def relative_to(self, base: str) -> SourceTable:
         """Return a table with ``base`` cut off from each id, all of which begin with it."""
         cut = len(base.encode("utf-8", "surrogatepass"))
-        items = self._items if self._items.listed is not None else Items(self._items.base + base)
         return SourceTable(
-            self._ids, self._starts + cut, self._lengths - np.int32(cut), self.fingerprints, items
+            self._ids,
+            self._starts + cut,
+            self._lengths - np.int32(cut),
+            self.fingerprints,
+            self._items.without(base),
+        )
+
+    def found_by(self, items: Items) -> SourceTable:
+        """Return a table of the same sources, which are found by other items."""
+        return SourceTable(
+            self._ids, self._starts, self._lengths, self.fingerprints, items, self._digests
         )
 
     def packed(self) -> SourceTable:
@@ -186,16 +196,26 @@ class SourceTable(Sequence[Source]):
 
 @dataclass(frozen=True)
 class Items:
-    """What sources are found by: ``listed``, or else the id of each with ``base`` before it."""
+    """What sources are found by.
+
+    It is ``listed``, or else the id of each without its first ``cut`` characters, after ``base``.
+    """
 
     base: str = ""
     listed: Sequence[Any] | None = None
+    cut: int = 0
 
     def get(self, position: int, source_id: str) -> Any:
         """Return the item of one source."""
         if self.listed is not None:
             return self.listed[position]
-        return self.base + source_id if self.base else source_id
+        return self.base + source_id[self.cut :] if self.base or self.cut else source_id
+
+    def without(self, base: str) -> Items:
+        """Return the same items for ids of which ``base`` is cut off."""
+        if self.listed is not None:
+            return self
+        return Items(self.base + base[self.cut :], cut=max(0, self.cut - len(base)))
 
     def take(self, positions: Positions | slice) -> Items:
         """Return those at ``positions``."""
@@ -295,6 +315,10 @@ class Reading(Protocol):
         """Whether plain Ray Data has this reader itself select rows and columns."""
 
     @property
+    def reorders(self) -> bool:
+        """Whether columns that were selected come in the order of the latest selection."""
+
+    @property
     def distributed(self) -> bool:
         """Whether any node can read it, and not the driver's alone."""
 
@@ -306,6 +330,9 @@ class Reading(Protocol):
 
         Ray's optimizer goes by it. It is the same in every execution.
         """
+
+    def metadata(self, sources: SourceTable) -> Any:
+        """Return what plain Ray Data says of ``sources`` unread: a ``BlockMetadata`` or None."""
 
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
+from pyarrow.fs import FileSystem
 from ray.data import DataContext, Dataset
+from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource
 
 from ray_resume.core.sources import ReadTasks, Selection, Source, SourceTable
@@ -37,6 +39,7 @@ try:
     from ray.data._internal.planner.plan_expression.expression_visitors import (
         get_column_references,
     )
+    from ray.data._internal.util import RetryingPyFileSystem
     from ray.data.datasource.file_based_datasource import FileBasedDatasource
 except ImportError as error:
     raise unknown_ray(error) from error
@@ -56,7 +59,7 @@ __all__ = [
 check_used(
     {
         DataContext: "use_datasource_v2",
-        FileBasedDatasource: "_paths _file_sizes get_read_tasks",
+        FileBasedDatasource: "_paths _file_sizes _filesystem _data_context get_read_tasks",
         ParquetDatasource: "_pq_paths _pq_fragments",
         _ParquetFragment: "_fragment _file_size file_size original",
     }
@@ -74,6 +77,12 @@ class FileReader(Protocol):
 
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
         """Return the schema that Ray Data tells its optimizer, None where it tells none."""
+
+    def on(self, filesystem: FileSystem) -> FileReader:
+        """Return the same, for paths on another filesystem than that which it was planned with."""
+
+    def metadata(self, paths: Sequence[str], sizes: Sequence[int | None]) -> BlockMetadata | None:
+        """Return what plain Ray Data says of these files before it reads them, None if nothing."""
 
     def reading(self, selection: Selection) -> tuple[ReadTasks, Selection]:
         """Return what makes read tasks of sources, and what is left to be selected after reading.
@@ -107,6 +116,16 @@ class DatasourceFiles:
 
     name: str
     template: Datasource
+    filesystem: FileSystem | None = None
+
+    def on(self, filesystem: FileSystem) -> DatasourceFiles:
+        """Return the same, for paths on another filesystem."""
+        if isinstance(self.template, FileBasedDatasource):
+            moved: Any = copy.copy(self.template)
+            errors = moved._data_context.retried_io_errors
+            moved._filesystem = RetryingPyFileSystem.wrap(filesystem, retryable_errors=errors)
+            return replace(self, template=moved)
+        return replace(self, filesystem=filesystem)
 
     @classmethod
     def planned(
@@ -135,12 +154,20 @@ class DatasourceFiles:
         schemas = [getattr(task, "schema", None) for task in datasource.get_read_tasks(1)]
         return schemas[0] if schemas and isinstance(schemas[0], pa.Schema) else None
 
+    def metadata(self, paths: Sequence[str], sizes: Sequence[int | None]) -> BlockMetadata | None:
+        """As :meth:`FileReader.metadata`."""
+        if not isinstance(self.template, FileBasedDatasource):
+            return None
+        (task,) = _of_files(self.template, paths, sizes).get_read_tasks(1)
+        told: BlockMetadata = task.metadata
+        return told
+
     def reading(self, selection: Selection) -> tuple[ReadTasks, Selection]:
         """As :meth:`FileReader.reading`."""
         pushed, left = _pushed(self.template, selection)
         if isinstance(self.template, ParquetDatasource):
             # Its predicate rules out files, so it is given to each of them on its own.
-            return _ParquetTasks(self.template, selection), left
+            return _ParquetTasks(self.template, selection, self.filesystem), left
         if isinstance(self.template, FileBasedDatasource):
             return _FileTasks(self.name, pushed), left
         raise NonResumableError(
@@ -180,6 +207,16 @@ def left_to_select(columns: Sequence[str], left: Sequence[Any]) -> tuple[list[st
     return needed, Selection(tuple(left), tuple(columns) if more else None)
 
 
+def _of_files(
+    datasource: Datasource, paths: Sequence[str], sizes: Sequence[int | None]
+) -> Datasource:
+    # Its own way to know its files is a list in the object store.
+    reading: Any = copy.copy(datasource)
+    reading._paths, reading._file_sizes = lambda: list(paths), lambda: list(sizes)
+    narrowed: Datasource = reading
+    return narrowed
+
+
 @dataclass(frozen=True)
 class _FileTasks:
     """Has a copy of ``datasource`` make a read task for each file, and binds it by its name."""
@@ -190,8 +227,7 @@ class _FileTasks:
     def __call__(self, sources: SourceTable) -> Sequence[Any]:
         paths = [str(source.item) for source in sources]
         sizes = [source.fingerprint.size for source in sources]
-        reading: Any = copy.copy(self.datasource)
-        reading._paths, reading._file_sizes = lambda: paths, lambda: sizes
+        reading = _of_files(self.datasource, paths, sizes)
         tasks: dict[str, Any] = dict.fromkeys(paths)
         for task in reading.get_read_tasks(len(paths)):
             files = [str(path) for path in task.metadata.input_files or ()]
@@ -216,6 +252,7 @@ class _ParquetTasks:
 
     datasource: Any
     selection: Selection
+    filesystem: FileSystem | None
 
     def __call__(self, sources: SourceTable) -> Sequence[Any]:
         whole = self.datasource._pq_fragments[0].original
@@ -225,7 +262,7 @@ class _ParquetTasks:
         path, row_group = row_group_of(source)
         if isinstance(row_group, Unreadable):
             return partial(fail, path, row_group)
-        fragment = whole.format.make_fragment(path, whole.filesystem)
+        fragment = whole.format.make_fragment(path, self.filesystem or whole.filesystem)
         narrowed = copy.copy(self.datasource)
         size = source.fingerprint.size or 0
         if row_group is None:
@@ -247,8 +284,17 @@ class EachByItself:
     name: str
     reader: Callable[..., Dataset]
     kwargs: Mapping[str, Any]
+    filesystem: FileSystem | None = None
+
+    def on(self, filesystem: FileSystem) -> EachByItself:
+        """As :meth:`FileReader.on`."""
+        return replace(self, filesystem=filesystem)
 
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
+        """Return None."""
+        return None
+
+    def metadata(self, paths: Sequence[str], sizes: Sequence[int | None]) -> BlockMetadata | None:
         """Return None."""
         return None
 
@@ -264,6 +310,8 @@ class EachByItself:
         if isinstance(row_group, Unreadable):
             fail(path, row_group)
         files = DatasourceFiles.planned(self.name, self.reader, [path], self.kwargs)
+        if self.filesystem is not None:
+            files = files.on(self.filesystem)
         tasks, _ = files.reading(Selection())
         for task in tasks(source):
             yield from task()

@@ -14,15 +14,16 @@ Internals of Ray's that are used, beside those operators:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data import DataContext, Dataset
+from ray.data.block import BlockMetadata
 
 from ray_resume.core.sources import ReadTasks, Selection, Source, SourceTable
 from ray_resume.raydata.filereads import (
@@ -100,6 +101,15 @@ class Scan:
             return None
         schema: pa.Schema = self._narrowed(Selection((), _tupled(columns)))[0].infer_schema()
         return schema
+
+    def on(self, filesystem: FileSystem) -> Scan:
+        """As :meth:`filereads.FileReader.on`."""
+        scanner = replace(self.operator.scanner, filesystem=filesystem)
+        return Scan(replace(self.operator, scanner=scanner))
+
+    def metadata(self, paths: Sequence[str], sizes: Sequence[int | None]) -> BlockMetadata | None:
+        """Return that nothing is known: Ray Data executes such a read to measure it."""
+        return BlockMetadata(None, None, None, None)
 
     def reading(self, selection: Selection) -> tuple[ReadTasks, Selection]:
         """As :meth:`filereads.FileReader.reading`."""

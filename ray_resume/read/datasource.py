@@ -155,6 +155,13 @@ class ResumableDatasource(_SourceDatasource):
     def supports_predicate_pushdown(self) -> bool:
         return self.reading.selects
 
+    def apply_projection(self, projection_map: dict[str, str] | None) -> ResumableDatasource:
+        before = self._projection_map
+        narrowed: ResumableDatasource = super().apply_projection(projection_map)
+        if self.reading.reorders and before and projection_map is not None:
+            narrowed._projection_map = {name: name for name in projection_map if name in before}
+        return narrowed
+
     def apply_predicate(self, predicate_expr: Any) -> ResumableDatasource:
         # Tokens are given out by position in what was read, so that must be the same each time.
         if not is_repeatable(predicate_expr):
@@ -169,6 +176,10 @@ class ResumableDatasource(_SourceDatasource):
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
+        if data_context is None and parallelism == 1 and self.sources:
+            # Ray asks for what it tells of a dataset: its size, its files, its number of rows.
+            metadata = self.reading.metadata(self.sources) or self._metadata(self.sources)
+            return [ReadTask(_never_run, metadata, self._schema())]
         if data_context is None or not self.sources:
             return self._placeholders(parallelism)
         return [

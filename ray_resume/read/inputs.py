@@ -31,9 +31,10 @@ from ray_resume.core.sources import (
 from ray_resume.errors import NonResumableError, ResumeError, SourceChangedError
 from ray_resume.raydata import user_batches
 from ray_resume.raydata.filereads import DatasourceFiles, EachByItself, FileReader, row_group_of
-from ray_resume.raydata.scans import SAMPLED, planned_scan, reads_with_scans
+from ray_resume.raydata.scans import SAMPLED, Scan, planned_scan, reads_with_scans
 from ray_resume.read.footers import readable
 from ray_resume.read.listing import has_changed
+from ray_resume.read.workdir import is_local_at
 
 __all__ = [
     "DatasourceReading",
@@ -43,14 +44,17 @@ __all__ = [
     "key_sources",
 ]
 
+# Of so many files at most, a dataset knows the names: a million would take 100 MB of the driver.
+_DESCRIBED = 10_000
+
 
 @dataclass(frozen=True)
 class FileReading:
     """Files, read by one of Ray's ``read_*`` functions.
 
-    ``files`` reads any of them. The driver opens no file, except for the footers of the first ones
-    of Parquet, as plain Ray Data does. ``inflation`` is how many bytes in memory a byte on disk is
-    taken for, ``roots`` the files and directories that were listed on ``filesystem``.
+    ``files`` reads any of them, by paths on ``filesystem``. The driver opens no file, except for
+    the footers of the first ones of Parquet, as plain Ray Data does. ``inflation`` is how many
+    bytes in memory a byte on disk is taken for, ``roots`` the files and folders that were listed.
     """
 
     name: str
@@ -63,12 +67,23 @@ class FileReading:
     distributed: bool = True
     selects: bool = False
 
+    @property
+    def reorders(self) -> bool:
+        return isinstance(self.files, Scan)
+
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         # What is not known counts as nothing.
         return sources.fingerprints.sizes.astype(np.float64) * self.inflation
 
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
         return self.files.schema(columns)
+
+    def metadata(self, sources: SourceTable) -> BlockMetadata | None:
+        if len(sources) > _DESCRIBED:
+            return None
+        paths = list(dict.fromkeys(row_group_of(source)[0] for source in sources))
+        sizes = {row_group_of(source)[0]: source.fingerprint.size for source in sources}
+        return self.files.metadata(paths, [sizes[path] for path in paths])
 
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
@@ -96,12 +111,19 @@ def files_of(
     """
     scanned = reads_with_scans(getattr(reader, "__name__", ""))
 
+    # Planned in this process, and read in others, where relative paths may mean something else.
+    moved = is_local_at(filesystem)
+
     def planned(
         paths: Sequence[str], kwargs: Mapping[str, Any]
     ) -> tuple[FileReader, list[str] | None]:
+        files: FileReader
+        columns = None
         if scanned:
-            return planned_scan(reader, paths, kwargs)
-        return DatasourceFiles.planned(name, reader, paths, kwargs), None
+            files, columns = planned_scan(reader, paths, kwargs)
+        else:
+            files = DatasourceFiles.planned(name, reader, paths, kwargs)
+        return files.on(filesystem) if moved else files, columns
 
     if not sources:
         return EachByItself(name, reader, arguments), None
@@ -118,7 +140,8 @@ def files_of(
     if scanned:
         # Then no footer is read, and what a file is found to have later is its schema.
         return planned(first[:1], {**arguments, "schema": pa.schema([])})
-    return EachByItself(name, reader, arguments), None
+    each = EachByItself(name, reader, arguments)
+    return each.on(filesystem) if moved else each, None
 
 
 def _paths(sources: SourceTable) -> Iterator[str]:
@@ -149,12 +172,16 @@ class KeyReading:
     load: Callable[[Any], Any]
     repeatable: bool = False
     selects: bool = False
+    reorders: bool = False
     distributed: bool = True
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         return None
 
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
+        return None
+
+    def metadata(self, sources: SourceTable) -> BlockMetadata | None:
         return None
 
     def watch(self) -> Watch:
@@ -243,6 +270,7 @@ class DatasourceReading:
     source_id: Callable[[ReadTask, int], str] | None = None
     repeatable: bool = False
     selects: bool = False
+    reorders: bool = False
 
     @property
     def distributed(self) -> bool:
@@ -287,6 +315,9 @@ class DatasourceReading:
         return None
 
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
+        return None
+
+    def metadata(self, sources: SourceTable) -> BlockMetadata | None:
         return None
 
     def watch(self) -> Watch:

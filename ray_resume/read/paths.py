@@ -10,10 +10,12 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
+from itertools import takewhile
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -29,16 +31,26 @@ from pyarrow.fs import (
 )
 
 from ray_resume.checkpoint.shared.objects import public_uri
+from ray_resume.core.sources import Items
 from ray_resume.errors import ResumeError
 from ray_resume.raydata.paths import is_http, locate, paths_of, resolving
 
-__all__ = ["as_pyarrow", "id_of_url", "normalized", "resolve"]
+__all__ = ["Spelling", "as_pyarrow", "id_of_url", "located", "normalized", "resolve"]
 
 _REQUESTS_AT_ONCE = 16
 
 
 def resolve(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
-    """Return the filesystem of the ``paths`` of a reader, and how that filesystem spells them.
+    """Return the filesystem of the ``paths`` of a reader, and their one spelling there.
+
+    Raises: as :func:`located`.
+    """
+    first, found = located(paths, filesystem)
+    return normalized(first, found)
+
+
+def located(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
+    """Return the filesystem of the ``paths`` of a reader, and their paths there as Ray has them.
 
     Raises:
         ValueError: they name no filesystem, or several.
@@ -59,7 +71,54 @@ def resolve(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
                     f"{public_uri(given[0])} and {public_uri(path)} are on different filesystems. "
                     "Read them apart."
                 )
-    return normalized(as_pyarrow(first), [path for _, path in found])
+    return as_pyarrow(first), [path for _, path in found]
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How plain Ray Data spells what was listed: each root's normalized path, and its own."""
+
+    roots: tuple[str, ...]
+    plain: tuple[str, ...]
+
+    @property
+    def is_the_same(self) -> bool:
+        """Whether it spells every path as it was listed."""
+        cut, base = self._prefix() or (1, "")
+        return not cut and not base
+
+    def items(self, names: Iterable[str]) -> Items:
+        """Return what files are found by that were listed as ``names``, root by root."""
+        prefix = self._prefix()
+        return Items(listed=self.of(names)) if prefix is None else Items(prefix[1], cut=prefix[0])
+
+    def of(self, names: Iterable[str]) -> list[str]:
+        """Return how plain Ray Data spells files that were listed as ``names``, root by root."""
+        pairs = iter(zip(self.roots, self.plain, strict=True))
+        root = plain = ""
+        folder = None
+        spelt = []
+        for name in names:
+            while folder is None or not (name == root or name.startswith(folder)):
+                root, plain = next(pairs)
+                folder = _as_folder(root)
+            inside = name.removeprefix(folder)
+            spelt.append(plain if name == root else f"{_as_folder(plain)}{inside}")
+        return spelt
+
+    def _prefix(self) -> tuple[int, str] | None:
+        """Return how many characters to cut, and what to put there; None if roots differ in it."""
+        prefixes = set()
+        for root, plain in zip(self.roots, self.plain, strict=True):
+            one, other = _as_folder(root), _as_folder(plain)
+            pairs = zip(reversed(one), reversed(other), strict=False)
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            prefixes.add((len(one) - same, other[: len(other) - same]))
+        return prefixes.pop() if len(prefixes) == 1 else None
+
+
+def _as_folder(path: str) -> str:
+    return path if path.endswith("/") else f"{path}/"
 
 
 def _located(path: str, filesystem: Any) -> tuple[FileSystem, str]:

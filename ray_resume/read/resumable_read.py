@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray.data
@@ -35,7 +35,8 @@ from ray_resume.read.inputs import (
 from ray_resume.read.listing import list_files, relative_to
 from ray_resume.read.options import ReaderText, check_reader, describe_reader, is_repeatable
 from ray_resume.read.overlap import InputFolders, filesystem_type, refuse_overlap
-from ray_resume.read.paths import id_of_url, resolve
+from ray_resume.read.paths import Spelling, id_of_url, located, normalized, resolve
+from ray_resume.read.workdir import local_at
 
 __all__ = ["ReadOptions", "resumable_read"]
 
@@ -197,15 +198,9 @@ def resumable_read(
         kind, reading = "task", DatasourceReading.of(reader, source_id, wanted)
     else:
         kind = granularity
-        reading, listed_files, columns = _file_reading(
+        reading, listed_files, columns, inputs = _file_reading(
             reader, args, kwargs, granularity, source_root
         )
-        paths: Iterator[Any] = (source.item for source in reading.sources)
-        if granularity == "file" and source_root is None:
-            paths = reading.sources.ids()  # The same, in a third of the time.
-        elif granularity == "row_group":
-            paths = (path for path, _ in paths)
-        inputs = InputFolders.of(reading.filesystem, reading.roots, paths)
     kept = location.local_path
     of_type = "local" if kept else filesystem_type(location.path, location.filesystem)
     refuse_overlap(inputs, "checkpoint", of_type, storage.root, storage.uri)
@@ -248,13 +243,8 @@ def _file_reading(
     kwargs: dict[str, Any],
     granularity: str,
     source_root: str | os.PathLike[str] | None,
-) -> tuple[FileReading, Collection[str], list[str] | None]:
-    """List the files, and plan how they are read.
-
-    Returns:
-        The reading, the ids of the files that its sources are parts of, if they are, and the
-        columns that Ray Data selects above the read, if any.
-    """
+) -> _FilesRead:
+    """List the files, and plan how they are read."""
     name = reader.__name__
     signature = inspect.signature(reader)
     try:
@@ -265,40 +255,67 @@ def _file_reading(
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name, {}))
-    distributed = not is_local_scheme(arguments["paths"])
-    filesystem, roots, sources = _list(name, signature, arguments)
-    if source_root is not None:
-        (root,) = resolve(os.fspath(source_root), filesystem)[1]
-        sources = relative_to(sources, id_of_url(root) if is_http(filesystem) else root)
     if granularity == "row_group" and name != "read_parquet":
         raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
+    distributed = not is_local_scheme(arguments["paths"])
+    listed = _list(name, signature, arguments)
+    sources = listed.sources
+    if source_root is not None:
+        (root,) = resolve(os.fspath(source_root), listed.filesystem)[1]
+        http = is_http(listed.filesystem)
+        sources = relative_to(sources, id_of_url(root) if http else root)
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
-    reader_of_files, columns = files_of(title, reader, arguments, filesystem, sources)
-    files: list[str] = []
+    files, columns = files_of(title, reader, arguments, listed.opened_on, sources)
+    names: list[str] = []
     if granularity == "row_group":
-        files = list(sources.ids())
-        sources = list_row_groups(filesystem, sources)
+        names = list(sources.ids())
+        sources = list_row_groups(listed.opened_on, sources)
     reading = FileReading(
         title,
         sources,
-        reader_of_files,
+        files,
         _INFLATION.get(name, 1.5),
-        filesystem,
-        tuple(roots),
+        listed.opened_on,
+        listed.roots,
         repeatable=is_repeatable(arguments),
         distributed=distributed,
         selects=name == "read_parquet",
     )
-    return reading, files, columns
+    return _FilesRead(reading, names, columns, listed.folders)
 
 
-def _list(
-    name: str, signature: inspect.Signature, arguments: dict[str, Any]
-) -> tuple[FileSystem, list[str], SourceTable]:
+class _FilesRead(NamedTuple):
+    """A read of files.
+
+    Attributes:
+        files: the ids of the files that its sources are parts of, if they are.
+        columns: what Ray Data selects above the read, if anything.
+    """
+
+    reading: FileReading
+    files: Collection[str]
+    columns: list[str] | None
+    inputs: InputFolders
+
+
+class _Listed(NamedTuple):
+    """The files of a read, whose items are paths on ``opened_on``, as plain Ray Data has them."""
+
+    filesystem: FileSystem
+    opened_on: FileSystem
+    roots: tuple[str, ...]
+    sources: SourceTable
+    folders: InputFolders
+
+
+def _list(name: str, signature: inspect.Signature, arguments: dict[str, Any]) -> _Listed:
     """List the files, and take out of ``arguments`` what that has settled."""
     if arguments.get("catalog") is not None:
         raise NonResumableError("resumable_read does not resolve catalogs. Give the paths.")
-    filesystem, paths = resolve(arguments.pop("paths"), arguments.get("filesystem"))
+    given = arguments.get("filesystem")
+    opened_on, plain = located(arguments.pop("paths"), given)
+    filesystem, roots = normalized(opened_on, plain)
+    spelling = Spelling(tuple(roots), tuple(plain))
     skipped = arguments.pop("skip_paths", None)
     extensions = arguments.get("file_extensions", _default(signature, "file_extensions"))
     scanned = reads_with_scans(name)
@@ -306,21 +323,45 @@ def _list(
         extensions = scanned_extensions(extensions)
     sources = list_files(
         filesystem,
-        paths,
+        roots,
         extensions=extensions,
-        keep=arguments.pop("partition_filter", None),
+        keep=_keeping(arguments.pop("partition_filter", None), spelling),
         ignore_missing=bool(arguments.pop("ignore_missing_paths", False)),
     )
     if skipped:
         without = set(resolve(skipped, filesystem)[1])
         sources = sources.take(np.flatnonzero([source.item not in without for source in sources]))
+    folders = InputFolders.of(filesystem, roots, _paths(sources, filesystem))
+    if not is_http(filesystem) and not spelling.is_the_same:
+        sources = sources.found_by(spelling.items(sources.ids()))
     # The reader gets each file by name from here on.
-    if not isinstance(filesystem, LocalFileSystem) or arguments.get("filesystem") is not None:
-        # Not the one that was given: of a part of a file system, the paths are those of the whole.
-        arguments["filesystem"] = filesystem
+    if not isinstance(filesystem, LocalFileSystem) or given is not None:
+        arguments["filesystem"] = opened_on
+    if isinstance(opened_on, LocalFileSystem) and not all(map(os.path.isabs, plain)):
+        opened_on = local_at(os.getcwd())
     if "file_extensions" in signature.parameters and not scanned:
         arguments["file_extensions"] = None
-    return filesystem, paths, sources
+    return _Listed(filesystem, opened_on, tuple(roots), sources, folders)
+
+
+def _paths(sources: SourceTable, filesystem: FileSystem) -> Iterator[str]:
+    # Ids are the same as items, in a third of the time, but for URLs.
+    return (source.item for source in sources) if is_http(filesystem) else sources.ids()
+
+
+def _keeping(
+    keep: Callable[[list[str]], list[str]] | None, spelling: Spelling
+) -> Callable[[list[str]], list[str]] | None:
+    """Return a partition filter for paths as they are listed, of one for Ray's spelling."""
+    if keep is None or spelling.is_the_same:
+        return keep
+
+    def kept(names: list[str]) -> list[str]:
+        plain = spelling.of(names)
+        left = set(keep(plain))
+        return [name for name, path in zip(names, plain, strict=True) if path in left]
+
+    return kept
 
 
 def _default(signature: inspect.Signature, name: str) -> Any:
