@@ -97,8 +97,16 @@ class Scan:
 
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
         """Return the schema of what is read; None if no file could be opened to find it out."""
-        if not self.operator.schema.names:
+        whole: pa.Schema = self.operator.infer_schema()
+        if not whole.names:
             return None
+        # Ray reads nothing for a column that is nowhere, and has no schema for it.
+        if columns is None or not set(columns) <= set(whole.names):
+            return (
+                whole
+                if columns is None
+                else pa.schema([whole.field(n) for n in columns if n in whole.names])
+            )
         schema: pa.Schema = self._narrowed(Selection((), _tupled(columns)))[0].infer_schema()
         return schema
 

@@ -155,9 +155,9 @@ class ResumableDatasource(_SourceDatasource):
     def supports_predicate_pushdown(self) -> bool:
         return self.reading.selects
 
-    def apply_projection(self, projection_map: dict[str, str] | None) -> ResumableDatasource:
+    def apply_projection(self, projection_map: dict[str, str] | None) -> Any:
         before = self._projection_map
-        narrowed: ResumableDatasource = super().apply_projection(projection_map)
+        narrowed: Any = super().apply_projection(projection_map)
         if self.reading.reorders and before and projection_map is not None:
             narrowed._projection_map = {name: name for name in projection_map if name in before}
         return narrowed
