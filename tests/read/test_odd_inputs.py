@@ -631,7 +631,13 @@ CASES = {"read_parquet": PARQUET, **READERS}
 
 # What plain Ray Data cannot read.
 REFUSED: dict[str, set[str]] = {
-    "read_parquet": {"a hive key that is a column, filtered", "int beside text", "dictionaries", "files of no bytes alone", "a filter of pyarrow"s"},
+    "read_parquet": {
+        "a hive key that is a column, filtered",
+        "int beside text",
+        "dictionaries",
+        "files of no bytes alone",
+        "a filter of pyarrow's",
+    },
     "read_csv": {"no bytes", "a bad row"},
     "read_json": {"other types", "damaged"},
     "read_text": {"not utf-8"},
