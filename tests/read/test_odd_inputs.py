@@ -28,7 +28,7 @@ import pytest
 import ray
 from local_execution import execute, execute_armed
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
-from ray.data.datasource.partitioning import Partitioning
+from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 from ray.data.expressions import col
 
 from ray_resume import resumable_read
@@ -113,12 +113,14 @@ PARQUET = [
     Case("hive keys, filtered", PARTS, steps=where((col("y") == "1") & (col("id") > 8))),
     Case("hive keys, filtered by either", PARTS, steps=where((col("y") == "1") | (col("id") > 9))),
     Case(
-        "hive keys of types", PARTS, {"partitioning": Partitioning("hive", field_types={"y": int})}
+        "hive keys of types",
+        PARTS,
+        {"partitioning": Partitioning(PartitionStyle.HIVE, field_types={"y": int})},
     ),
     Case(
         "hive keys of types, filtered",
         PARTS,
-        {"partitioning": Partitioning("hive", field_types={"y": int})},
+        {"partitioning": Partitioning(PartitionStyle.HIVE, field_types={"y": int})},
         where(col("y") > 1),
     ),
     Case("no partitioning", PARTS, {"partitioning": None}),
@@ -389,7 +391,7 @@ READERS: dict[str, list[Case]] = {
         Case(
             "paths and hive",
             {"y=1/a.csv": text("id\n1\n"), "y=2/a.csv": text("id\n2\n")},
-            {"include_paths": True, "partitioning": Partitioning("hive")},
+            {"include_paths": True, "partitioning": Partitioning(PartitionStyle.HIVE)},
         ),
         Case("other extensions", {"a.tsv": text("id\n1\n"), "b.csv": text("id\n2\n")}),
         Case(
@@ -456,7 +458,7 @@ READERS: dict[str, list[Case]] = {
         ),
         Case("extensions", {"a.x": text(b"a"), "b.y": text(b"b")}, {"file_extensions": ["y"]}),
         Case("hidden", {".a": text(b"a"), "_b": text(b"b"), "c": text(b"c")}),
-        Case("hive", {"k=1/a": text(b"a")}, {"partitioning": Partitioning("hive")}),
+        Case("hive", {"k=1/a": text(b"a")}, {"partitioning": Partitioning(PartitionStyle.HIVE)}),
         Case(
             "a buffer size",
             {"a": text(b"ab" * 99), "b": text(b"b")},
@@ -617,7 +619,11 @@ READERS: dict[str, list[Case]] = {
         Case("damaged", {"a.wav": text(b"RIFF no")}),
         Case("no bytes", {"a.wav": text(b"")}),
         Case("other files beside", {"a.wav": write_audio(1, 8000), "b.txt": text("no")}),
-        Case("hive", {"k=1/a.wav": write_audio(1, 8000)}, {"partitioning": Partitioning("hive")}),
+        Case(
+            "hive",
+            {"k=1/a.wav": write_audio(1, 8000)},
+            {"partitioning": Partitioning(PartitionStyle.HIVE)},
+        ),
         Case(
             "ignored paths",
             {"a.wav": write_audio(1, 8000)},
