@@ -52,6 +52,8 @@ def resolve(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
 def located(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
     """Return the filesystem of the ``paths`` of a reader, and their paths there as Ray has them.
 
+    A path that Ray cannot open as it is written has its normalized spelling.
+
     Raises:
         ValueError: they name no filesystem, or several.
         TypeError: ``filesystem`` is none.
@@ -71,7 +73,8 @@ def located(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
                     f"{public_uri(given[0])} and {public_uri(path)} are on different filesystems. "
                     "Read them apart."
                 )
-    return as_pyarrow(first), [path for _, path in found]
+    first = as_pyarrow(first)
+    return first, [_openable(first, path) for _, path in found]
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,37 @@ def normalized(filesystem: FileSystem, paths: list[str]) -> tuple[FileSystem, li
         filesystem, paths = filesystem.base_fs, [f"{base}/{path.lstrip('/')}" for path in paths]
     if isinstance(filesystem, LocalFileSystem):
         # An empty path is no directory, though it would become the working directory.
-        whole = [path and os.path.abspath(os.path.expanduser(path)) for path in paths]
-        return filesystem, [re.sub("^/+", "/", path) for path in whole]
+        return filesystem, [path and re.sub("^/+", "/", _absolute(path)) for path in paths]
     if is_http(filesystem):
         return filesystem, paths
     return filesystem, [path.rstrip("/") for path in paths]
+
+
+def _absolute(path: str) -> str:
+    path = os.path.expanduser(path)
+    whole = os.path.abspath(path)
+    steps = path.split("/")
+    if ".." not in steps or not os.path.exists(path):
+        return whole
+    if os.path.exists(whole) and os.path.samefile(path, whole):
+        return whole
+    # The folder before a ".." is a symbolic link: the system goes up from the link's target.
+    below = steps[::-1].index("..")
+    up = os.path.realpath("/".join(steps[: len(steps) - below]))
+    return os.path.abspath(os.path.join(up, *steps[len(steps) - below :]))
+
+
+def _openable(filesystem: FileSystem, path: str) -> str:
+    """Return ``path``, but another spelling of it if the filesystem cannot open this one.
+
+    A system does not go up from a folder that is missing, and knows no "~".
+    """
+    may_fail = isinstance(filesystem, (LocalFileSystem, SubTreeFileSystem)) and (
+        ".." in path.split("/") or path.startswith("~")
+    )
+    if may_fail and filesystem.get_file_info(path).type == FileType.NotFound:
+        return os.path.normpath(os.path.expanduser(path))
+    return path
 
 
 def as_pyarrow(filesystem: Any) -> FileSystem:

@@ -32,7 +32,7 @@ from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 from ray.data.expressions import col
 
 from ray_resume import resumable_read
-from ray_resume.raydata import filereads
+from ray_resume.raydata.paths import resolving
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.long]
 
@@ -699,7 +699,7 @@ def differences(case: Case, name: str, folder: Path) -> list[str]:
         return case.steps(read)
 
     # Where aiohttp is missing, Ray's own threads race for an import if they are given two paths.
-    with filereads.imported(filereads.HTTP):
+    with resolving():
         expected = outcome(lambda: execute(case.steps(reader(paths, **options))))
     if HAS_SCANS:
         # Older versions refuse other inputs; here is nothing that is refused by mistake.
@@ -715,7 +715,14 @@ def differences(case: Case, name: str, folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+# These two have the most rules of their own; CI runs the others, too.
+IN_THE_SUITE = ("read_parquet", "read_csv")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in IN_THE_SUITE else [pytest.mark.extended]) for n in CASES],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_odd_inputs(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     if not hasattr(ray.data, name):
