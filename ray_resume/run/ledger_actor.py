@@ -260,7 +260,7 @@ class LedgerHost:
                 self._dropped_count,
             )
 
-    def unpublished(self) -> tuple[list[bytes], int]:
+    def take_unpublished(self) -> tuple[list[bytes], int]:
         """Return the write results, and the number of rows, of what is complete and waits.
 
         Raises:
@@ -273,13 +273,13 @@ class LedgerHost:
             results = [result for done in self._publishing for result in done.results]
             return results, sum(done.rows_written for done in self._publishing)
 
-    def published(self) -> None:
-        """Commit in one transaction what :meth:`unpublished` has returned: it is visible now."""
+    def confirm_published(self) -> None:
+        """Commit in one transaction what :meth:`take_unpublished` returned: it is visible now."""
         with self._state:
             self._queue, self._publishing = self._queue + self._publishing, []
         self.flush()
 
-    def give_up(
+    def mark_rest_failed(
         self, lost: Mapping[int, str | None], *, unread_counts: bool = True
     ) -> tuple[int, int]:
         """Commit what is pending as failed, but for what only waits for others.
@@ -567,11 +567,11 @@ class _LedgerActor:
     def flush(self) -> Progress:
         return self._opened().flush()
 
-    def unpublished(self) -> tuple[list[bytes], int]:
-        return self._opened().unpublished()
+    def take_unpublished(self) -> tuple[list[bytes], int]:
+        return self._opened().take_unpublished()
 
-    def published(self) -> None:
-        self._opened().published()
+    def confirm_published(self) -> None:
+        self._opened().confirm_published()
 
     def drop(self, source_ids: Sequence[str]) -> None:
         self._opened().drop(source_ids)
@@ -579,8 +579,10 @@ class _LedgerActor:
     def bury(self, run_id: str, pass_number: int, letters: Sequence[DeadLetter]) -> None:
         self._opened().bury(run_id, pass_number, letters)
 
-    def give_up(self, lost: Mapping[int, str | None], unread_counts: bool) -> tuple[int, int]:
-        return self._opened().give_up(lost, unread_counts=unread_counts)
+    def mark_rest_failed(
+        self, lost: Mapping[int, str | None], unread_counts: bool
+    ) -> tuple[int, int]:
+        return self._opened().mark_rest_failed(lost, unread_counts=unread_counts)
 
     def close(self) -> Progress:
         return self._opened().close()

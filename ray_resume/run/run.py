@@ -265,7 +265,7 @@ class Run:
             failed = quarantined = 0
             if lost is not None:
                 proven = self._plan.max_errored_blocks != 0 or self._has_read_some(handle, todo)
-                failed, quarantined = ray.get(handle.give_up.remote(lost, proven))
+                failed, quarantined = ray.get(handle.mark_rest_failed.remote(lost, proven))
             reached("run.before_close")
             progress: Progress = ray.get(handle.close.remote())
             reached("run.closed")
@@ -367,10 +367,10 @@ class Run:
                 progress.pending, failed=progress.failed, waiting=progress.waiting, crash=crash
             )
             if schedule.next() is not None:
-                self._tell_lost(pass_number, todo, progress, crash)
+                self._warn_incomplete(pass_number, todo, progress, crash)
         return schedule.lost if set(progress.pending) - progress.waiting else None
 
-    def _tell_lost(
+    def _warn_incomplete(
         self, pass_number: int, todo: Todo, progress: Progress, crash: str | None
     ) -> None:
         logger.warning(
@@ -386,13 +386,13 @@ class Run:
     def _publish(self, handle: Any) -> None:
         if self._plan.publish is None:
             return
-        results, rows = ray.get(handle.unpublished.remote())
+        results, rows = ray.get(handle.take_unpublished.remote())
         reached("run.before_publish")
         self._lease.check()
         if results:
             self._plan.publish(results, rows)
         reached("run.published")
-        ray.get(handle.published.remote())
+        ray.get(handle.confirm_published.remote())
 
     def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
         return RunSpec(
