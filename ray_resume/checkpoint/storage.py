@@ -25,7 +25,7 @@ from ray_resume.checkpoint.shared.objects import StoredObjects, public_uri
 from ray_resume.core.records import Record
 from ray_resume.core.shards import ArrayTask
 
-__all__ = ["LedgerLease", "LedgerPlace", "Location", "RunLease", "Storage", "Writer"]
+__all__ = ["LedgerBinding", "LedgerLease", "Location", "RunLease", "Storage", "Writer"]
 
 _OBJECT_TTL_S = 30.0
 # Clients of network file systems may look at what they remember for up to a minute.
@@ -78,7 +78,7 @@ class RunLease(LedgerLease, Protocol):
         """Release the lease: the run is over, once no other process of it holds it."""
 
 
-class LedgerPlace(Protocol):
+class LedgerBinding(Protocol):
     """What the ledger's process needs of a checkpoint; picklable."""
 
     @property
@@ -137,7 +137,7 @@ class Storage(Protocol):
     def acquire(self, owner: Owner, claim: Claim, *, wait_s: float) -> RunLease:
         """Take a run's lease as soon as no live run shares a source with it."""
 
-    def place(self, run_id: str, lease: Any) -> LedgerPlace:
+    def bind_ledger(self, run_id: str, lease: Any) -> LedgerBinding:
         """Return what the ledger's process of a run needs, which holds ``lease``."""
 
     def settled(self, own: str) -> Contents:

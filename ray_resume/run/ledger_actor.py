@@ -2,7 +2,7 @@
 
 A thin shell: every rule about counters is in `ledger`, every rule about bytes in `lmdb_file`. Here
 is only when to commit. Completions are committed in groups, soon after they happened (how soon,
-the place says), and the lease is checked inside each commit.
+the binding says), and the lease is checked inside each commit.
 
 :class:`LedgerHost` is plain Python, tested without Ray; :func:`start` puts it into an actor on the
 driver's node.
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ray_resume.checkpoint.storage import LedgerPlace
+from ray_resume.checkpoint.storage import LedgerBinding
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.core.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
 from ray_resume.core.messages import DeadLetter
@@ -38,7 +38,15 @@ from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import Fault, reached
 from ray_resume.run.agreement import Agreement
 
-__all__ = ["Failed", "LedgerHost", "Progress", "RunSpec", "Unread", "collect_seldom", "start"]
+__all__ = [
+    "Failed",
+    "LedgerHost",
+    "Progress",
+    "RunSpec",
+    "Unread",
+    "start",
+    "tune_garbage_collector",
+]
 
 # So many objects are made before the garbage collector looks at them.
 _FEW_COLLECTIONS = 200_000
@@ -52,7 +60,7 @@ class RunSpec:
     """What the host must know of a run; ``sources[i]`` is source number i of its table."""
 
     run_id: str
-    place: LedgerPlace
+    binding: LedgerBinding
     sources: SourceTable
     # What is on record of a source, by its number.
     records: Mapping[int, Record]
@@ -113,13 +121,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a source failed; ``counts`` towards quarantine only if it is known to be its own doing.
+    """Why a source failed, and whether this run brings it nearer to quarantine.
 
-    What fails together with others, in the same tasks perhaps, would be given up with them.
+    A failure counts towards quarantine only if the source itself is known to have caused it. One
+    bad source would otherwise quarantine all that went through the same tasks.
     """
 
     error: str
-    counts: bool
+    counts_toward_quarantine: bool
 
 
 class LedgerHost:
@@ -137,14 +146,14 @@ class LedgerHost:
         self._spec = replace(spec, sources=SourceTable.of(()))
         self._pipeline = pipeline_of(spec.signature, spec.code)
         self._run = bytes.fromhex(spec.run_id) if is_usual_run(spec.run_id) else None
-        self._lease, self._writer = spec.place.open(spec.header)
+        self._lease, self._writer = spec.binding.open(spec.header)
         self._sequence = spec.first_sequence
         self._completed = self._committed = 0
         self._rows_read = self._rows_written = self._files = self._dead_rows = 0
         self._dropped_count = 0
-        self._letters = spec.place.letters()
+        self._letters = spec.binding.letters()
         self._agreement = Agreement(
-            spec.place.schemas(),
+            spec.binding.schemas(),
             spec.run_id,
             self.name_of,
             afresh=spec.schema_afresh,
@@ -366,12 +375,14 @@ class LedgerHost:
         if failure is not None:
             errors = self._ledger.read_errors()
             spared = errors.is_transient(source) or not unread_counts
-            return Failed(failure, counts=source not in errors.sources() or not spared)
+            return Failed(
+                failure, counts_toward_quarantine=source not in errors.sources() or not spared
+            )
         why = self._ledger.explain(source)
         crash = lost.get(source)
         if crash is not None:
             why = f"a worker died whenever it was executed ({crash})"
-        return Failed(f"rows unaccounted for: {why}", counts=source in lost)
+        return Failed(f"rows unaccounted for: {why}", counts_toward_quarantine=source in lost)
 
     def close(self) -> Progress:
         """Commit what is complete, then refuse every later message and close the file."""
@@ -408,7 +419,9 @@ class LedgerHost:
     def _wait_for_company(self) -> None:
         """Let what completes within the interval share a commit; a run that ends waits no more."""
         with self._state:
-            self._state.wait_for(lambda: not self._open, timeout=self._spec.place.commit_interval_s)
+            self._state.wait_for(
+                lambda: not self._open, timeout=self._spec.binding.commit_interval_s
+            )
 
     def _commit(self) -> None:
         with self._commits:
@@ -445,7 +458,7 @@ class LedgerHost:
 
     def _failed(self, source: int, how: Failed, now: float) -> Record:
         earlier = self._spec.records.get(source)
-        failed_runs = (earlier.failed_runs if earlier else 0) + how.counts
+        failed_runs = (earlier.failed_runs if earlier else 0) + how.counts_toward_quarantine
         return self._record(
             source,
             State.FAILED if failed_runs < self._spec.max_failed_runs else State.QUARANTINED,
@@ -531,7 +544,7 @@ def start(spec: RunSpec) -> Any:
     return handle
 
 
-def collect_seldom() -> None:
+def tune_garbage_collector() -> None:
     """Have this process, which is the ledger's alone, look for garbage less often.
 
     What comes and goes in it, some tuples for each source, has no cycles. By default a third of its
@@ -549,7 +562,7 @@ class _LedgerActor:
 
     def open(self, spec: RunSpec) -> None:
         self._host = LedgerHost(spec)
-        collect_seldom()
+        tune_garbage_collector()
 
     def begin_pass(self, pass_number: int) -> None:
         self._opened().begin_pass(pass_number)

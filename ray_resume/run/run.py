@@ -397,7 +397,7 @@ class Run:
     def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
         return RunSpec(
             run_id=self._run_id,
-            place=self._plan.storage.place(self._run_id, self._lease),
+            binding=self._plan.storage.bind_ledger(self._run_id, self._lease),
             sources=todo.pending.trimmed(),
             records=todo.records,
             first_sequence=contents.union.highest_sequence(),

@@ -257,7 +257,7 @@ def run_part(arguments: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def host_of(count: int, *, commit_interval_s: float) -> Iterator[Any]:
     """Yield a ledger's host of a run of ``count`` sources, in this process."""
-    from ray_resume.checkpoint.local.backend import CheckpointDirectory, DirectoryPlace
+    from ray_resume.checkpoint.local.backend import CheckpointDirectory, LocalLedgerBinding
     from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
     from ray_resume.run.ledger_actor import LedgerHost, RunSpec
 
@@ -267,7 +267,7 @@ def host_of(count: int, *, commit_interval_s: float) -> Iterator[Any]:
     try:
         spec = RunSpec(
             run_id=RUN,
-            place=DirectoryPlace(str(work), str(lease.path), RUN, commit_interval_s),
+            binding=LocalLedgerBinding(str(work), str(lease.path), RUN, commit_interval_s),
             sources=sources_of(count),
             records={},
             max_failed_runs=3,
@@ -307,13 +307,13 @@ def run_ledger(arguments: argparse.Namespace) -> dict[str, Any]:
     from ray_resume.checkpoint.local.backend import COMMIT_INTERVAL_S
     from ray_resume.core.ledger import Drain, Message, Seal
     from ray_resume.core.tokens import MODULUS
-    from ray_resume.run.ledger_actor import collect_seldom
+    from ray_resume.run.ledger_actor import tune_garbage_collector
 
     count, each = arguments.sources, arguments.events
     digests = sources_of(count).digests.to_bytes()
     sending_s, longest_s = 0.0, 0.0
     with host_of(count, commit_interval_s=COMMIT_INTERVAL_S) as host:
-        collect_seldom()
+        tune_garbage_collector()
         began = time.perf_counter()
         made_s = 0.0
         for start in range(0, count, 100_000):
@@ -401,7 +401,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     import psutil
     import ray
 
-    from ray_resume.checkpoint.local.backend import CheckpointDirectory, DirectoryPlace
+    from ray_resume.checkpoint.local.backend import CheckpointDirectory, LocalLedgerBinding
     from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
     from ray_resume.run import ledger_actor
 
@@ -423,7 +423,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
             handle = ledger_actor.start(
                 ledger_actor.RunSpec(
                     run_id=RUN,
-                    place=DirectoryPlace(str(path), str(lease.path), RUN),
+                    binding=LocalLedgerBinding(str(path), str(lease.path), RUN),
                     sources=sources_of(count),
                     records={},
                     max_failed_runs=3,

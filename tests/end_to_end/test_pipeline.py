@@ -563,13 +563,15 @@ def test_if_the_ledger_dies_the_run_fails_loudly_and_the_next_goes_on(
 
 
 def test_the_ledgers_start_up_errors_reach_the_user(tmp_path: Path) -> None:
-    from ray_resume.checkpoint.local.backend import DirectoryPlace
+    from ray_resume.checkpoint.local.backend import LocalLedgerBinding
     from ray_resume.core.sources import SourceTable
     from ray_resume.run import ledger_actor
 
     spec = ledger_actor.RunSpec(
         run_id="cccccccccccc",
-        place=DirectoryPlace(str(tmp_path), str(tmp_path / "cccccccccccc.lease"), "cccccccccccc"),
+        binding=LocalLedgerBinding(
+            str(tmp_path), str(tmp_path / "cccccccccccc.lease"), "cccccccccccc"
+        ),
         sources=SourceTable.of([]),
         records={},
         max_failed_runs=3,

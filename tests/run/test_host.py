@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ray_resume.checkpoint.local.backend import CheckpointDirectory, DirectoryPlace
+from ray_resume.checkpoint.local.backend import CheckpointDirectory, LocalLedgerBinding
 from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.ledger import Drain, LedgerError, Message, Outcome, Seal
@@ -64,7 +64,7 @@ class Run:
         self.lease = Lease.acquire(self.directory.path, owner, Claim(None), wait_s=0)
         values: dict[str, Any] = {
             "run_id": run_id,
-            "place": DirectoryPlace(
+            "binding": LocalLedgerBinding(
                 str(path), str(self.lease.path), run_id, commit_interval_s=commit_interval_s
             ),
             "sources": table(Fingerprint(i, 10 * i) for i in range(sources)),
@@ -149,7 +149,7 @@ def test_sequences_go_on_where_the_union_ended(tmp_path: Path) -> None:
     run.apply(Seal(0, 0))
     run.host.flush()
     run.apply(Seal(1, 0))
-    run.host.fail({2: Failed("boom", counts=True)})
+    run.host.fail({2: Failed("boom", counts_toward_quarantine=True)})
     run.end()
     sequences = {record.source_id: record.sequence for record in records_in(run.file).values()}
     assert sorted(sequences.values()) == [42, 43, 44]
@@ -161,7 +161,7 @@ def test_close_commits_and_refuses_what_comes_later(run: Run) -> None:
     assert run.host.close().committed == 1
     for late in (
         lambda: run.apply(Seal(1, 0)),
-        lambda: run.host.fail({1: Failed("late", counts=True)}),
+        lambda: run.host.fail({1: Failed("late", counts_toward_quarantine=True)}),
     ):
         with pytest.raises(ResumeError):
             late()
@@ -216,7 +216,7 @@ def test_nothing_is_committed_once_the_lease_is_lost(tmp_path: Path) -> None:
     wait_until(refused)
     for use in (
         run.host.flush,
-        lambda: run.host.fail({3: Failed("boom", counts=True)}),
+        lambda: run.host.fail({3: Failed("boom", counts_toward_quarantine=True)}),
         run.host.close,
     ):
         with pytest.raises(CheckpointError, match="lost"):
@@ -269,7 +269,7 @@ def test_a_source_fails_until_it_is_quarantined_and_keeps_its_old_files(tmp_path
     for turn in (1, 2, 3):
         before = newest()
         run = Run(tmp_path, f"run{turn}", records={0: before}, first_sequence=before.sequence)
-        run.host.fail({0: Failed(f"boom {turn}", counts=True)})
+        run.host.fail({0: Failed(f"boom {turn}", counts_toward_quarantine=True)})
         run.end()
         record = newest()
         assert record.state is (State.FAILED if turn < 3 else State.QUARANTINED)
@@ -281,7 +281,15 @@ def test_a_source_fails_until_it_is_quarantined_and_keeps_its_old_files(tmp_path
 def test_several_that_fail_at_once_are_not_quarantined(tmp_path: Path) -> None:
     """They went through the same tasks: nobody knows which of them was bad."""
     run = Run(tmp_path, max_failed_runs=1)
-    assert run.host.fail({1: Failed("boom", counts=False), 2: Failed("boom", counts=False)}) == 0
+    assert (
+        run.host.fail(
+            {
+                1: Failed("boom", counts_toward_quarantine=False),
+                2: Failed("boom", counts_toward_quarantine=False),
+            }
+        )
+        == 0
+    )
     run.end()
     states = {name: record.state for name, record in records_in(run.file).items()}
     assert states == {"s1": State.FAILED, "s2": State.FAILED}
@@ -289,7 +297,7 @@ def test_several_that_fail_at_once_are_not_quarantined(tmp_path: Path) -> None:
 
 def test_one_failed_run_may_be_one_too_many(tmp_path: Path) -> None:
     run = Run(tmp_path, max_failed_runs=1)
-    run.host.fail({2: Failed("boom", counts=True)})
+    run.host.fail({2: Failed("boom", counts_toward_quarantine=True)})
     run.end()
     assert records_in(run.file)["s2"].state is State.QUARANTINED
 
@@ -378,15 +386,15 @@ HOST = """
 import os, signal, sys, time
 from pathlib import Path
 from ray_resume.run.ledger_actor import LedgerHost, RunSpec
-from ray_resume.checkpoint.local.backend import DirectoryPlace
+from ray_resume.checkpoint.local.backend import LocalLedgerBinding
 from ray_resume.errors import ResumeError
 from ray_resume.core.ledger import Message, Seal
 from ray_resume.core.sources import Source, SourceTable
 
 sources = SourceTable.of(Source(f"s{i}", None) for i in range(3))
 lease = str(Path(sys.argv[1]) / "old.lease")
-place = DirectoryPlace(sys.argv[1], lease, "old", commit_interval_s=0.3)
-spec = RunSpec("old", place, sources, {}, 3, 0, "", {"sources_total": 3})
+binding = LocalLedgerBinding(sys.argv[1], lease, "old", commit_interval_s=0.3)
+spec = RunSpec("old", binding, sources, {}, 3, 0, "", {"sources_total": 3})
 host = LedgerHost(spec)
 host.begin_pass(1)
 host.apply(Message("old", 1, (Seal(0, 0),)))

@@ -46,7 +46,7 @@ from ray_resume.failpoints import reached
 __all__ = [
     "COMMIT_INTERVAL_S",
     "CheckpointDirectory",
-    "DirectoryPlace",
+    "LocalLedgerBinding",
     "local_path",
     "new_run_id",
 ]
@@ -67,7 +67,7 @@ def new_run_id() -> str:
 
 
 @dataclass(frozen=True)
-class DirectoryPlace:
+class LocalLedgerBinding:
     """Where a run's ledger finds its lease and makes its writer's file; picklable."""
 
     directory: str
@@ -180,9 +180,9 @@ class CheckpointDirectory:
         """Take the lease of run ``owner.run_id``; see :meth:`Lease.acquire`."""
         return Lease.acquire(self.path, owner, claim, wait_s=wait_s)
 
-    def place(self, run_id: str, lease: Lease) -> DirectoryPlace:
+    def bind_ledger(self, run_id: str, lease: Lease) -> LocalLedgerBinding:
         """Return what the ledger's process of the run needs."""
-        return DirectoryPlace(str(self.path), str(lease.path), run_id)
+        return LocalLedgerBinding(str(self.path), str(lease.path), run_id)
 
     def schemas(self) -> SchemaBox:
         """Return where the output's schema is kept."""

@@ -59,7 +59,7 @@ from ray_resume.checkpoint.shared.segments import (
 )
 from ray_resume.checkpoint.shared.segments import decode as decode_segment
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
-from ray_resume.checkpoint.shared.writer import SharedPlace
+from ray_resume.checkpoint.shared.writer import SharedLedgerBinding
 from ray_resume.core.records import columns_of, digest
 from ray_resume.core.shards import ArrayTask, Shard
 from ray_resume.errors import CheckpointError
@@ -255,8 +255,8 @@ class SharedCheckpoint:
             lock.end(wait_s=0)
             raise
 
-    def place(self, run_id: str, lease: SharedLease) -> SharedPlace:
-        return SharedPlace(
+    def bind_ledger(self, run_id: str, lease: SharedLease) -> SharedLedgerBinding:
+        return SharedLedgerBinding(
             self._objects, run_id, str(lease.lock.path), self._ttl_s, self._publish_interval_s
         )
 

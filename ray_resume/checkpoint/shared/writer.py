@@ -24,7 +24,7 @@ from ray_resume.core.records import Record, block_of, digest, encode
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
 
-__all__ = ["SharedPlace", "SharedWriter"]
+__all__ = ["SharedLedgerBinding", "SharedWriter"]
 
 # So many parts, or so large a part of all records in them, are published anew as one.
 _FEW_PARTS = 64
@@ -32,7 +32,7 @@ _MOST_PARTS = 1000
 
 
 @dataclass(frozen=True)
-class SharedPlace:
+class SharedLedgerBinding:
     """Where a run's ledger finds its lease and publishes; picklable."""
 
     objects: Objects

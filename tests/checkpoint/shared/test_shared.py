@@ -79,7 +79,7 @@ def objects_of(storage: SharedCheckpoint) -> Any:
 def commit(storage: SharedCheckpoint, number: int, *source_ids: str, sequence: int = 0) -> None:
     """Be a run that completes sources, and ends."""
     lease = storage.acquire(Owner.here(run(number)), claim(*source_ids), wait_s=0)
-    ledger, writer = storage.place(run(number), lease).open({"sources_total": 7})
+    ledger, writer = storage.bind_ledger(run(number), lease).open({"sources_total": 7})
     writer.commit(records(number, *source_ids, sequence=sequence))
     writer.close()
     ledger.release()
@@ -257,7 +257,7 @@ def test_threads_that_all_want_it_get_it_one_after_another(place: Location) -> N
 
 HOLD = """
 lease = storage.acquire(Owner.here("00000000000a"), Claim(None), wait_s=0)
-ledger, writer = storage.place("00000000000a", lease).open({})
+ledger, writer = storage.bind_ledger("00000000000a", lease).open({})
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -308,7 +308,8 @@ from ray_resume.core.sources import Source, SourceTable
 run_id = "00000000000a"
 lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=0)
 sources = SourceTable.of(Source(f"s{i}", None) for i in range(3))
-spec = RunSpec(run_id, storage.place(run_id, lease), sources, {}, 3, 0, "", {"sources_total": 3})
+binding = storage.bind_ledger(run_id, lease)
+spec = RunSpec(run_id, binding, sources, {}, 3, 0, "", {"sources_total": 3})
 host = LedgerHost(spec)
 lease.check()
 host.begin_pass(1)
@@ -389,7 +390,7 @@ def test_what_is_committed_is_there_for_everybody_and_ends_up_in_one_object(
     monkeypatch.setattr(shared_writer, "_FEW_PARTS", 4)
     storage = opened(place)
     lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
-    ledger, writer = storage.place(run(1), lease).open({"sources_total": 20})
+    ledger, writer = storage.bind_ledger(run(1), lease).open({"sources_total": 20})
     looking = place_of(place)
     for number in range(10):
         writer.commit(records(1, f"s{number}", sequence=number))
@@ -440,8 +441,8 @@ def test_what_lands_when_its_own_run_has_ended_counts_for_nobody(
     storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
     lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
     slow = Unanswered(objects_of(storage), "3.part")
-    place = replace(storage.place(run(1), lease), objects=slow)
-    ledger, writer = place.open({})
+    binding = replace(storage.bind_ledger(run(1), lease), objects=slow)
+    ledger, writer = binding.open({})
     writer.commit(records(1, "a"))
     with pytest.raises(CheckpointError, match="cannot write"):
         writer.commit(records(1, "b", sequence=1))
@@ -460,8 +461,8 @@ def test_who_does_not_know_what_became_of_a_commit_commits_nothing_more(tmp_path
     storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
     lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
     slow = Unanswered(objects_of(storage), "2.part")
-    place = replace(storage.place(run(1), lease), objects=slow)
-    ledger, writer = place.open({})
+    binding = replace(storage.bind_ledger(run(1), lease), objects=slow)
+    ledger, writer = binding.open({})
     with pytest.raises(CheckpointError, match="cannot write"):
         writer.commit(records(1, "a"))
     with pytest.raises(CheckpointError, match="does not know whether"):
@@ -479,7 +480,7 @@ def test_parts_stay_when_somebody_has_put_up_a_fence(
     monkeypatch.setattr(shared_writer, "_FEW_PARTS", 3)
     storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
     lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
-    ledger, writer = storage.place(run(1), lease).open({})
+    ledger, writer = storage.bind_ledger(run(1), lease).open({})
     writer.commit(records(1, "a"))
     objects_of(storage).put(f"runs/{run(1)}/{fence_name(run(2), 2)}", b"")
     with pytest.raises(CheckpointError, match="another run has called it dead"):
@@ -494,7 +495,7 @@ def test_only_dead_runs_are_relied_on(place: Location) -> None:
     storage = opened(place)
     commit(storage, 1, "a")
     lease = storage.acquire(Owner.here(run(2)), claim("b"), wait_s=0)
-    ledger, writer = storage.place(run(2), lease).open({})
+    ledger, writer = storage.bind_ledger(run(2), lease).open({})
     writer.commit(records(2, "b"))
     assert completed(opened(place)) == {"a"}
     assert {r.source_id for r in opened(place).everything().union} == {"a", "b"}
