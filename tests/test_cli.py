@@ -18,9 +18,10 @@ import pytest
 
 import ray_resume
 from ray_resume import Checkpoint, cli
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import backend as directory_module
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.core.records import Record, State
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.local.lease import Claim, Owner
 from ray_resume.checkpoint.report import CheckReport, plain
 from ray_resume.checkpoint.shared.objects import public_uri
 from ray_resume.checkpoint.storage import Location, Storage

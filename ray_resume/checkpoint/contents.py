@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_resume.checkpoint.local.lease import Owner
+from ray_resume.checkpoint.claims import Owner
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.errors import CheckpointError
 

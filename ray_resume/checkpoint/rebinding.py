@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.local.lease import Claim, Owner
 from ray_resume.checkpoint.storage import Storage
 from ray_resume.core.output_files import FileList, listed_files, missing_files
 from ray_resume.core.records import State

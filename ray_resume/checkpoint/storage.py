@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents, Look, Note
 from ray_resume.checkpoint.dead_letters import LetterBox
 from ray_resume.checkpoint.local.backend import CheckpointDirectory, local_path
-from ray_resume.checkpoint.local.lease import Claim, Owner
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.mounts import remote_fstype
 from ray_resume.checkpoint.output_schemas import SchemaBox

@@ -24,10 +24,10 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.local.lease import Claim, Owner
 from ray_resume.checkpoint.storage import Storage
 from ray_resume.core.code import Code
 from ray_resume.core.filenames import DIGEST_BYTES

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.local.lease import Claim, Owner
 from ray_resume.checkpoint.storage import Storage
 from ray_resume.core.records import Record, blocks_of, digest, encode
 from ray_resume.errors import CheckpointError, ResumeError

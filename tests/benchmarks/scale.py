@@ -132,8 +132,9 @@ def output_names(checkpoint: str, count: int) -> Path:
 
 def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]:
     """Do what a run on a finished job does; the listings are made up, and not timed."""
+    from ray_resume.checkpoint.claims import Claim, Owner
     from ray_resume.checkpoint.local.backend import CheckpointDirectory
-    from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+    from ray_resume.checkpoint.local.lease import Lease
     from ray_resume.core.resume_plan import todo_of
     from ray_resume.core.sources import SourceTable, refuse_repeated
     from ray_resume.run.output import FolderOutput
@@ -257,8 +258,9 @@ def run_part(arguments: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def host_of(count: int, *, commit_interval_s: float) -> Iterator[Any]:
     """Yield a ledger's host of a run of ``count`` sources, in this process."""
+    from ray_resume.checkpoint.claims import Claim, Owner
     from ray_resume.checkpoint.local.backend import CheckpointDirectory, LocalLedgerBinding
-    from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+    from ray_resume.checkpoint.local.lease import Lease
     from ray_resume.run.ledger_actor import LedgerHost, RunSpec
 
     work = Path(tempfile.mkdtemp(prefix="ray-resume-scale-"))
@@ -401,8 +403,9 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     import psutil
     import ray
 
+    from ray_resume.checkpoint.claims import Claim, Owner
     from ray_resume.checkpoint.local.backend import CheckpointDirectory, LocalLedgerBinding
-    from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+    from ray_resume.checkpoint.local.lease import Lease
     from ray_resume.run import ledger_actor
 
     ray.init(

@@ -15,9 +15,10 @@ import pytest
 from raw_store import put, put_record, scatter_records
 
 from ray_resume import Checkpoint, CheckpointError, CheckReport
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import lease as lease_module
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.local.reader import read_writers
 from ray_resume.core.records import HEAD, Record, State, digest, encode

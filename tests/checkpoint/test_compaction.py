@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from raw_store import put_record
 
 from ray_resume import Checkpoint, CheckpointError
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import backend as directory_module
 from ray_resume.checkpoint.local import lmdb_file
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.records import Record, State, digest, encode
 from ray_resume.core.snapshot import Union

@@ -10,8 +10,9 @@ import ray
 from conftest import ids_in, write_file, write_source
 
 from ray_resume import Checkpoint, CheckpointError, RunSummary, resumable_read, resumable_write
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.cli import main
 from ray_resume.core.filenames import stem_of

@@ -22,9 +22,10 @@ from places import ROOT, SCRIPTS
 from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError, resumable_read, resumable_write
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.storage import Location
 from ray_resume.core.identity import ids_of

@@ -340,8 +340,9 @@ def test_a_udf_that_fails_at_random_converges(source: Path, tmp_path: Path) -> N
 
 def test_clean_up_touches_nobody_elses_files(source: Path, tmp_path: Path) -> None:
     """Beside other people's files, another checkpoint's, and a live run's."""
+    from ray_resume.checkpoint.claims import Claim, Owner
     from ray_resume.checkpoint.local.backend import CheckpointDirectory
-    from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+    from ray_resume.checkpoint.local.lease import Lease
 
     out = tmp_path / "out"
     resumable_write(read(source, tmp_path / "other").map_batches(keep_even), out)
@@ -483,8 +484,9 @@ def test_lost_output_is_an_error_that_names_it(source: Path, tmp_path: Path) -> 
 def test_a_second_run_on_the_same_sources_is_refused_and_told_by_whom(
     source: Path, tmp_path: Path
 ) -> None:
+    from ray_resume.checkpoint.claims import Claim, Owner
     from ray_resume.checkpoint.local.backend import CheckpointDirectory
-    from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+    from ray_resume.checkpoint.local.lease import Lease
 
     CheckpointDirectory(tmp_path / "ckpt").ensure()
     held = Lease.acquire(tmp_path / "ckpt", Owner.here("bbbbbbbbbbbb"), Claim(None), wait_s=0)

@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import CheckpointDirectory, LocalLedgerBinding
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.ledger import Drain, LedgerError, Message, Outcome, Seal
 from ray_resume.core.messages import DeadLetter
@@ -375,7 +376,8 @@ def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 DRIVER = """
 import sys
 from pathlib import Path
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.checkpoint.local.lease import Lease
 
 lease = Lease.acquire(Path(sys.argv[1]), Owner.here("old"), Claim(None), wait_s=0)
 print("held", flush=True)

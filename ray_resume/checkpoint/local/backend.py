@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents, Look, Note, contents_of
 from ray_resume.checkpoint.dead_letters import LetterFolder
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner, guard, known_runs, live_runs
+from ray_resume.checkpoint.local.lease import Lease, guard, known_runs, live_runs
 from ray_resume.checkpoint.local.lmdb_file import (
     WriterFile,
     fsync_directory,

@@ -41,9 +41,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ray_resume.checkpoint.claims import Claim, Owner, refusal
 from ray_resume.checkpoint.contents import MERGED, Contents, Look, Note, contents_of, merged_headers
 from ray_resume.checkpoint.dead_letters import LetterObjects
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner, refusal
+from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.mounts import remote_fstype
 from ray_resume.checkpoint.output_schemas import SchemaBox

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import backend as directory_module
 from ray_resume.checkpoint.local.backend import CheckpointDirectory, new_run_id
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner, live_runs
+from ray_resume.checkpoint.local.lease import Lease, live_runs
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.storage import Location
 from ray_resume.core.records import Record, State, digest

@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import lease as lease_module
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner, guard, known_runs, live_runs
+from ray_resume.checkpoint.local.lease import Lease, guard, known_runs, live_runs
 from ray_resume.core.records import digest
 from ray_resume.errors import CheckpointError
 
@@ -81,7 +80,8 @@ def kill(child: subprocess.Popen[str]) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.checkpoint.local.lease import Lease
 
 lease = Lease.acquire(Path(sys.argv[1]), Owner.here("holder"), Claim(None), wait_s=0)
 print("held", flush=True)
@@ -407,7 +407,8 @@ def test_the_file_says_who_holds_it(tmp_path: Path) -> None:
 FORK = """
 import os, sys
 from pathlib import Path
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.checkpoint.local.lease import Lease
 
 lease = Lease.acquire(Path(sys.argv[1]), Owner.here("holder"), Claim(None), wait_s=0)
 child = os.fork()
@@ -445,59 +446,6 @@ def test_the_guard_excludes(tmp_path: Path) -> None:
         assert not inside.wait(0.1)
     assert inside.wait(20)
     entering.join(20)
-
-
-# Claims.
-
-digests = st.sets(st.integers(0, 40).map(lambda n: digest(f"s{n}")))
-
-
-@given(digests, digests)
-def test_claims_meet_where_they_have_a_source_in_common(one: set[bytes], other: set[bytes]) -> None:
-    mine, theirs = Claim(frozenset(one)), Claim(b"".join(sorted(other)))
-    assert mine.meets(theirs) == theirs.meets(mine) == bool(one & other)
-    assert EVERYTHING.meets(mine)
-    assert mine.meets(EVERYTHING)
-
-
-@pytest.mark.parametrize("few", [0, 1 << 20])
-def test_large_claims_are_compared_as_columns(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
-    monkeypatch.setattr(lease_module, "_FEW", few)
-    claims = [Claim(frozenset(digest(f"s{n}") for n in range(k, k + 10))) for k in range(0, 30, 5)]
-    for i, one in enumerate(claims):
-        for j, other in enumerate(claims):
-            assert one.meets(other) == (abs(i - j) < 2)
-
-
-@given(st.integers(1, 12), st.integers(1, 12), st.data())
-def test_shards_that_share_no_number_do_not_meet(n: int, m: int, data: st.DataObject) -> None:
-    i, j = data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, m - 1))
-    # As if they had a source in common: what decides is whether any number is in both.
-    same = frozenset([digest("a")])
-    meet = any(k % n == i and k % m == j for k in range(n * m))
-    assert Claim(same, (i, n)).meets(Claim(same, (j, m))) == meet
-    assert Claim(same, (i, n)).meets(Claim(same))
-    assert Claim(None, (i, n)).meets(Claim(same, (j, m))) == meet
-
-
-@given(st.none() | digests, st.none() | st.tuples(st.just(1), st.integers(2, 9)))
-def test_a_claim_comes_back_from_its_bytes(
-    sources: set[bytes] | None, shard: tuple[int, int] | None
-) -> None:
-    one = Claim(None if sources is None else frozenset(sources), shard)
-    assert Claim.from_bytes(one.to_bytes()) == one
-
-
-@given(st.integers(0, 200), st.binary(max_size=3))
-def test_a_damaged_claim_is_refused(at: int, instead: bytes) -> None:
-    sound = Claim(frozenset(digest(f"s{n}") for n in range(8)), (1, 3)).to_bytes()
-    damaged = sound[:at] + instead + sound[at + 1 :]
-    try:
-        read = Claim.from_bytes(damaged)
-    except CheckpointError:
-        return
-    # Its first line may be spelt otherwise, with a space more perhaps, and say the same.
-    assert read == Claim.from_bytes(sound)
 
 
 def test_a_claim_that_is_half_written_keeps_everybody_out(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError
-from ray_resume.checkpoint.local.lease import Claim, Owner
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.shared import objects
 from ray_resume.checkpoint.shared.objects import StoredObjects, whole_uri
 from ray_resume.checkpoint.storage import Location

@@ -19,7 +19,7 @@ from buckets import S3
 from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError
-from ray_resume.checkpoint.local.lease import Claim, Owner
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.shared import writer as shared_writer
 from ray_resume.checkpoint.shared.backend import SharedCheckpoint
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
@@ -104,7 +104,7 @@ def script(place: Location, body: str, *, other_host: bool) -> list[str]:
         "-c",
         f"import sys, os, signal, time\n"
         f"from ray_resume.checkpoint.storage import Location\n"
-        f"from ray_resume.checkpoint.local.lease import Claim, Owner\n"
+        f"from ray_resume.checkpoint.claims import Claim, Owner\n"
         f"{OTHER_HOST if other_host else ''}"
         f"storage = Location(sys.argv[1], shared={place.shared}, lease_ttl_s={TTL_S}).open()\n"
         f"{body}",

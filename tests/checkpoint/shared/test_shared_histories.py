@@ -22,8 +22,9 @@ import pytest
 from world import World, WorldLock, WorldObjects
 
 from ray_resume.checkpoint.checkpoint import _resets
+from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.checkpoint.local.lease import Claim, Lease, Owner
+from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.shared import backend, mutex, segments
 from ray_resume.checkpoint.shared import writer as shared_writer
 from ray_resume.checkpoint.shared.backend import SharedCheckpoint
