@@ -1,6 +1,6 @@
 """What a read is made of: its sources, and how each of them is read.
 
-A :class:`Reading` knows all sources of one `resumable_read`, and makes Ray read tasks for any of
+A :class:`Input` knows all sources of one `resumable_read`, and makes Ray read tasks for any of
 them. Nothing is opened before it is asked for tasks.
 """
 
@@ -18,13 +18,13 @@ from ray_resume.core.records import Fingerprint, digest_of
 from ray_resume.errors import ResumeError
 
 __all__ = [
+    "ChangeCheck",
+    "Input",
     "Items",
-    "ReadTasks",
-    "Reading",
+    "ReadTaskFactory",
     "Selection",
     "Source",
     "SourceTable",
-    "Watch",
     "refuse_repeated",
 ]
 
@@ -281,17 +281,17 @@ class Selection:
     columns: tuple[str, ...] | None = None
 
 
-Watch: TypeAlias = Callable[[Source], bool]
+ChangeCheck: TypeAlias = Callable[[Source], bool]
 """Says whether a source has changed since it was listed, as far as one can see; picklable."""
 
-ReadTasks: TypeAlias = Callable[[SourceTable], Sequence[Any]]
+ReadTaskFactory: TypeAlias = Callable[[SourceTable], Sequence[Any]]
 """Makes a Ray read task for each of the sources that it is for, on the worker that reads them.
 
 None stands for a source that was found to have no row that satisfies the predicates. Picklable.
 """
 
 
-class Reading(Protocol):
+class Input(Protocol):
     """All sources of a read, and how to read them.
 
     Opening is in two steps, since there may be millions: what sources have in common is found out
@@ -336,7 +336,7 @@ class Reading(Protocol):
 
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
-    ) -> tuple[Callable[[range], ReadTasks], Selection]:
+    ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
         """Get ready to read ``sources``, in the driver.
 
         Returns:
@@ -344,7 +344,7 @@ class Reading(Protocol):
             is left to be selected after reading.
         """
 
-    def watch(self) -> Watch:
+    def change_check(self) -> ChangeCheck:
         """Return what says whether a source is still what it was when it was listed."""
 
 

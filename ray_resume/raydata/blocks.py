@@ -28,24 +28,24 @@ from ray_resume.core.tokens import (
 )
 
 __all__ = [
-    "attach",
     "column",
-    "detach",
     "names",
     "num_rows",
-    "pick",
     "refuse_repeated_names",
     "sliced",
     "split",
+    "split_tracking_columns",
     "table_of",
+    "take",
     "with_column",
+    "with_tracking_columns",
     "without_columns",
 ]
 
 _OURS = (SOURCE_COLUMN, TOKEN_COLUMN)
 
 
-def detach(batch: Any) -> tuple[Any, SourceArray, TokenArray]:
+def split_tracking_columns(batch: Any) -> tuple[Any, SourceArray, TokenArray]:
     """Take the two columns off: ``(batch without them, int32 sources, uint64 tokens)``.
 
     Ray makes up empty blocks without any columns; they have no rows to account for.
@@ -84,8 +84,8 @@ def refuse_repeated_names(block: Any) -> None:
         )
 
 
-def attach(batch: Any, sources: SourceArray, tokens: TokenArray) -> Any:
-    """Put the two columns on; the inverse of :func:`detach`. The batch itself stays as it is.
+def with_tracking_columns(batch: Any, sources: SourceArray, tokens: TokenArray) -> Any:
+    """Put the two columns on: undo :func:`split_tracking_columns`. The batch itself stays as it is.
 
     Raises:
         ValueError: the batch has a column of that name.
@@ -141,11 +141,11 @@ def split(batch: Any, sources: SourceArray) -> Iterator[tuple[int, Any, npt.NDAr
         if last - first + 1 == stop - start:
             part = _slice(batch, first, last + 1)
         else:
-            part = pick(batch, positions)
+            part = take(batch, positions)
         yield int(ordered[start]), part, positions
 
 
-def pick(batch: Any, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Any:
+def take(batch: Any, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Any:
     """Return the rows at ``rows`` (positions, or a boolean mask), copied where that can be."""
     if isinstance(batch, pa.Table):
         positions = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows

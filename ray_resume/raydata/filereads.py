@@ -25,7 +25,7 @@ from ray.data import DataContext, Dataset
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource
 
-from ray_resume.core.sources import ReadTasks, Selection, Source, SourceTable
+from ray_resume.core.sources import ReadTaskFactory, Selection, Source, SourceTable
 from ray_resume.errors import NonResumableError, ResumeError
 from ray_resume.raydata.paths import resolving
 from ray_resume.raydata.plan import check_used, unknown_ray
@@ -84,7 +84,7 @@ class FileReader(Protocol):
     def metadata(self, paths: Sequence[str], sizes: Sequence[int | None]) -> BlockMetadata | None:
         """Return what plain Ray Data says of these files before it reads them, None if nothing."""
 
-    def reading(self, selection: Selection) -> tuple[ReadTasks, Selection]:
+    def task_factory(self, selection: Selection) -> tuple[ReadTaskFactory, Selection]:
         """Return what makes read tasks of sources, and what is left to be selected after reading.
 
         The tasks are made on workers, without a look at the files.
@@ -162,8 +162,8 @@ class DatasourceFiles:
         told: BlockMetadata = task.metadata
         return told
 
-    def reading(self, selection: Selection) -> tuple[ReadTasks, Selection]:
-        """As :meth:`FileReader.reading`."""
+    def task_factory(self, selection: Selection) -> tuple[ReadTaskFactory, Selection]:
+        """As :meth:`FileReader.task_factory`."""
         pushed, left = _pushed(self.template, selection)
         if isinstance(self.template, ParquetDatasource):
             # Its predicate rules out files, so it is given to each of them on its own.
@@ -298,8 +298,8 @@ class EachByItself:
         """Return None."""
         return None
 
-    def reading(self, selection: Selection) -> tuple[ReadTasks, Selection]:
-        """As :meth:`FileReader.reading`."""
+    def task_factory(self, selection: Selection) -> tuple[ReadTaskFactory, Selection]:
+        """As :meth:`FileReader.task_factory`."""
         return self._tasks, selection
 
     def _tasks(self, sources: SourceTable) -> Sequence[Any]:
@@ -312,7 +312,7 @@ class EachByItself:
         files = DatasourceFiles.planned(self.name, self.reader, [path], self.kwargs)
         if self.filesystem is not None:
             files = files.on(self.filesystem)
-        tasks, _ = files.reading(Selection())
+        tasks, _ = files.task_factory(Selection())
         for task in tasks(source):
             yield from task()
 

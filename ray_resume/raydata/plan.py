@@ -86,7 +86,6 @@ __all__ = [
     "Chain",
     "arm",
     "block_of",
-    "chain_of",
     "check_output",
     "check_used",
     "concat_tables",
@@ -97,6 +96,7 @@ __all__ = [
     "position_of_write",
     "rows_of",
     "unknown_ray",
+    "validate",
 ]
 
 GATHERS_BY_SIZE = hasattr(Datasink, "min_bytes_per_write")
@@ -195,14 +195,14 @@ class Chain:
         schema = (self.read, *self.operators)[-1].infer_schema()
         return schema if isinstance(schema, pa.Schema) else None
 
-    def refusal(self, operator: Any, problem: str, way_out: str) -> NonResumableError:
+    def refuse(self, operator: Any, problem: str, way_out: str) -> NonResumableError:
         """Make the error for ``operator``: what is wrong with it, where it is, and what to do."""
         operators = (self.read, *self.operators)
         where = _position([*map(_title, operators), "resumable_write"], operators.index(operator))
         return NonResumableError(f"{problem} It is in brackets here: {where}. {way_out}")
 
 
-def chain_of(
+def validate(
     dataset: Dataset, *, resumable_datasource: type, is_decorated: Callable[[Any], bool]
 ) -> Chain:
     """Judge the plan of ``dataset``: one chain of known operators above one resumable read.
@@ -376,7 +376,7 @@ def _check_kind(chain: Chain, operator: Any) -> None:
         call, why = _REFUSED.get(
             type(operator).__name__, ("", "ray_resume cannot follow rows through it")
         )
-        raise chain.refusal(
+        raise chain.refuse(
             operator,
             f"{_title(operator)}{call and f' (from {call})'} cannot stand between resumable_read "
             f"and resumable_write: {why}.",
@@ -397,7 +397,7 @@ def _check_start(chain: Chain, resumable_datasource: type) -> None:
     else:
         _check_limit(chain, start)
         return
-    raise chain.refusal(start, problem, _READ_WAY_OUT)
+    raise chain.refuse(start, problem, _READ_WAY_OUT)
 
 
 def _check_udf(chain: Chain, operator: Any, is_decorated: Callable[[Any], bool]) -> None:
@@ -406,7 +406,7 @@ def _check_udf(chain: Chain, operator: Any, is_decorated: Callable[[Any], bool])
     elif _is_drop_columns(operator):
         return
     elif isinstance(operator, _UDF_TYPES) and _is_rays_own(operator.fn):
-        raise chain.refusal(
+        raise chain.refuse(
             operator,
             f"{_title(operator)} runs a UDF of Ray Data's own, which cannot be decorated.",
             "Say it by with_column, select_columns or rename_columns, or with a @resumable UDF. "
@@ -414,7 +414,7 @@ def _check_udf(chain: Chain, operator: Any, is_decorated: Callable[[Any], bool])
             "row, so that it is the same in every run.)",
         )
     elif isinstance(operator, _UDF_TYPES) and not is_decorated(operator.fn):
-        raise chain.refusal(
+        raise chain.refuse(
             operator,
             f"{_title(operator)} runs a UDF that is not decorated.",
             "Put @resumable on it, if each call's output comes from that call's rows alone. A UDF "
@@ -453,7 +453,7 @@ def _is_rays_own(udf: Any) -> bool:
 
 def _check_limit(chain: Chain, operator: Any) -> None:
     if operator.per_block_limit is not None:
-        raise chain.refusal(
+        raise chain.refuse(
             operator,
             f"A limit was pushed into {_title(operator)}: rows that it leaves out are lost "
             "without a trace.",
@@ -463,7 +463,7 @@ def _check_limit(chain: Chain, operator: Any) -> None:
 
 def _check_expression(chain: Chain, operator: Any, expression: Any) -> None:
     if expression.name in (SOURCE_COLUMN, TOKEN_COLUMN):
-        raise chain.refusal(
+        raise chain.refuse(
             operator,
             f"{_title(operator)} makes a column called {expression.name}, a name that ray_resume "
             "uses itself.",
@@ -471,7 +471,7 @@ def _check_expression(chain: Chain, operator: Any, expression: Any) -> None:
         )
     refusal = expressions.refusal_of(expression)
     if refusal is not None:
-        raise chain.refusal(operator, f"{_title(operator)} {refusal.problem}", refusal.way_out)
+        raise chain.refuse(operator, f"{_title(operator)} {refusal.problem}", refusal.way_out)
 
 
 def _expressions(project: Project) -> list[Any]:

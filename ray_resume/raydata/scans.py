@@ -25,7 +25,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data import DataContext, Dataset
 from ray.data.block import BlockMetadata
 
-from ray_resume.core.sources import ReadTasks, Selection, Source, SourceTable
+from ray_resume.core.sources import ReadTaskFactory, Selection, Source, SourceTable
 from ray_resume.raydata.filereads import (
     Unreadable,
     fail,
@@ -119,8 +119,8 @@ class Scan:
         """Return that nothing is known: Ray Data executes such a read to measure it."""
         return BlockMetadata(None, None, None, None)
 
-    def reading(self, selection: Selection) -> tuple[ReadTasks, Selection]:
-        """As :meth:`filereads.FileReader.reading`."""
+    def task_factory(self, selection: Selection) -> tuple[ReadTaskFactory, Selection]:
+        """As :meth:`filereads.FileReader.task_factory`."""
         operator, left = self._narrowed(selection)
         return _Scanning(operator.scanner, operator.block_udf), left
 

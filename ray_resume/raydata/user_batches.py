@@ -1,7 +1,7 @@
 """Batches that user code gave: it may change them in its next step, and several may be one.
 
 User code fills its arrays, lists and frames again. So a batch that is kept while user code goes on
-is settled (:func:`settled`) or copied (:func:`copied`) first.
+is materialized (:func:`materialized`) or copied (:func:`deep_copied`) first.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ray.data.block import BlockAccessor
 
 from ray_resume.raydata import blocks
 
-__all__ = ["Outputs", "copied", "settled"]
+__all__ = ["Outputs", "deep_copied", "materialized"]
 
 
-def settled(batch: Any) -> Any:
+def materialized(batch: Any) -> Any:
     """Return what user code has yielded such that its next step can no longer change it.
 
     A dict becomes a block at once, as in plain Ray Data: user code may go on to fill its arrays
@@ -47,7 +47,7 @@ def _unshared(values: Any) -> Any:
     return np.array(values) if hasattr(values, "__array__") else values
 
 
-def copied(batch: Any) -> Any:
+def deep_copied(batch: Any) -> Any:
     """Return a copy that stays as it is, whatever user code does to ``batch`` or what is in it."""
     if isinstance(batch, pd.DataFrame):
         copy = batch.copy()
@@ -105,7 +105,7 @@ class Outputs:
 
     def kept(self, output: Any) -> Any:
         """Return what was yielded such that the next step of user code cannot change it."""
-        return copied(output) if self._cut else settled(output)
+        return deep_copied(output) if self._cut else materialized(output)
 
     def ready(self, output: Any) -> list[Any]:
         """Take an output; return those that may leave."""

@@ -1,7 +1,7 @@
 """The two datasources: what `resumable_read` gives to Ray Data, and what replaces it when armed.
 
 Importable on workers: knows neither checkpoints nor lmdb. A read task's work is
-:class:`SourceReader`: read one source after another, add the two columns, seal each.
+:class:`ResumableReadTask`: read one source after another, add the two columns, seal each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from ray_resume.core.ledger import Failure, ReadFailure, Seal
-from ray_resume.core.sources import Reading, ReadTasks, Selection, Source, SourceTable, Watch
+from ray_resume.core.sources import (
+    ChangeCheck,
+    Input,
+    ReadTaskFactory,
+    Selection,
+    Source,
+    SourceTable,
+)
 from ray_resume.core.tokens import (
     MODULUS,
     SOURCE_COLUMN,
@@ -42,7 +49,7 @@ from ray_resume.raydata.expressions import is_repeatable
 from ray_resume.read.read_errors import is_rays_own, is_transient, read_failure, retries_of
 from ray_resume.run.client import LedgerClient
 
-__all__ = ["ArmedDatasource", "ResumableDatasource", "SourceReader"]
+__all__ = ["ArmedDatasource", "ResumableDatasource", "ResumableReadTask"]
 
 logger = logging.getLogger("ray_resume")
 
@@ -61,22 +68,22 @@ _CHANGED = "the read: the source changed after it was listed. The next run reads
 class _SourceDatasource(Datasource):
     """What both have in common: sources that are known, and tasks that are made when needed."""
 
-    def __init__(self, reading: Reading, sources: SourceTable) -> None:
+    def __init__(self, input_: Input, sources: SourceTable) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.reading = reading
+        self.input = input_
         self.sources = sources
         self._projection_map: dict[str, str] | None = None
         self._predicates: tuple[Any, ...] = ()
 
     def get_name(self) -> str:
-        return self.reading.name
+        return self.input.name
 
     def estimate_inmemory_data_size(self) -> int | None:
-        return _total(self.reading.sizes_bytes(self.sources))
+        return _total(self.input.sizes_bytes(self.sources))
 
     @property
     def supports_distributed_reads(self) -> bool:
-        return self.reading.distributed
+        return self.input.distributed
 
     def supports_projection_pushdown(self) -> bool:
         return False
@@ -93,7 +100,7 @@ class _SourceDatasource(Datasource):
     @property
     def column_names(self) -> Sequence[str] | None:
         """The columns that there are before any are selected, None if they are not known."""
-        schema = self.reading.schema(None)
+        schema = self.input.schema(None)
         return None if schema is None else list(schema.names)
 
     @property
@@ -113,22 +120,22 @@ class _SourceDatasource(Datasource):
 
     def _schema(self) -> pa.Schema | None:
         # Where Ray does not know it, its optimizer takes a path that loses columns.
-        return self.reading.schema(self.selected_columns)
+        return self.input.schema(self.selected_columns)
 
     def _metadata(self, sources: SourceTable) -> BlockMetadata:
         return BlockMetadata(
             num_rows=None,
-            size_bytes=_total(self.reading.sizes_bytes(sources)),
+            size_bytes=_total(self.input.sizes_bytes(sources)),
             input_files=None,
             exec_stats=None,
         )
 
     def _reads(
         self, parallelism: int, data_context: DataContext
-    ) -> Iterator[tuple[range, SourceTable, ReadTasks, Selection]]:
+    ) -> Iterator[tuple[range, SourceTable, ReadTaskFactory, Selection]]:
         """Open the sources, and cut them into at most ``parallelism`` groups, by position."""
         selection = Selection(self._predicates, self.selected_columns)
-        tasks_of, left = self.reading.open(self.sources, selection, data_context)
+        tasks_of, left = self.input.open(self.sources, selection, data_context)
         for positions in _grouped(range(len(self.sources)), parallelism):
             group = self.sources[positions.start : positions.stop].packed()
             yield positions, group, tasks_of(positions), left
@@ -141,24 +148,22 @@ class ResumableDatasource(_SourceDatasource):
     ``options`` are what `resumable_write` needs to know of the read.
     """
 
-    def __init__(
-        self, reading: Reading, sources: SourceTable, checkpoint: Any, options: Any
-    ) -> None:
-        super().__init__(reading, sources)
+    def __init__(self, input_: Input, sources: SourceTable, checkpoint: Any, options: Any) -> None:
+        super().__init__(input_, sources)
         self.checkpoint = checkpoint
         self.options = options
 
     # What plain Ray Data would push into this read, its optimizer pushes into this one.
     def supports_projection_pushdown(self) -> bool:
-        return self.reading.selects
+        return self.input.selects
 
     def supports_predicate_pushdown(self) -> bool:
-        return self.reading.selects
+        return self.input.selects
 
     def apply_projection(self, projection_map: dict[str, str] | None) -> Any:
         before = self._projection_map
         narrowed: Any = super().apply_projection(projection_map)
-        if self.reading.reorders and before and projection_map is not None:
+        if self.input.reorders and before and projection_map is not None:
             narrowed._projection_map = {name: name for name in projection_map if name in before}
         return narrowed
 
@@ -178,13 +183,13 @@ class ResumableDatasource(_SourceDatasource):
     ) -> list[ReadTask]:
         if data_context is None and parallelism == 1 and self.sources:
             # Ray asks for what it tells of a dataset: its size, its files, its number of rows.
-            metadata = self.reading.metadata(self.sources) or self._metadata(self.sources)
+            metadata = self.input.metadata(self.sources) or self._metadata(self.sources)
             return [ReadTask(_never_run, metadata, self._schema())]
         if data_context is None or not self.sources:
             return self._placeholders(parallelism)
         return [
             ReadTask(
-                PlainReader(group, tasks, left),
+                PlainReadTask(group, tasks, left),
                 self._metadata(group),
                 per_task_row_limit=per_task_row_limit,
             )
@@ -205,7 +210,7 @@ class ArmedDatasource(_SourceDatasource):
         numbers: Sequence[int],
         client: LedgerClient,
     ) -> None:
-        super().__init__(base.reading, sources)
+        super().__init__(base.input, sources)
         self._projection_map = base._projection_map
         self._predicates = base._predicates
         self._numbers = numbers
@@ -239,13 +244,13 @@ class ArmedDatasource(_SourceDatasource):
             return self._placeholders(parallelism)
         return [
             ReadTask(
-                SourceReader(
+                ResumableReadTask(
                     group,
                     self._numbers[positions.start : positions.stop],
                     tasks,
                     left,
-                    self.reading.repeatable,
-                    self.reading.watch(),
+                    self.input.repeatable,
+                    self.input.change_check(),
                     self._client,
                 ),
                 self._metadata(group),
@@ -255,14 +260,14 @@ class ArmedDatasource(_SourceDatasource):
 
 
 @dataclass(frozen=True)
-class PlainReader:
+class PlainReadTask:
     """Reads sources one after another, as plain Ray Data does."""
 
     # Ray names a read function by this where it warns of a task that is large.
     __name__ = "ray_resume read"
 
     sources: SourceTable
-    tasks: ReadTasks
+    tasks: ReadTaskFactory
     left: Selection
 
     def __call__(self) -> Iterator[Any]:
@@ -272,7 +277,7 @@ class PlainReader:
 
 
 @dataclass(frozen=True)
-class SourceReader:
+class ResumableReadTask:
     """Reads sources one after another, gives each row its token, seals each source.
 
     ``numbers`` are the sources' in the run's table.
@@ -292,10 +297,10 @@ class SourceReader:
 
     sources: SourceTable
     numbers: Sequence[int]
-    tasks: ReadTasks
+    tasks: ReadTaskFactory
     left: Selection
     repeatable: bool
-    has_changed: Watch
+    has_changed: ChangeCheck
     client: LedgerClient
 
     def __call__(self) -> Iterator[Any]:
@@ -310,7 +315,9 @@ class SourceReader:
                 total = (total + token_sum(values)) % MODULUS
                 start += count
                 report.send_if_due()
-                yield batches.attach(block, np.full(count, number, dtype=np.int32), values)
+                yield batches.with_tracking_columns(
+                    block, np.full(count, number, dtype=np.int32), values
+                )
                 reached("read.between_blocks")
             report.add(self._outcome(number, source, total, start, blocks.error))
             if blocks.error is not None and is_transient(blocks.error):
@@ -411,7 +418,7 @@ class _Blocks:
                 block = next(blocks)
                 count = batches.num_rows(block)
                 if skip:
-                    block = batches.pick(block, np.arange(min(skip, count), count))
+                    block = batches.take(block, np.arange(min(skip, count), count))
             except StopIteration:
                 return
             except Exception as error:
@@ -455,7 +462,7 @@ def _selected(blocks: Iterable[Any], left: Selection) -> Iterator[Any]:
     for block in blocks:
         selected = block
         for predicate in left.predicates:
-            selected = batches.pick(selected, plan.mask_of(predicate, selected))
+            selected = batches.take(selected, plan.mask_of(predicate, selected))
         if left.columns is not None:
             selected = BlockAccessor.for_block(selected).select(list(left.columns))
         batches.refuse_repeated_names(selected)

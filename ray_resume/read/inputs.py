@@ -21,11 +21,11 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from ray_resume.core.sources import (
-    ReadTasks,
+    ChangeCheck,
+    ReadTaskFactory,
     Selection,
     Source,
     SourceTable,
-    Watch,
     refuse_repeated,
 )
 from ray_resume.errors import NonResumableError, ResumeError, SourceChangedError
@@ -37,9 +37,9 @@ from ray_resume.read.listing import has_changed
 from ray_resume.read.workdir import is_local_at
 
 __all__ = [
-    "DatasourceReading",
-    "FileReading",
-    "KeyReading",
+    "DatasourceInput",
+    "FileInput",
+    "KeyInput",
     "files_of",
     "key_sources",
 ]
@@ -49,7 +49,7 @@ _DESCRIBED = 10_000
 
 
 @dataclass(frozen=True)
-class FileReading:
+class FileInput:
     """Files, read by one of Ray's ``read_*`` functions.
 
     ``files`` reads any of them, by paths on ``filesystem``. The driver opens no file, except for
@@ -87,11 +87,11 @@ class FileReading:
 
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
-    ) -> tuple[Callable[[range], ReadTasks], Selection]:
-        tasks, left = self.files.reading(selection)
+    ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
+        tasks, left = self.files.task_factory(selection)
         return lambda _: tasks, left
 
-    def watch(self) -> Watch:
+    def change_check(self) -> ChangeCheck:
         return partial(_file_has_changed, self.filesystem)
 
 
@@ -156,12 +156,12 @@ def _file_has_changed(filesystem: FileSystem, source: Source) -> bool:
     return has_changed(filesystem, row_group_of(source)[0], source.fingerprint)
 
 
-def _nobody_can_see(_: Source) -> bool:
+def _unchanged(_: Source) -> bool:
     return False
 
 
 @dataclass(frozen=True)
-class KeyReading:
+class KeyInput:
     """Keys, read by a function of the user's: ``load(key)`` returns or yields tables.
 
     Not repeatable: a database may give its rows in another order each time.
@@ -184,12 +184,12 @@ class KeyReading:
     def metadata(self, sources: SourceTable) -> BlockMetadata | None:
         return None
 
-    def watch(self) -> Watch:
-        return _nobody_can_see
+    def change_check(self) -> ChangeCheck:
+        return _unchanged
 
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
-    ) -> tuple[Callable[[range], ReadTasks], Selection]:
+    ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
         return lambda _: _KeyTasks(self.load), selection
 
 
@@ -220,7 +220,7 @@ class _KeyRead:
                     "return or yield a pyarrow.Table, a pandas.DataFrame or a dict of arrays."
                 )
             # The loader may fill it again for the next part, or the next key.
-            yield BlockAccessor.batch_to_block(user_batches.settled(part))
+            yield BlockAccessor.batch_to_block(user_batches.materialized(part))
 
 
 def key_sources(keys: Iterable[Any]) -> SourceTable:
@@ -253,7 +253,7 @@ def _spelt(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class DatasourceReading:
+class DatasourceInput:
     """The read tasks of a datasource of the user's own.
 
     A source's item is what its task named as its files. A datasource may list when it is asked for
@@ -282,7 +282,7 @@ class DatasourceReading:
         datasource: Datasource,
         source_id: Callable[[ReadTask, int], str] | None,
         task_count: int,
-    ) -> DatasourceReading:
+    ) -> DatasourceInput:
         """Identify the read tasks of ``datasource``.
 
         Args:
@@ -320,12 +320,12 @@ class DatasourceReading:
     def metadata(self, sources: SourceTable) -> BlockMetadata | None:
         return None
 
-    def watch(self) -> Watch:
-        return _nobody_can_see
+    def change_check(self) -> ChangeCheck:
+        return _unchanged
 
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
-    ) -> tuple[Callable[[range], ReadTasks], Selection]:
+    ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
         tasks = self.datasource.get_read_tasks(self.task_count, None, data_context)
         found = self._bind(sources, tasks)
         # Selected after reading: a datasource that selects may cut its tasks otherwise.

@@ -18,7 +18,7 @@ from ray_resume.checkpoint.checkpoint import Checkpoint
 from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Policies
 from ray_resume.core.shards import ArrayTask, Shard, shard_of
-from ray_resume.core.sources import Reading, SourceTable
+from ray_resume.core.sources import Input, SourceTable
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata import guards
 from ray_resume.raydata.paths import is_http, is_local_scheme
@@ -26,9 +26,9 @@ from ray_resume.raydata.scans import reads_with_scans, scanned_extensions
 from ray_resume.read.datasource import ResumableDatasource
 from ray_resume.read.footers import list_row_groups
 from ray_resume.read.inputs import (
-    DatasourceReading,
-    FileReading,
-    KeyReading,
+    DatasourceInput,
+    FileInput,
+    KeyInput,
     files_of,
     key_sources,
 )
@@ -189,16 +189,16 @@ def resumable_read(
     inputs: InputFolders | None = None
     columns: list[str] | None = None
     scheduling = {name: kwargs.pop(name) for name in _SCHEDULING & kwargs.keys()}
-    reading: Reading
+    input_: Input
     if keys is not None:
-        kind, reading = "key", _key_reading(reader, keys, args, kwargs)
+        kind, input_ = "key", _key_input(reader, keys, args, kwargs)
     elif isinstance(reader, Datasource):
         _refuse_arguments(reader, args, kwargs)
         wanted = scheduling.get("override_num_blocks") or _CUSTOM_READ_TASKS
-        kind, reading = "task", DatasourceReading.of(reader, source_id, wanted)
+        kind, input_ = "task", DatasourceInput.of(reader, source_id, wanted)
     else:
         kind = granularity
-        reading, listed_files, columns, inputs = _file_reading(
+        input_, listed_files, columns, inputs = _file_input(
             reader, args, kwargs, granularity, source_root
         )
     kept = location.local_path
@@ -207,13 +207,13 @@ def resumable_read(
     storage.ensure()
     if isinstance(share, ArrayTask):
         share = Shard(storage.rank_of(share), share.count)
-    sources = reading.sources
+    sources = input_.sources
     if share is not None:
         sources = sources.take(np.flatnonzero(share.of(sources.digests)))
-    text = describe_reader(reader, args, kwargs, name=reading.name, keyed=keys is not None)
+    text = describe_reader(reader, args, kwargs, name=input_.name, keyed=keys is not None)
     ids = ids_of(kind, relative=source_root is not None)
     options = ReadOptions(policies, share, text, ids, listed_files, inputs)
-    datasource = ResumableDatasource(reading, sources, location, options)
+    datasource = ResumableDatasource(input_, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     guards.refuse_plain_writes(dataset)
     # Ray Data plans `columns=` like this, too.
@@ -228,16 +228,16 @@ _SCHEDULING = {
 }
 
 
-def _key_reading(
+def _key_input(
     load: Any, keys: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> KeyReading:
+) -> KeyInput:
     _refuse_arguments(load, args, kwargs)
     if isinstance(load, Datasource) or not callable(load):
         raise NonResumableError(f"keys= needs a function load(key), not {load!r}.")
-    return KeyReading(getattr(load, "__name__", "Keys"), key_sources(keys), load)
+    return KeyInput(getattr(load, "__name__", "Keys"), key_sources(keys), load)
 
 
-def _file_reading(
+def _file_input(
     reader: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -270,7 +270,7 @@ def _file_reading(
     if granularity == "row_group":
         names = list(sources.ids())
         sources = list_row_groups(listed.opened_on, sources)
-    reading = FileReading(
+    files_input = FileInput(
         title,
         sources,
         files,
@@ -281,7 +281,7 @@ def _file_reading(
         distributed=distributed,
         selects=name == "read_parquet",
     )
-    return _FilesRead(reading, names, columns, listed.folders)
+    return _FilesRead(files_input, names, columns, listed.folders)
 
 
 class _FilesRead(NamedTuple):
@@ -292,7 +292,7 @@ class _FilesRead(NamedTuple):
         columns: what Ray Data selects above the read, if anything.
     """
 
-    reading: FileReading
+    input: FileInput
     files: Collection[str]
     columns: list[str] | None
     inputs: InputFolders

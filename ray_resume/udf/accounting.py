@@ -115,9 +115,9 @@ class _Rows:
 
     def at(self, positions: npt.NDArray[np.intp]) -> _Rows:
         """Return some of the rows as they came."""
-        kept = blocks.pick(self.kept, positions)
+        kept = blocks.take(self.kept, positions)
         return _Rows(
-            user_batches.copied(kept), self.sources[positions], self.tokens[positions], kept
+            user_batches.deep_copied(kept), self.sources[positions], self.tokens[positions], kept
         )
 
 
@@ -142,11 +142,11 @@ def account(
         ValueError, TypeError: what the UDF returned cannot be attributed.
         RuntimeError: the batch has rows and not the two columns.
     """
-    rows, sources, tokens = blocks.detach(batch)
+    rows, sources, tokens = blocks.split_tracking_columns(batch)
     if len(sources) == 0:
         yield Step(StepKind.EMIT, batch)
         return
-    kept = user_batches.copied(rows) if keep_input or isolate else None
+    kept = user_batches.deep_copied(rows) if keep_input or isolate else None
     whole = _Rows(rows, sources, tokens, kept)
     if attribution is Attribution.BY_SOURCE:
         for part in _by_source(whole):
@@ -161,7 +161,7 @@ def _by_source(whole: _Rows) -> Iterator[_Rows]:
         return
     for _, part, positions in blocks.split(whole.rows, whole.sources):
         sources, tokens = whole.sources[positions], whole.tokens[positions]
-        kept = None if whole.kept is None else blocks.pick(whole.kept, positions)
+        kept = None if whole.kept is None else blocks.take(whole.kept, positions)
         yield _Rows(part, sources, tokens, kept)
 
 
@@ -246,15 +246,15 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = Tru
         rows, origins = attribute(output)
         if failures and (exact or failures.mask.all()):
             alive = np.flatnonzero(~failures.mask[origins])
-            rows, origins = blocks.pick(rows, alive), origins[alive]
+            rows, origins = blocks.take(rows, alive), origins[alive]
         if exact:
             left[origins] = True
         sources = whole.sources[origins]
         if len(sources) == 0:
-            yield Step(StepKind.EMIT, blocks.attach(rows, sources, _NO_TOKENS))
+            yield Step(StepKind.EMIT, blocks.with_tracking_columns(rows, sources, _NO_TOKENS))
             continue
         if held is not None:
-            yield Step(StepKind.EMIT, blocks.attach(*held, call.emit(held[1])))
+            yield Step(StepKind.EMIT, blocks.with_tracking_columns(*held, call.emit(held[1])))
         held = rows, sources
     if failures:
         if exact:
@@ -264,7 +264,7 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = Tru
     if deltas:
         yield Step(StepKind.DRAIN, _drains(deltas))
     if held is not None:
-        yield Step(StepKind.EMIT, blocks.attach(*held, tokens))
+        yield Step(StepKind.EMIT, blocks.with_tracking_columns(*held, tokens))
 
 
 def _mask(whole: _Rows) -> Steps:
@@ -274,14 +274,14 @@ def _mask(whole: _Rows) -> Steps:
     reply = yield Step(StepKind.NEXT, None, failures)
     if isinstance(reply, Raised):
         failures.mark(reply.error)
-        reply = Kept(blocks.pick(whole.rows, ~failures.mask), ~failures.mask)
+        reply = Kept(blocks.take(whole.rows, ~failures.mask), ~failures.mask)
     rows, kept = reply
     if failures:
         yield from _failed_rows(whole, failures, call)
     tokens, deltas = call.keep(whole.sources, whole.tokens, kept)
     if deltas:
         yield Step(StepKind.DRAIN, _drains(deltas))
-    yield Step(StepKind.EMIT, blocks.attach(rows, whole.sources[kept], tokens))
+    yield Step(StepKind.EMIT, blocks.with_tracking_columns(rows, whole.sources[kept], tokens))
 
 
 def _sink(whole: _Rows) -> Steps:
@@ -325,7 +325,10 @@ def _one_to_one(whole: _Rows) -> Steps:
         if stop > n:
             raise _wrong_number(stop, n)
         here = slice(start, stop)
-        yield Step(StepKind.EMIT, blocks.attach(output, whole.sources[here], whole.tokens[here]))
+        yield Step(
+            StepKind.EMIT,
+            blocks.with_tracking_columns(output, whole.sources[here], whole.tokens[here]),
+        )
         start = stop
     _check_not_late(failures, np.arange(n) < start)
     alive = start + np.flatnonzero(~failures.mask[start:])
@@ -339,10 +342,11 @@ def _one_to_one(whole: _Rows) -> Steps:
     for output in waiting:
         positions, left = np.split(left, [blocks.num_rows(output)])
         fine = ~failures.mask[positions]
-        rows = output if fine.all() else blocks.pick(output, np.flatnonzero(fine))
+        rows = output if fine.all() else blocks.take(output, np.flatnonzero(fine))
         positions = positions[fine]
         yield Step(
-            StepKind.EMIT, blocks.attach(rows, whole.sources[positions], whole.tokens[positions])
+            StepKind.EMIT,
+            blocks.with_tracking_columns(rows, whole.sources[positions], whole.tokens[positions]),
         )
     if failures:
         yield from _failed_rows(whole, failures, call)
@@ -382,7 +386,7 @@ def _failed(whole: _Rows, failures: Failures, missing: Mapping[int, int]) -> Ste
             FailedRows(
                 source,
                 total,
-                None if whole.kept is None else blocks.pick(whole.kept, here),
+                None if whole.kept is None else blocks.take(whole.kept, here),
                 failures.texts(here),
             )
             for source, total in missing.items()

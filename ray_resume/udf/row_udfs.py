@@ -111,7 +111,7 @@ def predicate_udf(expression: Any) -> Callable[[Any], Kept]:
 
     def run(block: Any) -> Kept:
         mask = plan.mask_of(expression, block)
-        return Kept(block if mask.all() else blocks.pick(block, mask), mask)
+        return Kept(block if mask.all() else blocks.take(block, mask), mask)
 
     return run
 

@@ -21,7 +21,7 @@ from ray_resume.core.messages import DeadLetter
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import reached
 from ray_resume.raydata import blocks, plan
-from ray_resume.raydata.user_batches import Outputs, copied
+from ray_resume.raydata.user_batches import Outputs, deep_copied
 from ray_resume.run.client import LedgerClient
 from ray_resume.udf import row_udfs
 from ray_resume.udf.accounting import END, Attribution, FailedRows, Step, StepKind, Steps, account
@@ -329,7 +329,7 @@ class _Stage:
             if step.kind is StepKind.CALL:
                 # The UDF may fill again what it returned of another source.
                 for output in last:
-                    emitted += leaving.ready(copied(output))
+                    emitted += leaving.ready(deep_copied(output))
                 last = []
                 leaving.called_with(step.value)
                 outputs = self._outputs(udf, step)

@@ -89,7 +89,7 @@ def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
         part = (
             rest.slice(start, stop - start)
             if order is None
-            else blocks.pick(rest, order[start:stop])
+            else blocks.take(rest, order[start:stop])
         )
         yield _folder(columns, [key[first] for key in keys]), part
 

@@ -145,7 +145,7 @@ def resumable_write(
         )
     # Ray may have been started since the read.
     guards.refuse_ray_client()
-    chain = plan.chain_of(
+    chain = plan.validate(
         ds,
         resumable_datasource=ResumableDatasource,
         is_decorated=lambda udf: stage.options_of(udf) is not None,
@@ -220,7 +220,7 @@ def resumable_write(
             storage=storage,
             listing=Listing(
                 datasource.sources,
-                datasource.reading.sources,
+                datasource.input.sources,
                 datasource.options.ids,
                 datasource.options.files,
                 datasource.options.shard,
@@ -371,7 +371,7 @@ def _checked_schema(schema: Any) -> pa.Schema | None:
 
 
 def _packing(datasource: Any, sources: SourceTable, target_bytes: int) -> Packing:
-    sizes = datasource.reading.sizes_bytes(sources)
+    sizes = datasource.input.sizes_bytes(sources)
     if sizes is None or not sizes.any():
         sizes = np.full(len(sources), float(-(-target_bytes // _GROUP_OF_UNKNOWN_SIZE)))
     return Packing(target_bytes, groups_of(sizes, target_bytes))
@@ -389,7 +389,7 @@ def _check_stage_sinks(chain: plan.Chain, sink: Any) -> None:
             "@resumable(sink=True). Give a folder or a Datasink."
         )
     if sinks and (sink is not None or sinks[0] is not chain.operators[-1]):
-        raise chain.refusal(
+        raise chain.refuse(
             sinks[0],
             f"{sinks[0].name} is decorated with @resumable(sink=True), so nothing comes after it.",
             "Make it the last operator, and call resumable_write(ds) without a sink.",

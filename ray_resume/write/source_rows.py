@@ -86,7 +86,9 @@ def gathered(blocks: Iterable[Block]) -> list[Rows]:
     """
     parts: list[_Part] = []
     for block in blocks:
-        table, sources, tokens = batches.detach(BlockAccessor.for_block(block).to_arrow())
+        table, sources, tokens = batches.split_tracking_columns(
+            BlockAccessor.for_block(block).to_arrow()
+        )
         if len(sources) == 0:
             continue
         if table.num_columns == 0:
@@ -112,7 +114,7 @@ class _Part:
     def at(self, rows: npt.NDArray[np.bool_]) -> _Part:
         if rows.all():
             return self
-        table = batches.pick(self.table, np.flatnonzero(rows))
+        table = batches.take(self.table, np.flatnonzero(rows))
         return _Part(table, self.sources[rows], self.tokens[rows])
 
 
@@ -154,5 +156,5 @@ def _ordered(table: pa.Table, sources: SourceArray, order: npt.NDArray[np.intp])
     """Return the rows of ``table`` in ``order``, which sorts ``sources``."""
     # Not nbytes, which older versions cannot tell of every type.
     if table.get_total_buffer_size() < len(_starts(sources)) * _SMALL_PIECE_BYTES:
-        return batches.pick(table, order)
+        return batches.take(table, order)
     return batches.sliced(table, order)

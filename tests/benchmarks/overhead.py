@@ -88,7 +88,7 @@ def time_one_call(rows: int = 1000, columns: int = 10, calls: int = 5000) -> Non
     batch = {f"c{i}": np.random.default_rng(i).normal(size=rows) for i in range(columns)}
     client: Any = NoLedger()
     udf: Any = stage.armed(resumable(lambda batch: batch), client)
-    given = blocks.attach(batch, np.zeros(rows, np.int32), tokens.tokens(1, 0, rows))
+    given = blocks.with_tracking_columns(batch, np.zeros(rows, np.int32), tokens.tokens(1, 0, rows))
     spent_s = seconds(lambda: [udf(given) for _ in range(calls)])
     print(
         f"a call with {rows} rows and {columns} columns costs {spent_s / calls * 1e6:.0f} us more"

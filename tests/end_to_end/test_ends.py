@@ -21,7 +21,7 @@ from ray_resume.core.ledger import Drain, Event, Failure, ReadFailure, Seal
 from ray_resume.core.sources import Selection, Source, SourceTable
 from ray_resume.core.tokens import MODULUS, token_sum, tokens
 from ray_resume.raydata import blocks as batches
-from ray_resume.read.datasource import SourceReader
+from ray_resume.read.datasource import ResumableReadTask
 from ray_resume.run.reader_exception import exception_of
 from ray_resume.write.file_sink import FileSink
 from ray_resume.write.folder import Folder
@@ -66,8 +66,8 @@ def table(*ids: int) -> pa.Table:
     return pa.table({"id": list(ids)})
 
 
-def reader(listener: Any, *reads: Any, changed: int = -1) -> SourceReader:
-    return SourceReader(
+def reader(listener: Any, *reads: Any, changed: int = -1) -> ResumableReadTask:
+    return ResumableReadTask(
         SourceTable.of(Source(f"source {i}", None) for i in range(len(reads))),
         range(len(reads)),
         lambda _: reads,
@@ -81,7 +81,7 @@ def reader(listener: Any, *reads: Any, changed: int = -1) -> SourceReader:
 def test_a_source_is_sealed_with_the_sum_of_what_was_read() -> None:
     listener = Listener()
     blocks = list(reader(listener, read_of(table(1, 2), table(3)), read_of(), None)())
-    sums = [token_sum(batches.detach(block)[2]) for block in blocks]
+    sums = [token_sum(batches.split_tracking_columns(block)[2]) for block in blocks]
     assert listener.events == [Seal(0, sum(sums) % MODULUS, 3), Seal(1, 0, 0), Seal(2, 0, 0)]
 
 
@@ -113,7 +113,7 @@ def test_a_reader_that_raises_fails_its_source_and_no_other() -> None:
     blocks = list(reader(listener, *reads, read_of(table(5)), StopsIteration())())
     assert [block["id"].to_pylist() for block in blocks] == [[1], [2], [3], [5]]
     first, failed, unpicklable, last, stopped = listener.events
-    sums = [token_sum(batches.detach(block)[2]) for block in blocks]
+    sums = [token_sum(batches.split_tracking_columns(block)[2]) for block in blocks]
     assert (first, last) == (Seal(0, sums[0], 1), Seal(3, sums[3], 1))
     assert isinstance(failed, ReadFailure)
     assert failed[:3] == (1, (sums[1] + sums[2]) % MODULUS, 2)
@@ -201,7 +201,9 @@ def test_a_read_is_repeated_as_often_as_tasks_are(monkeypatch: pytest.MonkeyPatc
         blocks = list(reader(listener, flaky)())
         ids = [block["id"].to_pylist() for block in blocks if block.num_rows]
         assert ids == [[1, 2], [3], [4], [5]]
-        total = sum(token_sum(batches.detach(block)[2]) for block in blocks) % MODULUS
+        total = (
+            sum(token_sum(batches.split_tracking_columns(block)[2]) for block in blocks) % MODULUS
+        )
         assert listener.events == [Seal(0, total, 5)]
         # Another order of the rows would make other rows of those that have left.
         reads.clear()
@@ -221,7 +223,7 @@ def test_a_reading_that_is_abandoned_seals_nothing() -> None:
 
 def rows_of(sources: list[int]) -> pa.Table:
     n = len(sources)
-    return batches.attach(
+    return batches.with_tracking_columns(
         pa.table({"id": np.arange(n)}), np.array(sources, np.int32), tokens(5, 0, n)
     )
 
@@ -239,7 +241,7 @@ def test_what_is_drained_is_there_under_its_final_name(tmp_path: Path) -> None:
     sink_into(tmp_path, listener).write([block], None)
     drains = [event for event in listener.events if isinstance(event, Drain)]
     assert listener.seen == {drain.files[0]: drain.rows for drain in drains}
-    _, sources, values = batches.detach(block)
+    _, sources, values = batches.split_tracking_columns(block)
     assert {drain.source: drain.delta for drain in drains} == {
         source: -token_sum(values[sources == source]) % MODULUS for source in (0, 1)
     }
@@ -250,7 +252,9 @@ def test_a_write_that_fails_drains_nothing_and_leaves_nothing(tmp_path: Path) ->
         pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1])]
     )
     listener = Listener(tmp_path)
-    block = batches.attach(pa.table({"u": union}), np.zeros(1, np.int32), tokens(5, 0, 1))
+    block = batches.with_tracking_columns(
+        pa.table({"u": union}), np.zeros(1, np.int32), tokens(5, 0, 1)
+    )
     with pytest.raises(pa.ArrowException):
         sink_into(tmp_path, listener).write([block], None)
     assert listener.events == []

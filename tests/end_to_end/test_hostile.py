@@ -425,8 +425,8 @@ def _mutate(batch: Any) -> Any:
 MISDEEDS: dict[str, Callable[[Any], Any]] = {
     "as it should": lambda batch: batch,
     "none": lambda _: None,
-    "nothing": lambda batch: blocks.pick(batch, np.zeros(len(x_of(batch)), dtype=bool)),
-    "twice": lambda batch: blocks.pick(batch, np.repeat(np.arange(len(x_of(batch))), 2)),
+    "nothing": lambda batch: blocks.take(batch, np.zeros(len(x_of(batch)), dtype=bool)),
+    "twice": lambda batch: blocks.take(batch, np.repeat(np.arange(len(x_of(batch))), 2)),
     "raises": lambda _: 1 / 0,
     "garbage": lambda _: object(),
     "text": lambda _: "rows",
@@ -478,12 +478,12 @@ def test_whatever_a_udf_does_no_row_is_lost_silently(
     try:
         result = armed(udf, desk)(batch)  # type: ignore[arg-type]
         for output in result if hasattr(result, "__next__") else [result]:
-            outputs.append(user_batches.settled(output))  # noqa: PERF401
+            outputs.append(user_batches.materialized(output))  # noqa: PERF401
     except Exception:
         raised = True
     rows: dict[int, int] = dict.fromkeys(range(len(present)), 0)
     for output in outputs:
-        _, sources, tokens = blocks.detach(blocks.table_of(output))
+        _, sources, tokens = blocks.split_tracking_columns(blocks.table_of(output))
         for source in sources.tolist():
             rows[source] += 1
         desk_drain(desk, sources, tokens)

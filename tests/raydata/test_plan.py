@@ -495,7 +495,7 @@ def test_nothing_at_random_is_pushed_into_a_read(
     ds = ds.filter(expr=col("id") >= 0).filter(expr=random() >= 0.0)
     if iterated:
         ds.take(1)
-    chain = plan.chain_of(
+    chain = plan.validate(
         ds, resumable_datasource=ResumableDatasource, is_decorated=lambda _: True
     ).optimized()
     datasource: Any = chain.datasource
@@ -516,11 +516,11 @@ def test_a_reader_that_runs_code_of_the_user_gets_fresh_tokens(
         ds = resumable_read(
             ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt", **options
         )
-        chain = plan.chain_of(
+        chain = plan.validate(
             ds, resumable_datasource=ResumableDatasource, is_decorated=lambda _: True
         )
         datasource: Any = chain.datasource
-        assert datasource.reading.repeatable is repeatable
+        assert datasource.input.repeatable is repeatable
 
 
 @pytest.mark.usefixtures("cluster")
@@ -604,7 +604,7 @@ def test_errors_of_the_sink_stand_alone(known: bool, source: Path, tmp_path: Pat
         assert len(str(caught.value).splitlines()) == 1
     if (
         known
-        and plan.chain_of(
+        and plan.validate(
             ds, resumable_datasource=ResumableDatasource, is_decorated=lambda _: True
         ).schema()
     ):

@@ -182,7 +182,7 @@ def read(source: Path, **options: Any) -> Dataset:
 
 
 def signature(ds: Dataset) -> Signature:
-    chain = plan.chain_of(
+    chain = plan.validate(
         ds,
         resumable_datasource=ResumableDatasource,
         is_decorated=lambda udf: stage.options_of(udf) is not None,

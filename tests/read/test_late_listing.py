@@ -23,7 +23,7 @@ from ray_resume import (
     resumable_write,
 )
 from ray_resume.core.sources import Selection
-from ray_resume.read.inputs import DatasourceReading
+from ray_resume.read.inputs import DatasourceInput
 
 
 def reads(file: str) -> BlockMetadata:
@@ -82,7 +82,7 @@ def test_each_source_gets_the_task_of_its_id(first: list[Any], second: list[Any]
     def id_of(task: ReadTask, _: int) -> str:
         return str(next(iter(task.read_fn()))[0])
 
-    reading = DatasourceReading.of(datasource, id_of, 10)
+    reading = DatasourceInput.of(datasource, id_of, 10)
     datasource.names = second
     made, _ = reading.open(reading.sources, Selection(), None)
     found = made(range(len(first)))(reading.sources)
@@ -98,7 +98,7 @@ def test_each_source_gets_the_task_of_its_id(first: list[Any], second: list[Any]
 
 def test_two_tasks_with_one_id_are_refused() -> None:
     datasource = Listed([("a", "a"), ("b", "b")])
-    reading = DatasourceReading.of(datasource, None, 10)
+    reading = DatasourceInput.of(datasource, None, 10)
     datasource.names = [("a", "a"), ("b", "a")]
     with pytest.raises(NonResumableError, match="two read tasks for a"):
         reading.open(reading.sources, Selection(), None)

@@ -162,7 +162,7 @@ def test_relative_paths_mean_the_same_on_every_worker(
         getattr(ray.data, reader), "./in/", checkpoint="ckpt", include_paths=True, **options
     )
     reading: Any = ds._logical_plan.dag
-    reading = reading.datasource.reading
+    reading = reading.datasource.input
     assert list(reading.sources.ids()) == [str(tmp_path / "in" / "k=1" / f"a.{suffix}")]
     # A worker has another working directory.
     monkeypatch.chdir("/")
@@ -173,9 +173,9 @@ def test_relative_paths_mean_the_same_on_every_worker(
     assert {path for table in tables for path in table.column("path").to_pylist()} == {
         f"./in/k=1/a.{suffix}"
     }
-    assert not reading.watch()(reading.sources[0])
+    assert not reading.change_check()(reading.sources[0])
     (tmp_path / "in" / "k=1" / f"a.{suffix}").write_text("other")
-    assert reading.watch()(reading.sources[0])
+    assert reading.change_check()(reading.sources[0])
 
 
 def test_a_footer_that_cannot_be_read_is_a_source_that_fails(tmp_path: Path) -> None:

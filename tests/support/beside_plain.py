@@ -90,7 +90,7 @@ def resumed(
     )
     form = batch_format if kind == "map_batches" else None
     outputs = _batches(ready, form)(iter(_attached(given, sources)), None)
-    return [blocks.detach(output)[0] for output in outputs]
+    return [blocks.split_tracking_columns(output)[0] for output in outputs]
 
 
 def resumed_async(
@@ -115,7 +115,7 @@ def _attached(given: Sequence[Any], sources: Callable[[int], Any]) -> list[Any]:
     for block in given:
         count = blocks.num_rows(block)
         numbers = np.asarray(sources(count)).astype(np.int32)
-        attached.append(blocks.attach(block, numbers, tokens(7, start, count)))
+        attached.append(blocks.with_tracking_columns(block, numbers, tokens(7, start, count)))
         start += count
     return attached
 

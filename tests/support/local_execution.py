@@ -81,7 +81,7 @@ def execute(dataset: Dataset) -> list[pa.Table]:
 
 def execute_armed(dataset: Dataset) -> list[pa.Table]:
     """As :func:`execute`, of the armed pipeline: without the two columns, and accounted for."""
-    chain = plan.chain_of(
+    chain = plan.validate(
         dataset,
         resumable_datasource=ResumableDatasource,
         is_decorated=lambda udf: options_of(udf) is not None,

@@ -86,7 +86,7 @@ def batch_of(sources: list[int], desk: Desk, form: str) -> Any:
         rows = pd.DataFrame(rows)
     elif form == "pyarrow":
         rows = pa.table(rows)
-    return blocks.attach(rows, numbers, values)
+    return blocks.with_tracking_columns(rows, numbers, values)
 
 
 def x_of(batch: Any) -> list[int]:
@@ -107,15 +107,15 @@ def batch_udf(bad: set[int], marks: bool, generator: bool, one_by_one: bool) -> 
             if not marks:
                 raise ValueError(f"bad rows in {x_of(batch)}")
             mark_failed("bad row", poison if len(poison) % 2 else np.flatnonzero(poison))
-        good = blocks.pick(batch, ~poison)
+        good = blocks.take(batch, ~poison)
         return batch if marks and one_by_one and sum(poison) % 2 else good
 
     def generate(batch: Any) -> Iterator[Any]:
-        yield blocks.pick(batch, np.zeros(len(x_of(batch)), dtype=bool))
+        yield blocks.take(batch, np.zeros(len(x_of(batch)), dtype=bool))
         half = len(x_of(batch)) // 2
         out = run(batch)
-        yield blocks.pick(out, np.arange(len(x_of(out))) < half)
-        yield blocks.pick(out, np.arange(len(x_of(out))) >= half)
+        yield blocks.take(out, np.arange(len(x_of(out))) < half)
+        yield blocks.take(out, np.arange(len(x_of(out))) >= half)
 
     return generate if generator else run
 
@@ -135,7 +135,7 @@ def consume(result: Any, desk: Desk) -> Counter[int]:
     """Drain what a stage put out, as a sink does; count its rows by ``x``."""
     seen: Counter[int] = Counter()
     for output in list(result) if isinstance(result, Iterator) else [result]:
-        rows, sources, values = blocks.detach(output)
+        rows, sources, values = blocks.split_tracking_columns(output)
         for source in np.unique(sources).tolist():
             desk.send(Drain(source, -token_sum(values[sources == source]) % MODULUS, 1))
         if len(sources):
@@ -294,7 +294,7 @@ def test_async_udfs(on_error: str) -> None:
             if 1 in x_of(batch):
                 raise ValueError("bad row")
             mark_failed("bad row", [0])
-            return blocks.pick(batch, np.arange(len(x_of(batch))) > 0)
+            return blocks.take(batch, np.arange(len(x_of(batch))) > 0)
 
     class Rows:
         async def __call__(self, row: Any) -> Any:

@@ -134,7 +134,7 @@ class Desk:
     def sink(self, outputs: list[Any]) -> None:
         """Drain what a stage put out, as a sink does."""
         for output in outputs:
-            _, sources, values = blocks.detach(output)
+            _, sources, values = blocks.split_tracking_columns(output)
             for source in np.unique(sources).tolist():
                 total = token_sum(values[sources == source])
                 self.send(Drain(source, -total % MODULUS, 1))
@@ -154,7 +154,7 @@ def batch_in(kind: str, desk: Desk) -> Any:
         batch = pd.DataFrame(rows, index=[5, 5, 3, 3, 1, 0, 9])
     elif kind == "pyarrow":
         batch = pa.table(rows)
-    return blocks.attach(batch, SOURCES, values)
+    return blocks.with_tracking_columns(batch, SOURCES, values)
 
 
 def run(udf: Any, kind: str, *arguments: Any, **construct: Any) -> tuple[list[list[int]], Desk]:
@@ -173,7 +173,7 @@ def run(udf: Any, kind: str, *arguments: Any, **construct: Any) -> tuple[list[li
 
 
 def keep_where(batch: Any, mask: Any) -> Any:
-    return blocks.pick(batch, np.asarray(mask))
+    return blocks.take(batch, np.asarray(mask))
 
 
 KINDS = pytest.mark.parametrize("kind", ["numpy", "pandas", "pyarrow"])
@@ -246,7 +246,7 @@ class TestArmed:
         @resumable(origin="o")
         def pieces(batch: Any) -> Iterator[Any]:
             for row in range(7):
-                yield blocks.pick(batch, np.array([row]))
+                yield blocks.take(batch, np.array([row]))
 
         desk = Desk(3)
         result = armed(pieces, desk)(batch_in(kind, desk))  # type: ignore[arg-type]
@@ -280,7 +280,7 @@ class TestArmed:
         @resumable(origin="o")
         def shuffle_and_copy(batch: Any) -> Any:
             assert len(x_of(batch)) == 7
-            return blocks.pick(batch, np.array([4, 0, 0, 5, 4]))
+            return blocks.take(batch, np.array([4, 0, 0, 5, 4]))
 
         outputs, desk = run(shuffle_and_copy, kind)
         assert outputs == [[4, 0, 0, 5, 4]]
@@ -298,7 +298,7 @@ class TestArmed:
     def test_wrong_origins_are_errors(self, kind: str, origin: Any, said: str) -> None:
         @resumable(origin="o")
         def wrong(batch: Any) -> Any:
-            part = blocks.without_columns(blocks.pick(batch, np.array([0, 1])), ("o",))
+            part = blocks.without_columns(blocks.take(batch, np.array([0, 1])), ("o",))
             return part if origin is None else blocks.with_column(part, "o", np.array(origin))
 
         with pytest.raises(ValueError, match=said):

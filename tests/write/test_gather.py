@@ -33,7 +33,7 @@ def block_of(kind: str, ids: list[int], sources: list[int]) -> Any:
     if kind == "pandas":
         rows = pd.DataFrame({"id": np.array(ids, np.int64)})
     tokens = np.array([token_of(i) for i in ids], np.uint64)
-    return batches.attach(rows, np.array(sources, np.int32), tokens)
+    return batches.with_tracking_columns(rows, np.array(sources, np.int32), tokens)
 
 
 def token_of(row: int) -> int:
@@ -104,7 +104,9 @@ def test_a_type_that_pyarrow_cannot_take_from() -> None:
 
 
 def test_rows_without_columns_are_refused() -> None:
-    block = batches.attach(pa.table({"id": [1]}), np.zeros(1, np.int32), np.ones(1, np.uint64))
+    block = batches.with_tracking_columns(
+        pa.table({"id": [1]}), np.zeros(1, np.int32), np.ones(1, np.uint64)
+    )
     with pytest.raises(ValueError, match="Keep at least one column"):
         gathered([block.drop_columns(["id"])])
     assert gathered([]) == gathered([block.slice(0, 0)]) == []

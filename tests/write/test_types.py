@@ -289,7 +289,7 @@ def test_views_in_the_sink(tmp_path: Path) -> None:
         }
     )
     events: list[Any] = []
-    block = blocks.attach(table, np.array([1, 0, 1, 0], np.int32), tokens(1, 0, 4))
+    block = blocks.with_tracking_columns(table, np.array([1, 0, 1, 0], np.int32), tokens(1, 0, 4))
     try:
         pq.write_table(table, tmp_path / "plain.parquet")
     except pa.ArrowNotImplementedError:
@@ -319,7 +319,7 @@ def test_more_than_two_gigabytes_of_one_column(tmp_path: Path) -> None:
         }
     )
     sources = (np.arange(rows) % 2).astype(np.int32)
-    blocks_of = [blocks.attach(block, sources, tokens(i, 0, rows)) for i in range(3)]
+    blocks_of = [blocks.with_tracking_columns(block, sources, tokens(i, 0, rows)) for i in range(3)]
     assert sum(one.nbytes for one in blocks_of) > 1 << 31
     sink.write(iter(blocks_of), None)
     assert sum(event.rows for event in events) == 3 * rows
