@@ -148,10 +148,15 @@ class Columns:
         new = _unaliased({expr.name: self.of_input(expr) for expr in named})
         if len(named) == len(expressions):
             return Columns(new, False)
-        renamed = {_of(expr, "expr").name for expr in named if getattr(expr, "_is_rename", False)}
-        kept = {name: made for name, made in self.made.items() if name not in renamed}
-        gone = renamed - kept.keys() if self.rest else frozenset()
-        return Columns({**kept, **new}, self.rest, self.without | gone)
+        renames = [expr for expr in named if getattr(expr, "_is_rename", False)]
+        renamed = {str(_of(expr, "expr").name): str(expr.name) for expr in renames}
+        # A column that is renamed stays where it is.
+        made = {
+            renamed.get(name, name): new[renamed[name]] if name in renamed else made
+            for name, made in self.made.items()
+        }
+        gone = frozenset(renamed) if self.rest else frozenset()
+        return Columns({**made, **new}, self.rest, self.without | gone)
 
     def describe(self, input_names: Sequence[str] | None = None) -> str:
         """Format what comes out: ``*`` for all other columns, as if nothing had listed them.

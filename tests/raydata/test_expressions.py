@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray.data.expressions as rays
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ray.data._internal.planner.plan_expression.expression_evaluator import eval_projection
 from ray.data.datatype import DataType
@@ -143,7 +143,11 @@ def test_columns_are_what_projections_make(steps: list[list[Expr]], bound: int) 
     assert masks[0].tolist() == masks[1].tolist()
 
 
+SWAP = [star(), col("a")._rename("b"), col("b")._rename("a")]
+
+
 @given(projections())
+@example([[col("a"), col("b")], SWAP, SWAP])
 @settings(max_examples=200)
 def test_a_star_that_ray_has_expanded_is_described_as_one(steps: list[list[Expr]]) -> None:
     expanded, schema = [], TABLE.schema
