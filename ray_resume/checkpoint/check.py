@@ -19,8 +19,9 @@ from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.report import CheckReport
 from ray_resume.checkpoint.storage import Storage
+from ray_resume.core.digests import source_digest
 from ray_resume.core.output_files import FileList, listed_files, missing_files
-from ray_resume.core.records import Flag, Record, State, digest
+from ray_resume.core.records import Flag, Record, State
 from ray_resume.core.snapshot import Union
 from ray_resume.core.table import Table
 from ray_resume.errors import CheckpointError
@@ -289,7 +290,7 @@ class _Damage:
 
 def _faults(key: bytes, record: Record, runs: set[str]) -> Iterator[str]:
     source = repr(record.source_id)
-    if digest(record.source_id) != key:
+    if source_digest(record.source_id) != key:
         yield f"has the record of {source} under another source's key"
     if record.run_id not in runs:
         yield f"has a record of run {record.run_id}, which did not write it ({source})"

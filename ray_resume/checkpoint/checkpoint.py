@@ -18,7 +18,8 @@ from ray_resume.checkpoint.local.backend import new_run_id
 from ray_resume.checkpoint.report import CheckReport, plain
 from ray_resume.checkpoint.shared.objects import public_uri
 from ray_resume.checkpoint.storage import Location, Storage
-from ray_resume.core.records import Flag, Record, State, blocks_of, digest, encode
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Flag, Record, State, blocks_of, encode
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
 
@@ -272,7 +273,7 @@ class Checkpoint:
             )
             if records:
                 resets = _resets(records, run_id, union.highest_sequence())
-                stored = sorted(digest(record.source_id) + encode(record) for record in resets)
+                stored = sorted(source_digest(r.source_id) + encode(r) for r in resets)
                 # Imported here, because the command must start quickly.
                 from ray_resume.core.identity import HEADER_KEY, ids_in_headers
 

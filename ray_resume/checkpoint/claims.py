@@ -104,10 +104,10 @@ class Claim:
             small, large = sorted((self._digests, other._digests), key=len)
             return not _each(small).isdisjoint(_each(large))
         # Not where it is not needed: it takes as long to load as all the rest.
-        from ray_resume.core.digests import Digests, SortedDigests
+        from ray_resume.core.digests import DigestIndex, Digests
 
         mine, theirs = Digests.of(self._digests), Digests.of(other._digests)
-        return bool(SortedDigests(mine).holds(theirs).any())
+        return bool(DigestIndex(mine).holds(theirs).any())
 
     @property
     def shard(self) -> tuple[int, int] | None:

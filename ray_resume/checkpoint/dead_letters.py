@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_resume.checkpoint.shared.objects import Objects
+from ray_resume.core.digests import source_digest
 from ray_resume.core.messages import DeadLetter
-from ray_resume.core.records import digest
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
 
@@ -118,7 +118,7 @@ class LetterFolder:
 
 
 def _new_name(run_id: str, source_id: str) -> str:
-    return f"{run_id}-{digest(source_id)[:8].hex()}-{secrets.token_hex(8)}.parquet"
+    return f"{run_id}-{source_digest(source_id)[:8].hex()}-{secrets.token_hex(8)}.parquet"
 
 
 def _leftovers(names: Collection[str], runs: Collection[str], listed: Collection[str]) -> list[str]:

@@ -1,24 +1,37 @@
-"""The digests of many sources, as columns: sorted, looked up and compared at once.
+"""The digest of a source's id, and many digests as columns: sorted, looked up, compared at once.
 
-A digest is two 64-bit numbers, the first of which nearly always decides. "Nearly" is no way to
-tell sources apart, so whatever is found by the first is compared by both.
+A digest is two 64-bit numbers. The first one nearly always decides, and a look-up compares both,
+because "nearly" is not enough to tell sources apart.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DIGEST_SIZE", "Digests", "SortedDigests"]
+__all__ = ["DIGEST_BYTES", "DigestIndex", "Digests", "digest_bytes", "source_digest"]
 
-DIGEST_SIZE = 16
-_AT_ONCE = 1 << 16
+DIGEST_BYTES = 16
+
+# A look-up takes so many digests at a time.
+_BATCH_ROWS = 1 << 16
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.uint64]
+
+
+def source_digest(source_id: str) -> bytes:
+    """Return the digest of a source's id, ``DIGEST_BYTES`` long: it identifies the source."""
+    return digest_bytes(source_id.encode("utf-8", "surrogatepass"))
+
+
+def digest_bytes(source_id: bytes | bytearray) -> bytes:
+    """Return the digest of a source's id in UTF-8, which may contain lone surrogates."""
+    return hashlib.blake2b(source_id, digest_size=DIGEST_BYTES).digest()
 
 
 class Digests:
@@ -32,19 +45,19 @@ class Digests:
 
     @classmethod
     def of(cls, data: bytes | bytearray | memoryview) -> Digests:
-        """Take digests that stand one after another in ``data``.
+        """Take concatenated digests.
 
         Raises:
-            ValueError: its length is no multiple of 16.
+            ValueError: the length of ``data`` is not a multiple of 16.
         """
         words = np.frombuffer(data, ">u8")
         if len(words) % 2:
-            raise ValueError(f"{len(data)} bytes are no whole digests")
+            raise ValueError(f"{len(data)} bytes are not a whole number of digests")
         return cls(words[::2].astype(np.uint64), words[1::2].astype(np.uint64))
 
     @classmethod
     def joined(cls, parts: Iterable[Digests]) -> Digests:
-        """Put several sequences one after another."""
+        """Concatenate sequences."""
         every = list(parts)
         if len(every) == 1:
             return every[0]
@@ -64,8 +77,8 @@ class Digests:
         """Return those at ``positions``."""
         return Digests(self.high[positions], self.low[positions])
 
-    def to_bytes(self, size: int = DIGEST_SIZE) -> bytes:
-        """Spell the first ``size`` bytes of each, 8 or 16, one after another."""
+    def to_bytes(self, size: int = DIGEST_BYTES) -> bytes:
+        """Concatenate the first ``size`` bytes of each digest; ``size`` is 8 or 16."""
         if size == 8:
             return self.high.astype(">u8").tobytes()
         return np.stack([self.high, self.low], axis=1).astype(">u8").tobytes()
@@ -81,7 +94,7 @@ class Digests:
         rest %= by
         return rest
 
-    def repeated(self) -> Positions:
+    def duplicates(self) -> Positions:
         """Return the positions of those that occur more than once."""
         order = self.order()
         high, low = self.high[order], self.low[order]
@@ -109,11 +122,11 @@ class Digests:
         return order
 
 
-class SortedDigests:
-    """Digests to look others up in; of several that are the same, any may be found.
+class DigestIndex:
+    """Digests in ascending order, to look others up in.
 
-    ``order`` holds the positions, in the sequence that this was made of, in ascending order of
-    the digests.
+    ``order[i]`` is the position of ``digests[i]`` in the sequence that the index was made of. A
+    look-up may find any of several equal digests.
     """
 
     __slots__ = ("digests", "order")
@@ -125,16 +138,16 @@ class SortedDigests:
     def __len__(self) -> int:
         return len(self.order)
 
-    def ranks(self, wanted: Digests) -> Positions:
-        """Return where each of ``wanted`` stands among the sorted ones, -1 if it does not."""
+    def positions(self, wanted: Digests) -> Positions:
+        """Return the position of each of ``wanted`` in ``digests``, -1 where it is missing."""
         found = np.full(len(wanted), -1, np.int64)
         high, low = self.digests.high, self.digests.low
         if not len(high) or not len(wanted):
             return found
-        # In ascending order: a million searches that jump about take ten times as long.
+        # A million searches in random order take ten times as long as in ascending order.
         every = wanted.order()
-        for start in range(0, len(every), _AT_ONCE):
-            order = every[start : start + _AT_ONCE]
+        for start in range(0, len(every), _BATCH_ROWS):
+            order = every[start : start + _BATCH_ROWS]
             high_wanted, low_wanted = wanted.high[order], wanted.low[order]
             rank = np.searchsorted(high, high_wanted).astype(np.int64)
             left = np.arange(len(order))
@@ -149,5 +162,5 @@ class SortedDigests:
         return found
 
     def holds(self, wanted: Digests) -> npt.NDArray[np.bool_]:
-        """Say of each of ``wanted`` whether it is here."""
-        return self.ranks(wanted) >= 0
+        """Return for each of ``wanted`` whether the index contains it."""
+        return self.positions(wanted) >= 0

@@ -19,9 +19,18 @@ import re
 import secrets
 from dataclasses import dataclass
 
-__all__ = ["DIGEST_BYTES", "ENDINGS", "PACKED_BYTES", "OutputName", "packed", "stem_of", "unpacked"]
+__all__ = [
+    "ENDINGS",
+    "NAME_DIGEST_BYTES",
+    "PACKED_BYTES",
+    "OutputName",
+    "is_usual_run",
+    "packed",
+    "stem_of",
+    "unpacked",
+]
 
-DIGEST_BYTES = 8
+NAME_DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
 
 ENDINGS = ("parquet", "json", "csv", "orc", "feather")
@@ -30,7 +39,7 @@ ENDINGS = ("parquet", "json", "csv", "orc", "feather")
 PACKED_BYTES = 27
 """Checkpoint (4 bytes), run (6), digest (8), random part (8), number of the ending (1)."""
 
-_SHARED = bytes(DIGEST_BYTES)
+_SHARED = bytes(NAME_DIGEST_BYTES)
 
 _NAME = re.compile(
     r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})(?:-([0-9a-f]{8}))?"
@@ -82,7 +91,7 @@ def stem_of(prefix: str, digest: bytes | None, folder: str = "") -> str:
 
     Args:
         prefix: ``<checkpoint>-<run>``.
-        digest: ``DIGEST_BYTES`` bytes of the source's digest; None if several share the file.
+        digest: ``NAME_DIGEST_BYTES`` bytes of the source's digest; None if several share the file.
         folder: the subfolder of the output folder that the file is for, ``""`` for none.
     """
     tag = f"-{_tag_of(folder.rstrip('/'))}" if folder else ""

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_resume.core.digests import DIGEST_BYTES, digest_bytes
 from ray_resume.core.filenames import OutputName, packed, unpacked
 from ray_resume.errors import CheckpointError
 
 __all__ = [
-    "DIGEST_BYTES",
     "HEAD",
     "HEAD_FIELDS",
     "NO_PIPELINE",
@@ -34,8 +34,6 @@ __all__ = [
     "blocks_of",
     "columns_of",
     "decode",
-    "digest",
-    "digest_of",
     "dropped_record",
     "encode",
     "encode_completed",
@@ -113,16 +111,6 @@ def dropped_record(source_id: str, sequence: int, run_id: str) -> Record:
     return Record(source_id, State.RESET, sequence, run_id)
 
 
-def digest(source_id: str) -> bytes:
-    """Return the 16-byte digest of a source's id: how sources are told apart and found."""
-    return digest_of(source_id.encode("utf-8", "surrogatepass"))
-
-
-def digest_of(source: bytes | bytearray) -> bytes:
-    """Return the digest of a source's id that is spelt as UTF-8 (lone surrogates pass)."""
-    return hashlib.blake2b(source, digest_size=DIGEST_BYTES).digest()
-
-
 def pipeline_of(signature: str, code: str = "") -> bytes:
     """Return 8 bytes that stand for a pipeline, which millions of records share.
 
@@ -142,8 +130,6 @@ def pipeline_before(signature: str) -> bytes:
         return NO_PIPELINE
     return hashlib.blake2b(signature.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
-
-DIGEST_BYTES = 16
 
 # Name, and kind as numpy spells it, of each field of the head, in order and without gaps.
 HEAD_FIELDS = (
@@ -271,7 +257,7 @@ def encode_completed(
     Returns:
         The digest, followed by the encoded record.
     """
-    key = digest_of(source)
+    key = digest_bytes(source)
     flags, ending = Flag.TIME, 0
     checkpoint, random = _NO_CHECKPOINT, _NO_RANDOM
     if file is not None:
@@ -340,7 +326,7 @@ def decode(value: bytes) -> Record:
         )
         files: tuple[str, ...] = ()
         if flags & Flag.FILE:
-            named = bytes(8) if flags & Flag.SHARED else digest_of(source)[:8]
+            named = bytes(8) if flags & Flag.SHARED else digest_bytes(source)[:8]
             files = (unpacked(checkpoint + run + named + random + bytes((ending,))),)
         elif listed is not None:
             files = _strings(listed)
@@ -466,7 +452,7 @@ def _is_own(file: bytes, run: bytes, odd_run: str | None, source: bytes) -> bool
     """Say whether a file's name follows from the head of the record that lists it."""
     if odd_run is not None or file[4:10] != run:
         return False
-    return not any(file[10:18]) or file[10:18] == digest_of(source)[:8]
+    return not any(file[10:18]) or file[10:18] == digest_bytes(source)[:8]
 
 
 def _is_shared(file: str) -> bool:

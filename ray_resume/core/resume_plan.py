@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from ray_resume.core.digests import Positions, SortedDigests
+from ray_resume.core.digests import DigestIndex, Positions
 from ray_resume.core.gone import NOTHING_GONE, Gone
 from ray_resume.core.records import Flag, Record, State, pipeline_before, pipeline_of
 from ray_resume.core.sharing import joined, sharing_files
@@ -301,7 +301,7 @@ class _Sorting:
         """
         rows = np.array(outside)
         digests = self.union.digests.take(rows)
-        found = SortedDigests(SourceTable.of(listed).digests).holds(digests)
+        found = DigestIndex(SourceTable.of(listed).digests).holds(digests)
         found |= np.isin(rows, list(self.parts))
         if self.gone.remove:
             found |= np.isin(rows, self.gone.sources)

@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray_resume.core.records import digest
+from ray_resume.core.digests import source_digest
 from ray_resume.errors import ResumeError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Shard:
 
     def holds(self, source_id: str) -> bool:
         """Say whether the source is in this share."""
-        return int.from_bytes(digest(source_id), "big") % self.count == self.index
+        return int.from_bytes(source_digest(source_id), "big") % self.count == self.index
 
     def of(self, digests: Digests) -> npt.NDArray[np.bool_]:
         """Say of each source, by its digest, whether it is in this share."""

@@ -14,8 +14,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from ray_resume.core.digests import Digests, Positions, SortedDigests
-from ray_resume.core.records import RECORDS_IN_BLOCK, Record, State, decode, digest
+from ray_resume.core.digests import DigestIndex, Digests, Positions, source_digest
+from ray_resume.core.records import RECORDS_IN_BLOCK, Record, State, decode
 from ray_resume.core.table import HEAD_TYPE, Buffer, Table
 from ray_resume.errors import CheckpointError
 
@@ -55,7 +55,7 @@ class Union:
         self._starts = [0, *itertools.accumulate(len(table) for table in self._tables)]
         digests = Digests.joined(table.digests for table in self._tables)
         order = self._newest(digests)
-        self._index = SortedDigests(digests.take(order) if order is not None else digests)
+        self._index = DigestIndex(digests.take(order) if order is not None else digests)
         # Where each row is, in all tables one after another.
         self._at = self._index.order if order is None else order[self._index.order]
 
@@ -102,7 +102,7 @@ class Union:
 
     def find(self, digests: Digests) -> Positions:
         """Return the row of each of ``digests``, -1 where there is none."""
-        return self._index.ranks(digests)
+        return self._index.positions(digests)
 
     def record(self, row: int) -> Record:
         """Decode the record in ``row``.
@@ -158,7 +158,7 @@ class Union:
 
     def get(self, source_id: str) -> Record | None:
         """Return the record that counts for ``source_id``, if there is one."""
-        row = int(self.find(Digests.of(digest(source_id)))[0])
+        row = int(self.find(Digests.of(source_digest(source_id)))[0])
         return None if row < 0 else self.record(row)
 
     def completed_outside(self, digests: Digests) -> tuple[int, Record | None]:
@@ -175,14 +175,14 @@ class Union:
 
     def _newest(self, digests: Digests) -> Positions | None:
         """Return which rows of all tables count; None if all do."""
-        repeated = digests.repeated()
-        if not len(repeated):
+        duplicates = digests.duplicates()
+        if not len(duplicates):
             return None
-        sequences = np.concatenate([table.heads["sequence"] for table in self._tables])[repeated]
-        high, low = digests.high[repeated], digests.low[repeated]
+        sequences = np.concatenate([table.heads["sequence"] for table in self._tables])[duplicates]
+        high, low = digests.high[duplicates], digests.low[duplicates]
         # The last of each source is the newest; of several with one number, the first one given.
-        order = np.lexsort((-repeated, sequences, low, high))
-        high, low, sequences, rows = high[order], low[order], sequences[order], repeated[order]
+        order = np.lexsort((-duplicates, sequences, low, high))
+        high, low, sequences, rows = high[order], low[order], sequences[order], duplicates[order]
         same = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
         last = np.append(~same, True)
         winners = rows[last]
@@ -195,7 +195,7 @@ class Union:
             winner = self._lowest_run(candidates)
             winners[int(np.count_nonzero(last[:end]))] = winner
         counts = np.ones(len(digests), bool)
-        counts[repeated] = False
+        counts[duplicates] = False
         counts[winners] = True
         return np.flatnonzero(counts)
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from ray_resume.core.digests import Digests, Positions
-from ray_resume.core.records import Fingerprint, digest_of
+from ray_resume.core.digests import Digests, Positions, digest_bytes
+from ray_resume.core.records import Fingerprint
 from ray_resume.errors import ResumeError
 
 __all__ = [
@@ -128,7 +128,7 @@ class SourceTable(Sequence[Source]):
             lengths = self._lengths[first : first + _AT_ONCE].tolist()
             digests += b"".join(
                 [
-                    digest_of(ids[start : start + length])
+                    digest_bytes(ids[start : start + length])
                     for start, length in zip(starts, lengths, strict=True)
                 ]
             )
@@ -354,7 +354,7 @@ def refuse_repeated(sources: SourceTable) -> None:
     Raises:
         ResumeError: some have; the message lists them.
     """
-    repeated = sorted({sources.id(position) for position in sources.digests.repeated().tolist()})
+    repeated = sorted({sources.id(position) for position in sources.digests.duplicates().tolist()})
     if repeated:
         raise ResumeError(
             f"{len(repeated)} sources are named more than once, and a source can be read only "

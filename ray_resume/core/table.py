@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ray_resume.core.digests import DIGEST_SIZE, Digests, Positions
+from ray_resume.core.digests import DIGEST_BYTES, Digests, Positions, digest_bytes
 from ray_resume.core.filenames import ENDINGS, is_usual_run
 from ray_resume.core.records import (
     HEAD,
@@ -24,7 +24,6 @@ from ray_resume.core.records import (
     block_of_columns,
     columns_of,
     decode,
-    digest_of,
 )
 
 __all__ = ["HEAD_TYPE", "Table"]
@@ -73,7 +72,7 @@ class Table:
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         digests = self.digests.to_bytes()
         for row in range(len(self)):
-            yield digests[row * DIGEST_SIZE : (row + 1) * DIGEST_SIZE], self.value(row)
+            yield digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES], self.value(row)
 
     def value(self, row: int) -> bytes:
         """Return the encoded record at ``row``."""
@@ -120,7 +119,7 @@ class Table:
             end = int(self._ends[last - 1])
             yield block_of_columns(
                 last - first,
-                digests[first * DIGEST_SIZE : last * DIGEST_SIZE],
+                digests[first * DIGEST_BYTES : last * DIGEST_BYTES],
                 self.heads[first:last].tobytes(),
                 lengths[first:last].tobytes(),
                 self._tails[start:end],
@@ -165,7 +164,7 @@ class Table:
         # Of which run these are, only what follows the head says.
         sound &= ~np.isin(sequence, sequence[run_number == 0])
         rows = np.flatnonzero(sound)
-        digests = Digests.of(b"".join(map(digest_of, self.tails(rows))))
+        digests = Digests.of(b"".join(map(digest_bytes, self.tails(rows))))
         here = self.digests.take(rows)
         sound[rows] = (digests.high == here.high) & (digests.low == here.low)
         return np.flatnonzero(~sound)

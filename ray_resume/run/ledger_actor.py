@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray_resume.checkpoint.storage import LedgerBinding
+from ray_resume.core.digests import source_digest
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.core.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
 from ray_resume.core.messages import DeadLetter
@@ -26,7 +27,6 @@ from ray_resume.core.pending import PendingSources
 from ray_resume.core.records import (
     Record,
     State,
-    digest,
     dropped_record,
     encode,
     encode_completed,
@@ -353,7 +353,7 @@ class LedgerHost:
 
     def _dropped(self, source_id: str) -> bytes:
         self._sequence += 1
-        return digest(source_id) + encode(
+        return source_digest(source_id) + encode(
             dropped_record(source_id, self._sequence, self._spec.run_id)
         )
 
@@ -497,7 +497,7 @@ class LedgerHost:
             dead_rows=done.dead_rows,
             dead_letters=done.dead_letters,
         )
-        return digest(record.source_id) + encode(record)
+        return source_digest(record.source_id) + encode(record)
 
     def _record(self, source: int, state: State, **values: Any) -> Record:
         self._sequence += 1

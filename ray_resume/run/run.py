@@ -30,19 +30,12 @@ from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.backend import new_run_id
 from ray_resume.checkpoint.storage import Storage
 from ray_resume.core.code import Code
-from ray_resume.core.filenames import DIGEST_BYTES
+from ray_resume.core.digests import source_digest
+from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.identity import HEADER_KEY
 from ray_resume.core.passes import PassPlan, Schedule
 from ray_resume.core.planning import Listing, Policies, what_to_do
-from ray_resume.core.records import (
-    Flag,
-    State,
-    blocks_of,
-    digest,
-    dropped_record,
-    encode,
-    pipeline_of,
-)
+from ray_resume.core.records import Flag, State, blocks_of, dropped_record, encode, pipeline_of
 from ray_resume.core.resume_plan import Todo
 from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import SourceTable
@@ -215,7 +208,7 @@ class Run:
             dropped_record(record.source_id, sequence, self._run_id)
             for sequence, record in enumerate(todo.removed, first)
         )
-        stored = sorted(digest(record.source_id) + encode(record) for record in records)
+        stored = sorted(source_digest(record.source_id) + encode(record) for record in records)
         storage = self._plan.storage
         storage.write_whole(self._run_id, self._header(), blocks_of(stored))
         self._lease.check()
@@ -339,7 +332,7 @@ class Run:
             although they were executed alone (see `passes.Schedule`).
         """
         prefix = f"{self._checkpoint_id}-{self._run_id}"
-        digests = todo.pending.digests.to_bytes(DIGEST_BYTES)
+        digests = todo.pending.digests.to_bytes(NAME_DIGEST_BYTES)
         schedule = Schedule(len(todo.pending))
         pass_number = 0
         while (passing := schedule.next()) is not None:

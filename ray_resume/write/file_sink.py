@@ -13,7 +13,7 @@ from typing import Any
 from ray.data.block import Block
 from ray.data.datasource import Datasink
 
-from ray_resume.core.filenames import DIGEST_BYTES
+from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.ledger import Drain, Pack
 from ray_resume.failpoints import reached
 from ray_resume.raydata import plan
@@ -31,7 +31,7 @@ class FileSink(Datasink[None]):
     """Writes files into a folder, and drains what it has written.
 
     Args:
-        digests: ``DIGEST_BYTES`` bytes for each source number, one after another.
+        digests: ``NAME_DIGEST_BYTES`` bytes for each source number, one after another.
         packing: which sources share files; None: each has files of its own.
     """
 
@@ -98,4 +98,4 @@ class FileSink(Datasink[None]):
         reached("sink.after_drain")
 
     def _digest(self, source: int) -> bytes:
-        return self._digests[source * DIGEST_BYTES : (source + 1) * DIGEST_BYTES]
+        return self._digests[source * NAME_DIGEST_BYTES : (source + 1) * NAME_DIGEST_BYTES]

@@ -14,7 +14,8 @@ from dataclasses import replace
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import new_run_id
 from ray_resume.checkpoint.storage import Storage
-from ray_resume.core.records import Record, blocks_of, digest, encode
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Record, blocks_of, encode
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import reached
 from ray_resume.write.folder import Folder
@@ -69,7 +70,7 @@ def retype_output(storage: Storage, folder: Folder, layout: Layout) -> None:
             lease.check()
             sequence = contents.union.highest_sequence()
             superseding = _superseding(records, done.renamed, run_id, sequence)
-            stored = sorted(digest(record.source_id) + encode(record) for record in superseding)
+            stored = sorted(source_digest(r.source_id) + encode(r) for r in superseding)
             storage.write_whole(run_id, {"purpose": "schema"}, blocks_of(stored))
             reached("retyping.committed")
         lease.check()

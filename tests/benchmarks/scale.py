@@ -35,7 +35,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ray_resume.core.records import digest, encode_completed, pipeline_of
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import encode_completed, pipeline_of
 
 RUN = "0123456789ab"
 SIGNATURE = "ReadParquet -> MapBatches(clean) -> write_parquet"
@@ -111,7 +112,7 @@ def make_finished(path: Path, count: int) -> str:
         stored = []
         for number in range(start, min(start + 50_000, count)):
             name = path_of(number)
-            file = file_of(checkpoint, number, digest(name))
+            file = file_of(checkpoint, number, source_digest(name))
             values = (number + 1, 100, file, SIZE, MTIME_NS, 1.7e9, pipeline)
             one = encode_completed(name.encode(), run, *values)
             assert one is not None
@@ -126,7 +127,7 @@ def output_names(checkpoint: str, count: int) -> Path:
     path = Path(tempfile.mkdtemp(prefix="ray-resume-names-")) / "names"
     with path.open("w") as file:
         for number in range(count):
-            file.write(file_of(checkpoint, number, digest(path_of(number))) + "\n")
+            file.write(file_of(checkpoint, number, source_digest(path_of(number))) + "\n")
     return path
 
 
@@ -495,7 +496,7 @@ def send(
     for start in range(first, first + count - each + 1, each):
         numbers = range(start, start + each)
         # As a sink does, each by its source: of any other name a record cannot be as short.
-        files = [file_of("aaaaaaaa", n, digest(path_of(n))) for n in numbers]
+        files = [file_of("aaaaaaaa", n, source_digest(path_of(n))) for n in numbers]
         events = tuple(Seal(n, n + 1, 10) for n in numbers) + tuple(
             Drain(n, MODULUS - n - 1, 10, (file,)) for n, file in zip(numbers, files, strict=True)
         )

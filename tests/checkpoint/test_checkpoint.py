@@ -18,7 +18,8 @@ from ray_resume.checkpoint.local import backend as directory_module
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
-from ray_resume.core.records import Fingerprint, Record, State, digest, pipeline_of
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
 
 SINK = "/data/out"
 
@@ -236,7 +237,7 @@ def test_it_works_without_ray_and_starts_at_once(path: Path) -> None:
 
 
 def test_a_live_run_is_seen_from_its_own_process(path: Path) -> None:
-    claim = Claim(frozenset([digest("n")]))
+    claim = Claim(frozenset([source_digest("n")]))
     lease = Lease.acquire(path, Owner.here("run3"), claim, wait_s=0)
     writer = WriterFile.create(path, "run3", {"sources_total": 7})
     for sequence, source_id in enumerate(["n1", "n2"], 9):
@@ -348,7 +349,7 @@ def test_reset_wants_ids_or_a_state(path: Path) -> None:
 
 
 def test_reset_is_refused_while_a_run_lives(path: Path) -> None:
-    claim = Claim(frozenset([digest("something else")]))
+    claim = Claim(frozenset([source_digest("something else")]))
     lease = Lease.acquire(path, Owner.here("run3"), claim, wait_s=0)
     before = set(os.listdir(path))
     with pytest.raises(CheckpointError, match=f"run3.*{os.getpid()}"):

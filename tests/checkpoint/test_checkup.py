@@ -21,7 +21,8 @@ from ray_resume.checkpoint.local.backend import CheckpointDirectory
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.local.reader import read_writers
-from ray_resume.core.records import HEAD, Record, State, digest, encode
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import HEAD, Record, State, encode
 
 pytestmark = pytest.mark.long
 
@@ -241,20 +242,20 @@ def test_a_child_that_was_killed_is_not_called_damage(
 )
 def test_a_record_that_cannot_be(job: Job, change: Callable[[Record], Record], told: str) -> None:
     record = job.done("s0", 1, RUN)
-    job.put(digest("s0"), encode(change(record)))
+    job.put(source_digest("s0"), encode(change(record)))
     assert any(told in problem for problem in job.check().problems)
     assert any(str(job.file()) in problem for problem in job.check().problems)
 
 
 def test_a_record_that_cannot_be_read(job: Job) -> None:
-    job.put(digest("s0"), encode(job.done("s0", 1, RUN))[:-2])
+    job.put(source_digest("s0"), encode(job.done("s0", 1, RUN))[:-2])
     assert "cannot be read" in job.problem()
     assert str(job.file()) in job.problem()
 
 
 def test_a_record_whose_head_is_gone(job: Job) -> None:
     """What follows could be one by itself, and is none."""
-    job.put(digest("s0"), bytes(HEAD.size) + encode(job.done("s0", 1, RUN)))
+    job.put(source_digest("s0"), bytes(HEAD.size) + encode(job.done("s0", 1, RUN)))
     problem = job.problem()
     assert "cannot be read" in problem
     assert str(job.file()) in problem
@@ -262,7 +263,7 @@ def test_a_record_whose_head_is_gone(job: Job) -> None:
 
 def test_a_screen_is_enough_for_any_number_of_faults(job: Job) -> None:
     for i in range(8):
-        job.put(digest(f"s{i}"), b"?")
+        job.put(source_digest(f"s{i}"), b"?")
     problems = job.check().problems
     assert len(problems) <= 6
     assert max(map(len, problems)) < 400
@@ -340,7 +341,7 @@ def test_a_file_of_several_sources_is_missed_by_those_that_are_completed(job: Jo
 def test_rows_without_a_file(job: Job) -> None:
     record = replace(job.done("s0", 1, RUN), files=())
     (job.out / job.name(RUN, 1)).unlink()
-    job.put(digest("s0"), encode(record))
+    job.put(source_digest("s0"), encode(record))
     assert "have rows, but list no file: s0" in job.problem()
 
 

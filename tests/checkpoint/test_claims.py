@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from ray_resume.checkpoint import claims as claims_module
 from ray_resume.checkpoint.claims import Claim
-from ray_resume.core.records import digest
+from ray_resume.core.digests import source_digest
 from ray_resume.errors import CheckpointError
 
 EVERYTHING = Claim(None)
 
-digests = st.sets(st.integers(0, 40).map(lambda n: digest(f"s{n}")))
+digests = st.sets(st.integers(0, 40).map(lambda n: source_digest(f"s{n}")))
 
 
 @given(digests, digests)
@@ -27,7 +27,9 @@ def test_claims_meet_where_they_have_a_source_in_common(one: set[bytes], other: 
 @pytest.mark.parametrize("few", [0, 1 << 20])
 def test_large_claims_are_compared_as_columns(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
     monkeypatch.setattr(claims_module, "_FEW", few)
-    claims = [Claim(frozenset(digest(f"s{n}") for n in range(k, k + 10))) for k in range(0, 30, 5)]
+    claims = [
+        Claim(frozenset(source_digest(f"s{n}") for n in range(k, k + 10))) for k in range(0, 30, 5)
+    ]
     for i, one in enumerate(claims):
         for j, other in enumerate(claims):
             assert one.meets(other) == (abs(i - j) < 2)
@@ -37,7 +39,7 @@ def test_large_claims_are_compared_as_columns(monkeypatch: pytest.MonkeyPatch, f
 def test_shards_that_share_no_number_do_not_meet(n: int, m: int, data: st.DataObject) -> None:
     i, j = data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, m - 1))
     # As if they had a source in common: what decides is whether any number is in both.
-    same = frozenset([digest("a")])
+    same = frozenset([source_digest("a")])
     meet = any(k % n == i and k % m == j for k in range(n * m))
     assert Claim(same, (i, n)).meets(Claim(same, (j, m))) == meet
     assert Claim(same, (i, n)).meets(Claim(same))
@@ -54,7 +56,7 @@ def test_a_claim_comes_back_from_its_bytes(
 
 @given(st.integers(0, 200), st.binary(max_size=3))
 def test_a_damaged_claim_is_refused(at: int, instead: bytes) -> None:
-    sound = Claim(frozenset(digest(f"s{n}") for n in range(8)), (1, 3)).to_bytes()
+    sound = Claim(frozenset(source_digest(f"s{n}") for n in range(8)), (1, 3)).to_bytes()
     damaged = sound[:at] + instead + sound[at + 1 :]
     try:
         read = Claim.from_bytes(damaged)

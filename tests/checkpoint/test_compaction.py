@@ -25,7 +25,8 @@ from ray_resume.checkpoint.local import lmdb_file
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
-from ray_resume.core.records import Record, State, digest, encode
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Record, State, encode
 from ray_resume.core.snapshot import Union
 
 pytestmark = [pytest.mark.extended, pytest.mark.long]
@@ -144,7 +145,7 @@ def test_what_killed_processes_left_half_made_is_removed(path: Path) -> None:
 
 
 def test_it_is_refused_while_a_run_is_at_work(path: Path) -> None:
-    claim = Claim(frozenset([digest("something")]))
+    claim = Claim(frozenset([source_digest("something")]))
     lease = Lease.acquire(path, Owner.here("run50"), claim, wait_s=0)
     before = names(path)
     with pytest.raises(CheckpointError, match=f"run50.*{os.getpid()}"):
@@ -202,7 +203,7 @@ def test_a_damaged_file_stops_it(path: Path) -> None:
 
 
 def test_a_record_that_cannot_be_read_stops_it(path: Path) -> None:
-    put_record(path / "run03.mdb", digest("s1"), encode(done("s1", 9999, "run03"))[:-3])
+    put_record(path / "run03.mdb", source_digest("s1"), encode(done("s1", 9999, "run03"))[:-3])
     before = names(path)
     with pytest.raises(CheckpointError, match=r"run03\.mdb.*restore it"):
         Checkpoint(path).compact()
@@ -265,7 +266,7 @@ def test_any_rest_of_the_old_files_beside_the_merged_one_says_the_same(
 ) -> None:
     """Also on ties, and whatever the merged file is called: what a crash leaves is harmless."""
     writers = {
-        run: [(digest(s), encode(done(s, n, run))) for s, n in mine.items()]
+        run: [(source_digest(s), encode(done(s, n, run))) for s, n in mine.items()]
         for run, mine in sequences.items()
     }
     whole = dict(Union(writers).pairs())

@@ -15,8 +15,9 @@ from ray_resume.checkpoint.local.backend import CheckpointDirectory
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.cli import main
+from ray_resume.core.digests import source_digest
 from ray_resume.core.filenames import stem_of
-from ray_resume.core.records import Record, State, digest
+from ray_resume.core.records import Record, State
 
 RUN = "0123456789ab"
 
@@ -29,7 +30,7 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     directory.bind(str(out), RUN)
     records = []
     for number, (name, folder) in enumerate({"a": "", "b": "k=1/", "c": ""}.items(), 1):
-        file = f"{folder}{stem_of(prefix, digest(name)[:8], folder)}.parquet"
+        file = f"{folder}{stem_of(prefix, source_digest(name)[:8], folder)}.parquet"
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         (out / file).write_bytes(b"rows")
         state = State.FAILED if name == "c" else State.COMPLETED

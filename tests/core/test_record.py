@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ray_resume.core.digests import source_digest
 from ray_resume.core.records import (
     HEAD,
     Fingerprint,
@@ -16,7 +17,6 @@ from ray_resume.core.records import (
     State,
     block_of,
     decode,
-    digest,
     encode,
     encode_completed,
     precedence,
@@ -51,7 +51,7 @@ CHECKPOINT, RUN, RANDOM = "0a1b2c3d", "0123456789ab", "fedcba9876543210"
 
 
 def output_file(source_id: str, run_id: str = RUN, ending: str = "parquet") -> str:
-    return f"{CHECKPOINT}-{run_id}-{digest(source_id)[:8].hex()}-{RANDOM}.{ending}"
+    return f"{CHECKPOINT}-{run_id}-{source_digest(source_id)[:8].hex()}-{RANDOM}.{ending}"
 
 
 PLAIN = Record("s3://bucket/a.parquet", State.COMPLETED, 7, RUN)
@@ -66,7 +66,7 @@ USUAL = Record(
     fingerprint=Fingerprint(10, 20),
     pipeline=b"pipeline",
 )
-SHARED = output_file("a").replace(digest("a")[:8].hex(), "0" * 16)
+SHARED = output_file("a").replace(source_digest("a")[:8].hex(), "0" * 16)
 FULL = Record(
     source_id="naïve\n\udcff",
     state=State.FAILED,
@@ -102,7 +102,7 @@ FULL = Record(
 def test_a_record_comes_back_as_it_was(record: Record) -> None:
     back = decode(encode(record))
     assert back == record
-    assert digest(back.source_id) == digest(record.source_id)
+    assert source_digest(back.source_id) == source_digest(record.source_id)
 
 
 @given(records)
@@ -133,7 +133,7 @@ def test_bytes_that_are_in_checkpoints_already_stay_readable() -> None:
     ],
 )
 def test_the_short_way_to_encode_gives_the_same(record: Record) -> None:
-    assert completed(record) == digest(record.source_id) + encode(record)
+    assert completed(record) == source_digest(record.source_id) + encode(record)
 
 
 def completed(record: Record) -> bytes | None:
@@ -235,14 +235,14 @@ def test_precedence_of_less_than_a_head_is_refused() -> None:
 
 
 def test_digests_are_the_same_in_every_version() -> None:
-    assert digest("s3://bucket/a.parquet").hex() == "1e501e5877894aec4a2a24002c2182dd"
-    assert digest("naïve\n\udcff").hex() == "c08b5b528a71bb46ffdce2a3bb7927af"
+    assert source_digest("s3://bucket/a.parquet").hex() == "1e501e5877894aec4a2a24002c2182dd"
+    assert source_digest("naïve\n\udcff").hex() == "c08b5b528a71bb46ffdce2a3bb7927af"
 
 
 @given(texts, texts)
 def test_digests_fit_into_a_key_and_tell_sources_apart(one: str, other: str) -> None:
-    assert len(digest(one)) == 16
-    assert (digest(one) == digest(other)) == (one == other)
+    assert len(source_digest(one)) == 16
+    assert (source_digest(one) == source_digest(other)) == (one == other)
 
 
 # Blocks -------------------------------------------------------------------------------------------
@@ -250,14 +250,14 @@ def test_digests_fit_into_a_key_and_tell_sources_apart(one: str, other: str) -> 
 
 @given(st.lists(records, max_size=4), st.binary(max_size=10))
 def test_a_block_gives_back_what_was_put_into_it(some: list[Record], damaged: bytes) -> None:
-    stored = [digest(record.source_id) + encode(record) for record in some]
+    stored = [source_digest(record.source_id) + encode(record) for record in some]
     stored.append(bytes(16) + damaged)
     assert list(stored_in(block_of(stored))) == stored
 
 
 @given(st.data())
 def test_a_block_that_was_damaged_is_refused(data: st.DataObject) -> None:
-    sound = block_of([digest(record.source_id) + encode(record) for record in (USUAL, FULL)])
+    sound = block_of([source_digest(record.source_id) + encode(record) for record in (USUAL, FULL)])
     at = data.draw(st.integers(0, len(sound) - 1))
     instead = data.draw(st.binary(max_size=2))
     damaged = sound[:at] + instead + sound[at + 1 :]

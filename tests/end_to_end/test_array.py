@@ -28,9 +28,10 @@ from ray_resume.checkpoint.local.backend import CheckpointDirectory
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.storage import Location
+from ray_resume.core.digests import source_digest
 from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Listing, Policies
-from ray_resume.core.records import Record, State, digest
+from ray_resume.core.records import Record, State
 from ray_resume.core.shards import Shard
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.run.output import FolderOutput
@@ -380,7 +381,7 @@ class BusyDirectory(CheckpointDirectory):
     def settled(self, own: str) -> Contents:
         contents = super().settled(own)
         self.neighbour = Lease.acquire(
-            self.path, Owner.here("b" * 12), Claim(frozenset([digest("b")])), wait_s=0
+            self.path, Owner.here("b" * 12), Claim(frozenset([source_digest("b")])), wait_s=0
         )
         WriterFile.create(self.path, "b" * 12, {}).close()
         self.out.mkdir()
@@ -418,7 +419,7 @@ def test_a_neighbour_that_begins_meanwhile_is_no_stranger(tmp_path: Path) -> Non
 def test_shards_that_overlap_are_refused(tmp_path: Path, theirs: Shard | None, told: str) -> None:
     directory = CheckpointDirectory(tmp_path / "ckpt")
     directory.ensure()
-    claim = Claim(frozenset([digest("a"), digest("b")]))
+    claim = Claim(frozenset([source_digest("a"), source_digest("b")]))
     shard = None if theirs is None else str(theirs)
     lease = Lease.acquire(directory.path, Owner.here("b" * 12, shard), claim, wait_s=0)
     run = Run(plan_of(directory, tmp_path / "out", Shard(1, 3)))

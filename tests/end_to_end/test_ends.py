@@ -16,7 +16,7 @@ from ray.data import DataContext
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from ray_resume import NonResumableError, ResumeError
-from ray_resume.core.filenames import DIGEST_BYTES
+from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.ledger import Drain, Event, Failure, ReadFailure, Seal
 from ray_resume.core.sources import Selection, Source, SourceTable
 from ray_resume.core.tokens import MODULUS, token_sum, tokens
@@ -232,7 +232,7 @@ def sink_into(folder: Path, listener: Listener) -> FileSink:
     here = Folder(LocalFileSystem(), str(folder), str(folder))
     layout = Layout(FileFormat("parquet"))
     client: Any = listener
-    return FileSink(here, layout, "cccccccc-aaaaaaaaaaaa", bytes(2 * DIGEST_BYTES), client)
+    return FileSink(here, layout, "cccccccc-aaaaaaaaaaaa", bytes(2 * NAME_DIGEST_BYTES), client)
 
 
 def test_what_is_drained_is_there_under_its_final_name(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ from ray_resume import (
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
 from ray_resume.checkpoint.local.lmdb_file import FORMAT_VERSION, WriterFile
 from ray_resume.cli import main
-from ray_resume.core.records import HEAD, Record, State, digest, encode
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import HEAD, Record, State, encode
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.raydata import blocks, user_batches
 from ray_resume.udf.stage import armed
@@ -136,10 +137,10 @@ def test_a_pickle_in_any_place_is_not_opened(path: Path, tmp_path: Path, place: 
     pickle.loads(trap)
     sprung.unlink()
     if place == "value":
-        put_record(path / f"{RUN}.mdb", digest("a"), trap)
+        put_record(path / f"{RUN}.mdb", source_digest("a"), trap)
     elif place == "head and value":
         value = encode(Record("a", State.FAILED, 1, RUN, error="boom"))
-        put_record(path / f"{RUN}.mdb", digest("a"), value[: HEAD.size + 1] + trap)
+        put_record(path / f"{RUN}.mdb", source_digest("a"), value[: HEAD.size + 1] + trap)
     elif place == "header":
         put(path / f"{RUN}.mdb", b"header", trap)
     elif place == "identity":
@@ -268,7 +269,7 @@ def test_a_terminal_gets_no_control_characters(
         record = Record(
             name, kind, 1 + number, RUN, 1, (file,), f"boom\n{name}", 1, completed_at=1e300
         )
-        records.append((digest(name), encode(record)))
+        records.append((source_digest(name), encode(record)))
     for key, value in records:
         put_record(path / f"{RUN}.mdb", key, value)
     CheckpointDirectory(path).bind(str(path.parent / "out\x1b[31m"), RUN)

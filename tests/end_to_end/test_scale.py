@@ -21,22 +21,13 @@ from hypothesis import strategies as st
 from places import ROOT
 from plain_todo import PlainGone, plain_todo_of
 
-from ray_resume.core.digests import Digests, SortedDigests
+from ray_resume.core.digests import DigestIndex, Digests, source_digest
 from ray_resume.core.filenames import OutputName, packed, stem_of, unpacked
 from ray_resume.core.gone import gone_from
 from ray_resume.core.identity import ids_of, part_file
 from ray_resume.core.output_files import FileList, listed_files
 from ray_resume.core.pending import PendingSources
-from ray_resume.core.records import (
-    HEAD,
-    Fingerprint,
-    Record,
-    State,
-    digest,
-    encode,
-    pipeline_of,
-    stored_in,
-)
+from ray_resume.core.records import HEAD, Fingerprint, Record, State, encode, pipeline_of, stored_in
 from ray_resume.core.resume_plan import todo_of
 from ray_resume.core.shards import Shard
 from ray_resume.core.shelf import Counter, Shelf
@@ -58,13 +49,13 @@ digests = st.builds(lambda high, low: high + low, halves, halves)
 
 @given(st.lists(digests), st.lists(digests))
 def test_digests_are_found_as_in_a_dictionary(known: list[bytes], wanted: list[bytes]) -> None:
-    index = SortedDigests(Digests.of(b"".join(known)))
+    index = DigestIndex(Digests.of(b"".join(known)))
     assert [index.digests[rank] for rank in range(len(index))] == sorted(known)
-    ranks = index.ranks(Digests.of(b"".join(wanted))).tolist()
+    ranks = index.positions(Digests.of(b"".join(wanted))).tolist()
     for value, rank in zip(wanted, ranks, strict=True):
         assert (rank >= 0) == (value in known)
         assert rank < 0 or index.digests[rank] == value
-    repeated = Digests.of(b"".join(known)).repeated().tolist()
+    repeated = Digests.of(b"".join(known)).duplicates().tolist()
     assert repeated == [i for i, value in enumerate(known) if known.count(value) > 1]
 
 
@@ -99,14 +90,14 @@ def test_a_table_gives_its_sources_back(given_: list[Source], data: st.DataObjec
     assert list(table) == given_
     assert table == given_
     assert pickle.loads(pickle.dumps(table)) == given_
-    assert table.digests.to_bytes() == b"".join(digest(s.source_id) for s in given_)
+    assert table.digests.to_bytes() == b"".join(source_digest(s.source_id) for s in given_)
     assert [s.source_id for s in table.trimmed()] == [s.source_id for s in given_]
     if data is not None and given_:
         some = data.draw(st.lists(st.integers(0, len(given_) - 1)))
         part = table.take(np.array(some, np.int64))
         assert list(part) == [given_[i] for i in some]
         assert [s.source_id for s in part.trimmed()] == [given_[i].source_id for i in some]
-        assert part.digests.to_bytes() == b"".join(digest(given_[i].source_id) for i in some)
+        assert part.digests.to_bytes() == b"".join(source_digest(given_[i].source_id) for i in some)
 
 
 def test_files_are_found_by_their_path_and_may_be_called_otherwise() -> None:
@@ -120,7 +111,7 @@ def test_files_are_found_by_their_path_and_may_be_called_otherwise() -> None:
     deeper = inside[1:].relative_to("b/")
     assert [(s.source_id, s.item) for s in deeper] == [("ü", "/data/b/ü")]
     assert [s.source_id for s in deeper.trimmed()] == ["ü"]
-    assert deeper.digests.to_bytes() == digest("ü")
+    assert deeper.digests.to_bytes() == source_digest("ü")
 
 
 def test_repeated_sources_are_named() -> None:
@@ -136,7 +127,7 @@ NAMES = ["a", "b", "c", "\udcff", "d" * 600]
 
 
 def usual_file(source_id: str, run_id: str, number: int) -> str:
-    return f"aaaaaaaa-{run_id}-{digest(source_id)[:8].hex()}-{number:016x}.parquet"
+    return f"aaaaaaaa-{run_id}-{source_digest(source_id)[:8].hex()}-{number:016x}.parquet"
 
 
 def shared_file(number: int) -> str:
@@ -173,7 +164,7 @@ on_record = st.lists(st.sampled_from(NAMES), unique=True).flatmap(
 
 
 def pairs(some: tuple[Record, ...] | list[Record]) -> list[tuple[bytes, bytes]]:
-    return [(digest(r.source_id), encode(r)) for r in some]
+    return [(source_digest(r.source_id), encode(r)) for r in some]
 
 
 @given(on_record)
@@ -206,7 +197,7 @@ USUAL = Record("a", State.COMPLETED, 1, RUNS[0], files=(usual_file("a", RUNS[0],
 def test_damage_is_seen_among_many_and_names_the_file(damage: object) -> None:
     assert callable(damage)
     good = pairs([replace(USUAL, source_id=f"s{i}", files=()) for i in range(100)])
-    bad = [(digest("a"), damage(encode(USUAL)))]
+    bad = [(source_digest("a"), damage(encode(USUAL)))]
     Union({"x": good, "y": pairs([USUAL])})
     with pytest.raises(CheckpointError, match=r"file of y .*restore it"):
         Union({"x": good, "y": [*bad, *good]}, owner="the file of {} ".format)
@@ -222,7 +213,7 @@ def test_what_a_union_counts_at_once_is_what_its_records_say(
     assert set(listed_files(union)) == {file for record in some for file in record.files}
     assert len(listed_files(union)) == len({file for record in some for file in record.files})
     outside = [r for r in some if r.state is State.COMPLETED and r.source_id not in here]
-    count, one = union.completed_outside(Digests.of(b"".join(map(digest, here))))
+    count, one = union.completed_outside(Digests.of(b"".join(map(source_digest, here))))
     assert count == len(outside)
     assert one is None or one in outside
     assert (one is None) == (not outside)
@@ -264,7 +255,7 @@ def test_what_may_be_at_fault_is_in_doubt(some: list[tuple[Record, Any, bool]]) 
     """Of what is not in doubt, each record is sound by all rules, read one by one."""
     runs = RUNS[:1]
     table = Table.of(
-        (digest("of another" if astray else r.source_id), bad(encode(r)) if bad else encode(r))
+        (source_digest("x" if astray else r.source_id), bad(encode(r)) if bad else encode(r))
         for r, bad, astray in some
     )
     doubtful = set(table.doubtful(runs).tolist())

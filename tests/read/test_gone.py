@@ -23,9 +23,10 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
+from ray_resume.core.digests import source_digest
 from ray_resume.core.gone import Gone, gone_from, judge_gone, same_files
 from ray_resume.core.identity import HEADER_KEY, ids_of, part_file, refuse_other_ids
-from ray_resume.core.records import Fingerprint, Record, State, digest, encode
+from ray_resume.core.records import Fingerprint, Record, State, encode
 from ray_resume.core.shards import Shard
 from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import Source, SourceTable
@@ -39,7 +40,7 @@ LOOK = Fingerprint(100, 1_700_000_000_123_456_789)
 
 
 def union_of(*records: Record) -> Union:
-    return Union({RUN: [(digest(r.source_id), encode(r)) for r in records]})
+    return Union({RUN: [(source_digest(r.source_id), encode(r)) for r in records]})
 
 
 def done(source_id: str, fingerprint: Fingerprint = LOOK, **values: Any) -> Record:
@@ -96,7 +97,7 @@ def test_the_same_file_under_another_path_is_known_by_its_looks() -> None:
 
 
 def test_what_was_reset_or_failed_and_has_output_goes_too_and_only_from_its_share() -> None:
-    file = f"aaaaaaaa-{RUN}-{digest('r')[:8].hex()}-0123456789abcdef.parquet"
+    file = f"aaaaaaaa-{RUN}-{source_digest('r')[:8].hex()}-0123456789abcdef.parquet"
     union = union_of(
         Record("r", State.RESET, 1, RUN, files=(file,)),
         Record("s", State.FAILED, 2, RUN, error="boom", files=(file, "x")),

@@ -11,9 +11,10 @@ import pytest
 from ray_resume import Checkpoint
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.core.digests import source_digest
 from ray_resume.core.filenames import stem_of
 from ray_resume.core.identity import HEADER_KEY, ids_of
-from ray_resume.core.records import Record, State, digest
+from ray_resume.core.records import Record, State
 
 pytestmark = pytest.mark.extended
 
@@ -62,7 +63,7 @@ def prepare(folder: Path) -> None:
     directory.bind(str(out), RUN)
     records = []
     for number, name in enumerate("abc", 1):
-        file = f"{stem_of(prefix, digest(name)[:8])}.parquet"
+        file = f"{stem_of(prefix, source_digest(name)[:8])}.parquet"
         (out / file).write_text(name)
         records.append(Record(name, State.COMPLETED, number, RUN, rows=1, files=(file,)))
     header = {"sources_total": 3, HEADER_KEY: ids_of("file")}

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from ray_resume.checkpoint.local.lmdb_file import FORMAT_VERSION
-from ray_resume.core.records import Record, decode, digest, encode
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Record, decode, encode
 from ray_resume.errors import CheckpointError
 
 
@@ -53,7 +54,7 @@ class MemoryWriter:
     def commit(self, records: Sequence[Record]) -> None:
         if not self._open:
             raise CheckpointError("the writer is closed")
-        self.records.update([(digest(r.source_id), decode(encode(r))) for r in records])
+        self.records.update([(source_digest(r.source_id), decode(encode(r))) for r in records])
 
     def close(self) -> None:
         self._open = False
@@ -79,7 +80,7 @@ class MemoryUnion:
         return iter(self._newest.values())
 
     def get(self, source_id: str) -> Record | None:
-        return self._newest.get(digest(source_id))
+        return self._newest.get(source_digest(source_id))
 
     def highest_sequence(self) -> int:
         return max((record.sequence for record in self), default=0)

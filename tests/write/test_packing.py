@@ -25,7 +25,8 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.core.records import Fingerprint, Record, State, digest, encode
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Fingerprint, Record, State, encode
 from ray_resume.core.resume_plan import Todo, todo_of
 from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import Source
@@ -120,7 +121,7 @@ def record(source_id: str, state: State, *files: int) -> Record:
 def sorted_out(
     ids: str, *records: Record, changed: str = "", policy: str = "reprocess", listed: str = ""
 ) -> Todo:
-    union = Union({"run": [(digest(r.source_id), encode(r)) for r in records]})
+    union = Union({"run": [(source_digest(r.source_id), encode(r)) for r in records]})
     sources = [Source(i, i, Fingerprint(1, 1) if i in changed else Fingerprint()) for i in ids]
     others = [Source(i, i) for i in listed]
     return todo_of(

@@ -24,7 +24,7 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.core.filenames import DIGEST_BYTES
+from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.tokens import tokens
 from ray_resume.raydata import blocks
 from ray_resume.run.client import LedgerClient
@@ -276,7 +276,7 @@ class Agreeing(LedgerClient):
 def sink_into(folder: Path, layout: Layout, events: list[Any]) -> FileSink:
     client = Agreeing(None, "r", 1, events)  # type: ignore[arg-type]
     here = Folder(LocalFileSystem(), str(folder), str(folder))
-    return FileSink(here, layout, "cccccccc-aaaaaaaaaaaa", bytes(2 * DIGEST_BYTES), client)
+    return FileSink(here, layout, "cccccccc-aaaaaaaaaaaa", bytes(2 * NAME_DIGEST_BYTES), client)
 
 
 def test_views_in_the_sink(tmp_path: Path) -> None:

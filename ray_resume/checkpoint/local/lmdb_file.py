@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray_resume.core.digests import DIGEST_BYTES, source_digest
 from ray_resume.core.filenames import is_usual_run
-from ray_resume.core.records import DIGEST_BYTES, Record, blocks_of, digest, encode, stored_in
+from ray_resume.core.records import Record, blocks_of, encode, stored_in
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
 
@@ -97,7 +98,7 @@ class WriterFile:
         Raises:
             CheckpointError: the disk is full or fails. Nothing of this call was committed.
         """
-        self.commit_encoded([digest(record.source_id) + encode(record) for record in records])
+        self.commit_encoded([source_digest(r.source_id) + encode(r) for r in records])
 
     def commit_encoded(self, stored: Sequence[bytes]) -> None:
         """Do as :meth:`commit`, with digests that are followed by encoded records."""

@@ -61,7 +61,8 @@ from ray_resume.checkpoint.shared.segments import (
 from ray_resume.checkpoint.shared.segments import decode as decode_segment
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
 from ray_resume.checkpoint.shared.writer import SharedLedgerBinding
-from ray_resume.core.records import columns_of, digest
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import columns_of
 from ray_resume.core.shards import ArrayTask, Shard
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
@@ -178,7 +179,7 @@ class SharedCheckpoint:
         Guarantees: tasks with different indexes get different ranks, from 0 to ``count - 1``; one
         with the same index gets the same rank again.
         """
-        folder = f"arrays/{digest(task.array).hex()}"
+        folder = f"arrays/{source_digest(task.array).hex()}"
         drawn_now: list[str] = []
 
         def draw(_: Turn) -> int:

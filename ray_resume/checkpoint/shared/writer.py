@@ -20,7 +20,8 @@ from ray_resume.checkpoint.shared.leases import SharedLease
 from ray_resume.checkpoint.shared.objects import Objects
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
 from ray_resume.checkpoint.shared.segments import part_name, whole_name
-from ray_resume.core.records import Record, block_of, digest, encode
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Record, block_of, encode
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
 
@@ -104,7 +105,7 @@ class SharedWriter:
             CheckpointError: a disk or the storage fails, or this run may have been called dead.
                 Whether they count is not known, and nothing more may be committed.
         """
-        self.commit_encoded([digest(record.source_id) + encode(record) for record in records])
+        self.commit_encoded([source_digest(r.source_id) + encode(r) for r in records])
 
     def commit_encoded(self, stored: Sequence[bytes]) -> None:
         """Do as :meth:`commit`, with digests that are followed by encoded records."""

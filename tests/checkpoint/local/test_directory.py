@@ -16,7 +16,8 @@ from ray_resume.checkpoint.local.backend import CheckpointDirectory, new_run_id
 from ray_resume.checkpoint.local.lease import Lease, live_runs
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.storage import Location
-from ray_resume.core.records import Record, State, digest
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Record, State
 from ray_resume.errors import CheckpointError
 
 
@@ -28,7 +29,7 @@ class Writing:
     """A run at work in this process on one source: it holds a lease and has committed."""
 
     def __init__(self, directory: Path, run_id: str, source_id: str) -> None:
-        claim = Claim(frozenset([digest(source_id)]))
+        claim = Claim(frozenset([source_digest(source_id)]))
         self.lease = Lease.acquire(directory, Owner.here(run_id), claim, wait_s=0)
         self.writer = WriterFile.create(directory, run_id, {"sources_total": 1})
         self.writer.commit([done(source_id, run_id=run_id)])

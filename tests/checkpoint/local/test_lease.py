@@ -20,7 +20,7 @@ import pytest
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import lease as lease_module
 from ray_resume.checkpoint.local.lease import Lease, guard, known_runs, live_runs
-from ray_resume.core.records import digest
+from ray_resume.core.digests import source_digest
 from ray_resume.errors import CheckpointError
 
 pytestmark = pytest.mark.long
@@ -30,7 +30,7 @@ DEADLINE_S = 20.0
 
 
 def claim(*source_ids: str) -> Claim:
-    return Claim(frozenset(map(digest, source_ids)))
+    return Claim(frozenset(map(source_digest, source_ids)))
 
 
 def acquire(

@@ -28,7 +28,8 @@ from ray_resume.checkpoint.local.lmdb_file import (
     read_writer,
     writer_files,
 )
-from ray_resume.core.records import Record, State, decode, digest, encode
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Record, State, decode, encode
 from ray_resume.core.snapshot import Union
 from ray_resume.errors import CheckpointError
 
@@ -152,7 +153,7 @@ def test_the_union_agrees_with_its_model(
     sequences: dict[str, dict[str, int]], shuffle: random.Random
 ) -> None:
     writers = {
-        run_id: {digest(s): done(s, n, run_id) for s, n in mine.items()}
+        run_id: {source_digest(s): done(s, n, run_id) for s, n in mine.items()}
         for run_id, mine in sequences.items()
     }
     order = list(writers)
@@ -226,7 +227,7 @@ def _cut(path: Path, *, keep: float) -> None:
 
 def _short_value(path: Path) -> None:
     WriterFile.create(path.parent, path.stem, {}).close()
-    put_record(path, digest("a"), b"\x01")
+    put_record(path, source_digest("a"), b"\x01")
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -275,7 +276,7 @@ except Exception as error:
 def test_a_value_too_short_to_be_a_record_is_an_error_of_ours(tmp_path: Path) -> None:
     path = tmp_path / "run.mdb"
     _short_value(path)
-    other = [(digest("a"), encode(done("a")))]
+    other = [(source_digest("a"), encode(done("a")))]
     with pytest.raises(CheckpointError):
         Union({"run": read_writer(path, live=False)[1], "other": other})
 

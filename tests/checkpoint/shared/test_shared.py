@@ -25,9 +25,10 @@ from ray_resume.checkpoint.shared.backend import SharedCheckpoint
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
 from ray_resume.checkpoint.shared.segments import fence_name
 from ray_resume.checkpoint.storage import Location
+from ray_resume.core.digests import source_digest
 from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Listing, Policies
-from ray_resume.core.records import Record, State, block_of, digest, encode
+from ray_resume.core.records import Record, State, block_of, encode
 from ray_resume.core.shards import ArrayTask
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.run.output import FolderOutput
@@ -65,7 +66,7 @@ def opened(place: Location) -> SharedCheckpoint:
 
 
 def claim(*source_ids: str) -> Claim:
-    return Claim(frozenset(map(digest, source_ids)))
+    return Claim(frozenset(map(source_digest, source_ids)))
 
 
 def run(number: int) -> str:
@@ -216,10 +217,10 @@ def test_of_disjoint_shards_nobody_reads_the_claims(place: Location) -> None:
     storage = opened(place)
     leases = []
     for index in range(3):
-        mine = Claim(digest("a") + digest("b"), (index, 3))
+        mine = Claim(source_digest("a") + source_digest("b"), (index, 3))
         leases.append(storage.acquire(Owner.here(run(index)), mine, wait_s=0))
     assert storage._claims == {}
-    for theirs in (claim("a"), Claim(digest("a"), (1, 2)), Claim(None)):
+    for theirs in (claim("a"), Claim(source_digest("a"), (1, 2)), Claim(None)):
         with pytest.raises(CheckpointError, match="in use"):
             opened(place).acquire(Owner.here(run(9)), theirs, wait_s=0)
     for lease in leases:
@@ -553,7 +554,7 @@ def test_reset_compact_and_check(place: Location) -> None:
 
 
 def commit_late(storage: SharedCheckpoint, number: int) -> None:
-    late = encode_segment({}, [block_of([digest("late") + encode(records(1, "late")[0])])])
+    late = encode_segment({}, [block_of([source_digest("late") + encode(records(1, "late")[0])])])
     objects_of(storage).put(f"runs/{run(number)}/000000009.part", late)
 
 

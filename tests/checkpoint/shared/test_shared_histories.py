@@ -31,7 +31,8 @@ from ray_resume.checkpoint.shared.backend import SharedCheckpoint
 from ray_resume.checkpoint.shared.heartbeat import Heart
 from ray_resume.checkpoint.shared.leases import SharedLease
 from ray_resume.checkpoint.shared.writer import SharedWriter
-from ray_resume.core.records import Record, State, block_of, blocks_of, digest, encode
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Record, State, block_of, blocks_of, encode
 from ray_resume.errors import CheckpointError
 
 pytestmark = pytest.mark.long
@@ -227,7 +228,7 @@ class History:
     def _work(self, run_id: str, sources: list[str]) -> None:
         world, checkpoint = self.world, self.checkpoint()
         checkpoint.ensure()
-        claim = Claim(frozenset(map(digest, sources)))
+        claim = Claim(frozenset(map(source_digest, sources)))
         owner = Owner(run_id, "host", 1, 0.0)
         lease = checkpoint.acquire(owner, claim, wait_s=20 * TTL_S)
         try:
@@ -290,7 +291,7 @@ class History:
                     # Whether it counts is not known, if it does not come to an end.
                     self.acknowledged.pop(source, None)
                 resets = _resets(records, run_id, union.highest_sequence())
-                stored = sorted(digest(record.source_id) + encode(record) for record in resets)
+                stored = sorted(source_digest(r.source_id) + encode(r) for r in resets)
                 checkpoint.write_whole(run_id, {}, blocks_of(stored))
                 lease.check()
                 self.world.say(f"has reset {sources}")
