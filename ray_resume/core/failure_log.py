@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-__all__ = ["Notes", "ReadErrors"]
+__all__ = ["FailureLog", "ReadErrors"]
 
 # Of so many failures of a source it is known whether they are repeats.
 _MOST_FAILURES = 10_000
@@ -19,7 +19,7 @@ _MAX_CAUSE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
-class _Note:
+class _SourceFailures:
     error: str
     rows: int
     first: int
@@ -28,16 +28,16 @@ class _Note:
     others: set[int] | None = None
 
 
-class Notes:
+class FailureLog:
     """What is known of sources of which rows have failed."""
 
     def __init__(self) -> None:
-        self._notes: dict[int, _Note] = {}
+        self._failures: dict[int, _SourceFailures] = {}
         self._texts: dict[str, str] = {}
         self._chars = 0
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Notes) and self._notes == other._notes
+        return isinstance(other, FailureLog) and self._failures == other._failures
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -47,37 +47,37 @@ class Notes:
         Args:
             read: the reader failed, after so many rows.
         """
-        note = self._notes.get(source)
-        if note is None:
-            self._notes[source] = _Note(self._kept(error), rows, total, read)
+        known = self._failures.get(source)
+        if known is None:
+            self._failures[source] = _SourceFailures(self._kept(error), rows, total, read)
             return True
-        if total == note.first or (note.others is not None and total in note.others):
+        if total == known.first or (known.others is not None and total in known.others):
             return False
-        if note.others is None:
-            note.others = set()
+        if known.others is None:
+            known.others = set()
         # Only a repeat is counted twice by forgetting it, and memory stays bounded.
-        if len(note.others) < _MOST_FAILURES:
-            note.others.add(total)
+        if len(known.others) < _MOST_FAILURES:
+            known.others.add(total)
         if not read:
-            note.rows += rows
+            known.rows += rows
         return True
 
     def forget(self, source: int) -> None:
         """Forget a source, which has become complete."""
-        self._notes.pop(source, None)
+        self._failures.pop(source, None)
 
     def sources(self) -> Collection[int]:
         """Return the numbers of the sources."""
-        return self._notes.keys()
+        return self._failures.keys()
 
     def why(self, source: int) -> str | None:
         """Say why a source has failed; None if it has not."""
-        note = self._notes.get(source)
-        if note is None:
+        known = self._failures.get(source)
+        if known is None:
             return None
-        if note.read:
-            return f"its reader failed after {note.rows} rows: {note.error}"
-        return f"{note.rows} rows failed, the first in {note.error}"
+        if known.read:
+            return f"its reader failed after {known.rows} rows: {known.error}"
+        return f"{known.rows} rows failed, the first in {known.error}"
 
     def _kept(self, error: str) -> str:
         kept = self._texts.get(error)

@@ -39,7 +39,7 @@ and some are not holds rows twice, so what of it is not complete is poisoned.
 Why a zero is never too early
 -----------------------------
 Follow the tokens of a source as flows on a tree: the root is the read, an inner node is a call of
-a stage, a leaf is a drain. Each call passes on exactly what came in (`tokens.Call`), so if every
+a stage, a leaf is a drain. Each call passes on exactly what came in (`CallAccount`), so if every
 output of every call is consumed once, the drains add up to ``-T``, and the counter is 0. For the
 converse, take any set of outputs that were consumed, in part from one execution of a call and in
 part from another. Within one execution of a call with several outputs, every proper subset of the
@@ -68,7 +68,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from ray_resume.core.failure_log import Notes, ReadErrors
+from ray_resume.core.failure_log import FailureLog, ReadErrors
 from ray_resume.core.filenames import unpacked
 from ray_resume.core.shelf import (
     SLOT_BALANCED,
@@ -281,7 +281,7 @@ class Ledger:
         # Counters that the message in hand has to do with; on the shelf before and after.
         self._hand: dict[int, Counter] = {}
         self._groups: dict[int, _Group] = {}
-        self._failed = Notes()
+        self._failed = FailureLog()
         self._read_errors = ReadErrors()
 
     def begin_pass(self, pass_number: int, together: Iterable[Collection[int]] = ()) -> None:

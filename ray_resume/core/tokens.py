@@ -4,7 +4,7 @@ Owns the arithmetic of the counter protocol: what a read puts on its rows, what 
 on, and what is left over to be reported as a delta. Knows numpy and pyarrow, and neither Ray,
 LMDB, files nor clocks. All sums are modulo 2**64, which is how ``uint64`` arrays add up.
 
-Invariant: whatever happens inside a :class:`Call`, for each source
+Invariant: whatever happens inside a :class:`CallAccount`, for each source
 ``sum(tokens that left) + sum(deltas drained) == sum(tokens that came in)``.
 """
 
@@ -24,7 +24,7 @@ __all__ = [
     "SOURCE_TYPE",
     "TOKEN_COLUMN",
     "TOKEN_TYPE",
-    "Call",
+    "CallAccount",
     "fresh_nonce",
     "read_nonce",
     "shares",
@@ -115,7 +115,7 @@ def sums_by_source(sources: SourceArray, values: TokenArray) -> dict[int, int]:
     return dict(zip(ordered[starts].tolist(), sums.tolist(), strict=True))
 
 
-class Call:
+class CallAccount:
     """The accounts of one UDF call: which sums came in, what has left, what remains.
 
     Args:

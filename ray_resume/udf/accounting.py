@@ -4,8 +4,8 @@
 loop): it asks for calls and for their outputs, and says what to drain and what to emit. So the
 rules are here once, and know neither Ray, nor ledgers, nor async.
 
-Invariant (see `tokens.Call`): of each source, what comes into a call leaves it, in the tokens of
-its output rows or as a delta; but for what its failed rows carried, which is reported apart.
+Invariant (see `tokens.CallAccount`): what a call gets of each source leaves it, in the tokens of
+its output rows or as a delta. What failed rows carried is reported apart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_resume.core.ledger import Drain
-from ray_resume.core.tokens import Call, SourceArray, TokenArray
+from ray_resume.core.tokens import CallAccount, SourceArray, TokenArray
 from ray_resume.raydata import blocks, user_batches
 from ray_resume.udf.failures import Failures, Raised
 
@@ -229,7 +229,7 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = Tru
 
     Unless that is ``exact``, they come from any of the call's rows, all of one source.
     """
-    call = Call(whole.sources, whole.tokens)
+    call = CallAccount(whole.sources, whole.tokens)
     failures = Failures(len(whole.sources))
     yield Step(StepKind.CALL, given, failures)
     # The last output with rows is held back, since it takes what remains, and only the end tells
@@ -268,7 +268,7 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = Tru
 
 
 def _mask(whole: _Rows) -> Steps:
-    call = Call(whole.sources, whole.tokens)
+    call = CallAccount(whole.sources, whole.tokens)
     failures = Failures(len(whole.sources))
     yield Step(StepKind.CALL, whole.rows, failures)
     reply = yield Step(StepKind.NEXT, None, failures)
@@ -285,7 +285,7 @@ def _mask(whole: _Rows) -> Steps:
 
 
 def _sink(whole: _Rows) -> Steps:
-    call = Call(whole.sources, whole.tokens)
+    call = CallAccount(whole.sources, whole.tokens)
     failures = Failures(len(whole.sources))
     yield Step(StepKind.CALL, whole.rows, failures)
     while (output := (yield Step(StepKind.NEXT, None, failures))) is not END:
@@ -307,7 +307,7 @@ def _drains(deltas: dict[int, int]) -> tuple[Drain, ...]:
 
 def _one_to_one(whole: _Rows) -> Steps:
     n = len(whole.sources)
-    call = Call(whole.sources, whole.tokens)
+    call = CallAccount(whole.sources, whole.tokens)
     failures = Failures(n)
     yield Step(StepKind.CALL, whole.rows, failures)
     start = 0
@@ -371,7 +371,7 @@ def _wrong_number(returned: int, given: int) -> ValueError:
     )
 
 
-def _failed_rows(whole: _Rows, failures: Failures, call: Call) -> Steps:
+def _failed_rows(whole: _Rows, failures: Failures, call: CallAccount) -> Steps:
     failed = failures.mask
     yield from _failed(whole, failures, call.fail(whole.sources[failed], whole.tokens[failed]))
 

@@ -218,7 +218,7 @@ def test_every_choice_between_the_outputs_of_two_executions() -> None:
     sources = np.zeros(6, dtype=np.int32)
     executions = []
     for _ in range(2):
-        call = tokens.Call(sources, read)
+        call = tokens.CallAccount(sources, read)
         outputs = [call.emit(sources[:2]), call.emit(sources[:2]), call.finish(sources[:2])[0]]
         executions.append(drains_of(*outputs))
     deltas = [delta for execution in executions for delta in execution]

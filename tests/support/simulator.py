@@ -51,7 +51,7 @@ Deltas = dict[int, int]
 
 
 class Accounts(Protocol):
-    """What `tokens.Call` offers."""
+    """What `tokens.CallAccount` offers."""
 
     def emit(self, sources: SourceArray) -> TokenArray: ...
     def finish(self, sources: SourceArray) -> tuple[TokenArray, Deltas]: ...
@@ -79,7 +79,7 @@ class Shipped:
         return lineage.tokens(nonce, start, count)
 
     def call(self, sources: SourceArray, values: TokenArray) -> Accounts:
-        return lineage.Call(sources, values)
+        return lineage.CallAccount(sources, values)
 
     def ledger(self, source_count: int) -> Counters:
         return Ledger(RUN, source_count)
@@ -89,7 +89,7 @@ class Positional(Shipped):
     """As shipped, but output j of a call has a token made from its input and j alone."""
 
     def call(self, sources: SourceArray, values: TokenArray) -> Accounts:
-        return _PositionalCall(sources, values)
+        return _PositionalAccount(sources, values)
 
 
 class Plain(Shipped):
@@ -134,7 +134,7 @@ class _UnpackedLedger(Ledger):
         return super().apply(replace(message, events=tuple(events)))
 
 
-class _PositionalCall(lineage.Call):
+class _PositionalAccount(lineage.CallAccount):
     __slots__ = ("_emitted", "_nonce")
 
     def __init__(self, sources: SourceArray, values: TokenArray) -> None:

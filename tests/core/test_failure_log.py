@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_resume.core import failure_log
-from ray_resume.core.failure_log import Notes
+from ray_resume.core.failure_log import FailureLog
 
 FAILURES = st.tuples(
     st.integers(0, 3), st.integers(0, 4), st.integers(1, 9), st.sampled_from("abc")
@@ -17,33 +17,33 @@ FAILURES = st.tuples(
 
 
 @given(st.lists(FAILURES | st.integers(0, 3)))
-def test_notes_are_like_lists(steps: list[tuple[int, int, int, str] | int]) -> None:
-    """A number forgets that source, anything else is noted."""
-    noted, model = Notes(), dict[int, list[tuple[int, int, str]]]()
+def test_a_failure_log_is_like_lists(steps: list[tuple[int, int, int, str] | int]) -> None:
+    """A number forgets that source. Anything else is a failure."""
+    log, model = FailureLog(), dict[int, list[tuple[int, int, str]]]()
     for step in steps:
         if isinstance(step, int):
-            noted.forget(step)
+            log.forget(step)
             model.pop(step, None)
             continue
         source, total, rows, error = step
         known = model.setdefault(source, [])
         new = total not in [one[0] for one in known]
-        assert noted.add(source, total, rows, error) == new
+        assert log.add(source, total, rows, error) == new
         if new:
             known.append((total, rows, error))
-    assert set(noted.sources()) == set(model)
+    assert set(log.sources()) == set(model)
     for source in range(4):
         known = model.get(source, [])
         rows = sum(one[1] for one in known)
         expected = f"{rows} rows failed, the first in {known[0][2]}" if known else None
-        assert noted.why(source) == expected
+        assert log.why(source) == expected
 
 
 def test_one_reason_for_all_is_kept_once() -> None:
     tracemalloc.start()
-    noted, count = Notes(), 20_000
+    log, count = FailureLog(), 20_000
     for source in range(count):
-        noted.add(source, 1 << 63, 7, "".join(["no such bucket ", "x" * 1000]))
+        log.add(source, 1 << 63, 7, "".join(["no such bucket ", "x" * 1000]))
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert used < 300 * count
@@ -51,14 +51,14 @@ def test_one_reason_for_all_is_kept_once() -> None:
 
 def test_many_reasons_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failure_log, "_ALL_CHARS", 5000)
-    noted = Notes()
+    log = FailureLog()
     for source in range(100):
-        noted.add(source, 1, 1, f"{source} is bad: " + "x" * 1000)
-    whole = [source for source in noted.sources() if len(noted.why(source) or "") > 1000]
+        log.add(source, 1, 1, f"{source} is bad: " + "x" * 1000)
+    whole = [source for source in log.sources() if len(log.why(source) or "") > 1000]
     assert whole == [0, 1, 2, 3]
     for source in range(4, 100):
-        why = noted.why(source) or ""
+        why = log.why(source) or ""
         assert f"in {source} is bad: xxx" in why
         assert why.endswith("…")
-    noted.add(100, 1, 1, "short")
-    assert noted.why(100) == "1 rows failed, the first in short"
+    log.add(100, 1, 1, "short")
+    assert log.why(100) == "1 rows failed, the first in short"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ray_resume.core.tokens import (
     MODULUS,
-    Call,
+    CallAccount,
     SourceArray,
     TokenArray,
     fresh_nonce,
@@ -212,7 +212,7 @@ def test_a_call_passes_on_what_came_in(rows: Rows, data: st.DataObject) -> None:
     outputs = [np.array(each, dtype=np.int32) for each in data.draw(st.lists(some, max_size=4))]
     last = np.array(data.draw(some), dtype=np.int32)
 
-    call = Call(sources, values)
+    call = CallAccount(sources, values)
     left = [(output, call.emit(output)) for output in outputs]
     out, deltas = call.finish(last)
 
@@ -229,7 +229,7 @@ def test_keep_passes_on_what_came_in(rows: Rows, data: st.DataObject) -> None:
     bools = st.one_of(st.booleans(), st.just(False), st.just(True))
     kept = np.array([data.draw(bools) for _ in rows], dtype=np.bool_)
 
-    out, deltas = Call(sources, values).keep(sources, values, kept)
+    out, deltas = CallAccount(sources, values).keep(sources, values, kept)
 
     check_preserved(rows, [(sources[kept], out)], deltas)
     assert set(deltas) == set(sources.tolist()) - set(sources[kept].tolist())
@@ -243,7 +243,9 @@ def test_keep_passes_on_what_came_in(rows: Rows, data: st.DataObject) -> None:
 @given(ROWS)
 def test_keeping_every_row_changes_no_token(rows: Rows) -> None:
     sources, values = columns(rows)
-    out, deltas = Call(sources, values).keep(sources, values, np.ones(len(rows), dtype=np.bool_))
+    out, deltas = CallAccount(sources, values).keep(
+        sources, values, np.ones(len(rows), dtype=np.bool_)
+    )
     assert np.array_equal(out, values)
     assert deltas == {}
 
@@ -251,7 +253,7 @@ def test_keeping_every_row_changes_no_token(rows: Rows) -> None:
 def test_keep_by_hand() -> None:
     sources, values = columns([(5, 1), (9, 10), (5, 2), (9, 20), (5, 4), (7, 3)])
     kept = np.array([True, False, True, False, False, False])
-    out, deltas = Call(sources, values).keep(sources, values, kept)
+    out, deltas = CallAccount(sources, values).keep(sources, values, kept)
     assert out.tolist() == [1, 2 + 4]
     assert deltas == {9: MODULUS - 30, 7: MODULUS - 3}
 
@@ -260,30 +262,30 @@ def test_keep_takes_tokens_that_cannot_be_written_to() -> None:
     # Arrow's are such.
     sources, values = columns([(0, 1), (0, 2)])
     values.flags.writeable = False
-    out, _ = Call(sources, values).keep(sources, values, np.array([True, False]))
+    out, _ = CallAccount(sources, values).keep(sources, values, np.array([True, False]))
     assert out.tolist() == [3]
 
 
 def test_a_single_output_row_carries_the_whole_sum() -> None:
     sources, values = columns([(3, MODULUS - 1), (3, MODULUS - 2)])
-    out, deltas = Call(sources, values).finish(sources[:1])
+    out, deltas = CallAccount(sources, values).finish(sources[:1])
     assert out.tolist() == [MODULUS - 3]
     assert deltas == {}
 
 
 def test_a_call_without_rows() -> None:
     sources, values = columns([])
-    call = Call(sources, values)
+    call = CallAccount(sources, values)
     assert call.emit(sources).tolist() == []
     out, deltas = call.finish(sources)
     assert (out.dtype, out.shape, deltas) == (np.dtype(np.uint64), (0,), {})
-    out, deltas = Call(sources, values).keep(sources, values, np.array([], dtype=np.bool_))
+    out, deltas = CallAccount(sources, values).keep(sources, values, np.array([], dtype=np.bool_))
     assert (out.dtype, out.shape, deltas) == (np.dtype(np.uint64), (0,), {})
 
 
 def test_what_left_before_is_not_in_the_delta() -> None:
     sources, values = columns([(0, 100), (1, 200)])
-    call = Call(sources, values)
+    call = CallAccount(sources, values)
     emitted = call.emit(sources[:1])
     out, deltas = call.finish(sources[1:])
     assert out.tolist() == [200]
@@ -293,13 +295,13 @@ def test_what_left_before_is_not_in_the_delta() -> None:
 def test_a_sum_of_zero_is_reported_too() -> None:
     # Two tokens can cancel. The ledger adds 0, which does no harm, and completes nothing.
     sources, values = columns([(0, 1), (0, MODULUS - 1)])
-    assert Call(sources, values).finish(sources[:0])[1] == {0: 0}
+    assert CallAccount(sources, values).finish(sources[:0])[1] == {0: 0}
 
 
 def test_a_source_that_did_not_come_in_cannot_leave() -> None:
     sources, values = columns([(0, 1)])
     with pytest.raises(KeyError):
-        Call(sources, values).finish(np.array([1], dtype=np.int32))
+        CallAccount(sources, values).finish(np.array([1], dtype=np.int32))
 
 
 def test_two_executions_of_a_call_give_different_shares() -> None:
@@ -309,7 +311,7 @@ def test_two_executions_of_a_call_give_different_shares() -> None:
     for _ in range(10):
         random.seed(0)
         np.random.seed(0)
-        call = Call(sources, values)
+        call = CallAccount(sources, values)
         executions.append([*call.emit(sources).tolist(), *call.finish(sources)[0].tolist()])
     for source in (0, 1):
         mine = [out[source::2] for out in executions]
