@@ -4,5 +4,5 @@ No other package imports `ray.data._internal`. A new release of Ray is looked at
 
 May import: `core`, `errors`.
 Runs in: the driver, workers.
-Start reading in: `plan`.
+Start reading in: `plan` (what may be armed), then `rewrite` (how).
 """

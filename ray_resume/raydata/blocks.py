@@ -1,14 +1,21 @@
-"""The three batch formats of Ray Data, seen alike: count, cut, and carry the two columns.
+"""Batches of Ray Data's three formats, and blocks: count, cut, join, carry the two columns.
 
 A batch is a ``dict`` of arrays, a ``pandas.DataFrame`` or a ``pyarrow.Table``. Nothing here copies
-a user's column unless rows are picked out of order, or a copy is asked for.
+a user's column unless rows are taken out of order, or a copy is asked for.
+
+Internals of Ray's that are used, to make and evaluate blocks exactly as Ray Data does:
+
+* ``DelegatingBlockBuilder`` and ``concat``: to make blocks of rows, and to join blocks.
+* ``eval_expr``: to evaluate expressions.
+* ``_validate_batch_output``: to refuse what Ray Data refuses as the output of a UDF.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,12 +33,27 @@ from ray_resume.core.tokens import (
     SourceArray,
     TokenArray,
 )
+from ray_resume.raydata.internals import unknown_ray
+
+try:
+    from ray.data._internal.arrow_ops.transform_pyarrow import concat
+    from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
+    from ray.data._internal.planner.plan_expression.expression_evaluator import eval_expr
+    from ray.data._internal.planner.plan_udf_map_op import _validate_batch_output
+    from ray.data.expressions import Expr
+except ImportError as error:
+    raise unknown_ray(error) from error
 
 __all__ = [
+    "block_of",
+    "check_output",
     "column",
+    "concat_tables",
+    "mask_of",
     "names",
     "num_rows",
     "refuse_repeated_names",
+    "rows_of",
     "sliced",
     "split",
     "split_tracking_columns",
@@ -243,3 +265,53 @@ def _changed(frame: pd.DataFrame, change: Callable[[pd.DataFrame], pd.DataFrame]
             if label == frame.columns[i]:
                 changed.isetitem(position, PythonObjectArray(changed.iloc[:, position]))
     return changed
+
+
+def rows_of(block: Any) -> Iterator[dict[str, Any]]:
+    """Iterate over a block's rows as Ray gives them to row-wise UDFs."""
+    rows: Iterator[dict[str, Any]] = BlockAccessor.for_block(block).iter_rows(
+        public_row_format=True
+    )
+    return rows
+
+
+def check_output(batch: Any) -> None:
+    """Refuse what plain Ray Data refuses as an output of ``map_batches``, in the same words.
+
+    Raises:
+        ValueError: it is no batch.
+    """
+    _validate_batch_output(batch)
+    if isinstance(batch, np.ndarray):
+        BlockAccessor.batch_to_block(batch)
+
+
+def block_of(rows: Iterable[dict[str, Any]]) -> Any:
+    """Make a block of rows as Ray makes one of what row-wise UDFs return."""
+    builder = DelegatingBlockBuilder()  # type: ignore[no-untyped-call]
+    for row in rows:
+        builder.add(row)
+    return builder.build()
+
+
+def mask_of(expression: Expr, block: Any) -> npt.NDArray[np.bool_]:
+    """Say for each row of a block whether it satisfies ``expression``; null is no."""
+    mask = eval_expr(expression, block)
+    if isinstance(mask, (pa.Array, pa.ChunkedArray)):
+        return np.asarray(mask.fill_null(False)).astype(bool)
+    if isinstance(mask, (bool, np.bool_)):
+        return np.full(BlockAccessor.for_block(block).num_rows(), bool(mask))
+    return np.asarray(mask.fillna(False), dtype=bool)
+
+
+def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
+    """Concatenate blocks whose schemas may differ as Ray's own writers allow, in their order."""
+    if len(tables) == 1:
+        return tables[0]
+    return concat(list(tables), promote_types=True, **_IN_ORDER)
+
+
+# By default, newer versions put those first that need no conversion.
+_IN_ORDER = (
+    {"preserve_order": True} if "preserve_order" in inspect.signature(concat).parameters else {}
+)

@@ -27,8 +27,8 @@ from ray.data.datasource import Datasource
 
 from ray_resume.core.sources import ReadTaskFactory, Selection, Source, SourceTable
 from ray_resume.errors import NonResumableError, ResumeError
+from ray_resume.raydata.internals import check_used, unknown_ray
 from ray_resume.raydata.paths import resolving
-from ray_resume.raydata.plan import check_used, unknown_ray
 
 try:
     from ray.data._internal.datasource.parquet_datasource import (

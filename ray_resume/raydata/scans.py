@@ -33,7 +33,7 @@ from ray_resume.raydata.filereads import (
     planned,
     row_group_of,
 )
-from ray_resume.raydata.plan import check_used, unknown_ray
+from ray_resume.raydata.internals import check_used, unknown_ray
 
 try:
     from ray._common.retry import call_with_retry

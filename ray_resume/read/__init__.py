@@ -3,5 +3,5 @@
 May import: `core`, `raydata`, `run.client`, `failpoints`, `errors`; `resumable_read` also
 `checkpoint`.
 Runs in: the driver (listing), workers (reading).
-Start reading in: `datasource`.
+Start reading in: `resumable_read`, then `datasource` and `read_task`.
 """

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ray_resume.raydata import blocks, plan
+from ray_resume.raydata import blocks
 from ray_resume.udf.accounting import Attribution, Flattened, Kept
 from ray_resume.udf.failures import Scope, current_scope
 
@@ -48,7 +48,7 @@ def block_udf(kind: str, udf: Callable[[Row], Any], *, tolerant: bool) -> Callab
         origins: list[int] = []
 
         def outputs() -> Iterator[Row]:
-            for number, row in enumerate(plan.rows_of(block)):
+            for number, row in enumerate(blocks.rows_of(block)):
                 scope.row = number
                 try:
                     given = outputs_of(row, udf(row))
@@ -63,7 +63,7 @@ def block_udf(kind: str, udf: Callable[[Row], Any], *, tolerant: bool) -> Callab
                         yield output
             scope.row = None
 
-        rows = plan.block_of(outputs())
+        rows = blocks.block_of(outputs())
         return _attributed(kind, rows, origins, len(failed))
 
     return run
@@ -96,11 +96,11 @@ def block_udf_async(
                         failures.mark(error, number)
                         return ()
 
-        rows = enumerate(plan.rows_of(block))
+        rows = enumerate(blocks.rows_of(block))
         results = await asyncio.gather(*(one(number, row) for number, row in rows))
         fine = np.flatnonzero(~failures.mask).tolist()
         origins = [number for number in fine for _ in results[number]]
-        block = plan.block_of(output for number in fine for output in results[number])
+        block = blocks.block_of(output for number in fine for output in results[number])
         return _attributed(kind, block, origins, len(results))
 
     return run
@@ -110,7 +110,7 @@ def predicate_udf(expression: Any) -> Callable[[Any], Kept]:
     """Make a UDF that keeps the rows of a block that satisfy a Ray Data expression."""
 
     def run(block: Any) -> Kept:
-        mask = plan.mask_of(expression, block)
+        mask = blocks.mask_of(expression, block)
         return Kept(block if mask.all() else blocks.take(block, mask), mask)
 
     return run

@@ -20,7 +20,7 @@ from ray_resume.core.ledger import Failure
 from ray_resume.core.messages import DeadLetter
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import reached
-from ray_resume.raydata import blocks, plan
+from ray_resume.raydata import blocks
 from ray_resume.raydata.user_batches import Outputs, deep_copied
 from ray_resume.run.client import LedgerClient
 from ray_resume.udf import row_udfs
@@ -471,7 +471,7 @@ class _Stage:
     def _checked(self, output: Any) -> Any:
         """Return an output of the user's code, if plain Ray Data takes it."""
         if self.attribution in _OF_BATCHES and not isinstance(output, Raised):
-            plan.check_output(output)
+            blocks.check_output(output)
         return output
 
     def _report(self, step: Step) -> None:

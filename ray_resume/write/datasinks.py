@@ -28,7 +28,7 @@ from ray.data.datasource import Datasink, WriteResult
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import reached
-from ray_resume.raydata import plan
+from ray_resume.raydata.datasinks import WRITE_UUID_KWARG_NAME, is_file_datasink
 from ray_resume.run.client import LedgerClient
 from ray_resume.write.source_rows import gathered
 
@@ -66,7 +66,7 @@ def check_datasink(datasink: Datasink[Any]) -> None:
             start, which on a resume would destroy or refuse what earlier runs have written.
     """
     name = type(datasink).__name__
-    if plan.is_file_datasink(datasink):
+    if is_file_datasink(datasink):
         raise NonResumableError(
             f"{name} writes files whose names a second attempt would write again. Give the folder "
             "itself: resumable_write(ds, folder, format=...)."
@@ -181,5 +181,5 @@ class NothingSink(Datasink[None]):
 def _fresh(ctx: Any) -> Any:
     # Datasinks name what they write by this; one write for each source must not clash.
     fresh = copy.copy(ctx)
-    fresh.kwargs = {**ctx.kwargs, plan.WRITE_UUID_KWARG_NAME: uuid.uuid4().hex}
+    fresh.kwargs = {**ctx.kwargs, WRITE_UUID_KWARG_NAME: uuid.uuid4().hex}
     return fresh

@@ -16,7 +16,7 @@ from ray.data.datasource import Datasink
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.ledger import Drain, Pack
 from ray_resume.failpoints import reached
-from ray_resume.raydata import plan
+from ray_resume.raydata.blocks import concat_tables
 from ray_resume.run.client import LedgerClient
 from ray_resume.write.conformity import Conformity
 from ray_resume.write.folder import Folder
@@ -84,7 +84,7 @@ class FileSink(Datasink[None]):
         for together in alone if self._packing is None else self._packing.packs(rows):
             drains = [drain for some in together for drain in some.drains()]
             digest = self._digest(drains[0].source) if len(drains) == 1 else None
-            table = plan.concat_tables([some.table for some in together])
+            table = concat_tables([some.table for some in together])
             files = tuple(self._layout.write(self._folder, self._prefix, digest, table))
             events.append(
                 Pack(tuple(drains), files) if len(drains) > 1 else drains[0]._replace(files=files)

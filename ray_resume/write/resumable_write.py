@@ -23,7 +23,8 @@ from ray_resume.core.output_schema import is_agreeable
 from ray_resume.core.planning import Listing
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import NonResumableError, ResumeError
-from ray_resume.raydata import guards, plan
+from ray_resume.raydata import guards, plan, rewrite
+from ray_resume.raydata.datasinks import GATHERS_BY_SIZE
 from ray_resume.raydata.signature import described_values, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.read.overlap import refuse_overlap
@@ -181,13 +182,13 @@ def resumable_write(
         sink_of_pass = target.datasink(this)
         if chain.read_tasks is not None:
             read_tasks = chain.read_tasks
-        elif isinstance(sink_of_pass, FileSink) and not plan.GATHERS_BY_SIZE:
+        elif isinstance(sink_of_pass, FileSink) and not GATHERS_BY_SIZE:
             # What shares a file must come from one task then.
             read_tasks = min(read_tasks, sink_of_pass.groups or read_tasks)
         if this.plan.isolated and len(this.sources) <= _MOST_ISOLATED:
             read_tasks = len(this.sources)
         retries = _RETRIES_ALONE if this.plan.isolated else _RETRIES
-        armed = plan.arm(
+        armed = rewrite.arm(
             optimized,
             source,
             read_tasks,
@@ -389,7 +390,7 @@ def _check_stage_sinks(chain: plan.Chain, sink: Any) -> None:
             "@resumable(sink=True). Give a folder or a Datasink."
         )
     if sinks and (sink is not None or sinks[0] is not chain.operators[-1]):
-        raise chain.refuse(
+        chain.refuse(
             sinks[0],
             f"{sinks[0].name} is decorated with @resumable(sink=True), so nothing comes after it.",
             "Make it the last operator, and call resumable_write(ds) without a sink.",

@@ -17,7 +17,6 @@ from ray.data.block import Block, BlockAccessor
 from ray_resume.core.ledger import Drain
 from ray_resume.core.tokens import MODULUS, SourceArray, TokenArray
 from ray_resume.raydata import blocks as batches
-from ray_resume.raydata import plan
 
 __all__ = ["Rows", "gathered"]
 
@@ -121,7 +120,7 @@ class _Part:
 def _together(parts: Sequence[_Part], *, alike: bool = True) -> Rows:
     tables = [part.table for part in parts]
     return Rows.of(
-        pa.concat_tables(tables) if alike else plan.concat_tables(tables),
+        pa.concat_tables(tables) if alike else batches.concat_tables(tables),
         np.concatenate([part.sources for part in parts]),
         np.concatenate([part.tokens for part in parts]),
     )

@@ -21,7 +21,7 @@ from ray_resume.core.ledger import Drain, Event, Failure, ReadFailure, Seal
 from ray_resume.core.sources import Selection, Source, SourceTable
 from ray_resume.core.tokens import MODULUS, token_sum, tokens
 from ray_resume.raydata import blocks as batches
-from ray_resume.read.datasource import ResumableReadTask
+from ray_resume.read.read_task import ResumableReadTask
 from ray_resume.run.reader_exception import exception_of
 from ray_resume.write.file_sink import FileSink
 from ray_resume.write.folder import Folder
@@ -181,7 +181,7 @@ def test_what_ray_lost_fails_no_source() -> None:
 
 
 def test_a_read_is_repeated_as_often_as_tasks_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_resume.read.datasource._MAX_BACKOFF_S", 0)
+    monkeypatch.setattr("ray_resume.read.read_task._MAX_BACKOFF_S", 0)
     reads: list[int] = []
 
     def flaky() -> Iterator[Any]:

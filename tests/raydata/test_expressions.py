@@ -15,8 +15,8 @@ from ray.data.datatype import DataType
 from ray.data.expressions import Expr, col, lit, star
 
 from ray_resume.raydata import expressions
+from ray_resume.raydata.blocks import mask_of
 from ray_resume.raydata.expressions import Columns
-from ray_resume.raydata.plan import mask_of
 
 TYPES: Any = DataType
 

@@ -20,7 +20,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask
 
 from ray_resume import resumable, resumable_read, resumable_write
-from ray_resume.raydata import plan
+from ray_resume.raydata.internals import TESTED_RAY
 
 
 def declared() -> list[Requirement]:
@@ -45,7 +45,7 @@ def test_the_oldest_that_is_declared_is_the_oldest_that_is_tested() -> None:
 
 def test_the_range_of_ray_is_told_the_same_everywhere() -> None:
     (ray_,) = (each for each in declared() if each.name == "ray")
-    first, beyond = (Version(".".join(map(str, version))) for version in plan.TESTED_RAY)
+    first, beyond = (Version(".".join(map(str, version))) for version in TESTED_RAY)
     assert bounds(ray_) == {">=": first, "<": beyond}
     told = f"Ray {first.major}.{first.minor} to {beyond.major}.{beyond.minor - 1}"
     for document in ("README.md", "CONTRIBUTING.md"):

@@ -24,7 +24,7 @@ from ray.data.block import BlockAccessor
 
 from ray_resume.core.ledger import Drain, Event, Failure, Ledger, Message, ReadFailure
 from ray_resume.core.tokens import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN
-from ray_resume.raydata import plan
+from ray_resume.raydata import plan, rewrite
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.udf.stage import armed, armed_predicate, options_of
 
@@ -90,7 +90,7 @@ def execute_armed(dataset: Dataset) -> list[pa.Table]:
     base: Any = chain.datasource
     sources = base.sources
     client: Any = LocalClient(len(sources))
-    pipeline = plan.arm(
+    pipeline = rewrite.arm(
         chain,
         ArmedDatasource(base, sources, range(len(sources)), client),
         len(sources),

@@ -1,0 +1,63 @@
+"""Which versions of Ray are known, and how internals that moved are found.
+
+The modules of this package import Ray's internals by name, and say with `check_used` what else they
+use of a class. So the import of ray_resume fails with a clear error where something has moved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import dis
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+__all__ = ["TESTED_RAY", "check_used", "unknown_ray"]
+
+# From the first to before the second. `pyproject.toml` says the same to pip, but an image of a
+# cluster often has its own Ray, or gets another one later, and then pip only warns. Here it is an
+# error, not a warning: that no row is lost rests on what Ray does (which read tasks it runs, what
+# its optimizer moves), and a Ray that does it otherwise need not have renamed anything.
+TESTED_RAY = ((2, 56), (2, 61))
+
+
+def unknown_ray(reason: object) -> ImportError:
+    """Make the error for a Ray whose insides are not those that this package was tested with."""
+    first, beyond = (".".join(map(str, version)) for version in TESTED_RAY)
+    return ImportError(
+        f"ray_resume does not know the insides of Ray {ray.__version__}: {reason}. "
+        f"Install one that it was tested with: pip install 'ray[data]>={first},<{beyond}'"
+    )
+
+
+if not TESTED_RAY[0] <= tuple(map(int, ray.__version__.split(".")[:2])) < TESTED_RAY[1]:
+    raise unknown_ray("it was never tested with it")
+
+
+def check_used(used: Mapping[Any, str]) -> None:
+    """Find at import what has moved in Ray, not in the middle of a run.
+
+    Args:
+        used: for each class of Ray's, the names that are used of it, separated by spaces.
+
+    Raises:
+        ImportError: a class has not all of them.
+    """
+    for owner, names in used.items():
+        known = set(dir(owner))
+        if dataclasses.is_dataclass(owner):
+            known |= {field.name for field in dataclasses.fields(owner)}
+        # What only exists in instances is found where a method sets it.
+        methods = (value for base in owner.__mro__ for value in vars(base).values())
+        steps = (
+            step
+            for method in methods
+            if inspect.isfunction(method)
+            for step in dis.get_instructions(inspect.unwrap(method))
+        )
+        known |= {step.argval for step in steps if step.opname == "STORE_ATTR"}
+        missing = [name for name in names.split() if name not in known]
+        if missing:
+            raise unknown_ray(f"{owner.__name__} has no {', '.join(missing)}")

@@ -1,0 +1,247 @@
+"""A read task's work: read one source after another, add the two columns, seal each source.
+
+Runs on workers: knows neither checkpoints nor lmdb.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from ray.data.block import BlockAccessor
+
+from ray_resume.core.ledger import Failure, ReadFailure, Seal
+from ray_resume.core.sources import ChangeCheck, ReadTaskFactory, Selection, Source, SourceTable
+from ray_resume.core.tokens import MODULUS, fresh_nonce, read_nonce, token_sum, tokens
+from ray_resume.errors import NonResumableError, SourceChangedError
+from ray_resume.failpoints import reached
+from ray_resume.raydata import blocks
+from ray_resume.read.read_errors import is_rays_own, is_transient, read_failure, retries_of
+from ray_resume.run.client import LedgerClient
+
+__all__ = ["PlainReadTask", "ResumableReadTask"]
+
+logger = logging.getLogger("ray_resume")
+
+# Seals of small sources travel together, but none waits for more than a block after this.
+_SEAL_INTERVAL_S = 0.1
+
+# The longest pause before a read is retried.
+_MAX_BACKOFF_S = 32
+
+_CHANGED = "the read: the source changed after it was listed. The next run reads it as it is then"
+
+
+@dataclass(frozen=True)
+class PlainReadTask:
+    """Reads sources one after another, as plain Ray Data does."""
+
+    # Ray names a read function by this where it warns of a task that is large.
+    __name__ = "ray_resume read"
+
+    sources: SourceTable
+    tasks: ReadTaskFactory
+    left: Selection
+
+    def __call__(self) -> Iterator[Any]:
+        for task in self.tasks(self.sources):
+            if task is not None:
+                yield from _selected(task(), self.left)
+
+
+@dataclass(frozen=True)
+class ResumableReadTask:
+    """Reads sources one after another, gives each row its token, seals each source.
+
+    ``numbers`` are the sources' in the run's table.
+    Rows that ``left`` leaves out are no rows of their source.
+
+    Guarantees: a source is sealed only if its reader is exhausted, Ray has taken each of its rows,
+    and it has not changed since it was listed. If its reader raises, the read reports a failure in
+    place of the seal, and reads the other sources. An iteration that ends early seals nothing, and
+    the source stays pending.
+
+    Raises:
+        Exception: a reader's, if it is transient (see `read_errors`): then the other sources would
+            fail as well.
+    """
+
+    __name__ = "ray_resume read"
+
+    sources: SourceTable
+    numbers: Sequence[int]
+    tasks: ReadTaskFactory
+    left: Selection
+    repeatable: bool
+    has_changed: ChangeCheck
+    client: LedgerClient
+
+    def __call__(self) -> Iterator[Any]:
+        report = _Report(self.client)
+        for number, source, read in zip(self.numbers, self.sources, self._reads(), strict=True):
+            nonce = self._nonce(source.source_id)
+            total = start = 0
+            attempts = _Attempts(read, repeatable=self.repeatable)
+            for block in attempts:
+                count = blocks.num_rows(block)
+                values = tokens(nonce, start, count)
+                total = (total + token_sum(values)) % MODULUS
+                start += count
+                report.send_if_due()
+                yield blocks.with_tracking_columns(
+                    block, np.full(count, number, dtype=np.int32), values
+                )
+                reached("read.between_blocks")
+            report.add(self._outcome(number, source, total, start, attempts.error))
+            if attempts.error is not None and is_transient(attempts.error):
+                report.send()
+                raise attempts.error
+        report.send()
+
+    def _reads(self) -> Iterator[Callable[[], Iterable[Any]]]:
+        """Return a read of each source; that of a source that cannot be opened raises."""
+        try:
+            tasks = self.tasks(self.sources)
+        except NonResumableError:
+            raise
+        except Exception:
+            # One source has failed for all: open each by itself to find it.
+            for position in range(len(self.sources)):
+                yield partial(self._read_alone, position)
+            return
+        for task in tasks:
+            yield partial(self._read, task)
+
+    def _read(self, task: Any) -> Iterable[Any]:
+        return _selected(task(), self.left) if task is not None else ()
+
+    def _read_alone(self, position: int) -> Iterable[Any]:
+        (task,) = self.tasks(self.sources[position : position + 1].packed())
+        return self._read(task)
+
+    def _outcome(
+        self, number: int, source: Source, total: int, rows: int, error: Exception | None
+    ) -> Seal | Failure | ReadFailure:
+        """Return the event of a source of which ``rows`` rows were read, up to its end or error."""
+        try:
+            # The check comes last: a change after it has no effect on the rows that were read.
+            changed = self.has_changed(source)
+        except Exception as unknown:
+            error, changed = error or unknown, False
+        if changed:
+            return Failure(number, total, rows, _CHANGED)
+        if error is None:
+            return Seal(number, total, rows)
+        if isinstance(error, SourceChangedError):
+            # The input itself reports a source that it no longer has.
+            return Failure(number, total, rows, f"the read: {error}")
+        failure = read_failure(number, total, rows, error)
+        logger.warning(
+            "The source %s could not be read: %s. It fails in this run, which goes on with the "
+            "other sources.",
+            source.source_id,
+            failure.error,
+        )
+        return failure
+
+    def _nonce(self, source_id: str) -> int:
+        if not self.repeatable:
+            return fresh_nonce()
+        return read_nonce(self.client.run_id, self.client.pass_number, source_id)
+
+
+class _Attempts:
+    """Iterates once over the blocks of ``read()``; an exception ends it, and stays in ``error``.
+
+    A read is retried as often as the user asks Ray Data to retry a task
+    (``DataContext.retried_map_errors``). A reader that is not ``repeatable`` is not retried once
+    some of its rows have left.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[Any]], *, repeatable: bool) -> None:
+        self.error: Exception | None = None
+        self._read = read
+        self._repeatable = repeatable
+        self._rows = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        attempt = 0
+        while True:
+            yield from self._remaining()
+            error, self.error = self.error, None
+            if error is None:
+                return
+            if attempt >= retries_of(error) or (self._rows and not self._repeatable):
+                self.error = error
+                return
+            time.sleep(min(2**attempt, _MAX_BACKOFF_S))
+            attempt += 1
+
+    def _remaining(self) -> Iterator[Any]:
+        """Read from the start, and give the rows that have not left yet."""
+        skip = self._rows
+        # No `try` is around the yield: an exception raised there is not the reader's.
+        try:
+            left = iter(self._read())
+        except Exception as error:
+            self._keep(error)
+            return
+        while True:
+            try:
+                block = next(left)
+                count = blocks.num_rows(block)
+                if skip:
+                    block = blocks.take(block, np.arange(min(skip, count), count))
+            except StopIteration:
+                return
+            except Exception as error:
+                self._keep(error)
+                return
+            skip, seen = max(0, skip - count), min(skip, count)
+            self._rows += count - seen
+            yield block
+
+    def _keep(self, error: Exception) -> None:
+        if is_rays_own(error):
+            raise error
+        self.error = error
+
+
+class _Report:
+    """Collects the events of sources, and sends them in few messages."""
+
+    def __init__(self, client: LedgerClient) -> None:
+        self._client = client
+        self._events: list[Seal | Failure | ReadFailure] = []
+        self._sent_at = time.monotonic()
+
+    def add(self, event: Seal | Failure | ReadFailure) -> None:
+        self._events.append(event)
+
+    def send_if_due(self) -> None:
+        if time.monotonic() - self._sent_at >= _SEAL_INTERVAL_S:
+            self.send()
+
+    def send(self) -> None:
+        self._sent_at = time.monotonic()
+        if self._events:
+            reached("read.before_seal")
+            self._client.send(*self._events)
+            reached("read.after_seal")
+            self._events = []
+
+
+def _selected(read: Iterable[Any], left: Selection) -> Iterator[Any]:
+    for block in read:
+        selected = block
+        for predicate in left.predicates:
+            selected = blocks.take(selected, blocks.mask_of(predicate, selected))
+        if left.columns is not None:
+            selected = BlockAccessor.for_block(selected).select(list(left.columns))
+        blocks.refuse_repeated_names(selected)
+        yield selected
