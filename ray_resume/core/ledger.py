@@ -63,13 +63,23 @@ take the place of its per-edge ids, because nothing here acknowledges single row
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
 
 from ray_resume.core.failure_log import FailureLog, ReadErrors
 from ray_resume.core.filenames import unpacked
+from ray_resume.core.messages import (
+    Applied,
+    Completion,
+    Drain,
+    Event,
+    Failure,
+    Message,
+    Outcome,
+    Pack,
+    ReadFailure,
+    Seal,
+)
 from ray_resume.core.shelf import (
     SLOT_BALANCED,
     SLOT_DRAINED,
@@ -82,20 +92,7 @@ from ray_resume.core.shelf import (
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import ResumeError
 
-__all__ = [
-    "Applied",
-    "Completion",
-    "Drain",
-    "Event",
-    "Failure",
-    "Ledger",
-    "LedgerError",
-    "Message",
-    "Outcome",
-    "Pack",
-    "ReadFailure",
-    "Seal",
-]
+__all__ = ["Ledger", "LedgerError"]
 
 # What a source must not have seen for its next seal, or drain, to be the first and no trouble.
 _NO_FIRST_SEAL = SLOT_SEALED | SLOT_POISONED | SLOT_BALANCED
@@ -104,155 +101,6 @@ _NO_FIRST_DRAIN = SLOT_DRAINED | SLOT_POISONED | SLOT_BALANCED
 
 class LedgerError(ResumeError):
     """An event that cannot be: nothing of its message was applied."""
-
-
-# Events, and what comes of them, are tuples: there are some for each source, and a tuple is made in
-# a third of the time that a frozen dataclass takes.
-class Seal(NamedTuple):
-    """A read has emitted the last row of ``source``.
-
-    ``total`` is the sum of its tokens modulo 2**64, ``rows`` how many there were.
-    """
-
-    source: int
-    total: int
-    rows: int = 0
-
-
-class Drain(NamedTuple):
-    """``delta`` modulo 2**64 of ``source`` has left the pipeline.
-
-    From a sink, after ``rows`` rows are durable in ``files``, or are what ``results`` will publish;
-    from a stage, without any of them. A stage that could not do with ``dead_rows`` rows has them in
-    ``dead_letters``.
-    """
-
-    source: int
-    delta: int
-    rows: int = 0
-    files: tuple[str, ...] = ()
-    results: tuple[bytes, ...] = ()
-    dead_rows: int = 0
-    dead_letters: tuple[str, ...] = ()
-
-
-class Pack(NamedTuple):
-    """Rows of several sources are durable together, in the same ``files``.
-
-    The drains, one for each source, bring none of their own.
-    """
-
-    drains: tuple[Drain, ...]
-    files: tuple[str, ...]
-
-
-class Failure(NamedTuple):
-    """``rows`` rows of ``source`` have failed, with ``total`` for the sum of their tokens.
-
-    It explains why the source will not become complete, and changes no counter.
-    """
-
-    source: int
-    total: int
-    rows: int
-    error: str
-
-
-class ReadFailure(NamedTuple):
-    """The reader of ``source`` raised after ``rows`` rows, with ``total`` for their tokens' sum.
-
-    It takes the place of the seal and changes no counter, so the rows that had left already cannot
-    complete the source. ``cause`` is the pickled exception, if it can be pickled. ``transient``
-    errors tell about the storage, not about the source.
-    """
-
-    source: int
-    total: int
-    rows: int
-    error: str
-    cause: bytes = b""
-    transient: bool = False
-
-
-Event: TypeAlias = Seal | Drain | Pack | Failure | ReadFailure
-"""What may change a counter."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What one task reports at once. Applied whole or, if anything in it is illegal, not at all."""
-
-    run_id: str
-    pass_number: int
-    events: tuple[Event, ...]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Events go over the wire as plain tuples: as pickle does dataclasses by itself, reading
-        # them would take the ledger's process longer than all that it does with them.
-        return _message, (self.run_id, self.pass_number, tuple(map(_plain, self.events)))
-
-
-def _plain(event: Event) -> tuple[Any, ...]:
-    """Spell an event as the name of its kind, and its fields up to the last that says anything."""
-    if isinstance(event, Seal):
-        return "S", event.source, event.total, event.rows
-    if isinstance(event, Failure):
-        return "F", event.source, event.total, event.rows, event.error
-    if isinstance(event, ReadFailure):
-        return "R", *event
-    if isinstance(event, Pack):
-        return "P", tuple(map(_plain, event.drains)), event.files
-    head = ("D", event.source, event.delta, event.rows, event.files)
-    if not event.results and not event.dead_rows and not event.dead_letters:
-        return head
-    return (*head, event.results, event.dead_rows, event.dead_letters)
-
-
-def _event(kind: str, *fields: Any) -> Event:
-    if kind == "P":
-        drains, files = fields
-        return Pack(tuple([Drain(*drain[1:]) for drain in drains]), files)
-    return _KINDS[kind](*fields)
-
-
-def _message(run_id: str, pass_number: int, events: tuple[tuple[Any, ...], ...]) -> Message:
-    return Message(run_id, pass_number, tuple([_event(*event) for event in events]))
-
-
-_KINDS: dict[str, Callable[..., Event]] = {
-    "S": Seal,
-    "D": Drain,
-    "F": Failure,
-    "R": ReadFailure,
-}
-
-
-class Outcome(enum.Enum):
-    """What became of one event."""
-
-    APPLIED = "applied"
-    REPEATED = "repeated"
-    POISONED = "poisoned"
-    ALREADY_COMPLETE = "already complete"
-
-
-class Completion(NamedTuple):
-    """A source that has become complete: what there is to commit."""
-
-    source: int
-    rows_read: int
-    rows_written: int
-    files: tuple[str, ...]
-    results: tuple[bytes, ...] = ()
-    dead_rows: int = 0
-    dead_letters: tuple[str, ...] = ()
-
-
-class Applied(NamedTuple):
-    """The answer to a message: an outcome for each event, and the sources that it completed."""
-
-    outcomes: tuple[Outcome, ...]
-    completions: tuple[Completion, ...]
 
 
 @dataclass(slots=True)

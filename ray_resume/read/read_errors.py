@@ -17,7 +17,7 @@ from ray.data import DataContext
 from ray.exceptions import RayError, RayTaskError
 
 from ray_resume.core.error_text import text_of
-from ray_resume.core.ledger import ReadFailure
+from ray_resume.core.messages import ReadFailure
 
 __all__ = ["is_rays_own", "is_transient", "read_failure", "retries_of"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from ray.data.block import BlockAccessor
 
-from ray_resume.core.ledger import Failure, ReadFailure, Seal
+from ray_resume.core.messages import Failure, ReadFailure, Seal
 from ray_resume.core.sources import ChangeCheck, ReadTaskFactory, Selection, Source, SourceTable
 from ray_resume.core.tokens import MODULUS, fresh_nonce, read_nonce, token_sum, tokens
 from ray_resume.errors import NonResumableError, SourceChangedError

@@ -14,8 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from ray_resume.core.ledger import Event, Message
-from ray_resume.core.messages import DeadLetter
+from ray_resume.core.messages import DeadLetter, Event, Message
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import Fault
 

@@ -21,8 +21,8 @@ from typing import Any
 from ray_resume.checkpoint.storage import LedgerBinding
 from ray_resume.core.digests import source_digest
 from ray_resume.core.filenames import is_usual_run
-from ray_resume.core.ledger import Applied, Completion, Drain, Ledger, LedgerError, Message
-from ray_resume.core.messages import DeadLetter
+from ray_resume.core.ledger import Ledger, LedgerError
+from ray_resume.core.messages import Applied, Completion, DeadLetter, Drain, Message
 from ray_resume.core.pending import PendingSources
 from ray_resume.core.records import (
     Record,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ray_resume.core.ledger import Drain
+from ray_resume.core.messages import Drain
 from ray_resume.core.tokens import CallAccount, SourceArray, TokenArray
 from ray_resume.raydata import blocks, user_batches
 from ray_resume.udf.failures import Failures, Raised

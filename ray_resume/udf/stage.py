@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any, TypeVar, overload
 
-from ray_resume.core.ledger import Failure
-from ray_resume.core.messages import DeadLetter
+from ray_resume.core.messages import DeadLetter, Failure
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import reached
 from ray_resume.raydata import blocks

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from ray_resume.core.ledger import Failure
+from ray_resume.core.messages import Failure
 from ray_resume.core.output_schema import SchemaMismatchError, conformed, is_agreeable, unifiable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import ResumeError

@@ -14,7 +14,7 @@ from ray.data.block import Block
 from ray.data.datasource import Datasink
 
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
-from ray_resume.core.ledger import Drain, Pack
+from ray_resume.core.messages import Drain, Pack
 from ray_resume.failpoints import reached
 from ray_resume.raydata.blocks import concat_tables
 from ray_resume.run.client import LedgerClient

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from ray.data.block import Block, BlockAccessor
 
-from ray_resume.core.ledger import Drain
+from ray_resume.core.messages import Drain
 from ray_resume.core.tokens import MODULUS, SourceArray, TokenArray
 from ray_resume.raydata import blocks as batches
 

@@ -308,7 +308,7 @@ def files_of(numbers: range, digests: bytes) -> list[str]:
 def run_ledger(arguments: argparse.Namespace) -> dict[str, Any]:
     """Complete every source: a seal and a drain with a file each, some sources in a message."""
     from ray_resume.checkpoint.local.backend import COMMIT_INTERVAL_S
-    from ray_resume.core.ledger import Drain, Message, Seal
+    from ray_resume.core.messages import Drain, Message, Seal
     from ray_resume.core.tokens import MODULUS
     from ray_resume.run.ledger_actor import tune_garbage_collector
 
@@ -356,7 +356,7 @@ def run_ledger(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     """Weigh the host: with all sources pending, then heard of, then complete."""
-    from ray_resume.core.ledger import Drain, Message, Seal
+    from ray_resume.core.messages import Drain, Message, Seal
     from ray_resume.core.tokens import MODULUS
 
     count = arguments.sources
@@ -487,7 +487,7 @@ def send(
     """Imitate many workers: complete sources, with up to ``in_flight`` messages on their way."""
     import ray
 
-    from ray_resume.core.ledger import Drain, Message, Seal
+    from ray_resume.core.messages import Drain, Message, Seal
     from ray_resume.core.tokens import MODULUS
 
     began, messages, sources = time.perf_counter(), 0, 0

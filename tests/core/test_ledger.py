@@ -15,13 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ray_resume.core.ledger import (
+from ray_resume.core.ledger import Ledger, LedgerError
+from ray_resume.core.messages import (
     Applied,
     Completion,
     Drain,
     Failure,
-    Ledger,
-    LedgerError,
     Message,
     Outcome,
     Pack,

@@ -40,7 +40,8 @@ from simulator import (
 )
 
 from ray_resume.core import tokens
-from ray_resume.core.ledger import Drain, Ledger, Message, Seal
+from ray_resume.core.ledger import Ledger
+from ray_resume.core.messages import Drain, Message, Seal
 from ray_resume.core.tokens import MODULUS
 
 pytestmark = pytest.mark.long

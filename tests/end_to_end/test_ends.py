@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 from ray_resume import NonResumableError, ResumeError
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
-from ray_resume.core.ledger import Drain, Event, Failure, ReadFailure, Seal
+from ray_resume.core.messages import Drain, Event, Failure, ReadFailure, Seal
 from ray_resume.core.sources import Selection, Source, SourceTable
 from ray_resume.core.tokens import MODULUS, token_sum, tokens
 from ray_resume.raydata import blocks as batches

@@ -513,7 +513,7 @@ NEVER_A_BATCH = {
 
 
 def desk_drain(desk: Desk, sources: Any, tokens: Any) -> None:
-    from ray_resume.core.ledger import Drain
+    from ray_resume.core.messages import Drain
     from ray_resume.core.tokens import MODULUS, token_sum
 
     for source in np.unique(sources).tolist():

@@ -20,8 +20,8 @@ from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import CheckpointDirectory, LocalLedgerBinding
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
-from ray_resume.core.ledger import Drain, LedgerError, Message, Outcome, Seal
-from ray_resume.core.messages import DeadLetter
+from ray_resume.core.ledger import LedgerError
+from ray_resume.core.messages import DeadLetter, Drain, Message, Outcome, Seal
 from ray_resume.core.records import Fingerprint, Record, State, decode, pipeline_of
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS
@@ -390,7 +390,7 @@ from pathlib import Path
 from ray_resume.run.ledger_actor import LedgerHost, RunSpec
 from ray_resume.checkpoint.local.backend import LocalLedgerBinding
 from ray_resume.errors import ResumeError
-from ray_resume.core.ledger import Message, Seal
+from ray_resume.core.messages import Message, Seal
 from ray_resume.core.sources import Source, SourceTable
 
 sources = SourceTable.of(Source(f"s{i}", None) for i in range(3))

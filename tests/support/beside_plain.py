@@ -17,7 +17,7 @@ from ray.data._internal.planner import plan_udf_map_op
 from ray.data.block import BlockAccessor
 
 from ray_resume import resumable
-from ray_resume.core.ledger import Drain, Failure
+from ray_resume.core.messages import Drain, Failure
 from ray_resume.core.tokens import tokens
 from ray_resume.raydata import blocks
 from ray_resume.udf.stage import armed, armed_predicate

@@ -22,7 +22,8 @@ from ray.data._internal.logical import optimizers
 from ray.data._internal.logical.operators import StreamingRepartition
 from ray.data.block import BlockAccessor
 
-from ray_resume.core.ledger import Drain, Event, Failure, Ledger, Message, ReadFailure
+from ray_resume.core.ledger import Ledger
+from ray_resume.core.messages import Drain, Event, Failure, Message, ReadFailure
 from ray_resume.core.tokens import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.raydata import plan, rewrite
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource

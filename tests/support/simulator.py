@@ -26,13 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_resume.core import tokens as lineage
-from ray_resume.core.ledger import (
+from ray_resume.core.ledger import Ledger, LedgerError
+from ray_resume.core.messages import (
     Applied,
     Completion,
     Drain,
     Event,
-    Ledger,
-    LedgerError,
     Message,
     Outcome,
     Pack,

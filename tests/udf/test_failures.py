@@ -35,8 +35,8 @@ from ray_resume import (
 )
 from ray_resume.checkpoint.dead_letters import LetterFolder
 from ray_resume.core.error_text import MAX_ERROR_CHARS, text_of
-from ray_resume.core.ledger import Drain, Event, Ledger, Message, Seal
-from ray_resume.core.messages import DeadLetter
+from ray_resume.core.ledger import Ledger
+from ray_resume.core.messages import DeadLetter, Drain, Event, Message, Seal
 from ray_resume.core.tokens import MODULUS, token_sum, tokens
 from ray_resume.raydata import blocks
 from ray_resume.udf.failures import Failures, Scope

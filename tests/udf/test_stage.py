@@ -15,7 +15,8 @@ import pytest
 from ray import cloudpickle
 
 from ray_resume import NonResumableError, resumable
-from ray_resume.core.ledger import Drain, Ledger, Message, Seal
+from ray_resume.core.ledger import Ledger
+from ray_resume.core.messages import Drain, Message, Seal
 from ray_resume.core.tokens import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN, token_sum, tokens
 from ray_resume.raydata import blocks
 from ray_resume.udf.stage import armed, options_of

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume.core.ledger import Drain
+from ray_resume.core.messages import Drain
 from ray_resume.core.tokens import MODULUS
 from ray_resume.raydata import blocks as batches
 from ray_resume.write import source_rows
