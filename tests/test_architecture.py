@@ -35,10 +35,11 @@ EXTRA: dict[str, set[str]] = {
     "read.listing": {"checkpoint.shared.objects"},
     "read.footers": {"checkpoint.shared.objects"},
     "read.paths": {"checkpoint.shared.objects"},
-    "run.output": {"write.folder"},
     # It commits records, in the driver.
     "write.retyping": {"checkpoint"},
     "write.folder": {"read.listing", "checkpoint.shared.objects"},
+    # It verifies and cleans the folder, in the driver.
+    "write.output": {"checkpoint"},
     "write.resumable_write": {"checkpoint.storage", "read", "run", "udf"},
 }
 

@@ -144,7 +144,7 @@ class Run:
             for warning in warnings:
                 logger.warning("%s", warning)
             self._warn_other_code(todo, contents)
-            self._plan.output.check(
+            self._plan.output.verify(
                 self._checkpoint_id, self._plan.storage, names, contents, todo.skipped
             )
             if not todo.pending:

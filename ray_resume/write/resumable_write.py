@@ -28,7 +28,7 @@ from ray_resume.raydata.datasinks import GATHERS_BY_SIZE
 from ray_resume.raydata.signature import described_values, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.read.overlap import refuse_overlap
-from ray_resume.run.output import FolderOutput, Output, RemoteOutput
+from ray_resume.run.output import Output
 from ray_resume.run.run import Pass, Run, RunPlan
 from ray_resume.run.summary import RunSummary
 from ray_resume.udf import stage
@@ -44,6 +44,7 @@ from ray_resume.write.file_sink import FileSink
 from ray_resume.write.folder import Folder, folder_at
 from ray_resume.write.formats import TYPED, checked_format
 from ray_resume.write.layout import Layout
+from ray_resume.write.output import FolderOutput
 from ray_resume.write.packing import Packing, groups_of
 from ray_resume.write.partitions import checked_columns, partitions_of
 from ray_resume.write.retyping import retype_output
@@ -294,7 +295,7 @@ def _target(
     _check_stage_sinks(chain, sink)
     if sink is None:
         return _Target(
-            "", RemoteOutput(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
+            "", Output(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
         )
     if isinstance(sink, Datasink):
         if (
@@ -317,7 +318,7 @@ def _target(
 
         return _Target(
             type(sink).__name__,
-            RemoteOutput(title_of(sink)),
+            Output(title_of(sink)),
             lambda this: WrappedDatasink(sink, this.client),
             publish,
             sink.on_write_failed,
@@ -358,7 +359,7 @@ def _target(
         if layout.format.name in TYPED:
             retype_output(storage, folder, layout)
 
-    return _Target(text, FolderOutput(folder, append), file_sink, ended=retype)
+    return _Target(text, FolderOutput(folder, append=append), file_sink, ended=retype)
 
 
 def _checked_schema(schema: Any) -> pa.Schema | None:

@@ -138,7 +138,7 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
     from ray_resume.checkpoint.local.lease import Lease
     from ray_resume.core.resume_plan import todo_of
     from ray_resume.core.sources import SourceTable, refuse_repeated
-    from ray_resume.run.output import FolderOutput
+    from ray_resume.write.output import FolderOutput
 
     class ListedFolder:
         uri = path = "/out"
@@ -182,7 +182,7 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
     with clock.step("gone"):
         assert contents.union.completed_outside(sources.digests) == (0, None)
     with clock.step("check"):
-        output.check(checkpoint, directory, present, contents, todo.skipped)
+        output.verify(checkpoint, directory, present, contents, todo.skipped)
     with clock.step("left-overs"):
         lease.end(wait_s=0)
         output.remove_leftovers(checkpoint, contents.dead_runs, contents, present)

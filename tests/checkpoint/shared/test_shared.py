@@ -31,10 +31,10 @@ from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.records import Record, State, block_of, encode
 from ray_resume.core.shards import ArrayTask
 from ray_resume.core.sources import Source, SourceTable
-from ray_resume.run.output import FolderOutput
 from ray_resume.run.run import MOST_WRITER_FILES, Run, RunPlan
 from ray_resume.testing import victim_of
 from ray_resume.write.folder import Folder
+from ray_resume.write.output import FolderOutput
 
 pytestmark = [pytest.mark.extended, pytest.mark.long]
 

@@ -1,0 +1,165 @@
+"""A folder of files as a run's output: verified before the run, cleaned up after it.
+
+Runs in the driver. `file_sink` writes the files, on workers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection
+
+from ray_resume.checkpoint.contents import Contents
+from ray_resume.checkpoint.storage import Storage
+from ray_resume.core.filenames import OutputName
+from ray_resume.core.output_files import FileList, listed_files, missing_files
+from ray_resume.core.snapshot import Records
+from ray_resume.errors import CheckpointError
+from ray_resume.failpoints import reached
+from ray_resume.run.output import Output
+from ray_resume.write.folder import Folder, fault_of
+
+__all__ = ["FolderOutput"]
+
+logger = logging.getLogger("ray_resume")
+
+
+class FolderOutput(Output):
+    """A folder of files.
+
+    Args:
+        append: files that ray_resume did not make may be in the folder.
+    """
+
+    def __init__(self, folder: Folder, *, append: bool) -> None:
+        super().__init__(folder.uri)
+        self.folder = folder
+        self.append = append
+
+    def names(self) -> Collection[str]:
+        try:
+            return FileList.of(self.folder.names())
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def verify(
+        self,
+        checkpoint_id: str,
+        checkpoint: Storage,
+        names: Collection[str],
+        contents: Contents,
+        skipped: Records,
+    ) -> None:
+        inside = checkpoint.root.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
+        present = FileList.of(names)
+        present = FileList(
+            present.usual, [name for name in present.others if not name.startswith(inside)]
+        )
+        known = contents.headers.keys() | contents.live.keys()
+        unknown = present.made_by(checkpoint_id, known, known=False)
+        if unknown:
+            raise CheckpointError(
+                f"The output folder {self.uri} has {len(unknown)} files of runs that the "
+                f"checkpoint {checkpoint.uri} does not know, {next(iter(unknown))} among them: a "
+                "writer's file (.mdb) was removed from it, or it was restored from an older copy. "
+                "Going on would write their rows a second time. Put it back, or remove those files "
+                "too."
+            )
+        self._check_foreign(checkpoint_id, checkpoint, present.not_of(checkpoint_id), contents)
+        gone = {
+            f"{self.uri}/{file}": source_id for file, source_id in missing_files(skipped, present)
+        }
+        if gone:
+            file, source_id = next(iter(gone.items()))
+            sources = sorted(set(gone.values()))
+            some = repr(sources) if len(sources) <= 10 else "[... all of them ...]"
+            raise CheckpointError(
+                f"{len(gone)} output files of {len(sources)} completed sources are gone, {file} of "
+                f"{source_id} among them. Put them back, or make ray_resume process the sources "
+                f"again: Checkpoint({checkpoint.uri!r}).reset({some}), or "
+                ".reset(state='completed') for all that is completed."
+            )
+
+    def _check_foreign(
+        self, checkpoint_id: str, checkpoint: Storage, foreign: FileList, contents: Contents
+    ) -> None:
+        """Make sure that files that this checkpoint did not make may be there.
+
+        Raises:
+            CheckpointError: they may not.
+        """
+        if not foreign:
+            return
+        # Where names had no tags, only a record tells which files are ours.
+        foreign = foreign.without(listed_files(contents.union))
+        shown = [name for name in foreign if not _is_hidden(name)]
+        others = FileList.of(shown).checkpoints()
+        others.pop(checkpoint_id, None)
+        if others:
+            about = self._about_others(checkpoint_id, checkpoint, others, contents)
+            if not self.append:
+                rest = [name for name in shown if OutputName.parse(name) is None]
+                raise CheckpointError(
+                    f"{about} Pass the checkpoint that made them, by its absolute path. Or, to "
+                    "start over, give an empty folder, or remove those files."
+                    + (
+                        f" Beside them are {len(rest)} files that ray_resume did not make, "
+                        f"{rest[0]} among them: append=True is for such files alone."
+                        if rest
+                        else ""
+                    )
+                )
+            if not contents.headers:
+                logger.warning("%s append=True writes beside them.", about)
+        elif shown and not self.append:
+            raise CheckpointError(
+                f"The output folder {self.uri} has {len(shown)} files that this checkpoint "
+                f"did not make, {shown[0]} among them. Give an empty folder, or pass "
+                "append=True to write beside them."
+            )
+
+    def _about_others(
+        self, checkpoint_id: str, checkpoint: Storage, others: Counter[str], contents: Contents
+    ) -> str:
+        """Say that ray_resume made files for other checkpoints, and what that may mean."""
+        ids = ", ".join(sorted(others)[:3])
+        new = "is new: no run has used it" if not contents.headers else "is another one"
+        return (
+            f"The output folder {self.uri} has {others.total()} files that this checkpoint did not "
+            f"make: ray_resume made them for the checkpoint with the id {ids}. The "
+            f"checkpoint of this run, {checkpoint.uri} (id {checkpoint_id}), {new}. If the old one "
+            "was removed, or a relative path leads elsewhere from this working directory, "
+            "the same rows would be written a second time."
+        )
+
+    def prepare(self) -> None:
+        try:
+            self.folder.create()
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> CheckpointError:
+        fault, remedy = fault_of(error)
+        return CheckpointError(
+            f"The output folder {self.uri} cannot be used: {error}. {fault} {remedy}, and run "
+            "again."
+        )
+
+    def remove_leftovers(
+        self,
+        checkpoint_id: str,
+        runs: Collection[str],
+        contents: Contents,
+        names: Collection[str] | None = None,
+    ) -> None:
+        there = FileList.of(self.folder.names() if names is None else names)
+        left = there.made_by(checkpoint_id, runs, known=True)
+        # The records are looked at only where there is something that they may list.
+        for name in left.without(listed_files(contents.union)) if left else ():
+            reached("cleanup.removing")
+            self.folder.remove(name)
+            reached("cleanup.removed")
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name.split("/"))
