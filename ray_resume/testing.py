@@ -25,7 +25,7 @@ from ray_resume.checkpoint.checkpoint import Checkpoint
 from ray_resume.core.filenames import OutputName
 from ray_resume.failpoints import POINTS, Fault, Point
 
-__all__ = ["Fault", "Point", "check_exactly_once", "kill_at", "points", "rows_of", "victim_of"]
+__all__ = ["Fault", "Point", "check_exactly_once", "kill_at", "points", "rows_of", "victim_pid"]
 
 
 def points() -> dict[str, Point]:
@@ -41,7 +41,7 @@ def kill_at(
 
     Ray executes what a dead worker did again, so the run goes on. A dead ledger makes it raise
     ``ResumeError``. A dead driver is this very process: do that in a script, and give it a
-    ``folder`` that :func:`victim_of` can look into. Blocks for several points can be nested.
+    ``folder`` that :func:`victim_pid` can look into. Blocks for several points can be nested.
 
     Args:
         point: one of :func:`points`.
@@ -77,7 +77,7 @@ def kill_at(
             )
 
 
-def victim_of(point: str, folder: str | os.PathLike[str]) -> int | None:
+def victim_pid(point: str, folder: str | os.PathLike[str]) -> int | None:
     """Return the process id of who has died at ``point``; None if nobody has yet."""
     return Fault(point, os.fspath(folder)).victim
 

@@ -20,7 +20,7 @@ from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.report import CheckReport
 from ray_resume.checkpoint.storage import Storage
 from ray_resume.core.digests import source_digest
-from ray_resume.core.output_files import FileList, listed_files, missing_files
+from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.records import Flag, Record, State
 from ray_resume.core.snapshot import Union
 from ray_resume.core.table import Table
@@ -169,7 +169,7 @@ class _Look:
         self._check_rows_have_files(union)
         empty: set[str] = set()
         try:
-            there = FileList.of(self._files_there(empty))
+            there = OutputFileSet.of(self._files_there(empty))
         except OSError as error:
             self._problems.append(f"The output folder {self._sink} cannot be read: {error}.")
             return len(listed)
@@ -197,8 +197,8 @@ class _Look:
                 empty.add(name)
             yield name
 
-    def _check_listed(self, union: Union, there: FileList, empty: set[str]) -> None:
-        filled = there.without(FileList.of(empty)) if empty else there
+    def _check_listed(self, union: Union, there: OutputFileSet, empty: set[str]) -> None:
+        filled = there.without(OutputFileSet.of(empty)) if empty else there
         completed = union.in_state(State.COMPLETED)
         # Several sources may share a file; any of them is told. That it is gone hurts those that
         # are completed.
@@ -232,7 +232,7 @@ class _Look:
                 "If nobody has dealt with their rows, put them back, or reset their sources."
             )
 
-    def _check_unlisted(self, unlisted: FileList) -> None:
+    def _check_unlisted(self, unlisted: OutputFileSet) -> None:
         if self._checkpoint_id is None:
             return
         unknown = sorted(unlisted.made_by(self._checkpoint_id, self._runs, known=False))

@@ -11,7 +11,7 @@ import numpy as np
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import new_run_id
 from ray_resume.checkpoint.storage import Storage
-from ray_resume.core.output_files import FileList, listed_files, missing_files
+from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.records import State
 from ray_resume.errors import CheckpointError
 from ray_resume.write.folder import Folder
@@ -40,7 +40,7 @@ def rebind(storage: Storage, folder: Folder) -> int:
     try:
         union = storage.settled(run_id).union
         try:
-            there = FileList.of(folder.names())
+            there = OutputFileSet.of(folder.names())
         except OSError as error:
             raise CheckpointError(
                 f"The folder {folder.uri} cannot be listed: {error}. Nothing was changed."

@@ -25,7 +25,7 @@ from ray_resume.core.filenames import (
 from ray_resume.core.records import Flag
 from ray_resume.core.snapshot import Records, Union
 
-__all__ = ["FileList", "listed_files", "missing_files", "other_rows", "packed_files"]
+__all__ = ["OutputFileSet", "listed_files", "missing_files", "other_rows", "packed_files"]
 
 _AT_ONCE = 1 << 16
 _RANDOM = slice(18, 26)
@@ -45,7 +45,7 @@ _VALUES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 Rows = npt.NDArray[np.uint8]
 
 
-class FileList(Collection[str]):
+class OutputFileSet(Collection[str]):
     """Names of files: ``usual`` ones packed, an array of shape ``(n, 27)``, and ``others``."""
 
     def __init__(self, usual: Rows, others: Collection[str] = ()) -> None:
@@ -54,9 +54,9 @@ class FileList(Collection[str]):
         self._by_random: tuple[npt.NDArray[np.uint64], Positions] | None = None
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> FileList:
+    def of(cls, names: Iterable[str]) -> OutputFileSet:
         """Make a list of names."""
-        if isinstance(names, FileList):
+        if isinstance(names, OutputFileSet):
             return names
         usual: list[Rows] = [np.empty((0, PACKED_BYTES), np.uint8)]
         others: list[str] = []
@@ -102,7 +102,7 @@ class FileList(Collection[str]):
             return True
         if not isinstance(name, str):
             return False
-        one = FileList.of([name])
+        one = OutputFileSet.of([name])
         return bool(len(one.usual) and self.holds(one.usual)[0])
 
     def holds(self, wanted: Rows) -> npt.NDArray[np.bool_]:
@@ -133,11 +133,13 @@ class FileList(Collection[str]):
                 rank[left] += 1
         return found
 
-    def without(self, other: FileList) -> FileList:
+    def without(self, other: OutputFileSet) -> OutputFileSet:
         """Return those that are not in ``other``."""
-        return FileList(_where(self.usual, ~other.holds(self.usual)), self.others - other.others)
+        return OutputFileSet(
+            _where(self.usual, ~other.holds(self.usual)), self.others - other.others
+        )
 
-    def made_by(self, checkpoint: str, runs: Collection[str], *, known: bool) -> FileList:
+    def made_by(self, checkpoint: str, runs: Collection[str], *, known: bool) -> OutputFileSet:
         """Return the output files of ``checkpoint`` that are of ``runs``, or of none of them.
 
         Those of ``runs`` are sure to have been written where they are: none is a copy of a user's.
@@ -154,14 +156,14 @@ class FileList(Collection[str]):
             and (parsed.run_id in runs) == known
             and (parsed.in_place or not known)
         ]
-        return FileList(ours, others)
+        return OutputFileSet(ours, others)
 
     def _is_of(self, checkpoint: str) -> npt.NDArray[np.bool_]:
         heads = np.ascontiguousarray(self.usual[:, :4]).view(np.uint32).ravel()
         mask: npt.NDArray[np.bool_] = heads == np.frombuffer(bytes.fromhex(checkpoint), np.uint32)
         return mask
 
-    def not_of(self, checkpoint: str) -> FileList:
+    def not_of(self, checkpoint: str) -> OutputFileSet:
         """Return the files that are no output files of ``checkpoint``, or may be copies of some."""
         foreign = _where(self.usual, ~self._is_of(checkpoint))
         others = [
@@ -171,7 +173,7 @@ class FileList(Collection[str]):
             or parsed.checkpoint != checkpoint
             or not parsed.in_place
         ]
-        return FileList(foreign, others)
+        return OutputFileSet(foreign, others)
 
     def checkpoints(self) -> Counter[str]:
         """Count the output files of each checkpoint by its id, where they were written."""
@@ -191,7 +193,7 @@ def _where(rows: Rows, mask: npt.NDArray[np.bool_]) -> Rows:
     return rows if mask.all() else rows[mask]
 
 
-def listed_files(union: Union, rows: Positions | None = None) -> FileList:
+def listed_files(union: Union, rows: Positions | None = None) -> OutputFileSet:
     """Return the files that the records in ``rows`` list, or all records.
 
     Raises:
@@ -201,7 +203,7 @@ def listed_files(union: Union, rows: Positions | None = None) -> FileList:
     usual, others = packed_files(union, every)[1], set[str]()
     for row in other_rows(union, every).tolist():
         others.update(union.record(row).files)
-    return FileList(*_sorted_out(usual, others))
+    return OutputFileSet(*_sorted_out(usual, others))
 
 
 def packed_files(union: Union, rows: Positions) -> tuple[Positions, Rows]:
@@ -226,7 +228,7 @@ def other_rows(union: Union, rows: Positions) -> Positions:
     return with_more
 
 
-def missing_files(records: Records, present: FileList) -> Iterator[tuple[str, str]]:
+def missing_files(records: Records, present: OutputFileSet) -> Iterator[tuple[str, str]]:
     """Yield the files of ``records`` that are not ``present``, each with a source that lists it."""
     rows, in_heads = packed_files(records.union, records.rows)
     gone = np.flatnonzero(~present.holds(in_heads))
@@ -256,7 +258,7 @@ def _sorted_out(usual: Rows, others: Iterable[str]) -> tuple[Rows, Collection[st
 
     A source's own file is in no other record. One that is shared may be in many.
     """
-    rest = FileList.of(others)
+    rest = OutputFileSet.of(others)
     shared = ~usual[:, 10:18].any(axis=1)
     if not shared.any() and not len(rest.usual):
         return usual, rest.others
@@ -264,7 +266,7 @@ def _sorted_out(usual: Rows, others: Iterable[str]) -> tuple[Rows, Collection[st
     own = usual[~shared]
     some = np.unique(some.view(f"V{PACKED_BYTES}").ravel()).view(np.uint8)
     some = some.reshape(-1, PACKED_BYTES)
-    some = some[~FileList(own).holds(some)]
+    some = some[~OutputFileSet(own).holds(some)]
     return np.concatenate([own, some]), rest.others
 
 

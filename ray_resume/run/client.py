@@ -70,7 +70,7 @@ class LedgerClient:
         """Return the id of a source, for messages."""
         return str(ray.get(self.handle.name_of.remote(source)))
 
-    def bury(self, letters: Sequence[DeadLetter]) -> None:
+    def write_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Have the ledger write dead letters and drain their rows, and wait until that is done.
 
         Raises:
@@ -81,15 +81,15 @@ class LedgerClient:
         except RayActorError as error:
             raise self._gone(error) from None
 
-    async def bury_async(self, letters: Sequence[DeadLetter]) -> None:
-        """As :meth:`bury`, on an event loop that must not be blocked."""
+    async def write_dead_letters_async(self, letters: Sequence[DeadLetter]) -> None:
+        """As :meth:`write_dead_letters`, on an event loop that must not be blocked."""
         try:
             await self._submit_letters(letters)
         except RayActorError as error:
             raise self._gone(error) from None
 
     def _submit_letters(self, letters: Sequence[DeadLetter]) -> Any:
-        return self.handle.bury.remote(self.run_id, self.pass_number, letters)
+        return self.handle.write_dead_letters.remote(self.run_id, self.pass_number, letters)
 
     def _submit(self, events: tuple[Event, ...]) -> Any:
         return self.handle.apply.remote(Message(self.run_id, self.pass_number, events))

@@ -200,7 +200,9 @@ class LedgerHost:
             reached("ledger.applied")
             return applied
 
-    def bury(self, run_id: str, pass_number: int, letters: Sequence[DeadLetter]) -> Applied:
+    def write_dead_letters(
+        self, run_id: str, pass_number: int, letters: Sequence[DeadLetter]
+    ) -> Applied:
         """Write dead letters durably, then drain what their rows carried; otherwise as `apply`."""
         with self._state:
             self._check_open()
@@ -589,8 +591,10 @@ class _LedgerActor:
     def drop(self, source_ids: Sequence[str]) -> None:
         self._opened().drop(source_ids)
 
-    def bury(self, run_id: str, pass_number: int, letters: Sequence[DeadLetter]) -> None:
-        self._opened().bury(run_id, pass_number, letters)
+    def write_dead_letters(
+        self, run_id: str, pass_number: int, letters: Sequence[DeadLetter]
+    ) -> None:
+        self._opened().write_dead_letters(run_id, pass_number, letters)
 
     def mark_rest_failed(
         self, lost: Mapping[int, str | None], unread_counts: bool

@@ -46,7 +46,7 @@ from ray_resume.run.client import LedgerClient
 from ray_resume.run.ledger_actor import Progress, RunSpec, Unread
 from ray_resume.run.output import Output
 from ray_resume.run.reader_exception import exception_of
-from ray_resume.run.signals import terminable
+from ray_resume.run.signals import raise_on_sigterm
 from ray_resume.run.summary import RunSummary
 
 __all__ = ["LEASE_WAIT_S", "MOST_WRITER_FILES", "Pass", "Run", "RunPlan"]
@@ -158,10 +158,10 @@ class Run:
             try:
                 # Started before the signals are ours: Ray sets handlers of its own when it starts.
                 handle = ledger_actor.start(self._spec(todo, contents))
-                with terminable():
+                with raise_on_sigterm():
                     progress, failed, quarantined = self._passes(handle, todo, run_pass)
             finally:
-                with terminable():
+                with raise_on_sigterm():
                     self._clean_up()
             self._raise_unread(todo, progress)
             return self._summary(todo, progress, failed - quarantined, quarantined)

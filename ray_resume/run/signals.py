@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-__all__ = ["Interrupted", "Terminated", "terminable"]
+__all__ = ["Interrupted", "Terminated", "raise_on_sigterm"]
 
 
 class Terminated(SystemExit):
@@ -25,7 +25,7 @@ class Interrupted(SystemExit, KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """Raise :class:`Terminated` in the main thread when SIGTERM arrives; see the module.
 
     A handler of the user's own, or that he ignores the signal, stays as it is. (Ray's own handler

@@ -29,8 +29,8 @@ __all__ = [
     "END",
     "Attribution",
     "FailedRows",
-    "Flattened",
     "Kept",
+    "RowsWithOrigins",
     "Step",
     "StepKind",
     "Steps",
@@ -46,10 +46,10 @@ class Attribution(enum.Enum):
     ORIGIN_COLUMN = "the UDF returns a column with the positions of the input rows"
     MASK = "the UDF returns the rows that stay, and a boolean for each input row (`Kept`)"
     SINK = "no output rows: the UDF has made its input durable when it has returned"
-    FLATTENED = "the UDF returns its rows and the positions of the input rows (`Flattened`)"
+    FLATTENED = "the UDF returns its rows and the positions of the input rows (`RowsWithOrigins`)"
 
 
-class Flattened(NamedTuple):
+class RowsWithOrigins(NamedTuple):
     """Output rows, and for each the position of the input row that it comes from."""
 
     rows: Any
@@ -201,8 +201,8 @@ def _call(part: _Rows, attribution: Attribution, origin: str | None, isolate: bo
 
 
 def _one_source(part: _Rows) -> Steps:
-    def attribute(output: Any) -> Flattened:
-        return Flattened(output, np.zeros(blocks.num_rows(output), dtype=np.int64))
+    def attribute(output: Any) -> RowsWithOrigins:
+        return RowsWithOrigins(output, np.zeros(blocks.num_rows(output), dtype=np.int64))
 
     yield from _with_origins(part, part.rows, attribute, exact=False)
 
@@ -215,10 +215,10 @@ def _origin_column(whole: _Rows, name: str) -> Steps:
             "column has."
         )
 
-    def attribute(output: Any) -> Flattened:
+    def attribute(output: Any) -> RowsWithOrigins:
         origins = _origins(output, name, n)
         given = (name,) if name in blocks.names(output) else ()
-        return Flattened(blocks.without_columns(output, given), origins)
+        return RowsWithOrigins(blocks.without_columns(output, given), origins)
 
     numbered = blocks.with_column(whole.rows, name, np.arange(n, dtype=np.int64))
     yield from _with_origins(whole, numbered, attribute)

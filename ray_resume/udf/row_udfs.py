@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from ray_resume.raydata import blocks
-from ray_resume.udf.accounting import Attribution, Flattened, Kept
+from ray_resume.udf.accounting import Attribution, Kept, RowsWithOrigins
 from ray_resume.udf.failures import Scope, current_scope
 
 __all__ = ["ATTRIBUTION", "block_udf", "block_udf_async", "predicate_udf"]
@@ -142,7 +142,7 @@ def _attributed(kind: str, rows: Any, origins: Sequence[int], count: int) -> Any
         return rows
     positions = np.array(origins, dtype=np.int64)
     if kind == "flat_map":
-        return Flattened(rows, positions)
+        return RowsWithOrigins(rows, positions)
     mask = np.zeros(count, dtype=bool)
     mask[positions] = True
     return Kept(rows, mask)

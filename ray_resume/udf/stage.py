@@ -481,7 +481,7 @@ class _Stage:
             return
         reached("stage.before_failures")
         if self.options.on_error == "dead_letter":
-            self.client.bury(self._letters(step.value))
+            self.client.write_dead_letters(self._letters(step.value))
         else:
             self.client.send(*self._failures(step.value))
         reached("stage.after_failures")
@@ -494,7 +494,7 @@ class _Stage:
             return
         reached("stage.before_failures")
         if self.options.on_error == "dead_letter":
-            await self.client.bury_async(self._letters(step.value))
+            await self.client.write_dead_letters_async(self._letters(step.value))
         else:
             await self.client.send_async(*self._failures(step.value))
         reached("stage.after_failures")

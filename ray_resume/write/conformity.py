@@ -18,7 +18,7 @@ from ray_resume.errors import ResumeError
 from ray_resume.run.client import LedgerClient
 from ray_resume.write.formats import TYPED
 from ray_resume.write.layout import Layout
-from ray_resume.write.source_rows import Rows
+from ray_resume.write.source_rows import SourceRows
 
 __all__ = ["Conformity"]
 
@@ -30,7 +30,7 @@ class Conformity:
     layout: Layout
     client: LedgerClient
 
-    def of(self, rows: list[Rows]) -> tuple[list[Rows], list[Failure]]:
+    def of(self, rows: list[SourceRows]) -> tuple[list[SourceRows], list[Failure]]:
         """Return the rows that conform, and the failures of those that do not.
 
         Raises:
@@ -46,7 +46,7 @@ class Conformity:
             schema = given
             if typed:
                 self.client.agree([(_encoded(self.layout.agreed_columns(given)), 0)], given=True)
-        kept: list[Rows] = []
+        kept: list[SourceRows] = []
         failures: list[Failure] = []
         for some in rows:
             try:
@@ -55,7 +55,7 @@ class Conformity:
                 kept.extend(self._one_by_one(some.alone(), schema, failures))
         return kept, failures
 
-    def _agreed(self, rows: Iterable[Rows]) -> pa.Schema:
+    def _agreed(self, rows: Iterable[SourceRows]) -> pa.Schema:
         asked: dict[bytes, int] = {}
         for some in rows:
             schema = self.layout.agreed_columns(some.table.schema)
@@ -74,8 +74,8 @@ class Conformity:
         return made
 
     def _one_by_one(
-        self, alone: Iterable[Rows], schema: pa.Schema, failures: list[Failure]
-    ) -> Iterator[Rows]:
+        self, alone: Iterable[SourceRows], schema: pa.Schema, failures: list[Failure]
+    ) -> Iterator[SourceRows]:
         for one in alone:
             try:
                 yield replace(one, table=self._conformed(one.table, schema))

@@ -30,15 +30,15 @@ from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import reached
 from ray_resume.raydata.datasinks import WRITE_UUID_KWARG_NAME, is_file_datasink
 from ray_resume.run.client import LedgerClient
-from ray_resume.write.source_rows import gathered
+from ray_resume.write.source_rows import group_by_source
 
 __all__ = [
-    "NothingSink",
+    "DiscardSink",
     "WrappedDatasink",
     "check_datasink",
-    "combined",
-    "publishes_at_the_end",
+    "publishes_on_complete",
     "title_of",
+    "write_result",
 ]
 
 _WIPING_MODES = {"overwrite", "create", "error", "errorifexists", "ignore"}
@@ -109,12 +109,12 @@ def _place(attribute: str, datasink: Datasink[Any]) -> str:
     return place
 
 
-def publishes_at_the_end(datasink: Datasink[Any]) -> bool:
+def publishes_on_complete(datasink: Datasink[Any]) -> bool:
     """Say whether the rows become visible only in ``on_write_complete``."""
     return type(datasink).on_write_complete is not Datasink.on_write_complete
 
 
-def combined(results: Sequence[bytes], rows: int) -> WriteResult[Any]:
+def write_result(results: Sequence[bytes], rows: int) -> WriteResult[Any]:
     """Make what ``on_write_complete`` gets of what `WrappedDatasink` has sent."""
     # They come from this run's own workers through its own ledger, never from a checkpoint.
     return WriteResult(rows, 0, [pickle.loads(result) for result in results])
@@ -126,7 +126,7 @@ class WrappedDatasink(Datasink[None]):
     def __init__(self, inner: Datasink[Any], client: LedgerClient) -> None:
         self._inner = inner
         self._client = client
-        self._at_the_end = publishes_at_the_end(inner)
+        self._publishes_on_complete = publishes_on_complete(inner)
 
     def get_name(self) -> str:
         return self._inner.get_name()
@@ -150,12 +150,12 @@ class WrappedDatasink(Datasink[None]):
         self._inner.on_write_start(schema)
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
-        rows = gathered(blocks)
+        rows = group_by_source(blocks)
         if not rows:
             return
         reached("datasink.before_write")
         drains = [drain for some in rows for drain in some.drains()]
-        if self._at_the_end:
+        if self._publishes_on_complete:
             # Of what is published, each source is to be published or not on its own.
             alone = (one.table for some in rows for one in some.alone())
             results = [self._inner.write(iter([table]), _fresh(ctx)) for table in alone]
@@ -170,7 +170,7 @@ class WrappedDatasink(Datasink[None]):
         reached("datasink.after_drain")
 
 
-class NothingSink(Datasink[None]):
+class DiscardSink(Datasink[None]):
     """The end of a pipeline whose last stage is ``@resumable(sink=True)``."""
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:

@@ -22,7 +22,7 @@ from ray_resume.write.conformity import Conformity
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout, unwritten
 from ray_resume.write.packing import Packing
-from ray_resume.write.source_rows import gathered
+from ray_resume.write.source_rows import group_by_source
 
 __all__ = ["FileSink"]
 
@@ -74,7 +74,7 @@ class FileSink(Datasink[None]):
             ResumeError: a file cannot be written, or the types of two sources cannot be unified;
                 the message names it, or them.
         """
-        rows = gathered(blocks)
+        rows = group_by_source(blocks)
         if not rows:
             return
         reached("sink.before_write")

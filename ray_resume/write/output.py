@@ -12,7 +12,7 @@ from collections.abc import Collection
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.storage import Storage
 from ray_resume.core.filenames import OutputName
-from ray_resume.core.output_files import FileList, listed_files, missing_files
+from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.snapshot import Records
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import reached
@@ -38,7 +38,7 @@ class FolderOutput(Output):
 
     def names(self) -> Collection[str]:
         try:
-            return FileList.of(self.folder.names())
+            return OutputFileSet.of(self.folder.names())
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -51,8 +51,8 @@ class FolderOutput(Output):
         skipped: Records,
     ) -> None:
         inside = checkpoint.root.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
-        present = FileList.of(names)
-        present = FileList(
+        present = OutputFileSet.of(names)
+        present = OutputFileSet(
             present.usual, [name for name in present.others if not name.startswith(inside)]
         )
         known = contents.headers.keys() | contents.live.keys()
@@ -81,7 +81,7 @@ class FolderOutput(Output):
             )
 
     def _check_foreign(
-        self, checkpoint_id: str, checkpoint: Storage, foreign: FileList, contents: Contents
+        self, checkpoint_id: str, checkpoint: Storage, foreign: OutputFileSet, contents: Contents
     ) -> None:
         """Make sure that files that this checkpoint did not make may be there.
 
@@ -93,7 +93,7 @@ class FolderOutput(Output):
         # Where names had no tags, only a record tells which files are ours.
         foreign = foreign.without(listed_files(contents.union))
         shown = [name for name in foreign if not _is_hidden(name)]
-        others = FileList.of(shown).checkpoints()
+        others = OutputFileSet.of(shown).checkpoints()
         others.pop(checkpoint_id, None)
         if others:
             about = self._about_others(checkpoint_id, checkpoint, others, contents)
@@ -152,7 +152,7 @@ class FolderOutput(Output):
         contents: Contents,
         names: Collection[str] | None = None,
     ) -> None:
-        there = FileList.of(self.folder.names() if names is None else names)
+        there = OutputFileSet.of(self.folder.names() if names is None else names)
         left = there.made_by(checkpoint_id, runs, known=True)
         # The records are looked at only where there is something that they may list.
         for name in left.without(listed_files(contents.union)) if left else ():

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_resume.write.source_rows import Rows
+from ray_resume.write.source_rows import SourceRows
 
 __all__ = ["Packing", "groups_of"]
 
@@ -35,14 +35,14 @@ class Packing:
     target_bytes: int
     groups: npt.NDArray[np.int32]
 
-    def packs(self, rows: Iterable[Rows]) -> Iterator[list[Rows]]:
+    def packs(self, rows: Iterable[SourceRows]) -> Iterator[list[SourceRows]]:
         """Divide the rows of one write among files.
 
         Those of a file are of one group and have one schema, those of a source are in one file, and
         a source that is large enough for a file has it for itself. The same rows in the same order
         always give the same files.
         """
-        filling: dict[tuple[int, pa.Schema], list[Rows]] = {}
+        filling: dict[tuple[int, pa.Schema], list[SourceRows]] = {}
         sizes: dict[tuple[int, pa.Schema], int] = {}
         for some in rows:
             schema = some.table.schema.remove_metadata()
@@ -59,14 +59,14 @@ class Packing:
                     del sizes[key]
         yield from filling.values()
 
-    def _pieces(self, rows: Rows) -> Iterator[Rows]:
+    def _pieces(self, rows: SourceRows) -> Iterator[SourceRows]:
         """Cut rows into pieces of one group, each much smaller than a file or of one source."""
         groups = self.groups[rows.sources]
         bounds = np.flatnonzero(groups[1:] != groups[:-1]) + 1
         for first, last in pairwise([0, *bounds.tolist(), len(rows)]):
             yield from self._halves(rows.part(first, last))
 
-    def _halves(self, rows: Rows) -> Iterator[Rows]:
+    def _halves(self, rows: SourceRows) -> Iterator[SourceRows]:
         # Not one source after another, of which there may be thousands.
         if len(rows) == 1 or rows.table.nbytes * _PIECES < self.target_bytes:
             yield rows

@@ -33,12 +33,12 @@ from ray_resume.run.run import Pass, Run, RunPlan
 from ray_resume.run.summary import RunSummary
 from ray_resume.udf import stage
 from ray_resume.write.datasinks import (
-    NothingSink,
+    DiscardSink,
     WrappedDatasink,
     check_datasink,
-    combined,
-    publishes_at_the_end,
+    publishes_on_complete,
     title_of,
+    write_result,
 )
 from ray_resume.write.file_sink import FileSink
 from ray_resume.write.folder import Folder, folder_at
@@ -295,7 +295,7 @@ def _target(
     _check_stage_sinks(chain, sink)
     if sink is None:
         return _Target(
-            "", Output(f"sink=True: {chain.operators[-1].name}"), lambda _: NothingSink()
+            "", Output(f"sink=True: {chain.operators[-1].name}"), lambda _: DiscardSink()
         )
     if isinstance(sink, Datasink):
         if (
@@ -311,10 +311,10 @@ def _target(
             )
         check_datasink(sink)
         publish = None
-        if publishes_at_the_end(sink):
+        if publishes_on_complete(sink):
 
             def publish(results: Sequence[bytes], rows: int) -> None:
-                sink.on_write_complete(combined(results, rows))
+                sink.on_write_complete(write_result(results, rows))
 
         return _Target(
             type(sink).__name__,

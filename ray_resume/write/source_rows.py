@@ -18,14 +18,14 @@ from ray_resume.core.messages import Drain
 from ray_resume.core.tokens import MODULUS, SourceArray, TokenArray
 from ray_resume.raydata import blocks as batches
 
-__all__ = ["Rows", "gathered"]
+__all__ = ["SourceRows", "group_by_source"]
 
 # Rows in pieces of fewer bytes than this are sorted by copying them.
 _SMALL_PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Rows:
+class SourceRows:
     """Rows of some sources, those of each one standing together, without the two columns.
 
     Args:
@@ -40,7 +40,7 @@ class Rows:
     sums: TokenArray
 
     @classmethod
-    def of(cls, table: pa.Table, sources: SourceArray, tokens: TokenArray) -> Rows:
+    def of(cls, table: pa.Table, sources: SourceArray, tokens: TokenArray) -> SourceRows:
         """Sort at least one row by source. ``sources`` and ``tokens`` have one value for each."""
         if (sources[1:] < sources[:-1]).any():
             order = np.argsort(sources, kind="stable")
@@ -53,17 +53,17 @@ class Rows:
     def __len__(self) -> int:
         return len(self.sources)
 
-    def part(self, first: int, last: int) -> Rows:
+    def part(self, first: int, last: int) -> SourceRows:
         """Return the rows of the sources in places ``first:last``, not copied."""
         starts = self.starts[first : last + 1]
-        return Rows(
+        return SourceRows(
             self.table.slice(int(starts[0]), int(starts[-1] - starts[0])),
             self.sources[first:last],
             starts - starts[0],
             self.sums[first:last],
         )
 
-    def alone(self) -> Iterable[Rows]:
+    def alone(self) -> Iterable[SourceRows]:
         """Return the rows of each source."""
         return (self.part(place, place + 1) for place in range(len(self)))
 
@@ -74,7 +74,7 @@ class Rows:
         return [Drain(source, -total % MODULUS, count) for source, total, count in values]
 
 
-def gathered(blocks: Iterable[Block]) -> list[Rows]:
+def group_by_source(blocks: Iterable[Block]) -> list[SourceRows]:
     """Gather the rows of a write task, of each source in the order in which they came.
 
     Blocks of different schemas stay apart, but for a source that has rows in several: what Ray Data
@@ -117,21 +117,21 @@ class _Part:
         return _Part(table, self.sources[rows], self.tokens[rows])
 
 
-def _together(parts: Sequence[_Part], *, alike: bool = True) -> Rows:
+def _together(parts: Sequence[_Part], *, alike: bool = True) -> SourceRows:
     tables = [part.table for part in parts]
-    return Rows.of(
+    return SourceRows.of(
         pa.concat_tables(tables) if alike else batches.concat_tables(tables),
         np.concatenate([part.sources for part in parts]),
         np.concatenate([part.tokens for part in parts]),
     )
 
 
-def _apart(every: Sequence[_Part], alike: Iterable[Sequence[_Part]]) -> list[Rows]:
+def _apart(every: Sequence[_Part], alike: Iterable[Sequence[_Part]]) -> list[SourceRows]:
     """Keep rows of different schemas apart, but for those of one source."""
     found = [np.unique(np.concatenate([part.sources for part in parts])) for parts in alike]
     numbers, counts = np.unique(np.concatenate(found), return_counts=True)
     torn = numbers[counts > 1]
-    rows: list[Rows] = []
+    rows: list[SourceRows] = []
     for parts in alike:
         whole = [part.at(~np.isin(part.sources, torn)) for part in parts]
         if any(len(part.sources) for part in whole):

@@ -26,7 +26,7 @@ from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.core.filenames import stem_of
 from ray_resume.core.records import Record, State
 from ray_resume.failpoints import Fault, armed, reached
-from ray_resume.testing import check_exactly_once, kill_at, points, victim_of
+from ray_resume.testing import check_exactly_once, kill_at, points, victim_pid
 
 pytestmark = [pytest.mark.extended, pytest.mark.long]
 
@@ -153,7 +153,7 @@ def test_the_ledger_dies(tmp_path: Path, point: str, job_name: str, skip: int) -
     job = job_in(tmp_path, job_name)
     with kill_at(point, tmp_path / "faults", skip=skip), pytest.raises(ResumeError):
         job.run()
-    assert victim_of(point, tmp_path / "faults") is not None
+    assert victim_pid(point, tmp_path / "faults") is not None
     job.check_truth()
     job.run()
     job.check()
@@ -171,7 +171,7 @@ def test_the_driver_dies(tmp_path: Path, another_cluster: str, point: str) -> No
         capture_output=True,
         text=True,
     )
-    assert victim_of(point, tmp_path / "faults") is not None, process.stderr
+    assert victim_pid(point, tmp_path / "faults") is not None, process.stderr
     job.check_truth()
     job.run()
     job.check()
@@ -196,7 +196,7 @@ def test_who_looks_after_a_checkpoint_dies(tmp_path: Path, point: str) -> None:
     )
     victim = [sys.executable, "-c", script, point, str(path), str(tmp_path / "faults")]
     assert subprocess.run(victim).returncode == -signal.SIGKILL
-    assert victim_of(point, tmp_path / "faults") is not None
+    assert victim_pid(point, tmp_path / "faults") is not None
 
     checkpoint = Checkpoint(path)
     assert checkpoint.check(), checkpoint.check()
@@ -243,7 +243,7 @@ def test_nobody_who_gets_there_is_an_error(tmp_path: Path) -> None:
     assert armed()
     reached("sink.writing")
     assert not armed()
-    assert victim_of("sink.writing", tmp_path) is None
+    assert victim_pid("sink.writing", tmp_path) is None
 
 
 def test_an_error_in_the_block_is_not_hidden() -> None:

@@ -25,7 +25,7 @@ from ray_resume.core.digests import DigestIndex, Digests, source_digest
 from ray_resume.core.filenames import OutputName, packed, stem_of, unpacked
 from ray_resume.core.gone import gone_from
 from ray_resume.core.identity import ids_of, part_file
-from ray_resume.core.output_files import FileList, listed_files
+from ray_resume.core.output_files import OutputFileSet, listed_files
 from ray_resume.core.pending import PendingSources
 from ray_resume.core.records import HEAD, Fingerprint, Record, State, encode, pipeline_of, stored_in
 from ray_resume.core.resume_plan import todo_of
@@ -437,12 +437,12 @@ FILES = [
 def test_two_names_are_not_taken_for_two_others() -> None:
     """Put one after the other they are spelt as two names that are not there."""
     for names in ([NAME[:-1], "t" + NAME], [NAME + NAME, ""]):
-        assert sorted(FileList.of(names)) == sorted(names)
+        assert sorted(OutputFileSet.of(names)) == sorted(names)
 
 
 @given(st.sets(st.sampled_from(FILES)), st.sets(st.sampled_from(FILES)))
 def test_a_list_of_files_is_like_a_set(one: set[str], other: set[str]) -> None:
-    mine, theirs = FileList.of(sorted(one)), FileList.of(other)
+    mine, theirs = OutputFileSet.of(sorted(one)), OutputFileSet.of(other)
     assert set(mine) == one
     assert len(mine) == len(one)
     assert [name in mine for name in FILES] == [name in one for name in FILES]

@@ -482,12 +482,12 @@ def test_letters_of_a_source_that_is_complete_are_not_kept(run: Run) -> None:
     """A task whose letters had arrived was executed again: by then nobody remembers the source."""
     table = pa.table({"id": [1]})
     letter = DeadLetter.of(0, 5, "map(f)", table, ["bad"])
-    run.host.bury("run", 1, [letter])
+    run.host.write_dead_letters("run", 1, [letter])
     run.apply(Seal(0, 5, 1))
     run.host.flush()
     folder = run.directory.path / "dead-letters"
     (kept,) = folder.iterdir()
-    again = run.host.bury("run", 1, [letter])
+    again = run.host.write_dead_letters("run", 1, [letter])
     assert again.outcomes == (Outcome.ALREADY_COMPLETE,)
     assert list(folder.iterdir()) == [kept]
 

@@ -13,7 +13,7 @@ from conftest import ids_in, write_file, write_source
 from ray_resume import Checkpoint, CheckpointError, RunSummary, resumable_read, resumable_write
 from ray_resume.checkpoint.local.backend import CheckpointDirectory
 from ray_resume.core.filenames import OutputName, stem_of
-from ray_resume.core.output_files import FileList
+from ray_resume.core.output_files import OutputFileSet
 
 PREFIX = "aaaaaaaa-0123456789ab"
 
@@ -29,7 +29,7 @@ def test_a_copy_in_another_folder_is_not_ours() -> None:
             for other in {"", "k=1/", "k=1/l=ü/", "k=2/", "backup/", "backup/k=1/"} - {folder}:
                 copy = OutputName.parse(f"{other}{bare}")
                 assert copy is None or not copy.in_place
-                copies = FileList.of([f"{other}{bare}"])
+                copies = OutputFileSet.of([f"{other}{bare}"])
                 assert not copies.made_by("aaaaaaaa", {"0123456789ab"}, known=True)
                 assert list(copies.not_of("aaaaaaaa")) == [f"{other}{bare}"]
                 assert not copies.checkpoints()

@@ -10,7 +10,7 @@ import pytest
 from job import Job
 
 from ray_resume import Checkpoint
-from ray_resume.run.signals import Terminated, terminable
+from ray_resume.run.signals import Terminated, raise_on_sigterm
 
 pytestmark = [pytest.mark.extended, pytest.mark.long]
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.extended, pytest.mark.long]
 def test_sigterm_raises_where_nobody_else_handles_it() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        with pytest.raises(Terminated) as caught, terminable():
+        with pytest.raises(Terminated) as caught, raise_on_sigterm():
             signal.raise_signal(signal.SIGTERM)
         assert caught.value.code == 143
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -27,7 +27,7 @@ def test_sigterm_raises_where_nobody_else_handles_it() -> None:
 
 
 def test_ctrl_c_stays_a_keyboard_interrupt_and_has_its_exit_code() -> None:
-    with pytest.raises(KeyboardInterrupt) as caught, terminable():
+    with pytest.raises(KeyboardInterrupt) as caught, raise_on_sigterm():
         signal.raise_signal(signal.SIGINT)
     assert isinstance(caught.value, SystemExit)
     assert caught.value.code == 130
@@ -42,7 +42,7 @@ def test_a_handler_of_the_users_own_stays() -> None:
     try:
         for handler in (own, signal.SIG_IGN):
             signal.signal(signal.SIGTERM, handler)
-            with terminable():
+            with raise_on_sigterm():
                 os.kill(os.getpid(), signal.SIGTERM)
             assert signal.getsignal(signal.SIGTERM) is handler
         assert seen == ["own"]
@@ -53,7 +53,7 @@ def test_a_handler_of_the_users_own_stays() -> None:
 def test_one_that_is_set_meanwhile_stays() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        with terminable():
+        with raise_on_sigterm():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
@@ -62,7 +62,7 @@ def test_one_that_is_set_meanwhile_stays() -> None:
 
 def test_in_another_thread_nothing_is_changed() -> None:
     def look() -> None:
-        with terminable():
+        with raise_on_sigterm():
             handlers.append(signal.getsignal(signal.SIGTERM))
 
     handlers: list[object] = []

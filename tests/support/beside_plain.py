@@ -39,13 +39,13 @@ class Ledger:
     def send(self, *events: Drain | Failure) -> None:
         self.events.extend(events)
 
-    def bury(self, letters: Sequence[Any]) -> None:
+    def write_dead_letters(self, letters: Sequence[Any]) -> None:
         self.letters.extend(letters)
 
     async def send_async(self, *events: Drain | Failure) -> None:
         self.events.extend(events)
 
-    async def bury_async(self, letters: Sequence[Any]) -> None:
+    async def write_dead_letters_async(self, letters: Sequence[Any]) -> None:
         self.letters.extend(letters)
 
 

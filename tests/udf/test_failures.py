@@ -59,15 +59,15 @@ class Desk:
         applied = self.ledger.apply(Message("run", 1, events))
         self.completed |= {completion.source for completion in applied.completions}
 
-    def bury(self, letters: Sequence[DeadLetter]) -> None:
+    def write_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
         self.letters += letters
         self.send(*(Drain(letter.source, -letter.total % MODULUS) for letter in letters))
 
     async def send_async(self, *events: Event) -> None:
         self.send(*events)
 
-    async def bury_async(self, letters: Sequence[DeadLetter]) -> None:
-        self.bury(letters)
+    async def write_dead_letters_async(self, letters: Sequence[DeadLetter]) -> None:
+        self.write_dead_letters(letters)
 
     def buried(self) -> Counter[int]:
         """Count the rows in the dead letters by their ``x``."""

@@ -16,7 +16,7 @@ from ray_resume.core.messages import Drain
 from ray_resume.core.tokens import MODULUS
 from ray_resume.raydata import blocks as batches
 from ray_resume.write import source_rows
-from ray_resume.write.source_rows import Rows, gathered
+from ray_resume.write.source_rows import SourceRows, group_by_source
 
 SOURCES = st.lists(st.integers(0, 5), max_size=12)
 KINDS = st.sampled_from(["plain", "pandas", "more", "null"])
@@ -57,7 +57,7 @@ def test_each_source_has_its_rows_in_order_and_their_sum(
     with pytest.MonkeyPatch.context() as patch:
         # Either way to sort, whatever the size of the rows.
         patch.setattr(source_rows, "_SMALL_PIECE_BYTES", 1 << 30 if small else 0)
-        found = gathered(blocks)
+        found = group_by_source(blocks)
     alone = [one for some in found for one in some.alone()]
     assert sorted(int(one.sources[0]) for one in alone) == sorted(expected)
     for one in alone:
@@ -81,7 +81,7 @@ def test_each_source_has_its_rows_in_order_and_their_sum(
 def test_a_part_has_the_rows_of_its_sources(sources: list[int], data: st.DataObject) -> None:
     table = pa.table({"id": range(len(sources))})
     tokens = np.array([token_of(i) for i in range(len(sources))], np.uint64)
-    rows = Rows.of(table, np.array(sources, np.int32), tokens)
+    rows = SourceRows.of(table, np.array(sources, np.int32), tokens)
     first = data.draw(st.integers(0, len(rows) - 1))
     last = data.draw(st.integers(first + 1, len(rows)))
     part = rows.part(first, last)
@@ -98,7 +98,7 @@ def test_a_type_that_pyarrow_cannot_take_from() -> None:
         ("runs", pa.RunEndEncodedArray.from_arrays([1, 3, 4], ["a", "b", "c"])),
     ):
         tokens = np.ones(4, np.uint64)
-        rows = Rows.of(pa.table({name: column}), np.array(sources, np.int32), tokens)
+        rows = SourceRows.of(pa.table({name: column}), np.array(sources, np.int32), tokens)
         expected = [column[i].as_py() for i in (1, 3, 0, 2)]
         assert rows.table.column(name).to_pylist() == expected
 
@@ -108,5 +108,5 @@ def test_rows_without_columns_are_refused() -> None:
         pa.table({"id": [1]}), np.zeros(1, np.int32), np.ones(1, np.uint64)
     )
     with pytest.raises(ValueError, match="Keep at least one column"):
-        gathered([block.drop_columns(["id"])])
-    assert gathered([]) == gathered([block.slice(0, 0)]) == []
+        group_by_source([block.drop_columns(["id"])])
+    assert group_by_source([]) == group_by_source([block.slice(0, 0)]) == []

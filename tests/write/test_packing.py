@@ -32,28 +32,28 @@ from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import Source
 from ray_resume.errors import SourceChangedError
 from ray_resume.write.packing import Packing, groups_of
-from ray_resume.write.source_rows import Rows
+from ray_resume.write.source_rows import SourceRows
 
 pytestmark = pytest.mark.extended
 
 # Which parts make a file --------------------------------------------------------------------------
 
 
-def rows_of(source: int, count: int, *, name: str = "x") -> Rows:
+def rows_of(source: int, count: int, *, name: str = "x") -> SourceRows:
     numbers = np.full(count, source, np.int32)
-    return Rows.of(pa.table({name: np.arange(count)}), numbers, np.ones(count, np.uint64))
+    return SourceRows.of(pa.table({name: np.arange(count)}), numbers, np.ones(count, np.uint64))
 
 
-def together(rows: list[Rows]) -> list[Rows]:
+def together(rows: list[SourceRows]) -> list[SourceRows]:
     """Put neighbours with the same columns together, as they may come in one block."""
-    made: list[Rows] = []
+    made: list[SourceRows] = []
     for one in rows:
         if made and made[-1].table.schema == one.table.schema:
             last = made.pop()
             counts = np.diff(last.starts)
             sources = np.append(last.sources.repeat(counts), one.sources.repeat(len(one.table)))
             table = pa.concat_tables([last.table, one.table])
-            one = Rows.of(table, sources, np.ones(len(table), np.uint64))
+            one = SourceRows.of(table, sources, np.ones(len(table), np.uint64))
         made.append(one)
     return made
 

@@ -32,7 +32,7 @@ from ray_resume.core.records import Record, State, block_of, encode
 from ray_resume.core.shards import ArrayTask
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.run.run import MOST_WRITER_FILES, Run, RunPlan
-from ray_resume.testing import victim_of
+from ray_resume.testing import victim_pid
 from ray_resume.write.folder import Folder
 from ray_resume.write.output import FolderOutput
 
@@ -375,7 +375,7 @@ def test_a_successor_that_dies_when_it_has_fenced(
     holder.wait()
     successor = started([*script(place, FENCE, other_host=False), str(tmp_path / "faults")])
     assert successor.wait() == -signal.SIGKILL
-    assert victim_of("shared.fenced", tmp_path / "faults") == successor.pid
+    assert victim_pid("shared.fenced", tmp_path / "faults") == successor.pid
     assert completed(storage) == {"a", "b"}
     assert Checkpoint(place_of(place)).check(), Checkpoint(place_of(place)).check()
     # Both dead runs are fenced now, and have no lease.
