@@ -1,14 +1,10 @@
-"""What a read is made of: its sources, and how each of them is read.
-
-A :class:`Input` knows all sources of one `resumable_read`, and makes Ray read tasks for any of
-them. Nothing is opened before it is asked for tasks.
-"""
+"""Sources: their identities, what their input finds them by, and how they looked when listed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +14,7 @@ from ray_resume.core.records import Fingerprint
 from ray_resume.errors import ResumeError
 
 __all__ = [
-    "ChangeCheck",
-    "Input",
     "Items",
-    "ReadTaskFactory",
-    "Selection",
     "Source",
     "SourceTable",
     "refuse_repeated",
@@ -36,7 +28,7 @@ _AT_ONCE = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One source: its identity, what the reading finds it by, and how it looked when listed."""
+    """One source: its identity, what its input finds it by, and how it looked when listed."""
 
     source_id: str
     item: Any
@@ -167,7 +159,7 @@ class SourceTable(Sequence[Source]):
         )
 
     def found_by(self, items: Items) -> SourceTable:
-        """Return a table of the same sources, which are found by other items."""
+        """Return a table of the same sources, found by other items."""
         return SourceTable(
             self._ids, self._starts, self._lengths, self.fingerprints, items, self._digests
         )
@@ -271,81 +263,6 @@ class Fingerprints(Sequence[Fingerprint]):
     def take(self, positions: Positions | slice) -> Fingerprints:
         """Return those at ``positions``."""
         return Fingerprints(self.sizes[positions], self.mtimes_ns[positions], self.known[positions])
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Rows by predicates (all must hold), then columns; ``None`` for all columns."""
-
-    predicates: tuple[Any, ...] = ()
-    columns: tuple[str, ...] | None = None
-
-
-ChangeCheck: TypeAlias = Callable[[Source], bool]
-"""Says whether a source has changed since it was listed, as far as one can see; picklable."""
-
-ReadTaskFactory: TypeAlias = Callable[[SourceTable], Sequence[Any]]
-"""Makes a Ray read task for each of the sources that it is for, on the worker that reads them.
-
-None stands for a source that was found to have no row that satisfies the predicates. Picklable.
-"""
-
-
-class Input(Protocol):
-    """All sources of a read, and how to read them.
-
-    Opening is in two steps, since there may be millions: what sources have in common is found out
-    in the driver, and what each of them takes on the workers.
-    """
-
-    @property
-    def name(self) -> str:
-        """A name for the plan, such as ``Parquet``."""
-
-    @property
-    def sources(self) -> SourceTable:
-        """All sources, in the order in which they are read."""
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether each read of a source gives the same rows in the same order."""
-
-    @property
-    def selects(self) -> bool:
-        """Whether plain Ray Data has this reader itself select rows and columns."""
-
-    @property
-    def reorders(self) -> bool:
-        """Whether columns that were selected come in the order of the latest selection."""
-
-    @property
-    def distributed(self) -> bool:
-        """Whether any node can read it, and not the driver's alone."""
-
-    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
-        """Estimate what each of ``sources`` takes in memory, None if nobody knows."""
-
-    def schema(self, columns: Sequence[str] | None) -> Any:
-        """Return the ``pyarrow.Schema`` of ``columns`` (None: of all), None if it is not known.
-
-        Ray's optimizer goes by it. It is the same in every execution.
-        """
-
-    def metadata(self, sources: SourceTable) -> Any:
-        """Return what plain Ray Data says of ``sources`` unread: a ``BlockMetadata`` or None."""
-
-    def open(
-        self, sources: SourceTable, selection: Selection, data_context: Any
-    ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
-        """Get ready to read ``sources``, in the driver.
-
-        Returns:
-            What gives, for some of them by position, that which makes their read tasks; and what
-            is left to be selected after reading.
-        """
-
-    def change_check(self) -> ChangeCheck:
-        """Return what says whether a source is still what it was when it was listed."""
 
 
 def refuse_repeated(sources: SourceTable) -> None:

@@ -17,7 +17,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 from pyarrow.fs import FileSystem
@@ -25,7 +25,7 @@ from ray.data import DataContext, Dataset
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource
 
-from ray_resume.core.sources import ReadTaskFactory, Selection, Source, SourceTable
+from ray_resume.core.sources import Source, SourceTable
 from ray_resume.errors import NonResumableError, ResumeError
 from ray_resume.raydata.internals import check_used, unknown_ray
 from ray_resume.raydata.paths import resolving
@@ -48,6 +48,8 @@ __all__ = [
     "DatasourceFiles",
     "EachByItself",
     "FileReader",
+    "ReadTaskFactory",
+    "Selection",
     "Unreadable",
     "fail",
     "left_to_select",
@@ -64,6 +66,21 @@ check_used(
         _ParquetFragment: "_fragment _file_size file_size original",
     }
 )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows by predicates (all must hold), then columns; ``None`` for all columns."""
+
+    predicates: tuple[Any, ...] = ()
+    columns: tuple[str, ...] | None = None
+
+
+ReadTaskFactory: TypeAlias = Callable[[SourceTable], Sequence[Any]]
+"""Makes a Ray read task for each of the sources that it is for, on the worker that reads them.
+
+None stands for a source that was found to have no row that satisfies the predicates. Picklable.
+"""
 
 
 class Unreadable(str):

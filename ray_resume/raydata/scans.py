@@ -25,8 +25,10 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data import DataContext, Dataset
 from ray.data.block import BlockMetadata
 
-from ray_resume.core.sources import ReadTaskFactory, Selection, Source, SourceTable
+from ray_resume.core.sources import Source, SourceTable
 from ray_resume.raydata.filereads import (
+    ReadTaskFactory,
+    Selection,
     Unreadable,
     fail,
     left_to_select,

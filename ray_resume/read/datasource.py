@@ -17,10 +17,12 @@ from ray.data import DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from ray_resume.core.sources import Input, ReadTaskFactory, Selection, SourceTable
+from ray_resume.core.sources import SourceTable
 from ray_resume.core.tokens import SOURCE_COLUMN, SOURCE_TYPE, TOKEN_COLUMN, TOKEN_TYPE
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata.expressions import is_repeatable
+from ray_resume.raydata.filereads import ReadTaskFactory, Selection
+from ray_resume.read.inputs import Input
 from ray_resume.read.read_task import PlainReadTask, ResumableReadTask
 from ray_resume.run.client import LedgerClient
 

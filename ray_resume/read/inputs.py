@@ -1,51 +1,120 @@
-"""The readings: files of any format, row groups of Parquet files, keys, a user's own datasource."""
+"""What a read reads: its sources, and how read tasks for them are made.
+
+An :class:`Input` knows all sources of one `resumable_read`, and makes Ray read tasks for any of
+them. It opens no source before it is asked for tasks. Files are here; keys are in `key_input`, a
+user's datasource is in `datasource_input`.
+"""
 
 from __future__ import annotations
 
-import datetime as dt
-import inspect
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import ray.data
 from pyarrow.fs import FileSystem
-from ray.data.block import BlockAccessor, BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
+from ray.data.block import BlockMetadata
 
-from ray_resume.core.sources import (
-    ChangeCheck,
+from ray_resume.core.sources import Source, SourceTable
+from ray_resume.raydata.filereads import (
+    DatasourceFiles,
+    EachByItself,
+    FileReader,
     ReadTaskFactory,
     Selection,
-    Source,
-    SourceTable,
-    refuse_repeated,
+    row_group_of,
 )
-from ray_resume.errors import NonResumableError, ResumeError, SourceChangedError
-from ray_resume.raydata import user_batches
-from ray_resume.raydata.filereads import DatasourceFiles, EachByItself, FileReader, row_group_of
 from ray_resume.raydata.scans import SAMPLED, Scan, planned_scan, reads_with_scans
 from ray_resume.read.footers import readable
 from ray_resume.read.listing import has_changed
 from ray_resume.read.workdir import is_local_at
 
 __all__ = [
-    "DatasourceInput",
+    "ChangeCheck",
     "FileInput",
-    "KeyInput",
-    "files_of",
-    "key_sources",
+    "Input",
+    "file_reader_of",
+    "never_changed",
+    "unknown_metadata",
 ]
 
-# Of so many files at most, a dataset knows the names: a million would take 100 MB of the driver.
+ChangeCheck: TypeAlias = Callable[[Source], bool]
+"""Says whether a source has changed since it was listed, as far as one can see; picklable."""
+
+# A dataset knows the names of so many files at most: a million would take 100 MB of the driver.
 _DESCRIBED = 10_000
+
+
+class Input(Protocol):
+    """All sources of a read, and how to read them.
+
+    There may be millions, so opening has two steps: the driver finds out what they have in common,
+    and the workers open each of them.
+    """
+
+    @property
+    def name(self) -> str:
+        """A name for the plan, such as ``Parquet``."""
+
+    @property
+    def sources(self) -> SourceTable:
+        """All sources, in the order in which they are read."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether each read of a source gives the same rows in the same order."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether plain Ray Data has this reader itself select rows and columns."""
+
+    @property
+    def reorders(self) -> bool:
+        """Whether columns that were selected come in the order of the latest selection."""
+
+    @property
+    def distributed(self) -> bool:
+        """Whether any node can read it, and not the driver's alone."""
+
+    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
+        """Estimate what each of ``sources`` takes in memory, None if that is not known."""
+
+    def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
+        """Return the schema of ``columns`` (None: of all), None if it is not known.
+
+        Ray's optimizer goes by it. It is the same in every execution.
+        """
+
+    def metadata(self, sources: SourceTable) -> BlockMetadata | None:
+        """Return the metadata that plain Ray Data has of ``sources`` before it reads them."""
+
+    def open(
+        self, sources: SourceTable, selection: Selection, data_context: Any
+    ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
+        """Get ready to read ``sources``, in the driver.
+
+        Returns:
+            A function that maps a range of positions to the factory of their read tasks; and the
+            rest of the selection, to be made after reading.
+        """
+
+    def change_check(self) -> ChangeCheck:
+        """Return a check of whether a source has changed since it was listed."""
+
+
+def never_changed(_: Source) -> bool:
+    """Return False: the change check of an input whose changes nothing shows."""
+    return False
+
+
+def unknown_metadata() -> BlockMetadata:
+    """Return the metadata of a read task of which nothing is known before it runs."""
+    return BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
 
 
 @dataclass(frozen=True)
@@ -54,7 +123,7 @@ class FileInput:
 
     ``files`` reads any of them, by paths on ``filesystem``. The driver opens no file, except for
     the footers of the first ones of Parquet, as plain Ray Data does. ``inflation`` is how many
-    bytes in memory a byte on disk is taken for, ``roots`` the files and folders that were listed.
+    bytes in memory a byte on disk is taken for.
     """
 
     name: str
@@ -62,7 +131,6 @@ class FileInput:
     files: FileReader
     inflation: float
     filesystem: FileSystem
-    roots: tuple[str, ...] = ()
     repeatable: bool = True
     distributed: bool = True
     selects: bool = False
@@ -95,16 +163,17 @@ class FileInput:
         return partial(_file_has_changed, self.filesystem)
 
 
-def files_of(
+def file_reader_of(
     name: str,
     reader: Callable[..., Any],
     arguments: Mapping[str, Any],
     filesystem: FileSystem,
     sources: SourceTable,
 ) -> tuple[FileReader, list[str] | None]:
-    """Plan how files are read, by the first ones of ``sources``, which are all that were listed.
+    """Plan how files are read, over the first of ``sources``, which are all that were listed.
 
-    So it is the same in every run, whatever is pending. Files that cannot be opened do not count.
+    So the plan is the same in every run, whatever is pending. Files that cannot be opened are
+    skipped.
 
     Returns:
         What reads the files, and the columns that are selected after that, if any.
@@ -154,250 +223,3 @@ def _not_empty(sources: SourceTable) -> Iterator[str]:
 
 def _file_has_changed(filesystem: FileSystem, source: Source) -> bool:
     return has_changed(filesystem, row_group_of(source)[0], source.fingerprint)
-
-
-def _unchanged(_: Source) -> bool:
-    return False
-
-
-@dataclass(frozen=True)
-class KeyInput:
-    """Keys, read by a function of the user's: ``load(key)`` returns or yields tables.
-
-    Not repeatable: a database may give its rows in another order each time.
-    """
-
-    name: str
-    sources: SourceTable
-    load: Callable[[Any], Any]
-    repeatable: bool = False
-    selects: bool = False
-    reorders: bool = False
-    distributed: bool = True
-
-    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
-        return None
-
-    def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
-        return None
-
-    def metadata(self, sources: SourceTable) -> BlockMetadata | None:
-        return None
-
-    def change_check(self) -> ChangeCheck:
-        return _unchanged
-
-    def open(
-        self, sources: SourceTable, selection: Selection, data_context: Any
-    ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
-        return lambda _: _KeyTasks(self.load), selection
-
-
-@dataclass(frozen=True)
-class _KeyTasks:
-    load: Callable[[Any], Any]
-
-    def __call__(self, sources: SourceTable) -> Sequence[ReadTask]:
-        return [
-            ReadTask(_KeyRead(self.load, source.item), _unknown_metadata()) for source in sources
-        ]
-
-
-@dataclass(frozen=True)
-class _KeyRead:
-    load: Callable[[Any], Any]
-    key: Any
-
-    def __call__(self) -> Iterator[Any]:
-        result = self.load(self.key)
-        parts = result if inspect.isgenerator(result) else [result]
-        for part in parts:
-            if part is None:
-                continue
-            if not isinstance(part, (pa.Table, pd.DataFrame, Mapping)):
-                raise TypeError(
-                    f"{self.load!r} returned a {type(part).__name__} for {self.key!r}; it must "
-                    "return or yield a pyarrow.Table, a pandas.DataFrame or a dict of arrays."
-                )
-            # The loader may fill it again for the next part, or the next key.
-            yield BlockAccessor.batch_to_block(user_batches.materialized(part))
-
-
-def key_sources(keys: Iterable[Any]) -> SourceTable:
-    """Make a source of each key: strings as they are, other plain values as they are written.
-
-    Raises:
-        ResumeError: two keys are the same, or one has no stable spelling.
-    """
-    sources = SourceTable.of(Source(_key_id(key), key) for key in keys)
-    refuse_repeated(sources)
-    return sources
-
-
-def _key_id(key: Any) -> str:
-    if isinstance(key, str):
-        return key
-    try:
-        return json.dumps(key, sort_keys=True, default=_spelt)
-    except TypeError as error:
-        raise ResumeError(
-            f"The key {key!r} has no spelling that is the same in every run ({error}). Use "
-            "strings, numbers, dates, and lists, tuples or dicts of these."
-        ) from None
-
-
-def _spelt(value: Any) -> str:
-    if isinstance(value, (dt.date, dt.datetime, dt.time)):
-        return value.isoformat()
-    raise TypeError(f"it has a {type(value).__name__} in it")
-
-
-@dataclass(frozen=True)
-class DatasourceInput:
-    """The read tasks of a datasource of the user's own.
-
-    A source's item is what its task named as its files. A datasource may list when it is asked for
-    tasks, so each execution asks again, and finds each source's task by its id, wherever it is.
-
-    Whether two executions give the same rows is the datasource's secret, so it counts as not
-    repeatable.
-    """
-
-    name: str
-    sources: SourceTable
-    datasource: Datasource
-    task_count: int
-    source_id: Callable[[ReadTask, int], str] | None = None
-    repeatable: bool = False
-    selects: bool = False
-    reorders: bool = False
-
-    @property
-    def distributed(self) -> bool:
-        return bool(self.datasource.supports_distributed_reads)
-
-    @classmethod
-    def of(
-        cls,
-        datasource: Datasource,
-        source_id: Callable[[ReadTask, int], str] | None,
-        task_count: int,
-    ) -> DatasourceInput:
-        """Identify the read tasks of ``datasource``.
-
-        Args:
-            source_id: gives each task its identity; without it, a task is the one file it reads.
-            task_count: how many tasks to ask the datasource for, in every run.
-
-        Raises:
-            NonResumableError: the tasks have no stable identity.
-        """
-        tasks = datasource.get_read_tasks(task_count)
-        if source_id is None:
-            # One task for each file, where the datasource can be asked for that many.
-            task_count = max(task_count, sum(len(_files_of(task)) for task in tasks))
-            tasks = datasource.get_read_tasks(task_count)
-            if not all(len(_files_of(task)) == 1 for task in tasks):
-                raise NonResumableError(
-                    f"The read tasks of {datasource.get_name()} have no identity that is the same "
-                    "in every run: they do not name one file each. Pass source_id=, a function of "
-                    "a read task and its position that returns one (what it reads, not where it "
-                    "stands), or read by keys=."
-                )
-        sources = SourceTable.of(
-            Source(str(_task_id(task, index, source_id)), _files_of(task))
-            for index, task in enumerate(tasks)
-        )
-        refuse_repeated(sources)
-        return cls(datasource.get_name(), sources, datasource, task_count, source_id)
-
-    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
-        return None
-
-    def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
-        return None
-
-    def metadata(self, sources: SourceTable) -> BlockMetadata | None:
-        return None
-
-    def change_check(self) -> ChangeCheck:
-        return _unchanged
-
-    def open(
-        self, sources: SourceTable, selection: Selection, data_context: Any
-    ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
-        tasks = self.datasource.get_read_tasks(self.task_count, None, data_context)
-        found = self._bind(sources, tasks)
-        # Selected after reading: a datasource that selects may cut its tasks otherwise.
-        return lambda positions: _Made(found[positions.start : positions.stop]), selection
-
-    def _bind(self, sources: SourceTable, tasks: Sequence[ReadTask]) -> list[ReadTask]:
-        """Return the task of each of ``sources``; one that raises for a source without a task.
-
-        Raises:
-            NonResumableError: two tasks have the same id.
-        """
-        named: dict[str | None, ReadTask] = {}
-        for index, task in enumerate(tasks):
-            name = _task_id(task, index, self.source_id)
-            if name is not None and name in named:
-                raise NonResumableError(
-                    f"{self.name} gave two read tasks for {name}, so they cannot be told apart."
-                )
-            named[name] = task
-        found = []
-        for source in sources:
-            mine = named.get(source.source_id)
-            if mine is None or _files_of(mine) != source.item:
-                then = None if mine is None else _files_of(mine)
-                read = _MissingRead(self.name, source.source_id, source.item, then)
-                mine = ReadTask(read, _unknown_metadata())
-            found.append(mine)
-        return found
-
-
-def _files_of(task: ReadTask) -> tuple[str, ...]:
-    return tuple(map(str, task.metadata.input_files or ()))
-
-
-def _task_id(
-    task: ReadTask, index: int, source_id: Callable[[ReadTask, int], str] | None
-) -> str | None:
-    """Return the id of a read task; None if it has none: then it is of no source."""
-    if source_id is not None:
-        return str(source_id(task, index))
-    files = _files_of(task)
-    return files[0] if len(files) == 1 else None
-
-
-@dataclass(frozen=True)
-class _MissingRead:
-    """Takes the place of a read task that the datasource does not give any more."""
-
-    name: str
-    source_id: str
-    listed: tuple[str, ...]
-    then: tuple[str, ...] | None
-
-    def __call__(self) -> Iterator[Any]:
-        what = "gives no read task for it any more"
-        if self.then is not None:
-            what = f"gives it another read task now: it reads {self.then}, not {self.listed}"
-        raise SourceChangedError(
-            f"{self.source_id} was listed, and {self.name} {what}. Read again to list what there "
-            "is now."
-        )
-
-
-@dataclass(frozen=True)
-class _Made:
-    """Read tasks that only the driver could make."""
-
-    tasks: Sequence[ReadTask]
-
-    def __call__(self, sources: SourceTable) -> Sequence[ReadTask]:
-        return self.tasks
-
-
-def _unknown_metadata() -> BlockMetadata:
-    return BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)

@@ -16,11 +16,13 @@ import numpy as np
 from ray.data.block import BlockAccessor
 
 from ray_resume.core.messages import Failure, ReadFailure, Seal
-from ray_resume.core.sources import ChangeCheck, ReadTaskFactory, Selection, Source, SourceTable
+from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS, fresh_nonce, read_nonce, token_sum, tokens
 from ray_resume.errors import NonResumableError, SourceChangedError
 from ray_resume.failpoints import reached
 from ray_resume.raydata import blocks
+from ray_resume.raydata.filereads import ReadTaskFactory, Selection
+from ray_resume.read.inputs import ChangeCheck
 from ray_resume.read.read_errors import is_rays_own, is_transient, read_failure, retries_of
 from ray_resume.run.client import LedgerClient
 

@@ -18,20 +18,16 @@ from ray_resume.checkpoint.checkpoint import Checkpoint
 from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Policies
 from ray_resume.core.shards import ArrayTask, Shard, shard_of
-from ray_resume.core.sources import Input, SourceTable
+from ray_resume.core.sources import SourceTable
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata import guards
 from ray_resume.raydata.paths import is_http, is_local_scheme
 from ray_resume.raydata.scans import reads_with_scans, scanned_extensions
 from ray_resume.read.datasource import ResumableDatasource
+from ray_resume.read.datasource_input import DatasourceInput
 from ray_resume.read.footers import list_row_groups
-from ray_resume.read.inputs import (
-    DatasourceInput,
-    FileInput,
-    KeyInput,
-    files_of,
-    key_sources,
-)
+from ray_resume.read.inputs import FileInput, Input, file_reader_of
+from ray_resume.read.key_input import KeyInput, key_sources
 from ray_resume.read.listing import list_files, relative_to
 from ray_resume.read.options import ReaderText, check_reader, describe_reader, is_repeatable
 from ray_resume.read.overlap import InputFolders, filesystem_type, refuse_overlap
@@ -167,57 +163,37 @@ def resumable_read(
     guards.refuse_ray_client()
     check_reader(reader, args, keyed=keys is not None)
     share = None if shard is None else shard_of(shard, os.environ)
-    if granularity not in ("file", "row_group"):
-        raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
-    if not isinstance(checkpoint, (str, os.PathLike, Checkpoint)):
-        raise TypeError(
-            "checkpoint must be a directory, a URI or a ray_resume.Checkpoint, not "
-            f"a {type(checkpoint).__name__}."
-        )
+    _check_options(reader, keys, granularity, source_root, source_id, checkpoint)
     location = Checkpoint(checkpoint).location
     storage = location.open()
     if location.local_path is not None:
         guards.refuse_working_dir_copy(str(location.local_path))
-    files = keys is None and not isinstance(reader, Datasource)
-    if not files and (granularity != "file" or source_root is not None):
-        raise TypeError("granularity and source_root are for ray.data's readers for files alone.")
-    if source_id is not None and (keys is not None or not isinstance(reader, Datasource)):
-        raise TypeError(
-            "source_id is for a Datasource alone; files and keys have ids of their own."
-        )
-    listed_files: Collection[str] = ()
-    inputs: InputFolders | None = None
-    columns: list[str] | None = None
     scheduling = {name: kwargs.pop(name) for name in _SCHEDULING & kwargs.keys()}
-    input_: Input
     if keys is not None:
-        kind, input_ = "key", _key_input(reader, keys, args, kwargs)
+        read = _read_keys(reader, keys, args, kwargs)
     elif isinstance(reader, Datasource):
         _refuse_arguments(reader, args, kwargs)
-        wanted = scheduling.get("override_num_blocks") or _CUSTOM_READ_TASKS
-        kind, input_ = "task", DatasourceInput.of(reader, source_id, wanted)
+        task_count = scheduling.get("override_num_blocks") or _CUSTOM_READ_TASKS
+        read = _Read("task", DatasourceInput.of(reader, source_id, task_count))
     else:
-        kind = granularity
-        input_, listed_files, columns, inputs = _file_input(
-            reader, args, kwargs, granularity, source_root
-        )
+        read = _read_files(reader, args, kwargs, granularity, source_root)
     kept = location.local_path
     of_type = "local" if kept else filesystem_type(location.path, location.filesystem)
-    refuse_overlap(inputs, "checkpoint", of_type, storage.root, storage.uri)
+    refuse_overlap(read.folders, "checkpoint", of_type, storage.root, storage.uri)
     storage.ensure()
     if isinstance(share, ArrayTask):
         share = Shard(storage.rank_of(share), share.count)
-    sources = input_.sources
+    sources = read.input.sources
     if share is not None:
         sources = sources.take(np.flatnonzero(share.of(sources.digests)))
-    text = describe_reader(reader, args, kwargs, name=input_.name, keyed=keys is not None)
-    ids = ids_of(kind, relative=source_root is not None)
-    options = ReadOptions(policies, share, text, ids, listed_files, inputs)
-    datasource = ResumableDatasource(input_, sources, location, options)
+    text = describe_reader(reader, args, kwargs, name=read.input.name, keyed=keys is not None)
+    ids = ids_of(read.kind, relative=source_root is not None)
+    options = ReadOptions(policies, share, text, ids, read.files, read.folders)
+    datasource = ResumableDatasource(read.input, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     guards.refuse_plain_writes(dataset)
     # Ray Data plans `columns=` like this, too.
-    return dataset if columns is None else dataset.select_columns(columns)
+    return dataset if read.columns is None else dataset.select_columns(read.columns)
 
 
 # The options of a read that say how it runs, not what it reads.
@@ -228,22 +204,39 @@ _SCHEDULING = {
 }
 
 
-def _key_input(
+class _Read(NamedTuple):
+    """What is read.
+
+    Attributes:
+        kind: what each source is, as `identity.ids_of` takes it.
+        files: the ids of the files that sources are parts of, if they are.
+        columns: what Ray Data selects above the read, if anything.
+        folders: where the files are, if files are read.
+    """
+
+    kind: str
+    input: Input
+    files: Collection[str] = ()
+    columns: list[str] | None = None
+    folders: InputFolders | None = None
+
+
+def _read_keys(
     load: Any, keys: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> KeyInput:
+) -> _Read:
     _refuse_arguments(load, args, kwargs)
     if isinstance(load, Datasource) or not callable(load):
         raise NonResumableError(f"keys= needs a function load(key), not {load!r}.")
-    return KeyInput(getattr(load, "__name__", "Keys"), key_sources(keys), load)
+    return _Read("key", KeyInput(getattr(load, "__name__", "Keys"), key_sources(keys), load))
 
 
-def _file_input(
+def _read_files(
     reader: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     granularity: str,
     source_root: str | os.PathLike[str] | None,
-) -> _FilesRead:
+) -> _Read:
     """List the files, and plan how they are read."""
     name = reader.__name__
     signature = inspect.signature(reader)
@@ -265,7 +258,7 @@ def _file_input(
         http = is_http(listed.filesystem)
         sources = relative_to(sources, id_of_url(root) if http else root)
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
-    files, columns = files_of(title, reader, arguments, listed.opened_on, sources)
+    files, columns = file_reader_of(title, reader, arguments, listed.opened_on, sources)
     names: list[str] = []
     if granularity == "row_group":
         names = list(sources.ids())
@@ -276,26 +269,11 @@ def _file_input(
         files,
         _INFLATION.get(name, 1.5),
         listed.opened_on,
-        listed.roots,
         repeatable=is_repeatable(arguments),
         distributed=distributed,
         selects=name == "read_parquet",
     )
-    return _FilesRead(files_input, names, columns, listed.folders)
-
-
-class _FilesRead(NamedTuple):
-    """A read of files.
-
-    Attributes:
-        files: the ids of the files that its sources are parts of, if they are.
-        columns: what Ray Data selects above the read, if anything.
-    """
-
-    input: FileInput
-    files: Collection[str]
-    columns: list[str] | None
-    inputs: InputFolders
+    return _Read(granularity, files_input, names, columns, listed.folders)
 
 
 class _Listed(NamedTuple):
@@ -303,13 +281,12 @@ class _Listed(NamedTuple):
 
     filesystem: FileSystem
     opened_on: FileSystem
-    roots: tuple[str, ...]
     sources: SourceTable
     folders: InputFolders
 
 
 def _list(name: str, signature: inspect.Signature, arguments: dict[str, Any]) -> _Listed:
-    """List the files, and take out of ``arguments`` what that has settled."""
+    """List the files, and take out of ``arguments`` what only the listing needs."""
     if arguments.get("catalog") is not None:
         raise NonResumableError("resumable_read does not resolve catalogs. Give the paths.")
     given = arguments.get("filesystem")
@@ -341,7 +318,7 @@ def _list(name: str, signature: inspect.Signature, arguments: dict[str, Any]) ->
         opened_on = local_at(os.getcwd())
     if "file_extensions" in signature.parameters and not scanned:
         arguments["file_extensions"] = None
-    return _Listed(filesystem, opened_on, tuple(roots), sources, folders)
+    return _Listed(filesystem, opened_on, sources, folders)
 
 
 def _paths(sources: SourceTable, filesystem: FileSystem) -> Iterator[str]:
@@ -375,6 +352,30 @@ def _refuse_arguments(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
             f"resumable_read calls {getattr(reader, '__name__', type(reader).__name__)} with each "
             "key alone, or reads a Datasource as it is. It has no use for "
             f"{', '.join([*map(repr, args), *(f'{name}={kwargs[name]!r}' for name in kwargs)])}."
+        )
+
+
+def _check_options(
+    reader: Any,
+    keys: Sequence[Any] | None,
+    granularity: str,
+    source_root: Any,
+    source_id: Any,
+    checkpoint: Any,
+) -> None:
+    if granularity not in ("file", "row_group"):
+        raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
+    if not isinstance(checkpoint, (str, os.PathLike, Checkpoint)):
+        raise TypeError(
+            "checkpoint must be a directory, a URI or a ray_resume.Checkpoint, not "
+            f"a {type(checkpoint).__name__}."
+        )
+    reads_files = keys is None and not isinstance(reader, Datasource)
+    if not reads_files and (granularity != "file" or source_root is not None):
+        raise TypeError("granularity and source_root are for ray.data's readers for files alone.")
+    if source_id is not None and (keys is not None or not isinstance(reader, Datasource)):
+        raise TypeError(
+            "source_id is for a Datasource alone; files and keys have ids of their own."
         )
 
 

@@ -18,9 +18,10 @@ from ray.exceptions import ObjectLostError, RayTaskError
 from ray_resume import NonResumableError, ResumeError
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.messages import Drain, Event, Failure, ReadFailure, Seal
-from ray_resume.core.sources import Selection, Source, SourceTable
+from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS, token_sum, tokens
 from ray_resume.raydata import blocks as batches
+from ray_resume.raydata.filereads import Selection
 from ray_resume.read.read_task import ResumableReadTask
 from ray_resume.run.reader_exception import exception_of
 from ray_resume.write.file_sink import FileSink

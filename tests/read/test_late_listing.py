@@ -22,8 +22,8 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.core.sources import Selection
-from ray_resume.read.inputs import DatasourceInput
+from ray_resume.raydata.filereads import Selection
+from ray_resume.read.datasource_input import DatasourceInput
 
 
 def reads(file: str) -> BlockMetadata:

@@ -25,8 +25,8 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.core.sources import Selection, SourceTable
-from ray_resume.raydata.filereads import fail, row_group_of
+from ray_resume.core.sources import SourceTable
+from ray_resume.raydata.filereads import Selection, fail, row_group_of
 from ray_resume.read import footers
 from ray_resume.read.paths import Spelling, located, normalized
 from ray_resume.read.workdir import local_at
