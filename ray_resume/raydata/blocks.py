@@ -91,7 +91,7 @@ def split_tracking_columns(batch: Any) -> tuple[Any, SourceArray, TokenArray]:
 
 
 def refuse_repeated_names(block: Any) -> None:
-    """Make sure that no two columns of ``block`` have one name: what runs later would lose one.
+    """Make sure that no two columns of ``block`` have one name: a later stage would lose one.
 
     Raises:
         KeyError: some have, as plain Ray Data raises it when such a block leaves its task.
@@ -185,13 +185,13 @@ def take(batch: Any, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Any:
 
 
 def sliced(table: pa.Table, rows: npt.NDArray[np.intp]) -> pa.Table:
-    """Return ``rows``, by position, those that stand together not copied."""
+    """Return ``rows``, by position, without a copy of those that stand together."""
     if not len(rows):
         return table.slice(0, 0)
     starts = np.flatnonzero(np.append(True, np.diff(rows) != 1))
     counts = np.diff(np.append(starts, len(rows)))
-    places = zip(rows[starts].tolist(), counts.tolist(), strict=True)
-    return pa.concat_tables([table.slice(place, count) for place, count in places])
+    runs = zip(rows[starts].tolist(), counts.tolist(), strict=True)
+    return pa.concat_tables([table.slice(start, count) for start, count in runs])
 
 
 def table_of(batch: Any) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What Ray Data's datasinks tell of themselves.
+"""Facts about Ray Data's datasinks.
 
 Internals of Ray's that are used:
 

@@ -1,8 +1,8 @@
 """How Ray Data's datasources read any file that they are given, wherever they are asked.
 
-A datasource is planned in the driver over the first file, or a few. It is a template from there on:
-each worker has it read the files of its own sources. So the driver does nothing for each file, and
-a file that cannot be opened fails where it is read. `scans` is the same for Ray's newer reader.
+The driver plans a datasource over the first file, or a few. From there on it is a template: each
+worker has it read the files of its own sources. So the driver opens no other file, and a file that
+cannot be opened fails where it is read. `scans` does the same for Ray's newer reader.
 
 Internals of Ray's that are used:
 
@@ -84,7 +84,7 @@ None stands for a source that was found to have no row that satisfies the predic
 
 
 class Unreadable(str):
-    """Stands in place of a row group's number: why the footer of the file could not be read."""
+    """Replaces a row group's number: the reason why the footer of its file could not be read."""
 
     __slots__ = ()
 
@@ -93,18 +93,18 @@ class FileReader(Protocol):
     """Reads files of one `resumable_read`: any, wherever it is asked."""
 
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
-        """Return the schema that Ray Data tells its optimizer, None where it tells none."""
+        """Return the schema that Ray Data gives to its optimizer, None where it gives none."""
 
     def on(self, filesystem: FileSystem) -> FileReader:
-        """Return the same, for paths on another filesystem than that which it was planned with."""
+        """Return such a reader for paths on another filesystem."""
 
     def metadata(self, paths: Sequence[str], sizes: Sequence[int | None]) -> BlockMetadata | None:
-        """Return what plain Ray Data says of these files before it reads them, None if nothing."""
+        """Return the metadata that plain Ray Data has of these files before reading, if any."""
 
     def task_factory(self, selection: Selection) -> tuple[ReadTaskFactory, Selection]:
-        """Return what makes read tasks of sources, and what is left to be selected after reading.
+        """Return a factory of read tasks, and the part of ``selection`` to make after reading.
 
-        The tasks are made on workers, without a look at the files.
+        The factory runs on workers, and opens no files.
         """
 
 
@@ -176,8 +176,8 @@ class DatasourceFiles:
         if not isinstance(self.template, FileBasedDatasource):
             return None
         (task,) = _of_files(self.template, paths, sizes).get_read_tasks(1)
-        told: BlockMetadata = task.metadata
-        return told
+        metadata: BlockMetadata = task.metadata
+        return metadata
 
     def task_factory(self, selection: Selection) -> tuple[ReadTaskFactory, Selection]:
         """As :meth:`FileReader.task_factory`."""
@@ -198,7 +198,7 @@ def _tupled(columns: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def _pushed(datasource: Datasource, selection: Selection) -> tuple[Datasource, Selection]:
-    """Have ``datasource`` select rows and columns as far as it can; return what is left to do."""
+    """Have ``datasource`` select rows and columns as far as it can; return the rest."""
     left = []
     for predicate in selection.predicates:
         narrowed = datasource
@@ -227,16 +227,16 @@ def left_to_select(columns: Sequence[str], left: Sequence[Any]) -> tuple[list[st
 def _of_files(
     datasource: Datasource, paths: Sequence[str], sizes: Sequence[int | None]
 ) -> Datasource:
-    # Its own way to know its files is a list in the object store.
-    reading: Any = copy.copy(datasource)
-    reading._paths, reading._file_sizes = lambda: list(paths), lambda: list(sizes)
-    narrowed: Datasource = reading
-    return narrowed
+    # Its own list of files is in the object store.
+    narrowed: Any = copy.copy(datasource)
+    narrowed._paths, narrowed._file_sizes = lambda: list(paths), lambda: list(sizes)
+    bound: Datasource = narrowed
+    return bound
 
 
 @dataclass(frozen=True)
 class _FileTasks:
-    """Has a copy of ``datasource`` make a read task for each file, and binds it by its name."""
+    """A factory: a copy of ``datasource`` makes a read task for each file, bound by its name."""
 
     name: str
     datasource: Datasource
@@ -244,9 +244,9 @@ class _FileTasks:
     def __call__(self, sources: SourceTable) -> Sequence[Any]:
         paths = [str(source.item) for source in sources]
         sizes = [source.fingerprint.size for source in sources]
-        reading = _of_files(self.datasource, paths, sizes)
+        bound = _of_files(self.datasource, paths, sizes)
         tasks: dict[str, Any] = dict.fromkeys(paths)
-        for task in reading.get_read_tasks(len(paths)):
+        for task in bound.get_read_tasks(len(paths)):
             files = [str(path) for path in task.metadata.input_files or ()]
             if len(files) != 1 or files[0] not in tasks:
                 raise NonResumableError(
@@ -257,15 +257,15 @@ class _FileTasks:
         missing = [path for path, task in tasks.items() if task is None]
         if missing:
             raise NonResumableError(
-                f"{self.name} gave no read task for {missing[0]}, so nobody can say when that "
-                "source is complete."
+                f"{self.name} gave no read task for {missing[0]}, so ray_resume cannot say when "
+                "that source is complete."
             )
         return list(tasks.values())
 
 
 @dataclass(frozen=True)
 class _ParquetTasks:
-    """Has a copy of ``datasource`` make the read task of each file, or row group."""
+    """A factory: a copy of ``datasource`` makes the read task of each file or row group."""
 
     datasource: Any
     selection: Selection
@@ -353,7 +353,7 @@ def fail(path: str, reason: str) -> Iterator[Any]:
 
 
 def row_group_name(path: str, row_group: int) -> str:
-    """Spell a row group as Ray Data's own unit ids do."""
+    """Format a row group as Ray Data's own unit ids."""
     return f"{path}#rg{row_group}"
 
 

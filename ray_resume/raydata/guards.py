@@ -1,4 +1,4 @@
-"""What is refused although no pipeline is at fault: places to run in, and ways to write.
+"""Refuses what is wrong about no pipeline: Ray Client, copied folders, and plain writes.
 
 Internals of Ray's that are used:
 
@@ -59,7 +59,7 @@ def refuse_working_dir_copy(path: str) -> None:
     """Make sure that the checkpoint at ``path`` is in no copy of a working directory of Ray's.
 
     Raises:
-        CheckpointError: it is.
+        CheckpointError: it is in one, and would be lost with it.
     """
     if _WORKING_DIR_COPIES in os.path.realpath(path):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Paths as Ray Data's readers take them: on which file system each is, and how that spells it."""
+"""Paths as Ray Data's readers take them: the filesystem of each, and its path there."""
 
 from __future__ import annotations
 

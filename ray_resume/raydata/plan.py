@@ -132,7 +132,7 @@ class Chain:
         """Return the chain that Ray's optimizer makes of it: what plain Ray Data would execute.
 
         Its read has the filters and the columns that Ray pushes into it. The dataset stays as it
-        is, though Ray itself puts such a plan in its place whenever the dataset is iterated over.
+        is. (Ray itself replaces the plan of a dataset by such a plan when it is iterated over.)
         """
         plan = LogicalPlan(self.dataset._logical_plan.dag, self.dataset.context)
         read, *above = _operators_below(LogicalOptimizer().optimize(plan).dag)

@@ -1,8 +1,8 @@
-"""How an actor of one of Ray Data's pools dies such that Ray starts another in its place.
+"""Ends an actor of one of Ray Data's pools such that Ray starts another one.
 
 An actor that exits by itself (``sys.exit``, ``ray.actor.exit_actor``, a library that calls either)
-is gone for good: Ray takes that for its wish. Ray Data's pool goes on counting it, starts no other,
-and the rows that wait for it wait for ever if errors are tolerated. A process that is killed is
+is gone for good: Ray does not restart it. Ray Data's pool goes on counting it and starts no other.
+If errors are tolerated, the rows that wait for it wait for ever. A process that is killed is
 started again, a bounded number of times, and what it did is executed again.
 """
 

@@ -1,4 +1,4 @@
-"""How a pipeline is armed: a private copy of its plan, which reads and runs what a run needs.
+"""Arms a pipeline: rewrites a private copy of its plan for a run.
 
 Internals of Ray's that are used, beside operators and plans (`plan`):
 
@@ -45,10 +45,10 @@ def arm(
     Args:
         chain: an optimized one: what Ray's optimizer would push under an operator, it has pushed.
             Armed, operators keep their order: a filter is a UDF for Ray from here on.
-        datasource: takes the place of the chain's own; its blocks have the two columns.
+        datasource: replaces the chain's own; its blocks have the two columns.
         read_tasks: how many read tasks it is asked for.
-        retries: how often a task is executed again whose worker died. (Ray Data's own default is
-            for ever, also if it kills its worker each time.)
+        retries: how often Ray retries a task whose worker died. (Ray Data's own default has no
+            bound, also for a task that kills its worker each time.)
         arm_udf: maps the method that a decorated UDF was given to (``map_batches``, ``map``,
             ``filter``, ``flat_map``), and the UDF, to a UDF for ``map_batches``.
         arm_predicate: maps the expression of a filter to a UDF for ``map_batches``.

@@ -7,7 +7,7 @@ manifest, which names a file or a row group. So rows, columns and types are the 
 
 Internals of Ray's that are used, beside those operators:
 
-* ``FileManifest`` and ``ParquetRowGroupChunkMetadata``: how a scanner is told what to read.
+* ``FileManifest`` and ``ParquetRowGroupChunkMetadata``: what a scanner is asked to read.
 * ``requires_read_unit_boundaries``: whether a column depends on the row groups (``row_hash``).
 """
 
@@ -60,7 +60,7 @@ else:
 __all__ = ["SAMPLED", "Scan", "planned_scan", "reads_with_scans", "scanned_extensions"]
 
 SAMPLED = 16
-"""So many of the first files listed decide on the schema of a read, as in Ray."""
+"""The first files listed, as many as this, decide on the schema of a read, as in Ray."""
 
 
 def reads_with_scans(name: str) -> bool:
@@ -118,7 +118,7 @@ class Scan:
         return Scan(replace(self.operator, scanner=scanner))
 
     def metadata(self, paths: Sequence[str], sizes: Sequence[int | None]) -> BlockMetadata | None:
-        """Return that nothing is known: Ray Data executes such a read to measure it."""
+        """Return unknown metadata: Ray Data executes such a read to measure it."""
         return BlockMetadata(None, None, None, None)
 
     def task_factory(self, selection: Selection) -> tuple[ReadTaskFactory, Selection]:

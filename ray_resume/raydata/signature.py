@@ -56,7 +56,7 @@ def signature_of(
         read: describes the reader and its options.
         read_udfs: the user's functions that the reader calls, by name.
         predicates: the filters that Ray has pushed into the read.
-        columns: the columns that it has told the read to select, None for all.
+        columns: the columns that it has pushed into the read, None for all.
         input_names: the columns that there are without that, None if they are not known.
         write: describes the sink.
     """

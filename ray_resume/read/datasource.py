@@ -1,4 +1,4 @@
-"""The two datasources: what `resumable_read` gives to Ray Data, and what replaces it when armed.
+"""The two datasources: that of `resumable_read`, and that which replaces it in an armed pipeline.
 
 Importable on workers: knows neither checkpoints nor lmdb. The work of their read tasks is in
 :mod:`ray_resume.read.read_task`.
@@ -33,7 +33,7 @@ _SPREAD_OVER_TASKS = 200
 
 
 class _SourceDatasource(Datasource):
-    """What both have in common: sources that are known, and tasks that are made when needed."""
+    """A datasource whose sources are known; it makes read tasks when Ray executes it."""
 
     def __init__(self, input_: Input, sources: SourceTable) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -60,7 +60,7 @@ class _SourceDatasource(Datasource):
 
     @property
     def selected_columns(self) -> tuple[str, ...] | None:
-        """The columns that Ray Data has told it to read; None: all."""
+        """The columns that Ray Data has pushed into the read; None: all."""
         selected = self._projection_map
         return None if selected is None else tuple(selected)
 
@@ -72,7 +72,7 @@ class _SourceDatasource(Datasource):
 
     @property
     def predicates(self) -> tuple[Any, ...]:
-        """The filters that Ray Data has told it to read with; all must hold."""
+        """The filters that Ray Data has pushed into the read; all must hold."""
         return self._predicates
 
     def _placeholders(self, parallelism: int) -> list[ReadTask]:
@@ -149,7 +149,7 @@ class ResumableDatasource(_SourceDatasource):
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
         if data_context is None and parallelism == 1 and self.sources:
-            # Ray asks for what it tells of a dataset: its size, its files, its number of rows.
+            # Ray asks for what a user can ask of a dataset: its size, its files, its rows.
             metadata = self.input.metadata(self.sources) or self._metadata(self.sources)
             return [ReadTask(_never_run, metadata, self._schema())]
         if data_context is None or not self.sources:

@@ -27,8 +27,7 @@ class DatasourceInput:
     A source's item is what its task named as its files. A datasource may list when it is asked for
     tasks, so each execution asks again, and finds each source's task by its id, wherever it is.
 
-    Whether two executions give the same rows is the datasource's secret, so it counts as not
-    repeatable.
+    Two executions of a task may give other rows, so the input counts as not repeatable.
     """
 
     name: str
@@ -140,7 +139,7 @@ def _task_id(
 
 @dataclass(frozen=True)
 class _MissingRead:
-    """Takes the place of a read task that the datasource does not give any more."""
+    """Replaces a read task that the datasource no longer gives."""
 
     name: str
     source_id: str

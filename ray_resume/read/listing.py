@@ -2,8 +2,8 @@
 
 The rules are those of Ray Data's own listing: directories are listed recursively, names that
 start with "." or "_" are passed over, extensions and filters apply. Two things are added that
-Ray's does not give: the modification time, and an identity that does not depend on spelling
-(symbolic links are not resolved: another link is another source).
+Ray's does not give: the modification time, and an identity that is the same however a path is
+written. (Symbolic links are not resolved: another link is another source.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PASSED_OVER = (".", "_")
 
 
 def open_place(what: str, given: str, filesystem: FileSystem | None) -> tuple[FileSystem, str]:
-    """Return the filesystem of one place that is to be written to, and its path there.
+    """Return the filesystem of a path or URI to write to, and its path there.
 
     Raises:
         CheckpointError: it cannot be opened; nothing secret of ``given`` is in the message.

@@ -32,7 +32,7 @@ _SHOWN = {
     "size",
 }
 
-# What says where or how the reading is done, and not what comes of it.
+# Options that say where or how files are read, and do not change the rows.
 _NOT_COMPARED = {
     "arrow_open_file_args",
     "arrow_open_stream_args",
@@ -104,11 +104,11 @@ def check_reader(reader: Any, args: tuple[Any, ...], *, keyed: bool) -> None:
     if isinstance(reader, functools.partial):
         raise NonResumableError(
             "resumable_read got a functools.partial. Pass the reader itself, with all of its "
-            f"arguments after it: resumable_read({_spelt(reader.func)}, ..., checkpoint=...)."
+            f"arguments after it: resumable_read({_public_name(reader.func)}, ..., checkpoint=...)."
         )
     if not callable(reader):
         # Two arguments in the wrong order, as a rule.
-        readers = [_spelt(value) for value in args if callable(value)]
+        readers = [_public_name(value) for value in args if callable(value)]
         raise NonResumableError(
             f"The first argument of resumable_read is a reader, not {reader!r:.80}. Pass the "
             f"reader first: resumable_read({(readers or ['ray.data.read_parquet'])[0]}, "
@@ -123,12 +123,13 @@ def check_reader(reader: Any, args: tuple[Any, ...], *, keyed: bool) -> None:
         )
     if rays is not reader:
         raise NonResumableError(
-            f"{_spelt(reader)} is not one of Ray Data's readers. Did you mean ray.data.{name}?"
+            f"{_public_name(reader)} is not one of Ray Data's readers. Did you mean "
+            f"ray.data.{name}?"
         )
 
 
-def _spelt(function: Any) -> str:
-    """Return a function's name, as a user would write it."""
+def _public_name(function: Any) -> str:
+    """Return a function's name as a user would write it."""
     name = getattr(function, "__name__", type(function).__name__)
     if getattr(ray.data, name, None) is function:
         return f"ray.data.{name}"

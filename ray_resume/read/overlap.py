@@ -49,18 +49,18 @@ class InputFolders:
         return cls(filesystem.type_name, {root: root for root in roots}, frozenset(folders))
 
     def reads_from(self, kind: str, path: str) -> str | None:
-        """Return what of the input would have files in the folder at ``path``, if anything would.
+        """Return the part of the input that would have files in the folder at ``path``, if any.
 
-        That is a root with the folder in it, or a folder in it that files were listed in.
+        This is a root with the folder in it, or a folder in it that files were listed in.
         """
         if kind != self.kind:
             return None
-        place = os.path.realpath(path) if kind == "local" else path.rstrip("/")
+        folder = os.path.realpath(path) if kind == "local" else path.rstrip("/")
         for root, given in self.roots.items():
-            if _is_in(place, root) and not is_passed_over(place, root):
+            if _is_in(folder, root) and not is_passed_over(folder, root):
                 return given
-        inside = (folder for folder in sorted(self.folders) if _is_in(folder, place))
-        return next((f for f in inside if not is_passed_over(f, place)), None)
+        inside = (read for read in sorted(self.folders) if _is_in(read, folder))
+        return next((read for read in inside if not is_passed_over(read, folder)), None)
 
 
 def refuse_overlap(

@@ -1,7 +1,7 @@
 """Where the files of a read are: their filesystem, their paths there, and when they changed.
 
-Paths are resolved as plain Ray Data resolves them. Two things are added: each file has one path,
-and filesystems of fsspec tell when a file was changed, whatever they call that.
+Paths are resolved as plain Ray Data resolves them. Two things are added: each file has one
+normalized path, and filesystems of fsspec report when a file was changed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from ray_resume.core.sources import Items
 from ray_resume.errors import ResumeError
 from ray_resume.raydata.paths import is_http, locate, paths_of, resolving
 
-__all__ = ["Spelling", "as_pyarrow", "id_of_url", "located", "normalized", "resolve"]
+__all__ = ["PlainPaths", "as_pyarrow", "id_of_url", "located", "normalized", "resolve"]
 
 _REQUESTS_AT_ONCE = 16
 
 
 def resolve(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
-    """Return the filesystem of the ``paths`` of a reader, and their one spelling there.
+    """Return the filesystem of the ``paths`` of a reader, and their normalized paths there.
 
     Raises: as :func:`located`.
     """
@@ -52,7 +52,7 @@ def resolve(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
 def located(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
     """Return the filesystem of the ``paths`` of a reader, and their paths there as Ray has them.
 
-    A path that Ray cannot open as it is written has its normalized spelling.
+    A path that Ray cannot open as it is written is normalized.
 
     Raises:
         ValueError: they name no filesystem, or several.
@@ -78,39 +78,39 @@ def located(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
 
 
 @dataclass(frozen=True)
-class Spelling:
-    """How plain Ray Data spells what was listed: each root's normalized path, and its own."""
+class PlainPaths:
+    """Maps listed paths to those of plain Ray Data, by each root's normalized and plain path."""
 
     roots: tuple[str, ...]
     plain: tuple[str, ...]
 
     @property
-    def is_the_same(self) -> bool:
-        """Whether it spells every path as it was listed."""
+    def is_identity(self) -> bool:
+        """Whether every path is the same in plain Ray Data."""
         cut, base = self._prefix() or (1, "")
         return not cut and not base
 
     def items(self, names: Iterable[str]) -> Items:
-        """Return what files are found by that were listed as ``names``, root by root."""
+        """Return the items of files that were listed as ``names``, root by root."""
         prefix = self._prefix()
         return Items(listed=self.of(names)) if prefix is None else Items(prefix[1], cut=prefix[0])
 
     def of(self, names: Iterable[str]) -> list[str]:
-        """Return how plain Ray Data spells files that were listed as ``names``, root by root."""
+        """Return the plain paths of files that were listed as ``names``, root by root."""
         pairs = iter(zip(self.roots, self.plain, strict=True))
         root = plain = ""
         folder = None
-        spelt = []
+        paths = []
         for name in names:
             while folder is None or not (name == root or name.startswith(folder)):
                 root, plain = next(pairs)
                 folder = _as_folder(root)
             inside = name.removeprefix(folder)
-            spelt.append(plain if name == root else f"{_as_folder(plain)}{inside}")
-        return spelt
+            paths.append(plain if name == root else f"{_as_folder(plain)}{inside}")
+        return paths
 
     def _prefix(self) -> tuple[int, str] | None:
-        """Return how many characters to cut, and what to put there; None if roots differ in it."""
+        """Return how many characters to cut and what replaces them; None if roots differ in it."""
         prefixes = set()
         for root, plain in zip(self.roots, self.plain, strict=True):
             one, other = _as_folder(root), _as_folder(plain)
@@ -137,7 +137,7 @@ def _located(path: str, filesystem: Any) -> tuple[FileSystem, str]:
 
 
 def normalized(filesystem: FileSystem, paths: list[str]) -> tuple[FileSystem, list[str]]:
-    """Spell paths one way only, and from the root of the filesystem that holds them."""
+    """Return the one normal form of paths, from the root of the filesystem that holds them."""
     while isinstance(filesystem, SubTreeFileSystem):
         base = filesystem.base_path.rstrip("/")
         filesystem, paths = filesystem.base_fs, [f"{base}/{path.lstrip('/')}" for path in paths]
@@ -157,16 +157,16 @@ def _absolute(path: str) -> str:
         return whole
     if os.path.exists(whole) and os.path.samefile(path, whole):
         return whole
-    # The folder before a ".." is a symbolic link: the system goes up from the link's target.
+    # The folder before a ".." is a symbolic link: the system goes up from the target of the link.
     below = steps[::-1].index("..")
     up = os.path.realpath("/".join(steps[: len(steps) - below]))
     return os.path.abspath(os.path.join(up, *steps[len(steps) - below :]))
 
 
 def _openable(filesystem: FileSystem, path: str) -> str:
-    """Return ``path``, but another spelling of it if the filesystem cannot open this one.
+    """Return ``path``, normalized if the filesystem cannot open it as it is.
 
-    A system does not go up from a folder that is missing, and knows no "~".
+    An operating system does not go up from a folder that is missing, and knows no "~".
     """
     may_fail = isinstance(filesystem, (LocalFileSystem, SubTreeFileSystem)) and (
         ".." in path.split("/") or path.startswith("~")
@@ -234,7 +234,7 @@ class _Handler(FSSpecHandler):  # type: ignore[misc]
 
 _KINDS = {"file": FileType.File, "directory": FileType.Directory}
 
-# Under what names filesystems of fsspec tell when a file was changed, or a stamp of its content.
+# The names under which filesystems of fsspec report when a file was changed, or a stamp of it.
 _TIMES = (
     "mtime",
     "LastModified",

@@ -45,7 +45,7 @@ def is_rays_own(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Say whether ``error`` tells about the storage at this time, not about the source.
+    """Say whether ``error`` is about the storage at this time, not about the source.
 
     These are lost connections, timeouts, and the errors that match
     ``DataContext.retried_io_errors``, which Ray Data has retried for some time before it raises.

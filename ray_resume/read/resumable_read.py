@@ -31,7 +31,7 @@ from ray_resume.read.key_input import KeyInput, key_sources
 from ray_resume.read.listing import list_files, relative_to
 from ray_resume.read.options import ReaderText, check_reader, describe_reader, is_repeatable
 from ray_resume.read.overlap import InputFolders, filesystem_type, refuse_overlap
-from ray_resume.read.paths import Spelling, id_of_url, located, normalized, resolve
+from ray_resume.read.paths import PlainPaths, id_of_url, located, normalized, resolve
 from ray_resume.read.workdir import local_at
 
 __all__ = ["ReadOptions", "resumable_read"]
@@ -101,8 +101,8 @@ def resumable_read(
             a :class:`Checkpoint`, which has more options. Give each pipeline its own.
         keys: strings, numbers, dates, and lists, tuples or dicts of these, without repeats. A list
             that has grown since the last run processes what is new.
-        granularity: ``"row_group"`` makes each row group of a Parquet file a source, spelt
-            ``<path>#rg<N>``.
+        granularity: ``"row_group"`` makes each row group of a Parquet file a source, with
+            the id ``<path>#rg<N>``.
         max_failed_runs: a source that failed in so many runs is quarantined: passed over. A source
             fails if rows of it do, if it cannot be read, or if it is lost although it is executed
             alone.
@@ -292,7 +292,7 @@ def _list(name: str, signature: inspect.Signature, arguments: dict[str, Any]) ->
     given = arguments.get("filesystem")
     opened_on, plain = located(arguments.pop("paths"), given)
     filesystem, roots = normalized(opened_on, plain)
-    spelling = Spelling(tuple(roots), tuple(plain))
+    plain_paths = PlainPaths(tuple(roots), tuple(plain))
     skipped = arguments.pop("skip_paths", None)
     extensions = arguments.get("file_extensions", _default(signature, "file_extensions"))
     scanned = reads_with_scans(name)
@@ -302,15 +302,15 @@ def _list(name: str, signature: inspect.Signature, arguments: dict[str, Any]) ->
         filesystem,
         roots,
         extensions=extensions,
-        keep=_keeping(arguments.pop("partition_filter", None), spelling),
+        keep=_keeping(arguments.pop("partition_filter", None), plain_paths),
         ignore_missing=bool(arguments.pop("ignore_missing_paths", False)),
     )
     if skipped:
         without = set(resolve(skipped, filesystem)[1])
         sources = sources.take(np.flatnonzero([source.item not in without for source in sources]))
     folders = InputFolders.of(filesystem, roots, _paths(sources, filesystem))
-    if not is_http(filesystem) and not spelling.is_the_same:
-        sources = sources.found_by(spelling.items(sources.ids()))
+    if not is_http(filesystem) and not plain_paths.is_identity:
+        sources = sources.found_by(plain_paths.items(sources.ids()))
     # The reader gets each file by name from here on.
     if not isinstance(filesystem, LocalFileSystem) or given is not None:
         arguments["filesystem"] = opened_on
@@ -327,14 +327,14 @@ def _paths(sources: SourceTable, filesystem: FileSystem) -> Iterator[str]:
 
 
 def _keeping(
-    keep: Callable[[list[str]], list[str]] | None, spelling: Spelling
+    keep: Callable[[list[str]], list[str]] | None, plain_paths: PlainPaths
 ) -> Callable[[list[str]], list[str]] | None:
-    """Return a partition filter for paths as they are listed, of one for Ray's spelling."""
-    if keep is None or spelling.is_the_same:
+    """Return a partition filter for listed paths, made of one for plain paths."""
+    if keep is None or plain_paths.is_identity:
         return keep
 
     def kept(names: list[str]) -> list[str]:
-        plain = spelling.of(names)
+        plain = plain_paths.of(names)
         left = set(keep(plain))
         return [name for name, path in zip(names, plain, strict=True) if path in left]
 

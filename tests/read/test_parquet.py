@@ -1,4 +1,4 @@
-"""Planning by the first files of a read; files that cannot be opened; how paths are spelt."""
+"""Planning by the first files of a read; files that cannot be opened; the paths of files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ray_resume import (
 from ray_resume.core.sources import SourceTable
 from ray_resume.raydata.filereads import Selection, fail, row_group_of
 from ray_resume.read import footers
-from ray_resume.read.paths import Spelling, located, normalized
+from ray_resume.read.paths import PlainPaths, located, normalized
 from ray_resume.read.workdir import local_at
 
 HAS_SCANS = bool(ray.data.DataContext.get_current().use_datasource_v2)
@@ -246,7 +246,7 @@ spellings = st.builds(
 
 
 @given(st.lists(spellings, min_size=1, max_size=3))
-def test_files_are_spelt_as_plain_ray_data_spells_them(given_: list[str]) -> None:
+def test_files_have_the_paths_that_plain_ray_data_has(given_: list[str]) -> None:
     resolved, filesystem = _resolve_paths_and_filesystem(given_, None)
     roots = tuple(os.path.abspath(path).replace("//", "/") for path in resolved)
     inside = ["x.csv", "d/y.csv"]
@@ -256,15 +256,15 @@ def test_files_are_spelt_as_plain_ray_data_spells_them(given_: list[str]) -> Non
         for path in resolved
         for name in inside
     ]
-    spelling = Spelling(roots, tuple(resolved))
+    plain_paths = PlainPaths(roots, tuple(resolved))
     if len(set(roots)) == len(roots) and not _nested(roots):
-        assert spelling.of(listed) == plain
+        assert plain_paths.of(listed) == plain
         table = SourceTable.of_files(listed, [1] * len(listed), [1] * len(listed))
-        found = table.found_by(spelling.items(table.ids()))
+        found = table.found_by(plain_paths.items(table.ids()))
         assert [source.item for source in found] == plain
         assert list(found.ids()) == listed
         assert [source.item for source in pickle.loads(pickle.dumps(found[1:]))] == plain[1:]
-        if spelling.is_the_same:
+        if plain_paths.is_identity:
             assert listed == plain
     assert isinstance(filesystem, FileSystem)
 
@@ -276,10 +276,10 @@ def _nested(roots: Iterable[str]) -> bool:
 
 def test_items_stay_the_same_when_ids_become_relative() -> None:
     table = SourceTable.of_files(["/data/in/a", "/data/in/b/c"], [1, 2], [1, 2])
-    for spelling in (Spelling(("/data/in",), ("in",)), Spelling(("/data/in",), ("x//in/",))):
-        found = table.found_by(spelling.items(table.ids()))
+    for plain_paths in (PlainPaths(("/data/in",), ("in",)), PlainPaths(("/data/in",), ("x//in/",))):
+        found = table.found_by(plain_paths.items(table.ids()))
         items = [source.item for source in found]
-        assert items == spelling.of(table.ids())
+        assert items == plain_paths.of(table.ids())
         for base in ("/", "/data/", "/data/in/"):
             assert [source.item for source in found.relative_to(base)] == items
 
