@@ -1,6 +1,6 @@
 """Named points at which a process of a run can be made to die by SIGKILL; for `testing` alone.
 
-A point is a call of :func:`reached` in the code that it is about. Unless something is armed, that
+A point is a call of :func:`failpoint` in the code that it is about. Unless something is armed, that
 is a look at an empty dictionary. What is armed travels to workers and to the ledger in what a run
 sends them anyway, and arms the process that it arrives in. Files tell all processes of a host
 what is still to happen: each is removed by one process alone, so that each fault fires once.
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["POINTS", "Fault", "Point", "armed", "reached"]
+__all__ = ["POINTS", "Fault", "Point", "armed", "failpoint"]
 
 
 @dataclass(frozen=True)
@@ -104,32 +104,32 @@ POINTS: dict[str, Point] = {
         compact__removing="one of those is about to be removed",
     ),
 }
-"""Every point; a test compares this with the calls of `reached`, and with what is tested."""
+"""Every point; a test compares this with the calls of `failpoint`, and with what is tested."""
 
 _armed: dict[str, Fault] = {}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A death to come at ``point``, after ``skip`` processes have passed it; ``folder`` is its own.
+    """A SIGKILL at ``point`` for the next process that gets there, once ``after`` have passed it.
 
-    Pickled, it arms the process that it is unpickled in.
+    ``folder`` is its own. Pickled, it arms the process that it is unpickled in.
     """
 
     point: str
     folder: str
-    skip: int = 0
+    after: int = 0
 
     def arm(self) -> None:
         """Let it happen, from now on."""
-        for turn in range(self.skip + 1):
+        for turn in range(self.after + 1):
             self._ticket(turn).touch(exist_ok=False)
         _armed[self.point] = self
 
     def disarm(self) -> None:
         """Do not let it happen any more, in whichever process."""
         _armed.pop(self.point, None)
-        for turn in range(self.skip + 1):
+        for turn in range(self.after + 1):
             self._ticket(turn).unlink(missing_ok=True)
 
     @property
@@ -137,34 +137,34 @@ class Fault:
         """The process id of who has died of it."""
         # Not there before, empty for a moment.
         with contextlib.suppress(FileNotFoundError, ValueError):
-            return int(self._epitaph.read_text())
+            return int(self._victim_file.read_text())
         return None
 
     def reach(self) -> None:
         """Pass, or die."""
-        for turn in range(self.skip + 1):
+        for turn in range(self.after + 1):
             # Whoever removes the file has its turn: the last one dies.
             with contextlib.suppress(FileNotFoundError):
                 self._ticket(turn).unlink()
-                if turn < self.skip:
+                if turn < self.after:
                     return
-                self._epitaph.write_text(str(os.getpid()))
+                self._victim_file.write_text(str(os.getpid()))
                 os.kill(os.getpid(), signal.SIGKILL)
         # It has happened, or is called off.
         _armed.pop(self.point, None)
 
     def __reduce__(self) -> tuple[Callable[[str, str, int], Fault], tuple[str, str, int]]:
-        return _arrived, (self.point, self.folder, self.skip)
+        return _arrived, (self.point, self.folder, self.after)
 
     @property
-    def _epitaph(self) -> Path:
+    def _victim_file(self) -> Path:
         return Path(self.folder, f"{self.point}.victim")
 
     def _ticket(self, turn: int) -> Path:
         return Path(self.folder, f"{self.point}.{turn}")
 
 
-def reached(point: str) -> None:
+def failpoint(point: str) -> None:
     """Say that this process is at ``point``: it dies here if that was asked for."""
     if _armed and point in _armed:
         _armed[point].reach()
@@ -175,6 +175,6 @@ def armed() -> tuple[Fault, ...]:
     return tuple(_armed.values())
 
 
-def _arrived(point: str, folder: str, skip: int) -> Fault:
-    fault = _armed[point] = Fault(point, folder, skip)
+def _arrived(point: str, folder: str, after: int) -> Fault:
+    fault = _armed[point] = Fault(point, folder, after)
     return fault

@@ -35,7 +35,7 @@ def points() -> dict[str, Point]:
 
 @contextlib.contextmanager
 def kill_at(
-    point: str, folder: str | os.PathLike[str] | None = None, *, skip: int = 0
+    point: str, folder: str | os.PathLike[str] | None = None, *, after: int = 0
 ) -> Iterator[Fault]:
     """Have a process of a run that gets to ``point`` in this block die by SIGKILL, once.
 
@@ -47,7 +47,7 @@ def kill_at(
         point: one of :func:`points`.
         folder: an empty folder on this host where it is noted what has happened, made if it is
             missing; by default a temporary one, which is gone after the block.
-        skip: how often the point is passed before somebody dies there, by all processes together.
+        after: how often the point is passed before somebody dies there, by all processes together.
 
     Yields:
         The fault: in the block, its ``victim`` is the process id of who has died of it, or None.
@@ -58,13 +58,13 @@ def kill_at(
     """
     if point not in POINTS:
         raise ValueError(f"there is no point {point!r}; there are {', '.join(POINTS)}")
-    if skip < 0:
-        raise ValueError(f"skip must be at least 0, not {skip}")
+    if after < 0:
+        raise ValueError(f"after must be at least 0, not {after}")
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
         Path(folder).mkdir(parents=True, exist_ok=True)
-        fault = Fault(point, os.path.abspath(folder), skip)
+        fault = Fault(point, os.path.abspath(folder), after)
         fault.arm()
         try:
             yield fault
@@ -73,7 +73,7 @@ def kill_at(
         if fault.victim is None:
             raise AssertionError(
                 f"Nobody died at {point}: no {POINTS[point].dies} got there"
-                + (f" more than {skip} times." if skip else ".")
+                + (f" more than {after} times." if after else ".")
             )
 
 

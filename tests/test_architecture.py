@@ -152,8 +152,8 @@ def test_each_package_says_what_it_is() -> None:
 def test_looking_at_a_checkpoint_loads_neither_ray_nor_pyarrow_datasets(tmp_path: Path) -> None:
     script = (
         "import sys, ray_resume\n"
-        "from ray_resume.checkpoint.local.backend import CheckpointDirectory\n"
-        f"CheckpointDirectory({str(tmp_path)!r}).ensure()\n"
+        "from ray_resume.checkpoint.local.backend import LocalBackend\n"
+        f"LocalBackend({str(tmp_path)!r}).ensure()\n"
         f"ray_resume.Checkpoint({str(tmp_path)!r}).status()\n"
         "print([name for name in ('ray', 'pyarrow.dataset', 'pandas') if name in sys.modules])\n"
     )

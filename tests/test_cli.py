@@ -20,7 +20,7 @@ import ray_resume
 from ray_resume import Checkpoint, cli
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import backend as directory_module
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.core.records import Record, State
@@ -34,7 +34,7 @@ DEADLINE_S = 30.0
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "_DYING_S", 0.1)
+    monkeypatch.setattr(directory_module, "_MAX_DEATH_DETECTION_S", 0.1)
 
 
 def write(directory: Path, run_id: str, total: int, records: list[Record]) -> None:
@@ -48,7 +48,7 @@ def path(tmp_path: Path) -> Path:
     """What two runs left: a and b done, two failed, one given up, one of six not read."""
     out = tmp_path / "out"
     out.mkdir()
-    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     directory.bind(str(out), "")
     now = time.time()
@@ -207,7 +207,7 @@ def test_status_of_a_finished_job(path: Path) -> None:
 
 
 def test_status_before_the_first_run(tmp_path: Path) -> None:
-    CheckpointDirectory(tmp_path).ensure()
+    LocalBackend(tmp_path).ensure()
     result = run("status", tmp_path)
     assert result.returncode == 0
     assert result.stdout.startswith("0 of 0 sources completed\n")
@@ -239,7 +239,7 @@ def test_status_as_json_has_every_documented_field(path: Path) -> None:
 
 def test_paths_can_be_typed_as_they_are_shown(tmp_path: Path) -> None:
     path = tmp_path / "a dir;with"
-    CheckpointDirectory(path).ensure()
+    LocalBackend(path).ensure()
     write(path, "run1", 1, [Record("f", State.FAILED, 1, "run1", error="e")])
     assert f"ray-resume sources '{path}' --state failed" in run("status", path).stdout
 
@@ -333,7 +333,7 @@ def test_sources_by_state_as_json(path: Path, state: str) -> None:
 
 
 def test_no_sources_are_an_empty_array(tmp_path: Path) -> None:
-    CheckpointDirectory(tmp_path).ensure()
+    LocalBackend(tmp_path).ensure()
     assert json.loads(run("sources", tmp_path, "--json").stdout) == []
     assert run("sources", tmp_path).stdout == ""
     assert json.loads(run("files", tmp_path, "--json").stdout) == []
@@ -348,7 +348,7 @@ def test_files_one_a_line(path: Path) -> None:
 
 
 def test_a_path_of_two_lines_is_refused_but_not_lost(tmp_path: Path) -> None:
-    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     directory.bind("/data/o\nut", "")
     write(directory.path, "run1", 1, [Record("a", State.COMPLETED, 1, "run1", files=("f",))])
@@ -361,7 +361,7 @@ def test_a_path_of_two_lines_is_refused_but_not_lost(tmp_path: Path) -> None:
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
-    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     directory.bind(f"/data/{name}", "")
     write(directory.path, "run1", 1, [Record(name, State.COMPLETED, 1, "run1", files=("f",))])
@@ -374,7 +374,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
-    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     directory.bind("/data/out", "")
     records = [

@@ -18,7 +18,7 @@ from ray_resume.checkpoint.contents import merged_headers
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.report import CheckReport
-from ray_resume.checkpoint.storage import Storage
+from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.digests import source_digest
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.records import Flag, Record, State
@@ -33,7 +33,7 @@ _LOOKS = 3
 _EXAMPLES = 3
 
 
-def check(storage: Storage) -> CheckReport:
+def check(storage: CheckpointBackend) -> CheckReport:
     """Look at everything in ``storage`` and at the files that it lists.
 
     Raises:
@@ -50,17 +50,17 @@ def check(storage: Storage) -> CheckReport:
 class _Look:
     """One look at a checkpoint."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: CheckpointBackend) -> None:
         self._storage = storage
         self._problems: list[str] = []
         self._notes: list[str] = []
         self._checkpoint_id, self._sink = self._identity()
-        self._look = storage.look()
+        self._look = storage.scan()
         self._runs = set(self._look.live)
 
     def was_quiet(self) -> bool:
         """Say whether nobody was at work since the look began."""
-        now = self._storage.note()
+        now = self._storage.list_runs()
         return not self._look.live and not now.live and now.files == self._look.files
 
     def report(self) -> CheckReport:

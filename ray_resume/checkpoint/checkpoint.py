@@ -17,11 +17,11 @@ from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.backend import new_run_id
 from ray_resume.checkpoint.report import CheckReport, plain
 from ray_resume.checkpoint.shared.objects import public_uri
-from ray_resume.checkpoint.storage import Location, Storage
+from ray_resume.checkpoint.storage import CheckpointBackend, Location
 from ray_resume.core.digests import source_digest
 from ray_resume.core.records import Flag, Record, State, blocks_of, encode
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 
 if TYPE_CHECKING:
     from ray_resume.core.snapshot import Union
@@ -147,7 +147,7 @@ class Checkpoint:
             if isinstance(path, Checkpoint)
             else Location(os.fspath(path), filesystem, publish_interval_s, lease_ttl_s, shared)
         )
-        self._opened: Storage | None = None
+        self._opened: CheckpointBackend | None = None
 
     @property
     def location(self) -> Location:
@@ -155,7 +155,7 @@ class Checkpoint:
         return self._location
 
     @property
-    def _storage(self) -> Storage:
+    def _storage(self) -> CheckpointBackend:
         if self._opened is None:
             self._opened = self._location.open()
         return self._opened
@@ -174,7 +174,7 @@ class Checkpoint:
 
     def status(self) -> CheckpointStatus:
         """Count the sources by state. Sees what a live run has committed up to now."""
-        contents = self._storage.everything()
+        contents = self._storage.snapshot()
         counts = _Counts.of(contents.union)
         known = sum(counts.states[state] for state in _STATES.values())
         totals = (header.get("sources_total") for header in contents.headers.values())
@@ -212,7 +212,7 @@ class Checkpoint:
     def _sources(self, state: str | None) -> Iterator[SourceRecord]:
         names = {value: name for name, value in _STATES.items()}
         sink, letters = self._storage.sink(), f"{self.path}/{FOLDER}"
-        for record in _in_state(self._storage.everything().union, state or "all"):
+        for record in _in_state(self._storage.snapshot().union, state or "all"):
             yield _public(record, names[record.state], sink, letters)
 
     def files(self) -> list[str]:
@@ -222,7 +222,7 @@ class Checkpoint:
         else's. The earlier output of a source that was reset, or has failed since, is in it until
         new output takes its place.
         """
-        sink, union = self._storage.sink(), self._storage.everything().union
+        sink, union = self._storage.sink(), self._storage.snapshot().union
         from ray_resume.core.output_files import listed_files
 
         return sorted(f"{sink}/{file}" for file in listed_files(union))
@@ -233,7 +233,7 @@ class Checkpoint:
         A row stands there as it came into the stage that failed, with three more columns of type
         string: ``ray_resume_source``, ``ray_resume_stage`` and ``ray_resume_error``.
         """
-        union = self._storage.everything().union
+        union = self._storage.snapshot().union
         return sorted(
             f"{self.path}/{FOLDER}/{name}"
             for record in union.records(union.flagged(Flag.MORE))
@@ -262,9 +262,11 @@ class Checkpoint:
             source_ids = [source_ids] if isinstance(source_ids, str) else list(source_ids)
         self._storage.identity()
         run_id = new_run_id()
-        lease = self._storage.acquire(Owner.here(run_id), Claim(None), wait_s=self._storage.dying_s)
+        lease = self._storage.acquire(
+            Owner.here(run_id), Claim(None), wait_s=self._storage.max_death_detection_s
+        )
         try:
-            contents = self._storage.settled(run_id)
+            contents = self._storage.committed_by_dead_runs(run_id)
             union = contents.union
             records = list(
                 _in_state(union, state or "all")
@@ -281,7 +283,7 @@ class Checkpoint:
                 ids = ids_in_headers(contents.headers, {record.run_id for record in records})
                 header = {"purpose": "reset", HEADER_KEY: sorted(ids)}
                 self._storage.write_whole(run_id, header, blocks_of(stored))
-                reached("reset.committed")
+                failpoint("reset.committed")
                 lease.check()
             return len(records)
         finally:
@@ -299,7 +301,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a run is at work, or a file cannot be read. Nothing was changed.
         """
-        return compact(self._storage, lease_wait_s=self._storage.dying_s)
+        return compact(self._storage, lease_wait_s=self._storage.max_death_detection_s)
 
     def rebind(self, folder: str | os.PathLike[str], *, filesystem: Any = None) -> int:
         """Say that the output was moved to ``folder``: later runs write there.

@@ -16,15 +16,15 @@ from itertools import zip_longest
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import MERGED, Contents
 from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.storage import Storage
+from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.records import RECORDS_IN_BLOCK
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 
 __all__ = ["compact"]
 
 
-def compact(storage: Storage, *, lease_wait_s: float) -> int:
+def compact(storage: CheckpointBackend, *, lease_wait_s: float) -> int:
     """Merge all writers' files of ``storage`` into one; return how many were merged.
 
     No run is alive meanwhile, and none can start.
@@ -38,7 +38,7 @@ def compact(storage: Storage, *, lease_wait_s: float) -> int:
     lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=lease_wait_s)
     try:
         storage.remove_half_made()
-        contents = storage.settled(run_id)
+        contents = storage.committed_by_dead_runs(run_id)
         # What a compaction that was killed has left: others stand for it already.
         left = {
             run: path
@@ -61,7 +61,7 @@ def compact(storage: Storage, *, lease_wait_s: float) -> int:
                 "files that it was made from are as they were. Is the disk failing?"
             )
         lease.check()
-        reached("compact.merged")
+        failpoint("compact.merged")
         storage.remove_writers(contents.files)
         return len(contents.files)
     finally:

@@ -2,7 +2,7 @@
 
 A worker sends them to the ledger's process (`messages.DeadLetter`), because a worker may be on a
 node that does not see the checkpoint. That process writes them as Parquet files into the checkpoint
-(a :class:`LetterBox`). The sources' records list the files that count, as with output files.
+(a :class:`DeadLetterStore`). The sources' records list the files that count, as with output files.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ray_resume.checkpoint.shared.objects import Objects
 from ray_resume.core.digests import source_digest
 from ray_resume.core.messages import DeadLetter
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 
-__all__ = ["COLUMNS", "FOLDER", "LetterBox", "LetterFolder", "LetterObjects"]
+__all__ = ["COLUMNS", "FOLDER", "DeadLetterStore", "LetterFolder", "LetterObjects"]
 
 FOLDER = "dead-letters"
 """Where they are in a checkpoint directory."""
@@ -33,7 +33,7 @@ COLUMNS = ("ray_resume_source", "ray_resume_stage", "ray_resume_error")
 _NAME = re.compile(r"\.?([0-9a-f]{12})-[0-9a-f]{16}-[0-9a-f]{16}\.parquet")
 
 
-class LetterBox(Protocol):
+class DeadLetterStore(Protocol):
     """The dead letters of a checkpoint."""
 
     def write(self, run_id: str, source_id: str, letter: DeadLetter) -> str:
@@ -61,7 +61,7 @@ class LetterObjects:
         buffer = io.BytesIO()
         _write(letter, source_id, buffer)
         self._objects.put(f"{FOLDER}/{name}", buffer.getvalue())
-        reached("letters.written")
+        failpoint("letters.written")
         return name
 
     def names(self) -> Collection[str]:
@@ -86,7 +86,7 @@ class LetterFolder:
             with open(hidden, "xb") as file:
                 _write(letter, source_id, file)
                 file.flush()
-                reached("letters.writing")
+                failpoint("letters.writing")
                 os.fsync(file.fileno())
             hidden.rename(self._path / name)
             for folder in (self._path, self._path.parent):
@@ -103,7 +103,7 @@ class LetterFolder:
                 "for nobody, and what was committed is safe. Free space or mend the disk, and run "
                 "again."
             ) from error
-        reached("letters.written")
+        failpoint("letters.written")
         return name
 
     def names(self) -> Collection[str]:
@@ -113,7 +113,7 @@ class LetterFolder:
 
     def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
         for name in _leftovers(self.names(), runs, listed):
-            reached("cleanup.removing_letter")
+            failpoint("cleanup.removing_letter")
             (self._path / name).unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["fstype_of", "is_remote", "remote_fstype"]
+__all__ = ["filesystem_type_of", "is_remote", "network_filesystem_type"]
 
 _MOUNTS = "/proc/self/mountinfo"
 
@@ -28,7 +28,7 @@ _LOCAL_FUSE = frozenset(
 )
 
 
-def remote_fstype(path: Path) -> str | None:
+def network_filesystem_type(path: Path) -> str | None:
     """Return the kind of file system ``path`` is or would be on, if other hosts may share it.
 
     None where it is local, or where the kernel does not tell (there is no table but on Linux).
@@ -38,11 +38,11 @@ def remote_fstype(path: Path) -> str | None:
     except OSError:
         return None
     # A link may lead elsewhere, also from a directory above; what is not there yet is no link.
-    fstype = fstype_of(mounts, os.path.realpath(path))
+    fstype = filesystem_type_of(mounts, os.path.realpath(path))
     return fstype if fstype is not None and is_remote(fstype) else None
 
 
-def fstype_of(mounts: str, path: str) -> str | None:
+def filesystem_type_of(mounts: str, path: str) -> str | None:
     """Find the mount that ``path`` is under in the text of a mountinfo file (see proc(5)).
 
     Args:

@@ -14,12 +14,12 @@ from ray_resume.errors import CheckpointError
 if TYPE_CHECKING:
     from ray_resume.core.output_schema import OutputSchema
 
-__all__ = ["SchemaBox"]
+__all__ = ["SchemaStore"]
 
 _FOLDER = "schemas"
 
 
-class SchemaBox:
+class SchemaStore:
     """The output's schema in a checkpoint.
 
     Raises:

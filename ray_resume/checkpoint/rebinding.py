@@ -10,7 +10,7 @@ import numpy as np
 
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.storage import Storage
+from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.records import State
 from ray_resume.errors import CheckpointError
@@ -23,7 +23,7 @@ _EXAMPLES = 10
 _NO_FOLDER = ("datasink ", "sink=True: ")
 
 
-def rebind(storage: Storage, folder: Folder) -> int:
+def rebind(storage: CheckpointBackend, folder: Folder) -> int:
     """Bind ``storage`` to ``folder``; return how many output files are listed.
 
     Raises:
@@ -36,9 +36,9 @@ def rebind(storage: Storage, folder: Folder) -> int:
         what = "has no output yet" if bound is None else f"belongs to {bound}, which is no folder"
         raise CheckpointError(f"The checkpoint {storage.uri} {what}. There is nothing to rebind.")
     run_id = new_run_id()
-    lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=storage.dying_s)
+    lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=storage.max_death_detection_s)
     try:
-        union = storage.settled(run_id).union
+        union = storage.committed_by_dead_runs(run_id).union
         try:
             there = OutputFileSet.of(folder.names())
         except OSError as error:

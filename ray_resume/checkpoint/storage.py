@@ -1,8 +1,8 @@
 """Where a checkpoint is: a directory of this host's own, or any storage that hosts share.
 
-What both kinds can do is :class:`Storage`; what differs is who says that a run is alive (the
-kernel's locks, or signs of life), and where "committed" is true (LMDB's file, or what was
-published from it). A :class:`Location` is how a user writes it down.
+Both kinds are a :class:`CheckpointBackend`. They differ in the proof that a run is alive (locks of
+the kernel, or heartbeats), and in the place where a commit counts (LMDB's file, or what was
+published from it). A :class:`Location` is how a user writes a checkpoint down.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, Protocol
 
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents, Look, Note
-from ray_resume.checkpoint.dead_letters import LetterBox
-from ray_resume.checkpoint.local.backend import CheckpointDirectory, local_path
+from ray_resume.checkpoint.dead_letters import DeadLetterStore
+from ray_resume.checkpoint.local.backend import LocalBackend, local_path
 from ray_resume.checkpoint.local.reader import Reading
-from ray_resume.checkpoint.mounts import remote_fstype
-from ray_resume.checkpoint.output_schemas import SchemaBox
-from ray_resume.checkpoint.shared.backend import IDENTITY, LAYOUT, SharedCheckpoint
+from ray_resume.checkpoint.mounts import network_filesystem_type
+from ray_resume.checkpoint.output_schemas import SchemaStore
+from ray_resume.checkpoint.shared.backend import IDENTITY, LAYOUT, SharedBackend
 from ray_resume.checkpoint.shared.objects import StoredObjects, public_uri
 from ray_resume.core.records import Record
 from ray_resume.core.shards import ArrayTask
 
-__all__ = ["LedgerBinding", "LedgerLease", "Location", "RunLease", "Storage", "Writer"]
+__all__ = ["CheckpointBackend", "LedgerBinding", "LedgerLease", "Location", "RunLease", "Writer"]
 
 _OBJECT_TTL_S = 30.0
 # Clients of network file systems may look at what they remember for up to a minute.
@@ -92,14 +92,14 @@ class LedgerBinding(Protocol):
             CheckpointError: the lease is gone, or the storage fails.
         """
 
-    def letters(self) -> LetterBox:
+    def letters(self) -> DeadLetterStore:
         """Return where dead letters go."""
 
-    def schemas(self) -> SchemaBox:
+    def schemas(self) -> SchemaStore:
         """Return where the output's schema is kept."""
 
 
-class Storage(Protocol):
+class CheckpointBackend(Protocol):
     """A checkpoint where it is kept. Making the object touches nothing.
 
     Raises:
@@ -116,7 +116,7 @@ class Storage(Protocol):
         """Where it is, as the file system of an output folder would spell it."""
 
     @property
-    def dying_s(self) -> float:
+    def max_death_detection_s(self) -> float:
         """For how long a run that was killed may seem to be at work, in seconds."""
 
     def ensure(self) -> str:
@@ -140,25 +140,25 @@ class Storage(Protocol):
     def bind_ledger(self, run_id: str, lease: Any) -> LedgerBinding:
         """Return what the ledger's process of a run needs, which holds ``lease``."""
 
-    def settled(self, own: str) -> Contents:
+    def committed_by_dead_runs(self, own: str) -> Contents:
         """Read what all dead runs committed, and run ``own``, to rely on it; under a lease."""
 
-    def everything(self) -> Contents:
+    def snapshot(self) -> Contents:
         """Read what dead and live runs committed up to now: good to look at."""
 
-    def look(self) -> Look:
+    def scan(self) -> Look:
         """Read every writer's file, damaged or not, and say who is about."""
 
-    def note(self) -> Note:
+    def list_runs(self) -> Note:
         """Note who is about and which files there are."""
 
     def writers(self) -> Mapping[str, Path | str]:
         """List the writers' files by run id."""
 
-    def letters(self) -> LetterBox:
+    def letters(self) -> DeadLetterStore:
         """Return where dead letters are."""
 
-    def schemas(self) -> SchemaBox:
+    def schemas(self) -> SchemaStore:
         """Return where the output's schema is kept."""
 
     def write_whole(
@@ -214,7 +214,7 @@ class Location:
             return None
         return local_path(self.path)
 
-    def open(self) -> Storage:
+    def open(self) -> CheckpointBackend:
         """Return the storage.
 
         Raises:
@@ -223,16 +223,16 @@ class Location:
         path = self.local_path
         if path is None:
             return self._of(self._objects(), _OBJECT_TTL_S)
-        mounted = remote_fstype(path) is not None
+        mounted = network_filesystem_type(path) is not None
         if not (self.shared or mounted or _is_shared(path)):
-            return CheckpointDirectory(path)
+            return LocalBackend(path)
         from pyarrow.fs import LocalFileSystem
 
         ttl_s = _MOUNT_TTL_S if mounted else _OBJECT_TTL_S
         return self._of(StoredObjects(LocalFileSystem(), str(path), str(path)), ttl_s)
 
-    def _of(self, objects: StoredObjects, ttl_s: float) -> SharedCheckpoint:
-        return SharedCheckpoint(
+    def _of(self, objects: StoredObjects, ttl_s: float) -> SharedBackend:
+        return SharedBackend(
             objects,
             ttl_s=self.lease_ttl_s or ttl_s,
             publish_interval_s=self.publish_interval_s,

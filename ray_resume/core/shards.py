@@ -15,7 +15,7 @@ rank again when they are requeued:
 * *torchrun* and its like say rank and count.
 
 A rank is drawn from the checkpoint, which all tasks share: the first task of an array to ask gets
-0, the next 1, and it is written down durably before it is used (`CheckpointDirectory.rank_of`). A
+0, the next 1, and it is written down durably before it is used (`LocalBackend.rank_of`). A
 requeued task has its array's id and its own index again, and so its rank. That is exact in whatever
 order tasks start. Should the note get lost, shares overlap: then leases keep two tasks from doing
 one source at once, and what is done is skipped.

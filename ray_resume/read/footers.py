@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
-from ray_resume.checkpoint.shared.objects import brief
+from ray_resume.checkpoint.shared.objects import one_line
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.raydata.filereads import Unreadable
 
@@ -38,7 +38,7 @@ def list_row_groups(filesystem: FileSystem, files: Sequence[Source]) -> SourceTa
         found = _footer(filesystem, path) if size != 0 else None
         numbers: Iterable[Any] = ()
         if isinstance(found, Exception):
-            numbers = [Unreadable(brief(found))]
+            numbers = [Unreadable(one_line(found))]
         elif found is not None:
             numbers = range(found.num_row_groups)
         return [

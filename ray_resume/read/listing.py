@@ -13,7 +13,7 @@ from typing import Any
 
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-from ray_resume.checkpoint.shared.objects import brief, public_uri, whole_uri
+from ray_resume.checkpoint.shared.objects import one_line, public_uri, whole_uri
 from ray_resume.core.records import Fingerprint
 from ray_resume.core.sources import Source, SourceTable, refuse_repeated
 from ray_resume.errors import CheckpointError, ResumeError
@@ -43,7 +43,7 @@ def open_place(what: str, given: str, filesystem: FileSystem | None) -> tuple[Fi
     try:
         found, (path,) = _place(whole, filesystem)
     except (OSError, ValueError, ImportError, NotImplementedError) as error:
-        why = brief(OSError(str(error).replace(whole, shown)))
+        why = one_line(OSError(str(error).replace(whole, shown)))
         raise CheckpointError(
             f"The {what} {shown} cannot be opened: {why}. Give a directory, or a URI of a storage "
             "that pyarrow knows (s3://bucket/path, gs://, abfs://, hdfs://), with credentials "

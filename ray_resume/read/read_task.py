@@ -19,7 +19,7 @@ from ray_resume.core.messages import Failure, ReadFailure, Seal
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS, fresh_nonce, read_nonce, token_sum, tokens
 from ray_resume.errors import NonResumableError, SourceChangedError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 from ray_resume.raydata import blocks
 from ray_resume.raydata.filereads import ReadTaskFactory, Selection
 from ray_resume.read.inputs import ChangeCheck
@@ -98,7 +98,7 @@ class ResumableReadTask:
                 yield blocks.with_tracking_columns(
                     block, np.full(count, number, dtype=np.int32), values
                 )
-                reached("read.between_blocks")
+                failpoint("read.between_blocks")
             report.add(self._outcome(number, source, total, start, attempts.error))
             if attempts.error is not None and is_transient(attempts.error):
                 report.send()
@@ -232,9 +232,9 @@ class _Report:
     def send(self) -> None:
         self._sent_at = time.monotonic()
         if self._events:
-            reached("read.before_seal")
+            failpoint("read.before_seal")
             self._client.send(*self._events)
-            reached("read.after_seal")
+            failpoint("read.after_seal")
             self._events = []
 
 

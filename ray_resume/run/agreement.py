@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from ray_resume.checkpoint.output_schemas import SchemaBox
+from ray_resume.checkpoint.output_schemas import SchemaStore
 from ray_resume.core.output_schema import OutputSchema, SchemaMismatchError
 
 __all__ = ["Agreement"]
@@ -26,7 +26,7 @@ class Agreement:
 
     def __init__(
         self,
-        box: SchemaBox,
+        box: SchemaStore,
         run_id: str,
         source_id: Callable[[int], str],
         *,

@@ -35,7 +35,7 @@ from ray_resume.core.records import (
 from ray_resume.core.sources import SourceTable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.failpoints import Fault, reached
+from ray_resume.failpoints import Fault, failpoint
 from ray_resume.run.agreement import Agreement
 
 __all__ = [
@@ -181,7 +181,7 @@ class LedgerHost:
         Raises:
             ResumeError: the message is illegal, the host is closed, or a commit failed.
         """
-        reached("ledger.before_apply")
+        failpoint("ledger.before_apply")
         with self._state:
             self._check_open()
             applied = self._ledger.apply(message)
@@ -197,7 +197,7 @@ class LedgerHost:
                 # The completions of one file are all in one answer.
                 self._files += len({f for done in applied.completions for f in done.files})
                 self._state.notify_all()
-            reached("ledger.applied")
+            failpoint("ledger.applied")
             return applied
 
     def write_dead_letters(
@@ -330,7 +330,7 @@ class LedgerHost:
             now = time.time()
             records = [self._failed(source, how, now) for source, how in pending.items()]
             self._lease.check()
-            reached("ledger.failing")
+            failpoint("ledger.failing")
             self._writer.commit(records)
             return sum(record.state is State.QUARANTINED for record in records)
 
@@ -343,9 +343,9 @@ class LedgerHost:
         with self._commits:
             stored = [self._dropped(source_id) for source_id in source_ids]
             self._lease.check()
-            reached("ledger.before_commit")
+            failpoint("ledger.before_commit")
             self._writer.commit_encoded(stored)
-            reached("ledger.committed")
+            failpoint("ledger.committed")
             with self._state:
                 self._dropped_count += len(stored)
 
@@ -395,10 +395,10 @@ class LedgerHost:
                 if self._open:
                     self._open = False
                     self._state.notify_all()
-                    reached("ledger.closing")
+                    failpoint("ledger.closing")
                     self._writer.close()
                     self._lease.release()
-                    reached("ledger.closed")
+                    failpoint("ledger.closed")
 
     def _check_open(self) -> None:
         if self._fault is not None:
@@ -439,9 +439,9 @@ class LedgerHost:
                 if self._spec.replaced:
                     stored += self._dropped_with(group)
                 self._lease.check()
-                reached("ledger.before_commit")
+                failpoint("ledger.before_commit")
                 self._writer.commit_encoded(stored)
-                reached("ledger.committed")
+                failpoint("ledger.committed")
             except Exception as error:
                 # Whatever it is, nothing may be called complete after a group got lost.
                 fault = ResumeError(

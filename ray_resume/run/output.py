@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.checkpoint.storage import Storage
+from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.snapshot import Records
 
 __all__ = ["Output"]
@@ -34,7 +34,7 @@ class Output:
     def verify(
         self,
         checkpoint_id: str,
-        checkpoint: Storage,
+        checkpoint: CheckpointBackend,
         names: Collection[str],
         contents: Contents,
         skipped: Records,

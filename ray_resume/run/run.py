@@ -28,7 +28,7 @@ from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.storage import Storage
+from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.code import Code
 from ray_resume.core.digests import source_digest
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
@@ -40,7 +40,7 @@ from ray_resume.core.resume_plan import Todo
 from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.failpoints import armed, reached
+from ray_resume.failpoints import armed, failpoint
 from ray_resume.run import ledger_actor
 from ray_resume.run.client import LedgerClient
 from ray_resume.run.ledger_actor import Progress, RunSpec, Unread
@@ -77,7 +77,7 @@ _DROPPED_AT_ONCE = 1 << 13
 class RunPlan:
     """What a run is to do, all of it checked."""
 
-    storage: Storage
+    storage: CheckpointBackend
     listing: Listing
     policies: Policies
     output: Output
@@ -126,11 +126,11 @@ class Run:
         """
         self._keep_few_files()
         with self._leased(lease_wait_s):
-            reached("run.leased")
+            failpoint("run.leased")
             # Before the checkpoint is read, so that it knows each run whose files are seen here:
             # neighbours may start at any moment.
             names = self._plan.output.names()
-            contents = self._plan.storage.settled(self._run_id)
+            contents = self._plan.storage.committed_by_dead_runs(self._run_id)
             self._check_bound(contents)
             todo, warnings = what_to_do(
                 self._plan.listing,
@@ -153,7 +153,7 @@ class Run:
                 self._remove_leftovers(contents, names)
                 return self._summary(todo, replace(_NOTHING, dropped=len(todo.removed)))
             self._bind_sink()
-            reached("run.bound")
+            failpoint("run.bound")
             self._plan.output.prepare()
             try:
                 # Started before the signals are ours: Ray sets handlers of its own when it starts.
@@ -176,7 +176,7 @@ class Run:
     @contextlib.contextmanager
     def _leased(self, wait_s: float | None) -> Iterator[None]:
         if wait_s is None:
-            wait_s = self._plan.storage.dying_s + LEASE_WAIT_S
+            wait_s = self._plan.storage.max_death_detection_s + LEASE_WAIT_S
         share = self._plan.listing.shard
         owner = Owner.here(self._run_id, None if share is None else str(share))
         # To remove what is not listed is to claim that, too: all of the share.
@@ -212,7 +212,7 @@ class Run:
         storage = self._plan.storage
         storage.write_whole(self._run_id, self._header(), blocks_of(stored))
         self._lease.check()
-        return storage.settled(self._run_id)
+        return storage.committed_by_dead_runs(self._run_id)
 
     def _warn_other_code(self, todo: Todo, contents: Contents) -> None:
         if not todo.recoded or self._plan.policies.on_code_change != "warn":
@@ -259,9 +259,9 @@ class Run:
             if lost is not None:
                 proven = self._plan.max_errored_blocks != 0 or self._has_read_some(handle, todo)
                 failed, quarantined = ray.get(handle.mark_rest_failed.remote(lost, proven))
-            reached("run.before_close")
+            failpoint("run.before_close")
             progress: Progress = ray.get(handle.close.remote())
-            reached("run.closed")
+            failpoint("run.closed")
             return progress, failed, quarantined
         except BaseException as error:
             # What is complete is committed, whatever went wrong; the first error is the user's.
@@ -343,7 +343,7 @@ class Run:
             if len(passing.sources) < len(sources):
                 sources = sources.take(np.array(passing.sources))
             crash: str | None = None
-            reached("run.before_pass")
+            failpoint("run.before_pass")
             try:
                 run_pass(Pass(sources, passing, client, prefix, digests))
             except Exception as error:
@@ -353,7 +353,7 @@ class Run:
                         self._publish(handle)
                     raise
                 crash = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            reached("run.after_pass")
+            failpoint("run.after_pass")
             self._publish(handle)
             progress: Progress = ray.get(handle.flush.remote())
             schedule.ended(
@@ -380,11 +380,11 @@ class Run:
         if self._plan.publish is None:
             return
         results, rows = ray.get(handle.take_unpublished.remote())
-        reached("run.before_publish")
+        failpoint("run.before_publish")
         self._lease.check()
         if results:
             self._plan.publish(results, rows)
-        reached("run.published")
+        failpoint("run.published")
         ray.get(handle.confirm_published.remote())
 
     def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
@@ -425,13 +425,13 @@ class Run:
                 logger.warning("The ledger of run %s lives on; left-overs stay.", self._run_id)
                 return
             self._lease.check()
-            self._remove_leftovers(self._plan.storage.settled(self._run_id))
+            self._remove_leftovers(self._plan.storage.committed_by_dead_runs(self._run_id))
         except (ResumeError, OSError) as error:
             logger.warning("Left-overs in %s were not removed: %s", self._plan.output.uri, error)
 
     def _remove_leftovers(self, contents: Contents, names: Collection[str] | None = None) -> None:
         """Remove the files of this run and of dead runs that no record lists."""
-        reached("cleanup.before")
+        failpoint("cleanup.before")
         runs = contents.dead_runs | {self._run_id}
         self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents, names)
         union = contents.union

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, overload
 
 from ray_resume.core.messages import DeadLetter, Failure
 from ray_resume.errors import NonResumableError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 from ray_resume.raydata import blocks
 from ray_resume.raydata.user_batches import Outputs, deep_copied
 from ray_resume.run.client import LedgerClient
@@ -365,7 +365,7 @@ class _Stage:
             elif step.kind is StepKind.EMIT:
                 for output in leaving.ready(step.value):
                     yield output
-                    reached("stage.between_outputs")
+                    failpoint("stage.between_outputs")
             else:
                 self._report(step)
         for output in leaving.rest():
@@ -393,7 +393,7 @@ class _Stage:
             elif step.kind is StepKind.EMIT:
                 for output in leaving.ready(step.value):
                     yield output
-                    reached("stage.between_outputs")
+                    failpoint("stage.between_outputs")
             else:
                 await self._report_async(step)
         for output in leaving.rest():
@@ -423,7 +423,7 @@ class _Stage:
                 result = Raised(error)
         if isinstance(result, GeneratorType):
             return result
-        reached("stage.called")
+        failpoint("stage.called")
         return iter(() if result is None else (self._checked(result),))
 
     def _next(self, outputs: Iterator[Any], step: Step, leaving: Outputs) -> Any:
@@ -434,7 +434,7 @@ class _Stage:
                 if not self._tolerant:
                     raise
                 return Raised(error)
-        reached("stage.called")
+        failpoint("stage.called")
         return output if output is END else leaving.kept(self._checked(output))
 
     async def _outputs_async(self, udf: Callable[[Any], Any], step: Step, leaving: Outputs) -> Any:
@@ -447,7 +447,7 @@ class _Stage:
                 if not self._tolerant:
                     raise
                 return iter((Raised(error),))
-        reached("stage.called")
+        failpoint("stage.called")
         if inspect.isasyncgen(result):
             return result
         # Other calls run before this one's output has left.
@@ -475,29 +475,29 @@ class _Stage:
 
     def _report(self, step: Step) -> None:
         if step.kind is StepKind.DRAIN:
-            reached("stage.before_drain")
+            failpoint("stage.before_drain")
             self.client.send(*step.value)
-            reached("stage.after_drain")
+            failpoint("stage.after_drain")
             return
-        reached("stage.before_failures")
+        failpoint("stage.before_failures")
         if self.options.on_error == "dead_letter":
             self.client.write_dead_letters(self._letters(step.value))
         else:
             self.client.send(*self._failures(step.value))
-        reached("stage.after_failures")
+        failpoint("stage.after_failures")
 
     async def _report_async(self, step: Step) -> None:
         if step.kind is StepKind.DRAIN:
-            reached("stage.before_drain")
+            failpoint("stage.before_drain")
             await self.client.send_async(*step.value)
-            reached("stage.after_drain")
+            failpoint("stage.after_drain")
             return
-        reached("stage.before_failures")
+        failpoint("stage.before_failures")
         if self.options.on_error == "dead_letter":
             await self.client.write_dead_letters_async(self._letters(step.value))
         else:
             await self.client.send_async(*self._failures(step.value))
-        reached("stage.after_failures")
+        failpoint("stage.after_failures")
 
     def _failures(self, failed: Sequence[FailedRows]) -> list[Failure]:
         return [

@@ -27,7 +27,7 @@ from ray.data.datasource import Datasink, WriteResult
 
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.errors import NonResumableError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 from ray_resume.raydata.datasinks import WRITE_UUID_KWARG_NAME, is_file_datasink
 from ray_resume.run.client import LedgerClient
 from ray_resume.write.source_rows import group_by_source
@@ -153,7 +153,7 @@ class WrappedDatasink(Datasink[None]):
         rows = group_by_source(blocks)
         if not rows:
             return
-        reached("datasink.before_write")
+        failpoint("datasink.before_write")
         drains = [drain for some in rows for drain in some.drains()]
         if self._publishes_on_complete:
             # Of what is published, each source is to be published or not on its own.
@@ -165,9 +165,9 @@ class WrappedDatasink(Datasink[None]):
             ]
         else:
             self._inner.write((some.table for some in rows), ctx)
-        reached("datasink.before_drain")
+        failpoint("datasink.before_drain")
         self._client.send(*drains)
-        reached("datasink.after_drain")
+        failpoint("datasink.after_drain")
 
 
 class DiscardSink(Datasink[None]):

@@ -15,7 +15,7 @@ from ray.data.datasource import Datasink
 
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.messages import Drain, Pack
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 from ray_resume.raydata.blocks import concat_tables
 from ray_resume.run.client import LedgerClient
 from ray_resume.write.conformity import Conformity
@@ -77,7 +77,7 @@ class FileSink(Datasink[None]):
         rows = group_by_source(blocks)
         if not rows:
             return
-        reached("sink.before_write")
+        failpoint("sink.before_write")
         rows, failures = Conformity(self._layout, self._client).of(rows)
         events: list[Drain | Pack] = []
         alone = ([one] for some in rows for one in some.alone())
@@ -93,9 +93,9 @@ class FileSink(Datasink[None]):
             self._folder.sync(name for event in events for name in event.files)
         except OSError as error:
             raise unwritten(f"folder {self._folder.uri}", error) from error
-        reached("sink.before_drain")
+        failpoint("sink.before_drain")
         self._client.send(*events, *failures)
-        reached("sink.after_drain")
+        failpoint("sink.after_drain")
 
     def _digest(self, source: int) -> bytes:
         return self._digests[source * NAME_DIGEST_BYTES : (source + 1) * NAME_DIGEST_BYTES]

@@ -20,9 +20,9 @@ from typing import IO, TypeVar
 
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
 
-from ray_resume.checkpoint.shared.objects import canonical_uri, put_whole
+from ray_resume.checkpoint.shared.objects import atomic_put, canonical_uri
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 from ray_resume.read.listing import open_place, path_of
 
 __all__ = ["Folder", "fault_of", "folder_at"]
@@ -77,9 +77,9 @@ class Folder:
             # In memory first: a stream that an error leaves is closed, and half a file appears.
             buffer = io.BytesIO()
             write(buffer)
-            reached("sink.writing")
+            failpoint("sink.writing")
             path = f"{self.path}/{name}"
-            self._tried(lambda: put_whole(self.filesystem, path, buffer.getbuffer()))
+            self._tried(lambda: atomic_put(self.filesystem, path, buffer.getbuffer()))
             return
         folder, _, bare = f"{self.path}/{name}".rpartition("/")
         os.makedirs(folder, exist_ok=True)
@@ -88,7 +88,7 @@ class Folder:
             with open(hidden, "xb") as file:
                 write(file)
                 file.flush()
-                reached("sink.writing")
+                failpoint("sink.writing")
                 os.fsync(file.fileno())
             os.rename(hidden, f"{folder}/{bare}")
         except BaseException:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ray_resume.core.filenames import stem_of
 from ray_resume.errors import ResumeError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 from ray_resume.write.folder import Folder, fault_of
 from ray_resume.write.formats import FileFormat
 from ray_resume.write.partitions import partitions_of
@@ -56,7 +56,7 @@ class Layout:
                     folder.write(name, partial(self._write_file, rows))
                 except OSError as error:
                     raise unwritten(f"file {folder.uri}/{name}", error) from error
-                reached("sink.written")
+                failpoint("sink.written")
                 names.append(name)
         return names
 

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Collection
 
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.checkpoint.storage import Storage
+from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.filenames import OutputName
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.snapshot import Records
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 from ray_resume.run.output import Output
 from ray_resume.write.folder import Folder, fault_of
 
@@ -45,7 +45,7 @@ class FolderOutput(Output):
     def verify(
         self,
         checkpoint_id: str,
-        checkpoint: Storage,
+        checkpoint: CheckpointBackend,
         names: Collection[str],
         contents: Contents,
         skipped: Records,
@@ -81,7 +81,11 @@ class FolderOutput(Output):
             )
 
     def _check_foreign(
-        self, checkpoint_id: str, checkpoint: Storage, foreign: OutputFileSet, contents: Contents
+        self,
+        checkpoint_id: str,
+        checkpoint: CheckpointBackend,
+        foreign: OutputFileSet,
+        contents: Contents,
     ) -> None:
         """Make sure that files that this checkpoint did not make may be there.
 
@@ -119,7 +123,11 @@ class FolderOutput(Output):
             )
 
     def _about_others(
-        self, checkpoint_id: str, checkpoint: Storage, others: Counter[str], contents: Contents
+        self,
+        checkpoint_id: str,
+        checkpoint: CheckpointBackend,
+        others: Counter[str],
+        contents: Contents,
     ) -> str:
         """Say that ray_resume made files for other checkpoints, and what that may mean."""
         ids = ", ".join(sorted(others)[:3])
@@ -156,9 +164,9 @@ class FolderOutput(Output):
         left = there.made_by(checkpoint_id, runs, known=True)
         # The records are looked at only where there is something that they may list.
         for name in left.without(listed_files(contents.union)) if left else ():
-            reached("cleanup.removing")
+            failpoint("cleanup.removing")
             self.folder.remove(name)
-            reached("cleanup.removed")
+            failpoint("cleanup.removed")
 
 
 def _is_hidden(name: str) -> bool:

@@ -18,7 +18,7 @@ from ray.data import Dataset
 from ray.data.datasource import Datasink
 from ray.exceptions import RayError, RayTaskError
 
-from ray_resume.checkpoint.storage import Storage
+from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.output_schema import is_agreeable
 from ray_resume.core.planning import Listing
 from ray_resume.core.sources import SourceTable
@@ -278,7 +278,7 @@ class _Target:
     # What is called with the error that ended the run after its first pass began.
     failed: Callable[[Exception], None] | None = None
     # What is to be done to the output when the run is over, well or not.
-    ended: Callable[[Storage], None] | None = None
+    ended: Callable[[CheckpointBackend], None] | None = None
 
 
 def _target(
@@ -355,7 +355,7 @@ def _target(
         described.append(f"schema={', '.join(f'{one.name}: {one.type}' for one in schema)}")
     text = f"write_{format}({', '.join(described)})" if described else f"write_{format}"
 
-    def retype(storage: Storage) -> None:
+    def retype(storage: CheckpointBackend) -> None:
         if layout.format.name in TYPED:
             retype_output(storage, folder, layout)
 

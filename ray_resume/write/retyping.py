@@ -13,11 +13,11 @@ from dataclasses import replace
 
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.storage import Storage
+from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.digests import source_digest
 from ray_resume.core.records import Record, blocks_of, encode
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout
 from ray_resume.write.rewriting import rewrite_in_tasks
@@ -30,7 +30,7 @@ _WAIT_S = 5.0
 logger = logging.getLogger("ray_resume")
 
 
-def retype_output(storage: Storage, folder: Folder, layout: Layout) -> None:
+def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) -> None:
     """Give all files of the output the schema that was agreed on, unless they have it.
 
     While another run is at work nothing is done: it, or the next run, does this at its end.
@@ -51,12 +51,12 @@ def retype_output(storage: Storage, folder: Folder, layout: Layout) -> None:
     try:
         agreed = storage.schemas().read()
         assert agreed is not None
-        contents = storage.settled(run_id)
+        contents = storage.committed_by_dead_runs(run_id)
         records = [record for record in contents.union if record.files]
         files = sorted({file for record in records for file in record.files})
         schema = layout.agreed_columns(agreed.schema)
         done = rewrite_in_tasks(folder, layout, files, schema)
-        reached("retyping.written")
+        failpoint("retyping.written")
         if done.kept:
             name, reason = next(iter(done.kept.items()))
             logger.warning(
@@ -72,7 +72,7 @@ def retype_output(storage: Storage, folder: Folder, layout: Layout) -> None:
             superseding = _superseding(records, done.renamed, run_id, sequence)
             stored = sorted(source_digest(r.source_id) + encode(r) for r in superseding)
             storage.write_whole(run_id, {"purpose": "schema"}, blocks_of(stored))
-            reached("retyping.committed")
+            failpoint("retyping.committed")
         lease.check()
         for name in done.renamed:
             folder.remove(name)

@@ -102,10 +102,10 @@ class Clock:
 
 def make_finished(path: Path, count: int) -> str:
     """Make the checkpoint of a job that completed ``count`` sources; return its id."""
-    from ray_resume.checkpoint.local.backend import CheckpointDirectory
+    from ray_resume.checkpoint.local.backend import LocalBackend
     from ray_resume.checkpoint.local.lmdb_file import WriterFile
 
-    checkpoint = CheckpointDirectory(path).ensure()
+    checkpoint = LocalBackend(path).ensure()
     writer = WriterFile.create(path, RUN, {"sources_total": count, "signature": SIGNATURE})
     pipeline, run = pipeline_of(SIGNATURE), bytes.fromhex(RUN)
     for start in range(0, count, 50_000):
@@ -134,7 +134,7 @@ def output_names(checkpoint: str, count: int) -> Path:
 def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]:
     """Do what a run on a finished job does; the listings are made up, and not timed."""
     from ray_resume.checkpoint.claims import Claim, Owner
-    from ray_resume.checkpoint.local.backend import CheckpointDirectory
+    from ray_resume.checkpoint.local.backend import LocalBackend
     from ray_resume.checkpoint.local.lease import Lease
     from ray_resume.core.resume_plan import todo_of
     from ray_resume.core.sources import SourceTable, refuse_repeated
@@ -158,7 +158,7 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
     del paths
     with clock.step("digests"):
         refuse_repeated(sources)
-    directory = CheckpointDirectory(path)
+    directory = LocalBackend(path)
     with clock.step("lease"):
         claim = Claim(sources.digests.to_bytes())
         lease = Lease.acquire(path, Owner.here("f" * 12), claim, wait_s=0)
@@ -169,7 +169,7 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
     with clock.step("names"):
         present = output.names()
     with clock.step("read"):
-        contents = directory.settled("f" * 12)
+        contents = directory.committed_by_dead_runs("f" * 12)
     with clock.step("todo"):
         todo = todo_of(
             sources,
@@ -260,12 +260,12 @@ def run_part(arguments: argparse.Namespace) -> dict[str, Any]:
 def host_of(count: int, *, commit_interval_s: float) -> Iterator[Any]:
     """Yield a ledger's host of a run of ``count`` sources, in this process."""
     from ray_resume.checkpoint.claims import Claim, Owner
-    from ray_resume.checkpoint.local.backend import CheckpointDirectory, LocalLedgerBinding
+    from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
     from ray_resume.checkpoint.local.lease import Lease
     from ray_resume.run.ledger_actor import LedgerHost, RunSpec
 
     work = Path(tempfile.mkdtemp(prefix="ray-resume-scale-"))
-    CheckpointDirectory(work).ensure()
+    LocalBackend(work).ensure()
     lease = Lease.acquire(work, Owner.here(RUN), Claim(None), wait_s=0)
     try:
         spec = RunSpec(
@@ -405,7 +405,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     import ray
 
     from ray_resume.checkpoint.claims import Claim, Owner
-    from ray_resume.checkpoint.local.backend import CheckpointDirectory, LocalLedgerBinding
+    from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
     from ray_resume.checkpoint.local.lease import Lease
     from ray_resume.run import ledger_actor
 
@@ -421,7 +421,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         for each in (1, 10, 100, 1000):
             path = work / f"of-{each}"
-            CheckpointDirectory(path).ensure()
+            LocalBackend(path).ensure()
             lease = Lease.acquire(path, Owner.here(RUN), Claim(None), wait_s=0)
             count = min(arguments.most, each * 400_000)
             handle = ledger_actor.start(

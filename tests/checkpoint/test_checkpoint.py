@@ -15,7 +15,7 @@ import pytest
 from ray_resume import Checkpoint, CheckpointError, CheckpointStatus, SourceRecord
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import backend as directory_module
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.core.digests import source_digest
@@ -50,7 +50,7 @@ def write(directory: Path, run_id: str, total: int, records: Iterable[Record]) -
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Two runs' work on six sources: a, b and ü done, f failed, q quarantined, one not read."""
-    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     directory.bind(SINK, "")
     first = [
@@ -72,7 +72,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "_DYING_S", 0.1)
+    monkeypatch.setattr(directory_module, "_MAX_DEATH_DETECTION_S", 0.1)
 
 
 def states(path: Path) -> dict[str, str]:
@@ -145,7 +145,7 @@ def test_errors_are_counted_by_their_last_line(path: Path) -> None:
 
 
 def test_status_before_the_first_run(tmp_path: Path) -> None:
-    CheckpointDirectory(tmp_path).ensure()
+    LocalBackend(tmp_path).ensure()
     status = Checkpoint(tmp_path).status()
     assert (status.total, status.pending, status.writers, status.sink) == (0, 0, 0, None)
     assert list(Checkpoint(tmp_path).sources()) == []
@@ -294,7 +294,7 @@ def test_reset_adds_records_and_deletes_nothing(path: Path) -> None:
     (added,) = (name for name in after.keys() - before.keys() if name != "lock")
     assert added.endswith(".mdb")
     assert {name: after[name] for name in before} == before
-    contents = CheckpointDirectory(path).settled("other")
+    contents = LocalBackend(path).committed_by_dead_runs("other")
     newest = {r.source_id: r for r in contents.union}
     assert {r.state for r in newest.values()} == {State.RESET}
     assert {r.run_id for r in newest.values()} == {added.removesuffix(".mdb")}
@@ -312,7 +312,7 @@ def test_a_source_that_was_reset_can_complete_again_and_be_reset_again(path: Pat
         assert "a" not in states(path)
         # Already forgotten is no error: it is on record.
         assert Checkpoint(path).reset(["a"]) == 0
-        sequence = CheckpointDirectory(path).settled("other").union.highest_sequence() + 1
+        sequence = LocalBackend(path).committed_by_dead_runs("other").union.highest_sequence() + 1
         run_id = f"again{turn}"
         write(path, run_id, 6, [record("a", State.COMPLETED, sequence, run_id, f"a{turn}")])
         assert states(path)["a"] == "completed"

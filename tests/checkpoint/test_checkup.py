@@ -17,7 +17,7 @@ from raw_store import put, put_record, scatter_records
 from ray_resume import Checkpoint, CheckpointError, CheckReport
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import lease as lease_module
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.local.reader import read_writers
@@ -35,7 +35,7 @@ class Job:
     def __init__(self, folder: Path, sources: int = 8) -> None:
         self.path, self.out = folder / "ckpt", folder / "out"
         self.out.mkdir()
-        self.directory = CheckpointDirectory(self.path)
+        self.directory = LocalBackend(self.path)
         self.id = self.directory.ensure()
         self.directory.bind(str(self.out), "")
         half = sources // 2
@@ -114,7 +114,7 @@ def test_it_changes_nothing(job: Job) -> None:
 
 
 def test_before_the_first_run(tmp_path: Path) -> None:
-    CheckpointDirectory(tmp_path / "new").ensure()
+    LocalBackend(tmp_path / "new").ensure()
     report = Checkpoint(tmp_path / "new").check()
     assert (report.ok, report.writers, report.records, report.notes) == (True, 0, 0, ())
 
@@ -377,7 +377,7 @@ def test_output_elsewhere_is_not_looked_at(job: Job) -> None:
 
 def test_a_checkpoint_inside_its_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    directory = CheckpointDirectory(out / "_ckpt")
+    directory = LocalBackend(out / "_ckpt")
     name = f"{directory.ensure()}-{RUN}-{0:016x}-{0:016x}.parquet"
     directory.bind(str(out), "")
     (directory.path / name).write_bytes(b"somebody's copy")
@@ -413,9 +413,9 @@ def test_what_a_live_run_replaces_meanwhile_is_no_damage(
     run_id = "cccccccccccc"
     lease = Lease.acquire(job.path, Owner.here(run_id), Claim(frozenset()), wait_s=0)
     writer = WriterFile.create(job.path, run_id, {})
-    really_look, looks = CheckpointDirectory.look, list[bool]()
+    really_look, looks = LocalBackend.scan, list[bool]()
 
-    def look_then_replace(directory: CheckpointDirectory) -> object:
+    def look_then_replace(directory: LocalBackend) -> object:
         found = really_look(directory)
         if not looks:
             writer.commit([job.done("s4", 40, run_id)])
@@ -423,7 +423,7 @@ def test_what_a_live_run_replaces_meanwhile_is_no_damage(
         looks.append(True)
         return found
 
-    monkeypatch.setattr(CheckpointDirectory, "look", look_then_replace)
+    monkeypatch.setattr(LocalBackend, "scan", look_then_replace)
     assert job.check().ok
     assert len(looks) == 2
     writer.close()

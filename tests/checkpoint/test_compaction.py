@@ -22,7 +22,7 @@ from ray_resume import Checkpoint, CheckpointError
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import backend as directory_module
 from ray_resume.checkpoint.local import lmdb_file
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.digests import source_digest
@@ -39,9 +39,9 @@ def done(source_id: str, sequence: int, run_id: str) -> Record:
     return Record(source_id, State.COMPLETED, sequence, run_id, rows=sequence, files=files)
 
 
-def fill(path: Path, runs: int, sources: int = 20) -> CheckpointDirectory:
+def fill(path: Path, runs: int, sources: int = 20) -> LocalBackend:
     """Each run completes a few sources of its own, and supersedes some of the one before."""
-    directory = CheckpointDirectory(path)
+    directory = LocalBackend(path)
     directory.ensure()
     directory.bind("/data/out", "")
     sequence = 0
@@ -60,7 +60,7 @@ def fill(path: Path, runs: int, sources: int = 20) -> CheckpointDirectory:
 
 def truth(path: Path) -> dict[str, Any]:
     """All that a run or a person can learn from a checkpoint, but how many files it takes."""
-    contents = CheckpointDirectory(path).settled("other")
+    contents = LocalBackend(path).committed_by_dead_runs("other")
     status = dict(Checkpoint(path).status())
     del status["writers"], status["runs"]
     return {
@@ -75,7 +75,7 @@ def truth(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "_DYING_S", 0.1)
+    monkeypatch.setattr(directory_module, "_MAX_DEATH_DETECTION_S", 0.1)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_one_file_is_left_alone(path: Path) -> None:
 
 
 def test_an_empty_checkpoint(tmp_path: Path) -> None:
-    CheckpointDirectory(tmp_path).ensure()
+    LocalBackend(tmp_path).ensure()
     assert Checkpoint(tmp_path).compact() == 0
 
 
@@ -119,13 +119,13 @@ def test_again_after_more_runs_and_resets(path: Path) -> None:
     Checkpoint(path).compact()
     Checkpoint(path).reset(["s1", "s2"])
     writer = WriterFile.create(path, "run99", {"sources_total": 3})
-    sequence = CheckpointDirectory(path).settled("x").union.highest_sequence() + 1
+    sequence = LocalBackend(path).committed_by_dead_runs("x").union.highest_sequence() + 1
     writer.commit([done("s1", sequence, "run99")])
     writer.close()
     before = truth(path)
     assert Checkpoint(path).compact() == 3
     assert truth(path) == before
-    headers = CheckpointDirectory(path).settled("x").headers.values()
+    headers = LocalBackend(path).committed_by_dead_runs("x").headers.values()
     assert [header.get("purpose") for header in headers].count("compact") == 1
     assert before["status"]["total"] == 1006
     assert {f"run{run:02d}" for run in range(7)} | {"run99"} <= before["dead"]

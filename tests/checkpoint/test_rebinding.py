@@ -11,7 +11,7 @@ from conftest import ids_in, write_file, write_source
 
 from ray_resume import Checkpoint, CheckpointError, RunSummary, resumable_read, resumable_write
 from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.cli import main
@@ -25,7 +25,7 @@ RUN = "0123456789ab"
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
     """Two completed sources, one of them in a partition; one that failed has an old file."""
-    directory, out = CheckpointDirectory(tmp_path / "ckpt"), tmp_path / "out"
+    directory, out = LocalBackend(tmp_path / "ckpt"), tmp_path / "out"
     prefix = f"{directory.ensure()}-{RUN}"
     directory.bind(str(out), RUN)
     records = []
@@ -79,14 +79,14 @@ def test_one_that_misses_files_is_refused_by_their_names(
 def test_it_is_refused_while_a_run_is_at_work_or_there_is_no_folder(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_resume.checkpoint.local.backend._DYING_S", 0)
+    monkeypatch.setattr("ray_resume.checkpoint.local.backend._MAX_DEATH_DETECTION_S", 0)
     lease = Lease.acquire(tmp_path / "ckpt", Owner.here("f" * 12), Claim(frozenset()), wait_s=0)
     shutil.copytree(tmp_path / "out", tmp_path / "new")
     with pytest.raises(CheckpointError, match="in use"):
         checkpoint.rebind(tmp_path / "new")
     lease.end(wait_s=0)
     assert checkpoint.rebind(tmp_path / "new") == 3
-    directory = CheckpointDirectory(tmp_path / "other")
+    directory = LocalBackend(tmp_path / "other")
     directory.ensure()
     with pytest.raises(CheckpointError, match="has no output yet"):
         Checkpoint(directory.path).rebind(tmp_path / "new")

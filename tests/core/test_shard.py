@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.core.shards import ArrayTask, Shard, shard_of
 from ray_resume.errors import CheckpointError, ResumeError
 
@@ -42,7 +42,7 @@ def lsf(index: int) -> Environment:
     return {"LSB_JOBINDEX": str(index), "LSB_JOBINDEX_END": "99", "LSB_JOBID": "12"}
 
 
-def drawn(checkpoint: CheckpointDirectory, value: Any, environ: Environment) -> Shard:
+def drawn(checkpoint: LocalBackend, value: Any, environ: Environment) -> Shard:
     """Do as `resumable_read` does."""
     share = shard_of(value, environ)
     if isinstance(share, ArrayTask):
@@ -51,8 +51,8 @@ def drawn(checkpoint: CheckpointDirectory, value: Any, environ: Environment) -> 
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> CheckpointDirectory:
-    made = CheckpointDirectory(tmp_path / "ckpt")
+def checkpoint(tmp_path: Path) -> LocalBackend:
+    made = LocalBackend(tmp_path / "ckpt")
     made.ensure()
     return made
 
@@ -127,7 +127,7 @@ def test_tasks_of_any_array_have_all_shares_once(
     scheduler: str,
 ) -> None:
     """Whatever indexes there are, in whatever order tasks start, are requeued, start again."""
-    checkpoint = CheckpointDirectory(tmp_path_factory.mktemp("array") / "ckpt")
+    checkpoint = LocalBackend(tmp_path_factory.mktemp("array") / "ckpt")
     checkpoint.ensure()
     indexes = {index + 1 for index in indexes}
     starts = [*indexes, *order.choices(sorted(indexes), k=5)]
@@ -143,7 +143,7 @@ def test_tasks_of_any_array_have_all_shares_once(
 
 
 def test_an_array_of_the_failed_tasks_shares_everything_anew(
-    checkpoint: CheckpointDirectory,
+    checkpoint: LocalBackend,
 ) -> None:
     for job, indexes in enumerate(([1, 3, 7], [3, 7], [7])):
         shares = [drawn(checkpoint, "slurm", slurm(indexes, i, job)) for i in reversed(indexes)]
@@ -151,7 +151,7 @@ def test_an_array_of_the_failed_tasks_shares_everything_anew(
     assert drawn(checkpoint, "slurm", slurm([1, 3, 7], 3, job=0)) == Shard(1, 3)
 
 
-def test_a_step_that_does_not_tell_is_not_trusted(checkpoint: CheckpointDirectory) -> None:
+def test_a_step_that_does_not_tell_is_not_trusted(checkpoint: LocalBackend) -> None:
     """With the step of the first range of a list, 2, and three numbers, two might get one rank."""
     shares = set()
     for index in (0, 2, 3):
@@ -237,7 +237,7 @@ def test_a_count_beside_the_environments_own(name: str, environment: Environment
 # Drawing ranks.
 
 
-def test_one_task_too_many(checkpoint: CheckpointDirectory) -> None:
+def test_one_task_too_many(checkpoint: LocalBackend) -> None:
     for index in (7, 3):
         checkpoint.rank_of(ArrayTask("array", index, 2))
     with pytest.raises(CheckpointError, match=r"tasks 7, 3, and task 5 is one more"):
@@ -250,14 +250,14 @@ def test_one_task_too_many(checkpoint: CheckpointDirectory) -> None:
     "content",
     ["", "[]", "{}", '{"format": 1, "arrays": {"a": ["x"]}}', '{"format": 1, "arrays": [1]}'],
 )
-def test_notes_that_cannot_be_read(checkpoint: CheckpointDirectory, content: str) -> None:
+def test_notes_that_cannot_be_read(checkpoint: LocalBackend, content: str) -> None:
     (checkpoint.path / "arrays.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"arrays.json cannot be read.*Remove it"):
         checkpoint.rank_of(ArrayTask("a", 1, 2))
     assert (checkpoint.path / "arrays.json").read_text() == content
 
 
-def test_notes_of_a_newer_version(checkpoint: CheckpointDirectory) -> None:
+def test_notes_of_a_newer_version(checkpoint: LocalBackend) -> None:
     content = {"format": 2, "arrays": {"a": {"new": True}}}
     (checkpoint.path / "arrays.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="Upgrade"):
@@ -267,7 +267,7 @@ def test_notes_of_a_newer_version(checkpoint: CheckpointDirectory) -> None:
 DRAW = """
 import os, sys
 from pathlib import Path
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.core.shards import Shard, shard_of
 
 start, go = os.pipe()
@@ -276,7 +276,7 @@ for index in map(int, sys.argv[2:]):
         os.close(go)
         os.read(start, 1)
         task = shard_of("slurm", {**os.environ, "SLURM_ARRAY_TASK_ID": str(index)})
-        print(f"{index} {CheckpointDirectory(sys.argv[1]).rank_of(task)}", flush=True)
+        print(f"{index} {LocalBackend(sys.argv[1]).rank_of(task)}", flush=True)
         os._exit(0)
 os.close(go)
 while True:
@@ -287,7 +287,7 @@ while True:
 """
 
 
-def race(checkpoint: CheckpointDirectory, indexes: Sequence[int]) -> dict[int, int]:
+def race(checkpoint: LocalBackend, indexes: Sequence[int]) -> dict[int, int]:
     result = subprocess.run(
         [sys.executable, "-c", DRAW, str(checkpoint.path), *map(str, indexes)],
         env=slurm(indexes, indexes[0]) | {"PYTHONPATH": ":".join(sys.path)},
@@ -299,7 +299,7 @@ def race(checkpoint: CheckpointDirectory, indexes: Sequence[int]) -> dict[int, i
     return {int(index): int(rank) for index, rank in pairs}
 
 
-def test_tasks_that_draw_at_once(checkpoint: CheckpointDirectory) -> None:
+def test_tasks_that_draw_at_once(checkpoint: LocalBackend) -> None:
     indexes = [1, 3, 4, 9, 11, 12, 13, 20, 21, 22, 30, 31]
     ranks = race(checkpoint, indexes)
     assert sorted(ranks) == indexes

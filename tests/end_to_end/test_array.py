@@ -24,7 +24,7 @@ from pyarrow.fs import LocalFileSystem
 from ray_resume import Checkpoint, CheckpointError, resumable_read, resumable_write
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.storage import Location
@@ -360,7 +360,7 @@ def test_the_example(batch: Batch, tmp_path: Path, another_cluster: str) -> None
 # Neighbours.
 
 
-def plan_of(directory: CheckpointDirectory, out: Path, shard: Shard | None = None) -> RunPlan:
+def plan_of(directory: LocalBackend, out: Path, shard: Shard | None = None) -> RunPlan:
     sources = SourceTable.of([Source("a", "a")])
     return RunPlan(
         storage=directory,
@@ -372,14 +372,14 @@ def plan_of(directory: CheckpointDirectory, out: Path, shard: Shard | None = Non
     )
 
 
-class BusyDirectory(CheckpointDirectory):
+class BusyDirectory(LocalBackend):
     """While it is being read, a neighbour begins, writes a file, and is at work from then on."""
 
     def begin_neighbour(self, out: Path) -> None:
         self.out = out
 
-    def settled(self, own: str) -> Contents:
-        contents = super().settled(own)
+    def committed_by_dead_runs(self, own: str) -> Contents:
+        contents = super().committed_by_dead_runs(own)
         self.neighbour = Lease.acquire(
             self.path, Owner.here("b" * 12), Claim(frozenset([source_digest("b")])), wait_s=0
         )
@@ -417,7 +417,7 @@ def test_a_neighbour_that_begins_meanwhile_is_no_stranger(tmp_path: Path) -> Non
     ],
 )
 def test_shards_that_overlap_are_refused(tmp_path: Path, theirs: Shard | None, told: str) -> None:
-    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     claim = Claim(frozenset([source_digest("a"), source_digest("b")]))
     shard = None if theirs is None else str(theirs)

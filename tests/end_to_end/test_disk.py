@@ -29,9 +29,9 @@ from ray_resume import (
     resumable_write,
 )
 from ray_resume.checkpoint.dead_letters import LetterFolder
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
-from ray_resume.checkpoint.mounts import fstype_of, is_remote, remote_fstype
+from ray_resume.checkpoint.mounts import filesystem_type_of, is_remote, network_filesystem_type
 from ray_resume.core.messages import DeadLetter
 from ray_resume.core.records import Record, State
 
@@ -126,7 +126,7 @@ def test_the_store_says_that_the_disk_is_full_and_keeps_what_was_committed(
     disk: Disk, free: int
 ) -> None:
     """Whatever room is left; a process of its own, since a map without room is a SIGBUS."""
-    directory = CheckpointDirectory(disk.path / "ckpt")
+    directory = LocalBackend(disk.path / "ckpt")
     directory.ensure()
     disk.fill(but=free << 10)
     child = subprocess.run(
@@ -148,7 +148,7 @@ def test_the_store_says_that_the_disk_is_full_and_keeps_what_was_committed(
 
 
 def test_reset_and_compact_on_a_full_disk_change_nothing(disk: Disk) -> None:
-    directory = CheckpointDirectory(disk.path / "ckpt")
+    directory = LocalBackend(disk.path / "ckpt")
     directory.ensure()
     for run_id in ("aaaaaaaaaaaa", "bbbbbbbbbbbb"):
         writer = WriterFile.create(directory.path, run_id, {})
@@ -332,7 +332,7 @@ def test_a_read_only_checkpoint_can_be_looked_at_and_starts_nothing(
         lambda: resumable_write(ds, out),
         lambda: Checkpoint(checkpoint).reset(state="all"),
         Checkpoint(checkpoint).compact,
-        lambda: CheckpointDirectory(disk.path / "another").ensure(),
+        lambda: LocalBackend(disk.path / "another").ensure(),
     ):
         with pytest.raises(CheckpointError, match="Read-only file system") as caught:
             change()
@@ -439,13 +439,13 @@ MOUNTS = r"""
     ],
 )
 def test_the_mount_that_a_path_is_under(path: str, fstype: str) -> None:
-    assert fstype_of(MOUNTS, path) == fstype
+    assert filesystem_type_of(MOUNTS, path) == fstype
 
 
 @given(st.text() | st.text("/ -\\0a\n"), st.text().map("/".__add__))
 def test_any_table_has_an_answer(mounts: str, path: str) -> None:
-    assert fstype_of("", path) is None
-    fstype = fstype_of(mounts, path)
+    assert filesystem_type_of("", path) is None
+    fstype = filesystem_type_of(mounts, path)
     assert fstype is None or fstype in mounts
 
 
@@ -468,21 +468,21 @@ def test_what_this_host_has_for_itself_is_not(fstype: str) -> None:
 
 def test_this_machines_own_mounts(disk: Disk) -> None:
     table = Path("/proc/self/mountinfo").read_text()
-    assert fstype_of(table, str(disk.path / "ckpt")) == "tmpfs"
-    assert remote_fstype(disk.path / "not" / "there") is None
+    assert filesystem_type_of(table, str(disk.path / "ckpt")) == "tmpfs"
+    assert network_filesystem_type(disk.path / "not" / "there") is None
 
 
 LOOK = """
 import sys
 from ray_resume import Checkpoint, CheckpointError
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 for call in (
-    CheckpointDirectory(sys.argv[1]).ensure,
+    LocalBackend(sys.argv[1]).ensure,
     Checkpoint(sys.argv[1]).status,
     Checkpoint(sys.argv[1]).check,
     Checkpoint(sys.argv[1]).compact,
     lambda: Checkpoint(sys.argv[1]).reset(state="all"),
-    lambda: CheckpointDirectory(sys.argv[1]).settled("x"),
+    lambda: LocalBackend(sys.argv[1]).committed_by_dead_runs("x"),
 ):
     try:
         call()
@@ -498,7 +498,7 @@ def test_a_local_checkpoint_that_moved_to_a_network_file_system_is_not_touched(
 ) -> None:
     """With the kernel's table replaced by one in which the directory is mounted by NFS."""
     checkpoint = tmp_path / "nfs" / "ckpt"
-    CheckpointDirectory(checkpoint).ensure()
+    LocalBackend(checkpoint).ensure()
     WriterFile.create(checkpoint, "aaaaaaaaaaaa", {}).close()
     (tmp_path / "link").symlink_to(tmp_path / "nfs")
     table = tmp_path / "table"

@@ -21,11 +21,11 @@ from places import SCRIPTS
 
 import ray_resume
 from ray_resume import Checkpoint, ResumeError
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.core.filenames import stem_of
 from ray_resume.core.records import Record, State
-from ray_resume.failpoints import Fault, armed, reached
+from ray_resume.failpoints import Fault, armed, failpoint
 from ray_resume.testing import check_exactly_once, kill_at, points, victim_pid
 
 pytestmark = [pytest.mark.extended, pytest.mark.long]
@@ -141,7 +141,7 @@ def job_in(folder: Path, name: str) -> Job:
 @pytest.mark.parametrize(("point", "job_name", "skip"), _now_and_then(WORKERS, ASYNC))
 def test_a_worker_dies(tmp_path: Path, point: str, job_name: str, skip: int) -> None:
     job = job_in(tmp_path, job_name)
-    with kill_at(point, skip=skip) as fault:
+    with kill_at(point, after=skip) as fault:
         job.run()
         assert fault.victim is not None
     job.check()
@@ -151,7 +151,7 @@ def test_a_worker_dies(tmp_path: Path, point: str, job_name: str, skip: int) -> 
 @pytest.mark.parametrize(("point", "job_name", "skip"), LEDGERS)
 def test_the_ledger_dies(tmp_path: Path, point: str, job_name: str, skip: int) -> None:
     job = job_in(tmp_path, job_name)
-    with kill_at(point, tmp_path / "faults", skip=skip), pytest.raises(ResumeError):
+    with kill_at(point, tmp_path / "faults", after=skip), pytest.raises(ResumeError):
         job.run()
     assert victim_pid(point, tmp_path / "faults") is not None
     job.check_truth()
@@ -181,7 +181,7 @@ def test_the_driver_dies(tmp_path: Path, another_cluster: str, point: str) -> No
 def test_who_looks_after_a_checkpoint_dies(tmp_path: Path, point: str) -> None:
     """Death while resetting or compacting: nothing is forgotten, and it can be done again."""
     path = tmp_path / "ckpt"
-    CheckpointDirectory(path).ensure()
+    LocalBackend(path).ensure()
     for number in range(3):
         writer = WriterFile.create(path, f"{number:012x}", {})
         writer.commit([Record(f"/in/{number}", State.COMPLETED, 1, f"{number:012x}", rows=5)])
@@ -191,7 +191,7 @@ def test_who_looks_after_a_checkpoint_dies(tmp_path: Path, point: str) -> None:
         "from ray_resume import Checkpoint\n"
         "from ray_resume.testing import kill_at\n"
         "point, path, folder = sys.argv[1:]\n"
-        f"with kill_at(point, folder, skip={int(point == 'compact.removing')}):\n"
+        f"with kill_at(point, folder, after={int(point == 'compact.removing')}):\n"
         f"    {KEEPERS[point]}\n"
     )
     victim = [sys.executable, "-c", script, point, str(path), str(tmp_path / "faults")]
@@ -216,7 +216,7 @@ def test_every_point_is_tested_and_in_the_code() -> None:
         node.args[0]
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "reached"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "failpoint"
     ]
     assert {ast.literal_eval(argument) for argument in calls} == points().keys()
     for group, dies in ((WORKERS, "worker"), (LEDGERS, "ledger")):
@@ -228,20 +228,20 @@ def test_every_point_is_tested_and_in_the_code() -> None:
 def test_what_is_not_armed_is_passed() -> None:
     assert not armed()
     for point in points():
-        reached(point)
+        failpoint(point)
     with pytest.raises(ValueError, match=r"no point 'sink\.here'; there are read"):
         kill_at("sink.here").__enter__()
 
 
 def test_nobody_who_gets_there_is_an_error(tmp_path: Path) -> None:
     told = r"Nobody died at sink\.writing: no worker got there more than 1 times"
-    with pytest.raises(AssertionError, match=told), kill_at("sink.writing", tmp_path, skip=1):  # noqa: PT012
-        reached("sink.written")
-        reached("sink.writing")
+    with pytest.raises(AssertionError, match=told), kill_at("sink.writing", tmp_path, after=1):  # noqa: PT012
+        failpoint("sink.written")
+        failpoint("sink.writing")
     # It is called off, for those too to whom it was sent.
     pickle.loads(pickle.dumps(Fault("sink.writing", str(tmp_path), 1)))
     assert armed()
-    reached("sink.writing")
+    failpoint("sink.writing")
     assert not armed()
     assert victim_pid("sink.writing", tmp_path) is None
 
@@ -253,14 +253,14 @@ def test_an_error_in_the_block_is_not_hidden() -> None:
 
 def test_each_fault_happens_once_whoever_gets_there(tmp_path: Path) -> None:
     """Of five processes one passes, and one dies, wherever they have it from."""
-    fault = Fault("sink.writing", str(tmp_path), skip=1)
+    fault = Fault("sink.writing", str(tmp_path), after=1)
     fault.arm()
     try:
         script = (
             "import pickle, sys\n"
-            "from ray_resume.failpoints import reached\n"
+            "from ray_resume.failpoints import failpoint\n"
             "pickle.load(sys.stdin.buffer)\n"
-            "reached('sink.writing')\n"
+            "failpoint('sink.writing')\n"
         )
         processes = [
             subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
@@ -280,7 +280,7 @@ class TestCheckExactlyOnce:
 
     @pytest.fixture
     def finished(self, tmp_path: Path) -> Path:
-        directory, out = CheckpointDirectory(tmp_path / "ckpt"), tmp_path / "out"
+        directory, out = LocalBackend(tmp_path / "ckpt"), tmp_path / "out"
         identity = directory.ensure()
         directory.bind(str(out), "0" * 12)
         names = []

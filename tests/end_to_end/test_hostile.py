@@ -32,7 +32,7 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lmdb_file import FORMAT_VERSION, WriterFile
 from ray_resume.cli import main
 from ray_resume.core.digests import source_digest
@@ -101,7 +101,7 @@ class Trap:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    directory = CheckpointDirectory(tmp_path / "ckpt")
+    directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     WriterFile.create(directory.path, RUN, {"sources_total": 3}).close()
     return directory.path
@@ -188,7 +188,7 @@ def test_any_header_is_read_or_refused(path: Path, header: object) -> None:
 def test_any_identity_is_read_or_refused(path: Path, content: bytes) -> None:
     (path / "checkpoint.json").write_bytes(content)
     with pytest.raises(CheckpointError, match="checkpoint"):
-        CheckpointDirectory(path).identity()
+        LocalBackend(path).identity()
 
 
 def test_an_id_cannot_lead_out_of_the_output_folder(path: Path) -> None:
@@ -196,7 +196,7 @@ def test_an_id_cannot_lead_out_of_the_output_folder(path: Path) -> None:
         content = {"format": 1, "id": identity, "sink": None}
         (path / "checkpoint.json").write_text(json.dumps(content))
         with pytest.raises(CheckpointError, match=r"checkpoint\.json cannot be read"):
-            CheckpointDirectory(path).ensure()
+            LocalBackend(path).ensure()
 
 
 @pytest.mark.extended
@@ -272,7 +272,7 @@ def test_a_terminal_gets_no_control_characters(
         records.append((source_digest(name), encode(record)))
     for key, value in records:
         put_record(path / f"{RUN}.mdb", key, value)
-    CheckpointDirectory(path).bind(str(path.parent / "out\x1b[31m"), RUN)
+    LocalBackend(path).bind(str(path.parent / "out\x1b[31m"), RUN)
     owner = {"run_id": "\x1b[31m", "host": "\x1b[31m\n", "pid": 1, "started_at": 1e300}
     (path / "\x1b[31m.lease").write_text(json.dumps(owner))
     output = Terminal(io.BytesIO(), encoding="utf-8", write_through=True)

@@ -341,7 +341,7 @@ def test_a_udf_that_fails_at_random_converges(source: Path, tmp_path: Path) -> N
 def test_clean_up_touches_nobody_elses_files(source: Path, tmp_path: Path) -> None:
     """Beside other people's files, another checkpoint's, and a live run's."""
     from ray_resume.checkpoint.claims import Claim, Owner
-    from ray_resume.checkpoint.local.backend import CheckpointDirectory
+    from ray_resume.checkpoint.local.backend import LocalBackend
     from ray_resume.checkpoint.local.lease import Lease
 
     out = tmp_path / "out"
@@ -352,7 +352,7 @@ def test_clean_up_touches_nobody_elses_files(source: Path, tmp_path: Path) -> No
     (out / "sub" / copied.name).write_bytes(b"a copy")
     (out / f"{copied.name}.bak").write_bytes(b"a copy")
     (out / "sub" / "notes.csv").write_bytes(b"a,b")
-    ours = CheckpointDirectory(tmp_path / "ckpt").ensure()
+    ours = LocalBackend(tmp_path / "ckpt").ensure()
     live = Lease.acquire(
         tmp_path / "ckpt", Owner.here("aaaaaaaaaaaa"), Claim(frozenset({b"x" * 16})), wait_s=0
     )
@@ -485,10 +485,10 @@ def test_a_second_run_on_the_same_sources_is_refused_and_told_by_whom(
     source: Path, tmp_path: Path
 ) -> None:
     from ray_resume.checkpoint.claims import Claim, Owner
-    from ray_resume.checkpoint.local.backend import CheckpointDirectory
+    from ray_resume.checkpoint.local.backend import LocalBackend
     from ray_resume.checkpoint.local.lease import Lease
 
-    CheckpointDirectory(tmp_path / "ckpt").ensure()
+    LocalBackend(tmp_path / "ckpt").ensure()
     held = Lease.acquire(tmp_path / "ckpt", Owner.here("bbbbbbbbbbbb"), Claim(None), wait_s=0)
     ds = read(source, tmp_path / "ckpt").map_batches(keep)
     start = time.perf_counter()

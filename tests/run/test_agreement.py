@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow.fs import LocalFileSystem
 
-from ray_resume.checkpoint.output_schemas import SchemaBox
+from ray_resume.checkpoint.output_schemas import SchemaStore
 from ray_resume.checkpoint.shared.objects import StoredObjects
 from ray_resume.run.agreement import Agreement
 
@@ -16,8 +16,8 @@ def encoded(**kinds: pa.DataType) -> bytes:
     return bytes(pa.schema(list(kinds.items())).serialize().to_pybytes())
 
 
-def box_in(folder: Path) -> SchemaBox:
-    return SchemaBox(StoredObjects(LocalFileSystem(), str(folder), str(folder)), str(folder))
+def box_in(folder: Path) -> SchemaStore:
+    return SchemaStore(StoredObjects(LocalFileSystem(), str(folder), str(folder)), str(folder))
 
 
 def test_an_answer_is_durable_and_the_next_run_goes_on_from_it(tmp_path: Path) -> None:

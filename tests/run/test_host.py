@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.checkpoint.local.backend import CheckpointDirectory, LocalLedgerBinding
+from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.ledger import LedgerError
@@ -59,7 +59,7 @@ class Run:
         commit_interval_s: float = 3600.0,
         **spec: Any,
     ) -> None:
-        self.directory = CheckpointDirectory(path)
+        self.directory = LocalBackend(path)
         self.directory.ensure()
         owner = Owner.here(run_id)
         self.lease = Lease.acquire(self.directory.path, owner, Claim(None), wait_s=0)
@@ -262,7 +262,7 @@ def test_a_source_fails_until_it_is_quarantined_and_keeps_its_old_files(tmp_path
     first.end()
 
     def newest() -> Record:
-        record = CheckpointDirectory(tmp_path).settled("none").union.get("s0")
+        record = LocalBackend(tmp_path).committed_by_dead_runs("none").union.get("s0")
         assert record is not None
         return record
 
@@ -435,7 +435,7 @@ def process(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
 @contextlib.contextmanager
 def stopped_host_of_a_killed_driver(path: Path) -> Iterator[subprocess.Popen[str]]:
     """A host that was stopped between a completion and its commit, and outlived its driver."""
-    CheckpointDirectory(path).ensure()
+    LocalBackend(path).ensure()
     with process(DRIVER, path) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "held\n"
@@ -460,7 +460,7 @@ def test_a_stopped_host_keeps_its_successor_out_until_it_is_dead(tmp_path: Path)
         host.kill()
         host.wait()
         lease = successor(tmp_path)
-        settled = CheckpointDirectory(tmp_path).settled("new")
+        settled = LocalBackend(tmp_path).committed_by_dead_runs("new")
         assert {record.source_id for record in settled.union} == {"s0"}
         assert settled.dead_runs == {"old"}
         lease.end(wait_s=0)

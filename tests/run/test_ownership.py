@@ -11,7 +11,7 @@ import ray
 from conftest import ids_in, write_file, write_source
 
 from ray_resume import Checkpoint, CheckpointError, RunSummary, resumable_read, resumable_write
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.core.filenames import OutputName, stem_of
 from ray_resume.core.output_files import OutputFileSet
 
@@ -71,7 +71,7 @@ def test_copies_of_output_files_stay(tmp_path: Path, columns: tuple[str, ...]) -
     # Left-overs of a run go, those in partitions too, and nothing of what it listed.
     listed = Checkpoint(tmp_path / "ckpt").files()
     assert after - before == set(map(Path, listed)) - before
-    identity = CheckpointDirectory(tmp_path / "ckpt").identity()
+    identity = LocalBackend(tmp_path / "ckpt").identity()
     dead = next((tmp_path / "ckpt").glob("*.mdb")).stem
     sub = "part=row 1/" if columns else ""
     left = tmp_path / "out" / f"{sub}{stem_of(f'{identity}-{dead}', bytes(8), sub)}.parquet"
@@ -87,7 +87,7 @@ def test_files_of_another_checkpoint_are_named_and_not_written_beside(
 ) -> None:
     write_source(tmp_path / "in", files=2, rows=5)
     run(tmp_path)
-    identity = CheckpointDirectory(tmp_path / "ckpt").identity()
+    identity = LocalBackend(tmp_path / "ckpt").identity()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     ds = resumable_read(ray.data.read_parquet, str(tmp_path / "in"), checkpoint="ckpt")

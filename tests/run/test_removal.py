@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ray_resume import Checkpoint
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.core.digests import source_digest
 from ray_resume.core.filenames import stem_of
@@ -26,7 +26,7 @@ REMOVE = """
 import os, signal, sys
 from pathlib import Path
 from pyarrow.fs import LocalFileSystem
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.sources import Source, SourceTable
@@ -41,7 +41,7 @@ def remove(folder):
     output = FolderOutput(Folder(LocalFileSystem(), out, out), append=False)
     listing = Listing(sources, sources, ids_of("file"))
     policies = Policies(on_source_gone="remove")
-    directory = CheckpointDirectory(folder / "ckpt")
+    directory = LocalBackend(folder / "ckpt")
     plan = RunPlan(directory, listing, policies, output, publish=None, signature="")
     return Run(plan).execute(lambda _: None, lease_wait_s=5)
 
@@ -57,7 +57,7 @@ for folder in map(Path, sys.argv[1:]):
 
 def prepare(folder: Path) -> None:
     """Three completed sources, ``a``, ``b`` and ``c``, with a file each."""
-    directory, out = CheckpointDirectory(folder / "ckpt"), folder / "out"
+    directory, out = LocalBackend(folder / "ckpt"), folder / "out"
     out.mkdir(parents=True)
     prefix = f"{directory.ensure()}-{RUN}"
     directory.bind(str(out), RUN)

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ray_resume.checkpoint.shared.objects import Stamp
+from ray_resume.checkpoint.shared.objects import ObjectInfo
 from ray_resume.errors import CheckpointError
 
 
@@ -220,16 +220,16 @@ class WorldObjects:
     def get_all(self, names: Sequence[str]) -> Iterator[bytes | None]:
         return map(self.get, names)
 
-    def list(self, folder: str) -> Mapping[str, Stamp]:
+    def list(self, folder: str) -> Mapping[str, ObjectInfo]:
         self._world.step()
         self._fail(folder)
         # Half of the names at one time, the others at another: those of each half by no rule.
         salt = self._world.random.randrange(1 << 30)
-        listing: dict[str, Stamp] = {}
+        listing: dict[str, ObjectInfo] = {}
         for half in (0, 1):
             for name, (data, at) in self._world.objects.items():
                 if name.startswith(f"{folder}/") and zlib.crc32(name.encode(), salt) % 2 == half:
-                    listing[name] = Stamp(len(data), int(at) * 10**9)
+                    listing[name] = ObjectInfo(len(data), int(at) * 10**9)
             self._world.step()
         return listing
 

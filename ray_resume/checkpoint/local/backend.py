@@ -37,16 +37,16 @@ from ray_resume.checkpoint.local.lmdb_file import (
     writer_files,
 )
 from ray_resume.checkpoint.local.reader import Reading, read_writers
-from ray_resume.checkpoint.mounts import remote_fstype
-from ray_resume.checkpoint.output_schemas import SchemaBox
+from ray_resume.checkpoint.mounts import network_filesystem_type
+from ray_resume.checkpoint.output_schemas import SchemaStore
 from ray_resume.checkpoint.shared.objects import StoredObjects
 from ray_resume.core.shards import ArrayTask
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 
 __all__ = [
     "COMMIT_INTERVAL_S",
-    "CheckpointDirectory",
+    "LocalBackend",
     "LocalLedgerBinding",
     "local_path",
     "new_run_id",
@@ -55,7 +55,7 @@ __all__ = [
 COMMIT_INTERVAL_S = 0.2
 """The longest that a completed source waits to be committed, disk permitting."""
 
-_DYING_S = 5.0
+_MAX_DEATH_DETECTION_S = 5.0
 
 _IDENTITY = "checkpoint.json"
 _ARRAYS = "arrays.json"
@@ -93,12 +93,12 @@ class LocalLedgerBinding:
         """Return where dead letters go."""
         return LetterFolder(Path(self.directory))
 
-    def schemas(self) -> SchemaBox:
+    def schemas(self) -> SchemaStore:
         """Return where the output's schema is kept."""
         return _schemas(self.directory)
 
 
-class CheckpointDirectory:
+class LocalBackend:
     """A checkpoint directory on this host's file system. Creating the object touches nothing."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -173,9 +173,9 @@ class CheckpointDirectory:
         return str(self.path)
 
     @property
-    def dying_s(self) -> float:
+    def max_death_detection_s(self) -> float:
         """For how long a run that was killed may seem to be at work: its ledger outlives it."""
-        return _DYING_S
+        return _MAX_DEATH_DETECTION_S
 
     def acquire(self, owner: Owner, claim: Claim, *, wait_s: float) -> Lease:
         """Take the lease of run ``owner.run_id``; see :meth:`Lease.acquire`."""
@@ -185,7 +185,7 @@ class CheckpointDirectory:
         """Return what the ledger's process of the run needs."""
         return LocalLedgerBinding(str(self.path), str(lease.path), run_id)
 
-    def schemas(self) -> SchemaBox:
+    def schemas(self) -> SchemaStore:
         """Return where the output's schema is kept."""
         return _schemas(str(self.path))
 
@@ -209,7 +209,7 @@ class CheckpointDirectory:
         """Remove writers' files; whoever lists them sees all of them or none."""
         with guard(self.path):
             for path in files.values():
-                reached("compact.removing")
+                failpoint("compact.removing")
                 Path(path).unlink(missing_ok=True)
 
     def remove_half_made(self) -> None:
@@ -262,7 +262,7 @@ class CheckpointDirectory:
             raise self._of_another_format(version)
         return {str(array): list(drawn) for array, drawn in arrays.items()}
 
-    def settled(self, own: str) -> Contents:
+    def committed_by_dead_runs(self, own: str) -> Contents:
         """Read what all dead runs committed, and run ``own``, whose ledger is closed or not open.
 
         Who is dead is noted first, and what they committed is read then: a run that is alive at
@@ -280,26 +280,26 @@ class CheckpointDirectory:
             }
         return contents_of(_readings(files, live), live, {})
 
-    def everything(self) -> Contents:
+    def snapshot(self) -> Contents:
         """Read what dead and live runs committed up to now: good to look at.
 
         Works on a directory that cannot be written to as long as nobody is at work in it.
         """
         self._read_identity()
-        look = self.look()
+        look = self.scan()
         return contents_of(look.readings, look.live, look.killed)
 
-    def look(self) -> Look:
+    def scan(self) -> Look:
         """Read every writer's file, damaged or not, and say who is about."""
         self._refuse_remote()
         while True:
-            note = self.note()
+            note = self.list_runs()
             readings = list(_readings(note.files, note.live))
             # Files that were merged in the meantime are elsewhere now.
             if all(os.path.lexists(path) for path in note.files.values()):
                 return Look(note.live, note.killed, note.files, readings)
 
-    def note(self) -> Note:
+    def list_runs(self) -> Note:
         """Note who is about and which files there are, all at one moment."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(CheckpointError):
@@ -307,7 +307,7 @@ class CheckpointDirectory:
             return Note(*known_runs(self.path), dict(writer_files(self.path)))
 
     def _refuse_remote(self) -> None:
-        fstype = remote_fstype(self.path)
+        fstype = network_filesystem_type(self.path)
         if fstype is not None:
             raise CheckpointError(
                 f"The checkpoint {self.path} is on a network file system ({fstype}), where LMDB's "
@@ -356,7 +356,7 @@ class CheckpointDirectory:
                 json.dump({**content, "format": _FORMAT_VERSION}, file)
                 file.flush()
                 os.fsync(file.fileno())
-            reached("checkpoint.writing")
+            failpoint("checkpoint.writing")
             os.replace(nascent, path)
             fsync_directory(self.path)
         except OSError as error:
@@ -368,11 +368,11 @@ class CheckpointDirectory:
             ) from error
 
 
-def _schemas(directory: str) -> SchemaBox:
+def _schemas(directory: str) -> SchemaStore:
     # Looking at a checkpoint must not load pyarrow.
     from pyarrow.fs import LocalFileSystem
 
-    return SchemaBox(StoredObjects(LocalFileSystem(), directory, directory), directory)
+    return SchemaStore(StoredObjects(LocalFileSystem(), directory, directory), directory)
 
 
 def _readings(files: Mapping[str, Path | str], live: Container[str]) -> Iterator[Reading]:

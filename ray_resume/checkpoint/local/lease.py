@@ -23,7 +23,7 @@ from pathlib import Path
 from ray_resume.checkpoint.claims import Claim, Owner, refusal
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 
 __all__ = ["Lease", "guard", "known_runs", "live_runs"]
 
@@ -71,7 +71,7 @@ class Lease:
             raise CheckpointError(f"The lease {path} cannot be written: {error}.") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
-            reached("lease.created")
+            failpoint("lease.created")
             with os.fdopen(os.dup(descriptor), "wb") as file:
                 file.write(json.dumps(asdict(owner)).encode() + b"\n")
                 file.write(claim.to_bytes())
@@ -162,7 +162,7 @@ class Lease:
             if self.alone(wait_s=wait_s):
                 with contextlib.suppress(CheckpointError):
                     self.check()
-                    reached("lease.ending")
+                    failpoint("lease.ending")
                     self.path.unlink()
         self.release()
 

@@ -27,7 +27,7 @@ from ray_resume.core.digests import DIGEST_BYTES, source_digest
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.core.records import Record, blocks_of, encode, stored_in
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 
 __all__ = [
     "FORMAT_VERSION",
@@ -52,7 +52,7 @@ _HEADER_KEY = b"header"
 _NASCENT = ".new"
 # A sparse address range, not disk space: the file grows as it is written.
 _INITIAL_MAP_BYTES = 16 << 20
-_LITTLE_SPACE_BYTES = 1 << 20
+_LOW_DISK_BYTES = 1 << 20
 _KEY = struct.Struct(">Q").pack
 # What LMDB makes it for the 126 readers that py-lmdb asks for.
 _LOCK_FILE_BYTES = 8192
@@ -149,9 +149,9 @@ def write_whole(
             _put_all(env, env.open_db(_META), [(_HEADER_KEY, text.encode())])
             _put_all(env, env.open_db(_RECORDS), _numbered(blocks, 0))
         Path(f"{nascent}-lock").unlink(missing_ok=True)
-        reached("store.making")
+        failpoint("store.making")
         os.rename(nascent, path)
-        reached("store.made")
+        failpoint("store.made")
         fsync_directory(directory)
     except (_lmdb().Error, OSError) as error:
         for half_made in (nascent, Path(f"{nascent}-lock")):
@@ -301,13 +301,13 @@ def _put_all(
                 if added != len(items):
                     raise OSError("it has records that this process did not write")
                 if named:
-                    reached("store.in_commit")
+                    failpoint("store.in_commit")
             return
         except _lmdb().MapFullError:
-            reached("store.before_growth")
+            failpoint("store.before_growth")
             with _reading:
                 env.set_mapsize(env.info()["map_size"] * 2)
-            reached("store.after_growth")
+            failpoint("store.after_growth")
 
 
 def _unmade(path: Path, error: Exception) -> CheckpointError:
@@ -322,7 +322,7 @@ def _why(path: Path, error: Exception) -> str:
     with contextlib.suppress(OSError):
         disk = os.statvfs(path.parent)
         free = disk.f_bavail * disk.f_frsize
-        if free < _LITTLE_SPACE_BYTES:
+        if free < _LOW_DISK_BYTES:
             return f"{error} (the disk is full: {free} bytes are free)"
     return str(error)
 

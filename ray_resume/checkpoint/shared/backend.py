@@ -46,14 +46,14 @@ from ray_resume.checkpoint.contents import MERGED, Contents, Look, Note, content
 from ray_resume.checkpoint.dead_letters import LetterObjects
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.reader import Reading
-from ray_resume.checkpoint.mounts import remote_fstype
-from ray_resume.checkpoint.output_schemas import SchemaBox
-from ray_resume.checkpoint.shared.heartbeat import Heart, Watch
+from ray_resume.checkpoint.mounts import network_filesystem_type
+from ray_resume.checkpoint.output_schemas import SchemaStore
+from ray_resume.checkpoint.shared.heartbeat import Heartbeat, HeartbeatMonitor
 from ray_resume.checkpoint.shared.leases import SharedLease, fence_own
-from ray_resume.checkpoint.shared.mutex import Bakery, OutOfTurnError, Turn, boottime_s
-from ray_resume.checkpoint.shared.objects import Objects, Stamp, StoredObjects
+from ray_resume.checkpoint.shared.mutex import BakeryMutex, Turn, TurnExpiredError, boottime_s
+from ray_resume.checkpoint.shared.objects import ObjectInfo, Objects, StoredObjects
 from ray_resume.checkpoint.shared.segments import (
-    accepted,
+    counted_segments,
     fence_name,
     last_number,
     whole_name,
@@ -65,9 +65,9 @@ from ray_resume.core.digests import source_digest
 from ray_resume.core.records import columns_of
 from ray_resume.core.shards import ArrayTask, Shard
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 
-__all__ = ["IDENTITY", "LAYOUT", "SharedCheckpoint"]
+__all__ = ["IDENTITY", "LAYOUT", "SharedBackend"]
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ _RUN = re.compile(r"[0-9a-f]{12}")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class SharedCheckpoint:
+class SharedBackend:
     """A checkpoint in ``objects``. Creating the object touches nothing.
 
     Args:
@@ -112,12 +112,12 @@ class SharedCheckpoint:
         self._scratch = scratch
         self._clock = clock
         self._sleep = sleep
-        self._watch = Watch()
+        self._watch = HeartbeatMonitor()
         # The heart's thread looks as well, so that at a run's end it is known who was silent.
         self._looking = threading.Lock()
-        self._leases: dict[str, _Taken] = {}
+        self._leases: dict[str, _LeaseFile] = {}
         self._claims: dict[str, Claim] = {}
-        self._pronounced: set[str] = set()
+        self._declared_dead: set[str] = set()
 
     @property
     def uri(self) -> str:
@@ -128,7 +128,7 @@ class SharedCheckpoint:
         return str(getattr(self._objects, "path", self._uri))
 
     @property
-    def dying_s(self) -> float:
+    def max_death_detection_s(self) -> float:
         return self._ttl_s * 1.25
 
     def ensure(self) -> str:
@@ -139,7 +139,7 @@ class SharedCheckpoint:
             def make(_: Turn) -> None:
                 if self._objects.get(IDENTITY) is None:
                     text = json.dumps({"id": identity, "layout": LAYOUT, "format": _FORMAT_VERSION})
-                    reached("checkpoint.writing")
+                    failpoint("checkpoint.writing")
                     self._objects.replace(IDENTITY, text.encode())
 
             self._in_turn(os.urandom(6).hex(), make)
@@ -168,7 +168,7 @@ class SharedCheckpoint:
                     f"The checkpoint {self.uri} is being used for {bound} by another "
                     f"run, and this one would write to {sink}. Give it a checkpoint of its own."
                 )
-            reached("checkpoint.writing")
+            failpoint("checkpoint.writing")
             self._objects.replace(_SINK, json.dumps({"sink": sink}).encode())
 
         self._in_turn(own, bind)
@@ -220,7 +220,7 @@ class SharedCheckpoint:
             "boot": _boot(),
             "lock": str(lock.path),
         }
-        heart: Heart | None = None
+        heart: Heartbeat | None = None
         try:
             self._objects.put(f"{name}.claim", claim.to_bytes())
             while True:
@@ -228,7 +228,7 @@ class SharedCheckpoint:
                 rival = self._rival(claim, run_id)
                 if rival is None:
 
-                    def take(_: Turn) -> tuple[Owner | None, Heart | None]:
+                    def take(_: Turn) -> tuple[Owner | None, Heartbeat | None]:
                         rival = self._rival(claim, run_id)
                         if rival is not None:
                             return rival, None
@@ -262,7 +262,7 @@ class SharedCheckpoint:
             self._objects, run_id, str(lease.lock.path), self._ttl_s, self._publish_interval_s
         )
 
-    def settled(self, own: str) -> Contents:
+    def committed_by_dead_runs(self, own: str) -> Contents:
         """Read what all dead runs committed, and run ``own``, whose ledger is closed or not open.
 
         Dead runs that nobody has told dead before are fenced first, and lose their lease. So is
@@ -293,20 +293,20 @@ class SharedCheckpoint:
         for run_id in dead:
             last = last_number(runs.get(run_id, ()))
             self._objects.put(f"runs/{run_id}/{fence_name(own, last)}", b"")
-        reached("shared.fenced")
+        failpoint("shared.fenced")
         for run_id in dead:
             self._objects.delete(
                 f"leases/{run_id}.{kind}" for kind in ("json", "claim", "driver", "ledger")
             )
 
-    def everything(self) -> Contents:
+    def snapshot(self) -> Contents:
         self._read_identity()
-        look = self.look()
+        look = self.scan()
         return contents_of(look.readings, look.live, look.killed)
 
-    def look(self) -> Look:
+    def scan(self) -> Look:
         for attempt in range(_LOOKS):
-            note = self.note()
+            note = self.list_runs()
             readings = self._read(self._runs())
             # What a live run has just merged is elsewhere now.
             if all(reading.error is None for reading in readings) or attempt == _LOOKS - 1:
@@ -314,7 +314,7 @@ class SharedCheckpoint:
             self._sleep(0.1)
         return Look(note.live, note.killed, note.files, self._without_merged(readings))
 
-    def note(self) -> Note:
+    def list_runs(self) -> Note:
         """Note who is about and which files there are.
 
         Who has been silent for long by the storage's clock and ours counts as killed: good to be
@@ -342,8 +342,8 @@ class SharedCheckpoint:
             if last_number(names)
         }
 
-    def schemas(self) -> SchemaBox:
-        return SchemaBox(self._objects, self.uri)
+    def schemas(self) -> SchemaStore:
+        return SchemaStore(self._objects, self.uri)
 
     def letters(self) -> LetterObjects:
         return LetterObjects(self._objects)
@@ -359,7 +359,7 @@ class SharedCheckpoint:
     def remove_writers(self, files: Mapping[str, Path | str]) -> None:
         runs = self._runs()
         for run_id in files:
-            reached("compact.removing")
+            failpoint("compact.removing")
             # Fences stay out of the way of nobody: what is merged counts by the merged file alone.
             self._objects.delete(f"runs/{run_id}/{name}" for name in runs.get(run_id, ()))
 
@@ -372,19 +372,19 @@ class SharedCheckpoint:
         """Do something while nobody else is inside; again, if it took too long."""
         while True:
             try:
-                with self._bakery(who).turn() as turn:
+                with self._bakery(who).acquire() as turn:
                     result = act(turn)
                     try:
                         turn.confirm()
-                    except OutOfTurnError:
+                    except TurnExpiredError:
                         undo()
                         raise
                     return result
-            except OutOfTurnError:
+            except TurnExpiredError:
                 continue
 
-    def _bakery(self, who: str) -> Bakery:
-        return Bakery(
+    def _bakery(self, who: str) -> BakeryMutex:
+        return BakeryMutex(
             self._objects,
             "queue",
             who,
@@ -393,8 +393,8 @@ class SharedCheckpoint:
             sleep=self._sleep,
         )
 
-    def _heart(self, name: str) -> Heart:
-        return Heart(
+    def _heart(self, name: str) -> Heartbeat:
+        return Heartbeat(
             self._objects, name, ttl_s=self._ttl_s, clock=self._clock, also=self._look_at_leases
         )
 
@@ -426,17 +426,17 @@ class SharedCheckpoint:
         with self._looking:
             leases = self._leases
             silent = {run for run, t in leases.items() if self._watch.silent_s(run) >= t.ttl_s}
-        self._pronounced |= silent
-        self._pronounced |= {run for run, t in leases.items() if t.is_proven_dead()}
-        live = {run: t.owner for run, t in leases.items() if run not in self._pronounced}
-        dead = {run: t.owner for run, t in leases.items() if run in self._pronounced}
+        self._declared_dead |= silent
+        self._declared_dead |= {run for run, t in leases.items() if t.is_proven_dead()}
+        live = {run: t.owner for run, t in leases.items() if run not in self._declared_dead}
+        dead = {run: t.owner for run, t in leases.items() if run in self._declared_dead}
         return live, dead
 
     def _look_at_leases(self) -> None:
         before = self._clock()
         listing = self._objects.list("leases")
         after = self._clock()
-        signs: dict[str, dict[str, Stamp]] = {}
+        signs: dict[str, dict[str, ObjectInfo]] = {}
         for name, stamp in listing.items():
             run_id, _, kind = name.removeprefix("leases/").partition(".")
             if f"leases/{run_id}.json" in listing and _RUN.fullmatch(run_id):
@@ -449,9 +449,9 @@ class SharedCheckpoint:
         read = self._objects.get_all([f"leases/{run_id}.json" for run_id in new])
         for run_id, data in zip(new, read, strict=True):
             if data is not None:
-                leases[run_id] = _Taken.parse(run_id, data, self._ttl_s)
+                leases[run_id] = _LeaseFile.parse(run_id, data, self._ttl_s)
         with self._looking:
-            self._watch.saw(signs, before=before, after=after)
+            self._watch.observe(signs, before=before, after=after)
             self._leases = leases
 
     def _ranks(self, folder: str) -> dict[int, int]:
@@ -482,7 +482,7 @@ class SharedCheckpoint:
         for run_id, names in sorted(runs.items()):
             place = f"{self.uri}/runs/{run_id}"
             try:
-                counted = accepted(names)
+                counted = counted_segments(names)
             except CheckpointError as error:
                 fault = self._unreadable(place, error)
                 readings.append(Reading(run_id, place, {}, Table.of(()), fault))
@@ -587,7 +587,7 @@ class SharedCheckpoint:
 
 
 @dataclass(frozen=True)
-class _Taken:
+class _LeaseFile:
     """A lease that was found: its owner, and what may prove that he is dead."""
 
     owner: Owner
@@ -597,7 +597,7 @@ class _Taken:
     shard: tuple[int, int] | None = None
 
     @classmethod
-    def parse(cls, run_id: str, data: bytes, default_ttl_s: float) -> _Taken:
+    def parse(cls, run_id: str, data: bytes, default_ttl_s: float) -> _LeaseFile:
         try:
             values = json.loads(data)
             ttl_s = float(values.pop("ttl_s"))
@@ -624,7 +624,7 @@ class _Taken:
 def _own_directory() -> Path:
     """Return a directory of this host's, and nobody else's; made if missing."""
     user = Path(tempfile.gettempdir(), f"ray_resume-{os.getuid()}")
-    if (fstype := remote_fstype(user)) is not None:
+    if (fstype := network_filesystem_type(user)) is not None:
         raise CheckpointError(
             f"The directory {user} for this host's part of a checkpoint is on a network file "
             f"system ({fstype}), where LMDB and locks cannot be trusted. Set TMPDIR to a directory "

@@ -1,12 +1,12 @@
-"""Signs of life through a storage, and the silence that says that a process is dead.
+"""Heartbeats through a storage, and the silence that proves a process dead.
 
-A process that is alive replaces its own object again and again (:class:`Heart`). Whoever wants to
-know lists those objects (:class:`Watch`): one that is as it was ``ttl_s`` ago, on the clock of the
-one who looks, is of a dead process. Clocks of different hosts are never compared.
+A live process replaces its own object again and again (:class:`Heartbeat`). Another process lists
+these objects (:class:`HeartbeatMonitor`). If an object stays the same for ``ttl_s`` on the
+observer's clock, its process is dead. Clocks of different hosts are never compared.
 
-The two halves fit: a heart counts from *before* it began a beat that arrived, a watch from *after*
-it saw that beat. So once anybody calls it dead, the heart's own :meth:`Heart.check` has failed for
-a quarter of ``ttl_s``, whenever it is asked, also if its process was stopped in between.
+The two halves fit. A heartbeat counts from *before* it began a beat that arrived, a monitor from
+*after* it saw that beat. So :meth:`Heartbeat.check` fails a quarter of ``ttl_s`` before any monitor
+can declare the process dead, also if the process was stopped in between.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import threading
 from collections.abc import Callable, Mapping
 
 from ray_resume.checkpoint.shared.mutex import boottime_s
-from ray_resume.checkpoint.shared.objects import Objects, Stamp
+from ray_resume.checkpoint.shared.objects import ObjectInfo, Objects
 from ray_resume.errors import CheckpointError
 
-__all__ = ["Heart", "Watch"]
+__all__ = ["Heartbeat", "HeartbeatMonitor"]
 
 # A listing may give times in seconds only, or none, so beats have different sizes, too; as many as
 # make it unlikely that who looks again after a long time sees the same.
@@ -27,7 +27,7 @@ _BEATS_PER_TTL = 6
 _TRUST = 0.75
 
 
-class Heart:
+class Heartbeat:
     """The signs of life of this process, in the object ``name``.
 
     Args:
@@ -114,13 +114,15 @@ class Heart:
                 pause_s = interval_s / 4
 
 
-class Watch:
+class HeartbeatMonitor:
     """What somebody has seen of others' signs of life. Pure; not thread-safe."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[Mapping[str, Stamp], float]] = {}
+        self._seen: dict[str, tuple[Mapping[str, ObjectInfo], float]] = {}
 
-    def saw(self, signs: Mapping[str, Mapping[str, Stamp]], *, before: float, after: float) -> None:
+    def observe(
+        self, signs: Mapping[str, Mapping[str, ObjectInfo]], *, before: float, after: float
+    ) -> None:
         """Take note of a listing, made between two times of this process's clock.
 
         Args:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 
 from ray_resume.checkpoint.local.lease import Lease
-from ray_resume.checkpoint.shared.heartbeat import Heart
+from ray_resume.checkpoint.shared.heartbeat import Heartbeat
 from ray_resume.checkpoint.shared.objects import Objects
 from ray_resume.checkpoint.shared.segments import fence_name, is_fence, last_number
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 
 __all__ = ["SharedLease", "fence_own"]
 
@@ -20,14 +20,14 @@ __all__ = ["SharedLease", "fence_own"]
 class SharedLease:
     """A held lease: in the driver's process, or in the ledger's that has joined it."""
 
-    def __init__(self, objects: Objects, run_id: str, heart: Heart, lock: Lease) -> None:
+    def __init__(self, objects: Objects, run_id: str, heart: Heartbeat, lock: Lease) -> None:
         self.lock = lock
         self._objects = objects
         self._run_id = run_id
         self._heart = heart
 
     @classmethod
-    def join(cls, objects: Objects, run_id: str, heart: Heart, lock: Lease) -> SharedLease:
+    def join(cls, objects: Objects, run_id: str, heart: Heartbeat, lock: Lease) -> SharedLease:
         """Hold a run's lease in this process too, whose ``heart`` has beaten once.
 
         Who took the lease must :meth:`check` it after that, and before anything is committed: from
@@ -70,7 +70,7 @@ class SharedLease:
             if self.alone(wait_s=wait_s) and self._heart.is_alive():
                 # Who has no lease is not fenced any more; as a rule, its clean-up has done it.
                 fence_own(self._objects, self._run_id)
-                reached("shared.ending")
+                failpoint("shared.ending")
                 self._objects.delete([f"leases/{self._run_id}.json"])
                 self._objects.delete(
                     f"leases/{self._run_id}.{kind}" for kind in ("claim", "ledger")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from ray_resume.checkpoint.shared.objects import Objects
 
-__all__ = ["Bakery", "OutOfTurnError", "Turn", "boottime_s"]
+__all__ = ["BakeryMutex", "Turn", "TurnExpiredError", "boottime_s"]
 
 _ENTRY = re.compile(r"[0-9a-z]+/(?:a-[0-9]+|b-([0-9]{12}))-([0-9a-f]+)-([0-9]+)")
 _SHORTEST_POLL_S = 0.05
@@ -40,7 +40,7 @@ def boottime_s() -> float:
     return time.clock_gettime(clock)
 
 
-class OutOfTurnError(Exception):
+class TurnExpiredError(Exception):
     """Raised in a process that was too slow: others may be in. What it did must be undone."""
 
 
@@ -56,13 +56,13 @@ class Turn:
         """Make sure that what was done up to now was done while nobody else could be inside.
 
         Raises:
-            OutOfTurnError: it took too long.
+            TurnExpiredError: it took too long.
         """
         if self._clock() - self._began_at > self._limit_s:
-            raise OutOfTurnError
+            raise TurnExpiredError
 
 
-class Bakery:
+class BakeryMutex:
     """A queue in the folder ``folder`` of ``objects``, for one process or thread.
 
     Args:
@@ -89,10 +89,10 @@ class Bakery:
         self._choosing = ""
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[Turn]:
+    def acquire(self) -> Iterator[Turn]:
         """Wait for this process's turn, and leave after it.
 
-        Leaving by :class:`OutOfTurnError` (or any other error) gives the place up all the same.
+        Leaving by :class:`TurnExpiredError` (or any other error) gives the place up all the same.
 
         Raises:
             CheckpointError: the storage fails.

@@ -22,14 +22,14 @@ from typing import Any, Protocol, TypeVar
 from ray_resume.errors import CheckpointError
 
 __all__ = [
+    "ObjectInfo",
     "Objects",
-    "Stamp",
     "StoredObjects",
-    "brief",
+    "atomic_put",
     "canonical_uri",
     "is_atomic",
+    "one_line",
     "public_uri",
-    "put_whole",
     "whole_uri",
 ]
 
@@ -59,7 +59,7 @@ _SECRET_OPTION = re.compile(
 
 
 @dataclass(frozen=True)
-class Stamp:
+class ObjectInfo:
     """What a listing says of an object: when both are as before, nobody has replaced it."""
 
     size: int
@@ -85,7 +85,7 @@ class Objects(Protocol):
     def get_all(self, names: Sequence[str]) -> Iterator[bytes | None]:
         """Return many objects, in that order, many at once where that is quicker."""
 
-    def list(self, folder: str) -> Mapping[str, Stamp]:
+    def list(self, folder: str) -> Mapping[str, ObjectInfo]:
         """List the objects in and below ``folder`` by their whole name; none if it is not there.
 
         Guarantees: what was put before this is called and is not deleted is in it.
@@ -105,7 +105,7 @@ class StoredObjects:
 
     def put(self, name: str, data: bytes) -> None:
         self._tried(
-            f"write {name}", lambda: put_whole(self.filesystem, f"{self.path}/{name}", data)
+            f"write {name}", lambda: atomic_put(self.filesystem, f"{self.path}/{name}", data)
         )
 
     def replace(self, name: str, data: bytes) -> None:
@@ -129,7 +129,7 @@ class StoredObjects:
         with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(names)))) as pool:
             yield from pool.map(self.get, names)
 
-    def list(self, folder: str) -> dict[str, Stamp]:
+    def list(self, folder: str) -> dict[str, ObjectInfo]:
         return self._tried(f"list {folder}", lambda: self._list(folder))
 
     def delete(self, names: Iterable[str]) -> None:
@@ -141,14 +141,14 @@ class StoredObjects:
         with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(doomed)))) as pool:
             list(pool.map(lambda name: self._tried(f"delete {name}", lambda: delete(name)), doomed))
 
-    def _list(self, folder: str) -> dict[str, Stamp]:
+    def _list(self, folder: str) -> dict[str, ObjectInfo]:
         from pyarrow.fs import FileSelector
 
         _forget_listings(self.filesystem)
         selector = FileSelector(f"{self.path}/{folder}", allow_not_found=True, recursive=True)
         base = len(self.path) + 1
         return {
-            info.path[base:]: Stamp(info.size or 0, info.mtime_ns)
+            info.path[base:]: ObjectInfo(info.size or 0, info.mtime_ns)
             for info in self.filesystem.get_file_info(selector)
             if info.is_file and not info.base_name.startswith(".")
         }
@@ -170,14 +170,14 @@ class StoredObjects:
                 delay_s = next(delays, None)
                 if delay_s is None or _is_final(error):
                     raise CheckpointError(
-                        f"The checkpoint {self.uri} fails: cannot {what} ({brief(error)}). What "
+                        f"The checkpoint {self.uri} fails: cannot {what} ({one_line(error)}). What "
                         "was committed before is safe. See that the storage can be reached and "
                         "written to with this process's credentials, and run again."
                     ) from error
                 time.sleep(delay_s)
 
 
-def put_whole(filesystem: Any, path: str, data: Any) -> None:
+def atomic_put(filesystem: Any, path: str, data: Any) -> None:
     """Write a file of any pyarrow filesystem that appears whole or not at all, and is durable.
 
     Raises:
@@ -254,7 +254,7 @@ def _without_secrets(uri: str) -> str:
     return f"{scheme}{separator}{user.partition(':')[0]}{at}{host}{slash}{path}"
 
 
-def brief(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Spell an error of pyarrow's in one line: some of them fill a screen."""
     line = (str(error).strip().splitlines() or [repr(error)])[0]
     return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."

@@ -27,7 +27,7 @@ from ray_resume.errors import CheckpointError
 
 __all__ = [
     "Segment",
-    "accepted",
+    "counted_segments",
     "decode",
     "encode",
     "fence_name",
@@ -73,7 +73,7 @@ def last_number(names: Iterable[str]) -> int:
     return max(numbers, default=0)
 
 
-def accepted(names: Collection[str]) -> list[str]:
+def counted_segments(names: Collection[str]) -> list[str]:
     """Return which segments of a run hold what counts of it, in their order.
 
     Args:

@@ -14,8 +14,8 @@ from typing import Any
 from ray_resume.checkpoint.dead_letters import LetterObjects
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
-from ray_resume.checkpoint.output_schemas import SchemaBox
-from ray_resume.checkpoint.shared.heartbeat import Heart
+from ray_resume.checkpoint.output_schemas import SchemaStore
+from ray_resume.checkpoint.shared.heartbeat import Heartbeat
 from ray_resume.checkpoint.shared.leases import SharedLease
 from ray_resume.checkpoint.shared.objects import Objects
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
@@ -23,13 +23,13 @@ from ray_resume.checkpoint.shared.segments import part_name, whole_name
 from ray_resume.core.digests import source_digest
 from ray_resume.core.records import Record, block_of, encode
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import reached
+from ray_resume.failpoints import failpoint
 
 __all__ = ["SharedLedgerBinding", "SharedWriter"]
 
 # So many parts, or so large a part of all records in them, are published anew as one.
 _FEW_PARTS = 64
-_MOST_PARTS = 1000
+_MAX_PARTS = 1000
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SharedLedgerBinding:
         scratch = Path(self.lock).parent
         lock = Lease.join(Path(self.lock))
         try:
-            heart = Heart(self.objects, f"leases/{self.run_id}.ledger", ttl_s=self.ttl_s)
+            heart = Heartbeat(self.objects, f"leases/{self.run_id}.ledger", ttl_s=self.ttl_s)
             lease = SharedLease.join(self.objects, self.run_id, heart, lock)
             try:
                 local = WriterFile.create(scratch, self.run_id, header)
@@ -65,8 +65,8 @@ class SharedLedgerBinding:
     def letters(self) -> LetterObjects:
         return LetterObjects(self.objects)
 
-    def schemas(self) -> SchemaBox:
-        return SchemaBox(self.objects, getattr(self.objects, "uri", ""))
+    def schemas(self) -> SchemaStore:
+        return SchemaStore(self.objects, getattr(self.objects, "uri", ""))
 
 
 class SharedWriter:
@@ -117,11 +117,11 @@ class SharedWriter:
             )
         self._uncertain = True
         self._local.commit_encoded(stored)
-        reached("shared.before_publish")
+        failpoint("shared.before_publish")
         self._publish(part_name, [block_of(stored)])
         self._in_parts += len(stored)
         parts = len(self._published)
-        if parts >= _MOST_PARTS or (parts >= _FEW_PARTS and self._in_parts * 4 >= self._in_whole):
+        if parts >= _MAX_PARTS or (parts >= _FEW_PARTS and self._in_parts * 4 >= self._in_whole):
             self._publish_whole()
         self._uncertain = False
 
@@ -141,7 +141,7 @@ class SharedWriter:
             return
         before, self._published = self._published, []
         self._publish(whole_name, self._local.blocks())
-        reached("shared.whole")
+        failpoint("shared.whole")
         # Confirmed, so whoever puts up a fence has seen the whole, and needs no part of it; and
         # nobody has put one up already, whatever this host's clock is worth.
         self._lease.check()
@@ -154,7 +154,7 @@ class SharedWriter:
         name = f"runs/{self._run_id}/{name_of(self._number)}"
         header = self._header if name_of is whole_name or self._number == 1 else {}
         self._objects.put(name, encode_segment(header, blocks))
-        reached("shared.published")
+        failpoint("shared.published")
         # Only now it is known that nobody had called this run dead when it was put there.
         self._lease.confirm()
         self._published.append(name)

@@ -12,7 +12,7 @@ import pytest
 
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import backend as directory_module
-from ray_resume.checkpoint.local.backend import CheckpointDirectory, new_run_id
+from ray_resume.checkpoint.local.backend import LocalBackend, new_run_id
 from ray_resume.checkpoint.local.lease import Lease, live_runs
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.storage import Location
@@ -40,8 +40,8 @@ class Writing:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> CheckpointDirectory:
-    made = CheckpointDirectory(tmp_path / "ckpt")
+def checkpoint(tmp_path: Path) -> LocalBackend:
+    made = LocalBackend(tmp_path / "ckpt")
     made.ensure()
     return made
 
@@ -56,17 +56,17 @@ def test_run_ids_are_what_file_names_are_made_of() -> None:
 
 
 def test_creating_the_object_touches_nothing(tmp_path: Path) -> None:
-    CheckpointDirectory(tmp_path / "ckpt")
+    LocalBackend(tmp_path / "ckpt")
     assert not list(tmp_path.iterdir())
 
 
 def test_ensure_makes_it_once(tmp_path: Path) -> None:
-    made = CheckpointDirectory(tmp_path / "a" / "b" / "ckpt")
+    made = LocalBackend(tmp_path / "a" / "b" / "ckpt")
     identity = made.ensure()
     assert len(identity) == 8
     assert set(identity) <= set("0123456789abcdef")
     content = (made.path / "checkpoint.json").read_bytes()
-    assert made.ensure() == CheckpointDirectory(made.path).ensure() == made.identity() == identity
+    assert made.ensure() == LocalBackend(made.path).ensure() == made.identity() == identity
     assert (made.path / "checkpoint.json").read_bytes() == content
     assert sorted(os.listdir(made.path)) == ["checkpoint.json", "lock"]
     assert made.sink() is None
@@ -74,7 +74,7 @@ def test_ensure_makes_it_once(tmp_path: Path) -> None:
 
 RACE = """
 import os, sys
-from ray_resume.checkpoint.local.backend import CheckpointDirectory
+from ray_resume.checkpoint.local.backend import LocalBackend
 
 start, go = os.pipe()
 children = []
@@ -83,7 +83,7 @@ for _ in range(8):
     if not pid:
         os.close(go)
         os.read(start, 1)  # Ends when the parent closes its end: all start at once.
-        os.write(1, (CheckpointDirectory(sys.argv[1]).ensure() + "\\n").encode())
+        os.write(1, (LocalBackend(sys.argv[1]).ensure() + "\\n").encode())
         os._exit(0)
     children.append(pid)
 os.close(go)
@@ -104,23 +104,23 @@ def test_eight_processes_make_one_checkpoint(tmp_path: Path, attempt: int) -> No
 def test_a_file_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "ckpt").touch()
     with pytest.raises(CheckpointError, match="is a file, and a directory is needed"):
-        CheckpointDirectory(tmp_path / "ckpt").ensure()
+        LocalBackend(tmp_path / "ckpt").ensure()
     with pytest.raises(CheckpointError, match="cannot be made"):
-        CheckpointDirectory(tmp_path / "ckpt" / "below").ensure()
+        LocalBackend(tmp_path / "ckpt" / "below").ensure()
 
 
 def test_a_place_that_cannot_be_written_to() -> None:
     with pytest.raises(CheckpointError, match="/proc/none"):
-        CheckpointDirectory("/proc/none/ckpt").ensure()
+        LocalBackend("/proc/none/ckpt").ensure()
 
 
 def test_a_missing_one_is_named(tmp_path: Path) -> None:
-    missing = CheckpointDirectory(tmp_path / "ckpt")
-    for look in (missing.identity, missing.sink, missing.everything):
+    missing = LocalBackend(tmp_path / "ckpt")
+    for look in (missing.identity, missing.sink, missing.snapshot):
         with pytest.raises(CheckpointError, match=r"There is no checkpoint at .*/ckpt"):
             look()
     with pytest.raises(CheckpointError, match="/ckpt"):
-        missing.settled("run")
+        missing.committed_by_dead_runs("run")
     assert not (tmp_path / "ckpt").exists()
 
 
@@ -132,7 +132,7 @@ def test_a_missing_one_is_named(tmp_path: Path) -> None:
     ["{path}/ckpt", "file://{path}/ckpt", "file://localhost{path}/c%6bpt", "file:{path}/ckpt"],
 )
 def test_local_paths_and_file_uris_are_the_same_place(tmp_path: Path, spelling: str) -> None:
-    assert CheckpointDirectory(spelling.format(path=tmp_path)).path == tmp_path / "ckpt"
+    assert LocalBackend(spelling.format(path=tmp_path)).path == tmp_path / "ckpt"
 
 
 def test_relative_and_home_paths_are_made_absolute(
@@ -140,10 +140,10 @@ def test_relative_and_home_paths_are_made_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert CheckpointDirectory("a/../ckpt").path == tmp_path / "ckpt"
-    assert CheckpointDirectory("~/ckpt").path == tmp_path / "home" / "ckpt"
-    assert CheckpointDirectory("a:/b").path == tmp_path / "a:" / "b"
-    assert CheckpointDirectory("date=2020:01/b").path == tmp_path / "date=2020:01" / "b"
+    assert LocalBackend("a/../ckpt").path == tmp_path / "ckpt"
+    assert LocalBackend("~/ckpt").path == tmp_path / "home" / "ckpt"
+    assert LocalBackend("a:/b").path == tmp_path / "a:" / "b"
+    assert LocalBackend("date=2020:01/b").path == tmp_path / "date=2020:01" / "b"
 
 
 @pytest.mark.parametrize("path", ["hdfs://no.such.host/ckpt", "file://host/ckpt", "what://b/c"])
@@ -162,27 +162,25 @@ def test_secrets_are_not_told() -> None:
 # Identity and sink.
 
 
-def test_binding_keeps_the_identity_and_can_be_changed(checkpoint: CheckpointDirectory) -> None:
+def test_binding_keeps_the_identity_and_can_be_changed(checkpoint: LocalBackend) -> None:
     identity = checkpoint.identity()
     for sink in ("file:///out", "s3://bucket/öut"):
         checkpoint.bind(sink, "")
-        assert CheckpointDirectory(checkpoint.path).sink() == sink
+        assert LocalBackend(checkpoint.path).sink() == sink
     assert checkpoint.ensure() == identity
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b'{"id": "x"}', b'{"id": "x", "format": 1}', b"\xff\xfe"]
 )
-def test_a_damaged_identity_is_one_clear_error(
-    checkpoint: CheckpointDirectory, content: bytes
-) -> None:
+def test_a_damaged_identity_is_one_clear_error(checkpoint: LocalBackend, content: bytes) -> None:
     (checkpoint.path / "checkpoint.json").write_bytes(content)
-    for use in (checkpoint.ensure, checkpoint.sink, checkpoint.everything):
+    for use in (checkpoint.ensure, checkpoint.sink, checkpoint.snapshot):
         with pytest.raises(CheckpointError, match=r"checkpoint\.json cannot be read.*Restore it"):
             use()
 
 
-def test_a_newer_format_is_refused(checkpoint: CheckpointDirectory) -> None:
+def test_a_newer_format_is_refused(checkpoint: LocalBackend) -> None:
     path = checkpoint.path / "checkpoint.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
     with pytest.raises(CheckpointError, match=r"format 2.*Upgrade ray_resume"):
@@ -192,39 +190,39 @@ def test_a_newer_format_is_refused(checkpoint: CheckpointDirectory) -> None:
 # Contents.
 
 
-def test_an_empty_checkpoint_has_nothing(checkpoint: CheckpointDirectory) -> None:
-    for contents in (checkpoint.settled("run"), checkpoint.everything()):
+def test_an_empty_checkpoint_has_nothing(checkpoint: LocalBackend) -> None:
+    for contents in (checkpoint.committed_by_dead_runs("run"), checkpoint.snapshot()):
         assert (len(contents.union), contents.headers, contents.live) == (0, {}, {})
 
 
 def test_settled_leaves_live_runs_out_and_everything_shows_them(
-    checkpoint: CheckpointDirectory,
+    checkpoint: LocalBackend,
 ) -> None:
     Writing(checkpoint.path, "dead", "a").end()
     live = Writing(checkpoint.path, "live", "b")
 
-    settled = checkpoint.settled("other")
+    settled = checkpoint.committed_by_dead_runs("other")
     assert {record.source_id for record in settled.union} == {"a"}
     assert (set(settled.headers), set(settled.live)) == ({"dead"}, {"live"})
     assert settled.dead_runs == {"dead"}
 
-    everything = checkpoint.everything()
+    everything = checkpoint.snapshot()
     assert {record.source_id for record in everything.union} == {"a", "b"}
     assert (set(everything.headers), set(everything.live)) == ({"dead", "live"}, {"live"})
     assert everything.dead_runs == {"dead"}
 
     # Its own ledger is closed before a run asks for what it did itself.
     live.writer.close()
-    own = checkpoint.settled("live")
+    own = checkpoint.committed_by_dead_runs("live")
     assert {record.source_id for record in own.union} == {"a", "b"}
     assert own.live == {}
     assert own.dead_runs == {"dead", "live"}
     live.end()
-    assert checkpoint.settled("other").dead_runs == {"dead", "live"}
+    assert checkpoint.committed_by_dead_runs("other").dead_runs == {"dead", "live"}
 
 
 def test_a_neighbour_that_ends_after_the_note_was_alive(
-    checkpoint: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+    checkpoint: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else its files, committed after the list was read, would pass for left-overs."""
     neighbour = Writing(checkpoint.path, "neighbour", "a")
@@ -239,33 +237,33 @@ def test_a_neighbour_that_ends_after_the_note_was_alive(
         return live
 
     monkeypatch.setattr(directory_module, "live_runs", note_then_end)
-    contents = checkpoint.settled("other")
+    contents = checkpoint.committed_by_dead_runs("other")
     assert (len(contents.union), contents.dead_runs) == (0, frozenset())
     assert set(contents.live) == {"neighbour"}
 
 
-def test_an_unreadable_writer_file_is_never_skipped(checkpoint: CheckpointDirectory) -> None:
+def test_an_unreadable_writer_file_is_never_skipped(checkpoint: LocalBackend) -> None:
     Writing(checkpoint.path, "dead", "a").end()
     (checkpoint.path / "broken.mdb").write_bytes(b"x" * 10_000)
-    for look in (checkpoint.everything, lambda: checkpoint.settled("other")):
+    for look in (checkpoint.snapshot, lambda: checkpoint.committed_by_dead_runs("other")):
         with pytest.raises(CheckpointError, match=r"broken\.mdb"):
             look()
 
 
-def test_what_a_killed_process_left_half_made_is_not_read(checkpoint: CheckpointDirectory) -> None:
+def test_what_a_killed_process_left_half_made_is_not_read(checkpoint: LocalBackend) -> None:
     (checkpoint.path / ".half.mdb.new").write_bytes(b"x")
     (checkpoint.path / ".half.mdb.new-lock").write_bytes(b"x")
     (checkpoint.path / ".checkpoint.json.new").write_bytes(b"x")
     (checkpoint.path / "dead.mdb-lock").write_bytes(b"x")
-    assert checkpoint.everything().headers == {}
-    assert checkpoint.settled("other").headers == {}
+    assert checkpoint.snapshot().headers == {}
+    assert checkpoint.committed_by_dead_runs("other").headers == {}
     checkpoint.bind("file:///out", "")
     assert checkpoint.sink() == "file:///out"
 
 
 def test_two_first_runs_cannot_bind_it_to_two_sinks(tmp_path: Path) -> None:
     """Both have seen it unbound; the second to bind is told, as long as the first is alive."""
-    checkpoint = CheckpointDirectory(tmp_path)
+    checkpoint = LocalBackend(tmp_path)
     checkpoint.ensure()
     claims = [Claim(frozenset({bytes([i]) * 16})) for i in range(2)]
     leases = [Lease.acquire(tmp_path, Owner.here(f"run{i}"), claims[i], wait_s=0) for i in range(2)]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from world import World, WorldObjects
 
-from ray_resume.checkpoint.shared.mutex import Bakery, OutOfTurnError, Turn
-from ray_resume.checkpoint.shared.objects import Stamp
+from ray_resume.checkpoint.shared.mutex import BakeryMutex, Turn, TurnExpiredError
+from ray_resume.checkpoint.shared.objects import ObjectInfo
 
 pytestmark = pytest.mark.long
 
@@ -18,7 +18,13 @@ PATIENCE_S = 4.0
 
 
 def history(
-    seed: int, *, customers: int, turns: int, deaths: float, stops: float, bakery: type = Bakery
+    seed: int,
+    *,
+    customers: int,
+    turns: int,
+    deaths: float,
+    stops: float,
+    bakery: type = BakeryMutex,
 ) -> list[tuple[float, float, str]]:
     """Return when confirmed turns began and ended, and whose they were."""
     world = World(seed, deaths=deaths, stops=stops, longest_s=3 * PATIENCE_S)
@@ -32,14 +38,14 @@ def history(
             )
             while True:
                 try:
-                    with shop.turn() as turn:
+                    with shop.acquire() as turn:
                         began = world.now
                         for _ in range(world.random.randrange(4)):
                             world.step()
                         turn.confirm()
                         confirmed.append((began, world.now, who))
                         break
-                except OutOfTurnError:
+                except TurnExpiredError:
                     continue
 
     for number in range(customers):
@@ -67,14 +73,14 @@ def test_confirmed_turns_do_not_overlap(deaths: float, stops: float, seeds: int)
             assert len(turns) == (2 + seed % 4) * 2
 
 
-class Hasty(Bakery):
+class Hasty(BakeryMutex):
     """Does not wait for those who are still choosing."""
 
     def _wait(self, ticket: str, looked_at: float) -> float | None:
         real = self._objects
 
         class Blind(WorldObjects):
-            def list(self, folder: str) -> dict[str, Stamp]:
+            def list(self, folder: str) -> dict[str, ObjectInfo]:
                 return {k: v for k, v in real.list(folder).items() if "/a-" not in k}
 
         self._objects = Blind(real._world)  # type: ignore[attr-defined]
@@ -114,9 +120,9 @@ def history_of(seed: int, customers: dict[str, tuple[float, float]]) -> list[Any
 
     def customer(who: str, patience_s: float, stay_s: float) -> None:
         clocks: Any = {"clock": world.clock, "sleep": world.sleep}
-        shop = Bakery(objects, "queue", who, patience_s=patience_s, **clocks)
+        shop = BakeryMutex(objects, "queue", who, patience_s=patience_s, **clocks)
         while who not in [other for _, _, other in confirmed]:
-            with contextlib.suppress(OutOfTurnError), shop.turn() as turn:
+            with contextlib.suppress(TurnExpiredError), shop.acquire() as turn:
                 began = world.now
                 world.sleep(stay_s)
                 turn.confirm()

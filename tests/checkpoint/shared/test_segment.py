@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ray_resume.checkpoint.shared import segments
 from ray_resume.checkpoint.shared.segments import (
-    accepted,
+    counted_segments,
     decode,
     encode,
     fence_name,
@@ -82,7 +82,7 @@ def test_what_counts(last: int, wholes: set[int], fences: list[int], data: st.Da
     assert last_number(names) == last
     fenced = [min(fence, last) for fence in fences]
     everything = [*names, *(fence_name(f"{i:012x}", f) for i, f in enumerate(fenced))]
-    counted = accepted(data.draw(st.permutations(everything)))
+    counted = counted_segments(data.draw(st.permutations(everything)))
     limit = min(fenced, default=last)
     if limit == 0:
         assert counted == []
@@ -105,10 +105,10 @@ def test_what_counts(last: int, wholes: set[int], fences: list[int], data: st.Da
 )
 def test_a_missing_segment_is_told(names: list[str], missing: int) -> None:
     with pytest.raises(CheckpointError, match=rf"segment [{missing}4] is missing"):
-        accepted(names)
+        counted_segments(names)
 
 
 def test_other_names_are_passed_over() -> None:
-    assert accepted(["readme", "1.part", "fence-x-1", part_name(1), ".000000002.part"]) == [
+    assert counted_segments(["readme", "1.part", "fence-x-1", part_name(1), ".000000002.part"]) == [
         part_name(1)
     ]

@@ -21,7 +21,7 @@ from pyarrow.fs import LocalFileSystem
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.shared import writer as shared_writer
-from ray_resume.checkpoint.shared.backend import SharedCheckpoint
+from ray_resume.checkpoint.shared.backend import SharedBackend
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
 from ray_resume.checkpoint.shared.segments import fence_name
 from ray_resume.checkpoint.storage import Location
@@ -58,9 +58,9 @@ def place(
     return Location(s3.uri(f"{tmp_path.name}/ckpt"), lease_ttl_s=TTL_S)
 
 
-def opened(place: Location) -> SharedCheckpoint:
+def opened(place: Location) -> SharedBackend:
     storage = place.open()
-    assert isinstance(storage, SharedCheckpoint)
+    assert isinstance(storage, SharedBackend)
     storage.ensure()
     return storage
 
@@ -73,11 +73,11 @@ def run(number: int) -> str:
     return f"{number:012x}"
 
 
-def objects_of(storage: SharedCheckpoint) -> Any:
+def objects_of(storage: SharedBackend) -> Any:
     return storage._objects
 
 
-def commit(storage: SharedCheckpoint, number: int, *source_ids: str, sequence: int = 0) -> None:
+def commit(storage: SharedBackend, number: int, *source_ids: str, sequence: int = 0) -> None:
     """Be a run that completes sources, and ends."""
     lease = storage.acquire(Owner.here(run(number)), claim(*source_ids), wait_s=0)
     ledger, writer = storage.bind_ledger(run(number), lease).open({"sources_total": 7})
@@ -94,8 +94,8 @@ def records(number: int, *source_ids: str, sequence: int = 0) -> list[Record]:
     ]
 
 
-def completed(storage: SharedCheckpoint, own: int = 0xFFF) -> set[str]:
-    return {record.source_id for record in storage.settled(run(own)).union}
+def completed(storage: SharedBackend, own: int = 0xFFF) -> set[str]:
+    return {record.source_id for record in storage.committed_by_dead_runs(run(own)).union}
 
 
 def script(place: Location, body: str, *, other_host: bool) -> list[str]:
@@ -174,7 +174,7 @@ def place_of(place: Location) -> Checkpoint:
 
 def test_a_shared_folder_is_known_again(tmp_path: Path) -> None:
     Location(str(tmp_path), shared=True).open().ensure()
-    assert isinstance(Location(str(tmp_path)).open(), SharedCheckpoint)
+    assert isinstance(Location(str(tmp_path)).open(), SharedBackend)
 
 
 def test_eight_tasks_draw_eight_ranks_at_once(place: Location) -> None:
@@ -277,7 +277,7 @@ def test_a_killed_run_of_this_host_is_known_to_be_dead(
     before = time.monotonic()
     lease = storage.acquire(Owner.here(run(1)), claim("a"), wait_s=0)
     assert time.monotonic() - before < TTL_S / 2
-    storage.settled(run(1))
+    storage.committed_by_dead_runs(run(1))
     assert set(objects_of(storage).list("leases")) == {
         f"leases/{run(1)}.{kind}" for kind in ("json", "claim", "driver")
     }
@@ -360,7 +360,7 @@ FENCE = """
 from ray_resume.testing import kill_at
 lease = storage.acquire(Owner.here("00000000000b"), Claim(None), wait_s=0)
 with kill_at("shared.fenced", sys.argv[2]):
-    storage.settled("00000000000b")
+    storage.committed_by_dead_runs("00000000000b")
 """
 
 
@@ -499,7 +499,7 @@ def test_only_dead_runs_are_relied_on(place: Location) -> None:
     ledger, writer = storage.bind_ledger(run(2), lease).open({})
     writer.commit(records(2, "b"))
     assert completed(opened(place)) == {"a"}
-    assert {r.source_id for r in opened(place).everything().union} == {"a", "b"}
+    assert {r.source_id for r in opened(place).snapshot().union} == {"a", "b"}
     writer.close()
     ledger.release()
     lease.end(wait_s=5)
@@ -524,7 +524,7 @@ def test_damage_is_told_and_nothing_is_skipped(place: Location, damage: str) -> 
         flipped = bytes([data[0], data[1] ^ 1]) + data[2:]
         objects.put(name, data[:-1] if damage == "cut" else flipped)
     with pytest.raises(CheckpointError, match=rf"runs/{run(1)}.* cannot be read"):
-        storage.settled(run(9))
+        storage.committed_by_dead_runs(run(9))
     report = place_of(place).check()
     assert not report.ok
     assert any(f"runs/{run(1)}" in problem for problem in report.problems)
@@ -550,10 +550,12 @@ def test_reset_compact_and_check(place: Location) -> None:
     # What a run that was merged still publishes counts for nobody: the merged one stands for it.
     commit_late(storage, 1)
     assert len(list(checkpoint.sources("completed"))) == 5
-    assert storage.settled(run(9)).headers.keys() >= {run(number) for number in range(1, 6)}
+    assert storage.committed_by_dead_runs(run(9)).headers.keys() >= {
+        run(number) for number in range(1, 6)
+    }
 
 
-def commit_late(storage: SharedCheckpoint, number: int) -> None:
+def commit_late(storage: SharedBackend, number: int) -> None:
     late = encode_segment({}, [block_of([source_digest("late") + encode(records(1, "late")[0])])])
     objects_of(storage).put(f"runs/{run(number)}/000000009.part", late)
 
@@ -562,7 +564,7 @@ MAINTAIN = """
 from ray_resume import Checkpoint
 from ray_resume.testing import kill_at
 checkpoint = Checkpoint(sys.argv[1], lease_ttl_s=3.0)
-with kill_at(sys.argv[2], sys.argv[3], skip=int(sys.argv[2] == "compact.removing")):
+with kill_at(sys.argv[2], sys.argv[3], after=int(sys.argv[2] == "compact.removing")):
     checkpoint.compact()
 """
 

@@ -27,8 +27,8 @@ from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.shared import backend, mutex, segments
 from ray_resume.checkpoint.shared import writer as shared_writer
-from ray_resume.checkpoint.shared.backend import SharedCheckpoint
-from ray_resume.checkpoint.shared.heartbeat import Heart
+from ray_resume.checkpoint.shared.backend import SharedBackend
+from ray_resume.checkpoint.shared.heartbeat import Heartbeat
 from ray_resume.checkpoint.shared.leases import SharedLease
 from ray_resume.checkpoint.shared.writer import SharedWriter
 from ray_resume.core.digests import source_digest
@@ -65,7 +65,7 @@ class NoLock:
     def release(self) -> None: ...
 
 
-class WorldHeart(Heart):
+class WorldHeart(Heartbeat):
     """A heart that beats in the world."""
 
     world: World
@@ -192,8 +192,8 @@ class History:
         self.faults: list[str] = []
         self._runs = 0
 
-    def checkpoint(self) -> SharedCheckpoint:
-        checkpoint = SharedCheckpoint(
+    def checkpoint(self) -> SharedBackend:
+        checkpoint = SharedBackend(
             self.objects,
             uri="world",
             ttl_s=TTL_S,
@@ -207,9 +207,9 @@ class History:
         )
         return checkpoint
 
-    def heart(self, name: str, **options: Any) -> Heart:
-        kind = type("Heart", (WorldHeart,), {"world": self.world})
-        heart: Heart = kind(self.objects, name, ttl_s=TTL_S, clock=self.world.clock, **options)
+    def heart(self, name: str, **options: Any) -> Heartbeat:
+        kind = type("Heartbeat", (WorldHeart,), {"world": self.world})
+        heart: Heartbeat = kind(self.objects, name, ttl_s=TTL_S, clock=self.world.clock, **options)
         heart._beating = WorldLock(self.world)  # type: ignore[assignment]
         return heart
 
@@ -234,7 +234,7 @@ class History:
         try:
             world.say("has its lease")
             names = self.objects.list("out")
-            contents = checkpoint.settled(run_id)
+            contents = checkpoint.committed_by_dead_runs(run_id)
             done = [r for r in contents.union if r.state is State.COMPLETED]
             for record in done:
                 if record.source_id in sources and f"out/{record.files[0]}" not in names:
@@ -250,7 +250,7 @@ class History:
                 ledger.kill()
                 with contextlib.suppress(CheckpointError):
                     lease.check()
-                    self._remove_leftovers(checkpoint.settled(run_id), run_id)
+                    self._remove_leftovers(checkpoint.committed_by_dead_runs(run_id), run_id)
         finally:
             lease.end(wait_s=0)
         world.say("has ended")
@@ -285,7 +285,7 @@ class History:
             owner = Owner(run_id, "host", 1, 0.0)
             lease = checkpoint.acquire(owner, Claim(None), wait_s=5 * TTL_S)
             try:
-                union = checkpoint.settled(run_id).union
+                union = checkpoint.committed_by_dead_runs(run_id).union
                 records = [r for r in union if r.source_id in sources]
                 for source in sources:
                     # Whether it counts is not known, if it does not come to an end.
@@ -321,7 +321,7 @@ class History:
             if last:
                 assert self.acknowledged == before, "a finished job was done again"
         found: list[Record] = []
-        self.world.spawn("auditor", lambda: found.extend(self.checkpoint().everything().union))
+        self.world.spawn("auditor", lambda: found.extend(self.checkpoint().snapshot().union))
         self.world.run()
         assert {r.source_id for r in found} == {f"s{i}" for i in range(SOURCES)}
         listed = sorted(file for record in found for file in record.files)
@@ -401,7 +401,9 @@ def test_what_a_dead_run_still_publishes_counts_for_nobody() -> None:
 def test_a_successor_without_fences_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its predecessor's files are gone, and its late records would list them."""
     monkeypatch.setattr(
-        backend, "accepted", lambda names: segments.accepted([n for n in names if "fence" not in n])
+        backend,
+        "counted_segments",
+        lambda names: segments.counted_segments([n for n in names if "fence" not in n]),
     )
     history = zombie(0)
     with pytest.raises(AssertionError):
@@ -418,7 +420,7 @@ def test_publishing_without_confirming_is_found_out(monkeypatch: pytest.MonkeyPa
 def test_a_lease_without_its_turn_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that look at once and then take would not see each other."""
     monkeypatch.setattr(
-        SharedCheckpoint, "_in_turn", lambda self, who, act, undo=None: act(Unhurried())
+        SharedBackend, "_in_turn", lambda self, who, act, undo=None: act(Unhurried())
     )
     with pytest.raises((AssertionError, CheckpointError)):
         check_all(range(300))
