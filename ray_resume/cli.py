@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 
 from ray_resume import __version__
 from ray_resume.checkpoint.checkpoint import Checkpoint, CheckpointStatus, last_line, plain
-from ray_resume.checkpoint.shared.objects import public_uri
 from ray_resume.errors import ResumeError
+from ray_resume.files import public_uri
 
 __all__ = ["main"]
 

@@ -13,7 +13,7 @@ import ray_resume
 PACKAGE = Path(ray_resume.__file__).parent
 
 # What each package may import of ours, beside itself. "a" means every module in and below a.
-GROUND = {"errors", "failpoints"}
+GROUND = {"errors", "failpoints", "files", "filesystems"}
 PACKAGES: dict[str, set[str]] = {
     "core": {"errors"},
     "checkpoint": {"core", *GROUND},
@@ -27,17 +27,11 @@ PACKAGES: dict[str, set[str]] = {
 # Modules that put the parts together may import more than the rest of their package.
 EXTRA: dict[str, set[str]] = {
     "read.resumable_read": {"checkpoint"},
-    # Paths and URIs are opened by `read.listing` and `checkpoint.shared.objects` for all packages.
-    "checkpoint.storage": {"read.listing"},
     # To rebind a checkpoint is to look at its output folder.
     "checkpoint.rebinding": {"write.folder"},
     "checkpoint.checkpoint": {"write.folder"},
-    "read.listing": {"checkpoint.shared.objects"},
-    "read.footers": {"checkpoint.shared.objects"},
-    "read.paths": {"checkpoint.shared.objects"},
     # It commits records, in the driver.
     "write.retyping": {"checkpoint"},
-    "write.folder": {"read.listing", "checkpoint.shared.objects"},
     # It verifies and cleans the folder, in the driver.
     "write.output": {"checkpoint"},
     "write.resumable_write": {"checkpoint.storage", "read", "run", "udf"},
@@ -51,6 +45,8 @@ TOP: dict[str, set[str]] = {
     "__init__": {"checkpoint", "errors", "read", "run", "udf", "write"},
     "errors": set(),
     "failpoints": set(),
+    "files": set(),
+    "filesystems": {"errors", "files"},
 }
 
 # Which modules may import what is not ours: the rest must not know that it exists.

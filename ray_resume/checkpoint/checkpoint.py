@@ -16,12 +16,12 @@ from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.backend import new_run_id
 from ray_resume.checkpoint.report import CheckReport, plain
-from ray_resume.checkpoint.shared.objects import public_uri
 from ray_resume.checkpoint.storage import CheckpointBackend, Location
 from ray_resume.core.digests import source_digest
 from ray_resume.core.records import Flag, Record, State, blocks_of, encode
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
+from ray_resume.files import public_uri
 
 if TYPE_CHECKING:
     from ray_resume.core.snapshot import Union

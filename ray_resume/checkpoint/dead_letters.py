@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import secrets
 from collections.abc import Collection
@@ -21,6 +20,7 @@ from ray_resume.core.digests import source_digest
 from ray_resume.core.messages import DeadLetter
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
+from ray_resume.files import fsync_directory, write_atomically
 
 __all__ = ["COLUMNS", "FOLDER", "DeadLetterStore", "LetterFolder", "LetterObjects"]
 
@@ -80,24 +80,16 @@ class LetterFolder:
 
     def write(self, run_id: str, source_id: str, letter: DeadLetter) -> str:
         name = _new_name(run_id, source_id)
-        hidden = self._path / f".{name}"
         try:
             self._path.mkdir(exist_ok=True)
-            with open(hidden, "xb") as file:
-                _write(letter, source_id, file)
-                file.flush()
-                failpoint("letters.writing")
-                os.fsync(file.fileno())
-            hidden.rename(self._path / name)
-            for folder in (self._path, self._path.parent):
-                descriptor = os.open(folder, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+            write_atomically(
+                self._path / name,
+                lambda file: _write(letter, source_id, file),
+                before_rename=lambda: failpoint("letters.writing"),
+            )
+            fsync_directory(self._path)
+            fsync_directory(self._path.parent)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                hidden.unlink()
             raise CheckpointError(
                 f"The dead letter {self._path / name} cannot be written: {error}. Its rows count "
                 "for nobody, and what was committed is safe. Free space or mend the disk, and run "

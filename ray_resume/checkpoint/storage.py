@@ -21,9 +21,10 @@ from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.mounts import network_filesystem_type
 from ray_resume.checkpoint.output_schemas import SchemaStore
 from ray_resume.checkpoint.shared.backend import IDENTITY, LAYOUT, SharedBackend
-from ray_resume.checkpoint.shared.objects import StoredObjects, public_uri
+from ray_resume.checkpoint.shared.objects import StoredObjects
 from ray_resume.core.records import Record
 from ray_resume.core.shards import ArrayTask
+from ray_resume.files import public_uri
 
 __all__ = ["CheckpointBackend", "LedgerBinding", "LedgerLease", "Location", "RunLease", "Writer"]
 
@@ -240,9 +241,9 @@ class Location:
 
     def _objects(self) -> StoredObjects:
         # pyarrow is not loaded for a directory of this host's own.
-        from ray_resume.read.listing import open_place
+        from ray_resume.filesystems import open_uri
 
-        filesystem, path = open_place("checkpoint", self.path, self.filesystem)
+        filesystem, path = open_uri("checkpoint", self.path, self.filesystem)
         return StoredObjects(filesystem, path, public_uri(self.path))
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
-from ray_resume.checkpoint.shared.objects import one_line
 from ray_resume.core.sources import Source, SourceTable
+from ray_resume.files import one_line
 from ray_resume.raydata.filereads import Unreadable
 
 __all__ = ["list_row_groups", "readable"]

@@ -9,47 +9,23 @@ written. (Symbolic links are not resolved: another link is another source.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
-from ray_resume.checkpoint.shared.objects import one_line, public_uri, whole_uri
 from ray_resume.core.records import Fingerprint
 from ray_resume.core.sources import Source, SourceTable, refuse_repeated
-from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.errors import ResumeError
 from ray_resume.raydata.paths import is_http
-from ray_resume.read.paths import as_pyarrow, id_of_url, normalized
+from ray_resume.read.paths import id_of_url
 
 __all__ = [
     "has_changed",
     "is_passed_over",
     "list_files",
-    "open_place",
-    "path_of",
     "relative_to",
 ]
 
 _PASSED_OVER = (".", "_")
-
-
-def open_place(what: str, given: str, filesystem: FileSystem | None) -> tuple[FileSystem, str]:
-    """Return the filesystem of a path or URI to write to, and its path there.
-
-    Raises:
-        CheckpointError: it cannot be opened; nothing secret of ``given`` is in the message.
-    """
-    shown = public_uri(given)
-    whole = whole_uri(given)
-    try:
-        found, (path,) = _place(whole, filesystem)
-    except (OSError, ValueError, ImportError, NotImplementedError) as error:
-        why = one_line(OSError(str(error).replace(whole, shown)))
-        raise CheckpointError(
-            f"The {what} {shown} cannot be opened: {why}. Give a directory, or a URI of a storage "
-            "that pyarrow knows (s3://bucket/path, gs://, abfs://, hdfs://), with credentials "
-            "where pyarrow finds them; or say which filesystem it is on (filesystem=...)."
-        ) from (error if shown == given else None)
-    return found, path
 
 
 def list_files(
@@ -155,14 +131,6 @@ def is_passed_over(path: str, root: str) -> bool:
     return path.startswith(base) and path.removeprefix(base).startswith(_PASSED_OVER)
 
 
-def path_of(info: FileInfo) -> str:
-    """Return the path of a file that is not to be opened: its name need not be UTF-8."""
-    try:
-        return str(info.path)
-    except UnicodeDecodeError as error:
-        return error.object.decode("utf-8", "surrogateescape")
-
-
 def _has_extension(path: str, extensions: Sequence[str] | None) -> bool:
     if extensions is None:
         return True
@@ -170,12 +138,3 @@ def _has_extension(path: str, extensions: Sequence[str] | None) -> bool:
     endings = tuple(f".{extension.lower().lstrip('.')}" for extension in extensions)
     # A query may say which version of an object it is; in the name of a file, "?" is a character.
     return name.endswith(endings) or name.split("?", 1)[0].endswith(endings)
-
-
-def _place(path: str, filesystem: Any) -> tuple[FileSystem, list[str]]:
-    if filesystem is not None:
-        return normalized(as_pyarrow(filesystem), [path.split("://", 1)[-1]])
-    if "://" in path:
-        filesystem, path = FileSystem.from_uri(path)
-        return normalized(filesystem, [path])
-    return normalized(LocalFileSystem(), [path])

@@ -1,43 +1,34 @@
-"""Where the files of a read are: their filesystem, their paths there, and when they changed.
+"""Where the files of a read are: their filesystem, and their paths there.
 
-Paths are resolved as plain Ray Data resolves them. Two things are added: each file has one
-normalized path, and filesystems of fsspec report when a file was changed.
+Paths are resolved as plain Ray Data resolves them. One thing is added: each file has one
+normalized path.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from email.utils import parsedate_to_datetime
 from itertools import takewhile
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pyarrow.fs import (
-    FileInfo,
-    FileSelector,
     FileSystem,
     FileType,
-    FSSpecHandler,
     LocalFileSystem,
-    PyFileSystem,
     SubTreeFileSystem,
 )
 
-from ray_resume.checkpoint.shared.objects import public_uri
+from ray_resume import filesystems
 from ray_resume.core.sources import Items
 from ray_resume.errors import ResumeError
+from ray_resume.files import public_uri
+from ray_resume.filesystems import as_pyarrow
 from ray_resume.raydata.paths import is_http, locate, paths_of, resolving
 
-__all__ = ["PlainPaths", "as_pyarrow", "id_of_url", "located", "normalized", "resolve"]
-
-_REQUESTS_AT_ONCE = 16
+__all__ = ["PlainPaths", "id_of_url", "located", "normalized", "resolve"]
 
 
 def resolve(paths: Any, filesystem: Any) -> tuple[FileSystem, list[str]]:
@@ -138,29 +129,9 @@ def _located(path: str, filesystem: Any) -> tuple[FileSystem, str]:
 
 def normalized(filesystem: FileSystem, paths: list[str]) -> tuple[FileSystem, list[str]]:
     """Return the one normal form of paths, from the root of the filesystem that holds them."""
-    while isinstance(filesystem, SubTreeFileSystem):
-        base = filesystem.base_path.rstrip("/")
-        filesystem, paths = filesystem.base_fs, [f"{base}/{path.lstrip('/')}" for path in paths]
-    if isinstance(filesystem, LocalFileSystem):
-        # An empty path is no directory, though it would become the working directory.
-        return filesystem, [path and re.sub("^/+", "/", _absolute(path)) for path in paths]
-    if is_http(filesystem):
-        return filesystem, paths
-    return filesystem, [path.rstrip("/") for path in paths]
-
-
-def _absolute(path: str) -> str:
-    path = os.path.expanduser(path)
-    whole = os.path.abspath(path)
-    steps = path.split("/")
-    if ".." not in steps or not os.path.exists(path):
-        return whole
-    if os.path.exists(whole) and os.path.samefile(path, whole):
-        return whole
-    # The folder before a ".." is a symbolic link: the system goes up from the target of the link.
-    below = steps[::-1].index("..")
-    up = os.path.realpath("/".join(steps[: len(steps) - below]))
-    return os.path.abspath(os.path.join(up, *steps[len(steps) - below :]))
+    filesystem, paths = filesystems.unwrapped(filesystem, paths)
+    # For HTTP, a path is a whole URL.
+    return (filesystem, paths) if is_http(filesystem) else filesystems.normalized(filesystem, paths)
 
 
 def _openable(filesystem: FileSystem, path: str) -> str:
@@ -174,19 +145,6 @@ def _openable(filesystem: FileSystem, path: str) -> str:
     if may_fail and filesystem.get_file_info(path).type == FileType.NotFound:
         return os.path.normpath(os.path.expanduser(path))
     return path
-
-
-def as_pyarrow(filesystem: Any) -> FileSystem:
-    """Return a filesystem of pyarrow or fsspec as one of pyarrow that knows when files changed."""
-    if isinstance(filesystem, PyFileSystem) and type(filesystem.handler) is FSSpecHandler:
-        filesystem = filesystem.handler.fs
-    if isinstance(filesystem, FileSystem):
-        return filesystem
-    if not hasattr(filesystem, "invalidate_cache"):
-        raise TypeError(
-            f"filesystem must be a filesystem of pyarrow or fsspec, not {filesystem!r:.80}."
-        )
-    return PyFileSystem(_Handler(filesystem))
 
 
 # What a signed URL has in its query beside what it names, by the parameter that signs it.
@@ -208,67 +166,3 @@ def id_of_url(url: str) -> str:
         query = [item for name, item in kept if not _OF_SIGNATURES.fullmatch(name)]
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "&".join(query), parts.fragment))
-
-
-class _Handler(FSSpecHandler):  # type: ignore[misc]
-    """A filesystem of fsspec that knows when files changed, and is asked for many at once."""
-
-    def get_file_info(self, paths: Sequence[str]) -> list[FileInfo]:
-        # It may remember what it has listed before.
-        self.fs.invalidate_cache()
-        with ThreadPoolExecutor(min(_REQUESTS_AT_ONCE, max(1, len(paths)))) as pool:
-            return [info for (info,) in pool.map(super().get_file_info, [[p] for p in paths])]
-
-    def get_file_info_selector(self, selector: FileSelector) -> list[FileInfo]:
-        self.fs.invalidate_cache()
-        infos: list[FileInfo] = super().get_file_info_selector(selector)
-        return infos
-
-    # pyarrow's own class calls this for each file; its own looks for a time as "mtime" alone.
-    @staticmethod
-    def _create_file_info(path: str, info: Mapping[str, Any]) -> FileInfo:
-        kind = _KINDS.get(info["type"], FileType.Unknown)
-        size = info["size"] if kind == FileType.File else None
-        return FileInfo(path, kind, size=size, mtime_ns=_changed_ns(info))
-
-
-_KINDS = {"file": FileType.File, "directory": FileType.Directory}
-
-# The names under which filesystems of fsspec report when a file was changed, or a stamp of it.
-_TIMES = (
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "Last-Modified",
-    "updated",
-    "modified",
-    "created",
-)
-_STAMPS = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "crc32c", "CRC")
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-def _changed_ns(info: Mapping[str, Any]) -> int | None:
-    """Return when a file was changed, or a number for its stamp, which serves as well; or None."""
-    for name in _TIMES:
-        value = info.get(name)
-        if isinstance(value, str):
-            value = _time_of(value)
-        if isinstance(value, datetime):
-            aware = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
-            return (aware - _EPOCH) // timedelta(microseconds=1) * 1000
-        if isinstance(value, (int, float)):
-            return round(value * 1e9)
-    for name in _STAMPS:
-        if info.get(name):
-            stamp = hashlib.blake2b(str(info[name]).encode(), digest_size=8).digest()
-            return int.from_bytes(stamp, "little") >> 1
-    return None
-
-
-def _time_of(text: str) -> datetime | None:
-    for parse in (datetime.fromisoformat, parsedate_to_datetime):
-        with contextlib.suppress(ValueError, TypeError):
-            # Before Python 3.11, a "Z" is no time zone.
-            return parse(re.sub("Z$", "+00:00", text))
-    return None

@@ -20,10 +20,10 @@ from typing import IO, TypeVar
 
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
 
-from ray_resume.checkpoint.shared.objects import atomic_put, canonical_uri
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
-from ray_resume.read.listing import open_place, path_of
+from ray_resume.files import atomic_put, canonical_uri, fsync_directory, write_atomically
+from ray_resume.filesystems import open_uri, path_of
 
 __all__ = ["Folder", "fault_of", "folder_at"]
 
@@ -81,20 +81,9 @@ class Folder:
             path = f"{self.path}/{name}"
             self._tried(lambda: atomic_put(self.filesystem, path, buffer.getbuffer()))
             return
-        folder, _, bare = f"{self.path}/{name}".rpartition("/")
-        os.makedirs(folder, exist_ok=True)
-        hidden = f"{folder}/.{bare}"
-        try:
-            with open(hidden, "xb") as file:
-                write(file)
-                file.flush()
-                failpoint("sink.writing")
-                os.fsync(file.fileno())
-            os.rename(hidden, f"{folder}/{bare}")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(hidden)
-            raise
+        path = f"{self.path}/{name}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_atomically(path, write, before_rename=lambda: failpoint("sink.writing"))
 
     def sync(self, names: Iterable[str]) -> None:
         """Make the names of these files, and of the folders that they are in, durable."""
@@ -107,11 +96,7 @@ class Folder:
                 folders.add(f"{self.path}/{inner}")
                 inner = inner.rpartition("/")[0]
         for folder in folders:
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            fsync_directory(folder)
 
     def _tried(self, operation: Callable[[], T]) -> T:
         """Do something that may be done twice, again after a pause if its error is to be retried.
@@ -140,7 +125,7 @@ def folder_at(given: str | os.PathLike[str], filesystem: FileSystem | None = Non
         CheckpointError: it cannot be opened, or is a file.
     """
     text = os.fspath(given)
-    inferred, path = open_place("output folder", text, filesystem)
+    inferred, path = open_uri("output folder", text, filesystem)
     if not isinstance(inferred, LocalFileSystem):
         return Folder(inferred, path, canonical_uri(inferred, path, text))
     if os.path.exists(path) and not os.path.isdir(path):

@@ -29,8 +29,9 @@ from ray.data.datasource.path_util import _resolve_paths_and_filesystem
 
 from ray_resume import ResumeError, resumable, resumable_read, resumable_write
 from ray_resume.core.records import Fingerprint
+from ray_resume.filesystems import _changed_ns
 from ray_resume.read.listing import has_changed, list_files
-from ray_resume.read.paths import _changed_ns, id_of_url, resolve
+from ray_resume.read.paths import id_of_url, resolve
 from ray_resume.testing import rows_of
 
 # Names that some rule for URIs, for globs or for query strings could take for something else.

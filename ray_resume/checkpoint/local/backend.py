@@ -31,7 +31,6 @@ from ray_resume.checkpoint.dead_letters import LetterFolder
 from ray_resume.checkpoint.local.lease import Lease, guard, known_runs, live_runs
 from ray_resume.checkpoint.local.lmdb_file import (
     WriterFile,
-    fsync_directory,
     remove_half_made,
     write_whole,
     writer_files,
@@ -43,6 +42,7 @@ from ray_resume.checkpoint.shared.objects import StoredObjects
 from ray_resume.core.shards import ArrayTask
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
+from ray_resume.files import fsync_directory, write_atomically
 
 __all__ = [
     "COMMIT_INTERVAL_S",
@@ -350,18 +350,11 @@ class LocalBackend:
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a file of ours, or replace it; whole and durable. Call it under the guard."""
         path = self.path / name
-        nascent = self.path / f".{name}.new"
+        data = json.dumps({**content, "format": _FORMAT_VERSION}).encode()
         try:
-            with nascent.open("w") as file:
-                json.dump({**content, "format": _FORMAT_VERSION}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            failpoint("checkpoint.writing")
-            os.replace(nascent, path)
+            write_atomically(path, data, before_rename=lambda: failpoint("checkpoint.writing"))
             fsync_directory(self.path)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                nascent.unlink(missing_ok=True)
             raise CheckpointError(
                 f"The checkpoint file {path} cannot be written: {error}. See that the directory "
                 "is writable and has space, and run again."

@@ -28,12 +28,12 @@ from ray_resume.core.filenames import is_usual_run
 from ray_resume.core.records import Record, blocks_of, encode, stored_in
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
+from ray_resume.files import fsync_directory
 
 __all__ = [
     "FORMAT_VERSION",
     "SUFFIX",
     "WriterFile",
-    "fsync_directory",
     "read_writer",
     "read_writer_into",
     "remove_half_made",
@@ -236,15 +236,6 @@ def read_writer_into(
                     return
             except _lmdb().MapResizedError:
                 continue  # Its writer has made it grow since it was opened.
-
-
-def fsync_directory(directory: Path) -> None:
-    """Make names that were created or renamed in ``directory`` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> Any:

@@ -10,9 +10,7 @@ Knows nothing of checkpoints. Loads pyarrow only when a storage is opened.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,30 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ray_resume.errors import CheckpointError
+from ray_resume.files import atomic_put, is_atomic, one_line
 
-__all__ = [
-    "ObjectInfo",
-    "Objects",
-    "StoredObjects",
-    "atomic_put",
-    "canonical_uri",
-    "is_atomic",
-    "one_line",
-    "public_uri",
-    "whole_uri",
-]
+__all__ = ["ObjectInfo", "Objects", "StoredObjects"]
 
 T = TypeVar("T")
 
-# Storages whose objects appear when their upload is closed. Elsewhere a name is given by renaming.
-_ATOMIC = frozenset({"s3", "gcs", "abfs"})
-
-_SCHEMES = {"gcs": "gs"}
-# Where what stands before the "@" is an access key; elsewhere it is a user, or a container.
-_KEYS_FOR_USERS = frozenset({"s3", "s3a", "gs", "gcs"})
-
-_AT_ONCE = 16
-_LONGEST_LINE = 400
+_MAX_REQUESTS = 16
 _RETRY_DELAYS_S = (0.1, 0.3, 1.0, 2.0, 4.0, 4.0)
 
 # What trying again does not mend, as pyarrow spells it.
@@ -51,10 +32,6 @@ _FINAL = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH"
     # The status of an answer, and not a part of some name.
     r"|(?<![\w./:-])403(?![\w./:-])"
-)
-
-_SECRET_OPTION = re.compile(
-    r"([?&][^=&]*(?:secret|token|key|password|sas|sig)[^=&]*=)[^&]*", re.IGNORECASE
 )
 
 
@@ -126,7 +103,7 @@ class StoredObjects:
         return self._tried(f"read {name}", get)
 
     def get_all(self, names: Sequence[str]) -> Iterator[bytes | None]:
-        with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(names)))) as pool:
+        with ThreadPoolExecutor(min(_MAX_REQUESTS, max(1, len(names)))) as pool:
             yield from pool.map(self.get, names)
 
     def list(self, folder: str) -> dict[str, ObjectInfo]:
@@ -138,7 +115,7 @@ class StoredObjects:
                 self.filesystem.delete_file(f"{self.path}/{name}")
 
         doomed = list(names)
-        with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(doomed)))) as pool:
+        with ThreadPoolExecutor(min(_MAX_REQUESTS, max(1, len(doomed)))) as pool:
             list(pool.map(lambda name: self._tried(f"delete {name}", lambda: delete(name)), doomed))
 
     def _list(self, folder: str) -> dict[str, ObjectInfo]:
@@ -175,89 +152,6 @@ class StoredObjects:
                         "written to with this process's credentials, and run again."
                     ) from error
                 time.sleep(delay_s)
-
-
-def atomic_put(filesystem: Any, path: str, data: Any) -> None:
-    """Write a file of any pyarrow filesystem that appears whole or not at all, and is durable.
-
-    Raises:
-        OSError: it failed; there may be a hidden left-over.
-    """
-    if is_atomic(filesystem):
-        # One write: a stream that is left by an error would still be closed, and the object appear.
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
-        return
-    folder, _, bare = path.rpartition("/")
-    hidden = f"{folder}/.{bare}.{secrets.token_hex(4)}"
-    if filesystem.type_name == "local":
-        os.makedirs(folder, exist_ok=True)
-        try:
-            with open(hidden, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(hidden, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(hidden)
-            raise
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        return
-    filesystem.create_dir(folder, recursive=True)
-    with filesystem.open_output_stream(hidden) as stream:
-        stream.write(data)
-    filesystem.move(hidden, path)
-
-
-def is_atomic(filesystem: Any) -> bool:
-    """Say whether a file appears on this filesystem only when its stream is closed."""
-    return filesystem.type_name in _ATOMIC
-
-
-def public_uri(uri: str) -> str:
-    """Spell ``uri`` without passwords and keys: it goes into messages and into logs."""
-    return _SECRET_OPTION.sub(r"\1***", _without_secrets(whole_uri(uri)))
-
-
-def whole_uri(uri: str) -> str:
-    """Give ``uri`` back the second slash that pathlib has taken out of it."""
-    return re.sub("^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", uri)
-
-
-def canonical_uri(filesystem: Any, path: str, uri: str) -> str:
-    """Spell a place the same way whoever names it: without credentials and options.
-
-    Args:
-        path: as ``filesystem`` spells it.
-        uri: as it was given; not a URI if the filesystem was given with it.
-    """
-    if "://" not in uri:
-        kind = filesystem.type_name
-        return f"{_SCHEMES.get(kind, kind)}://{path}"
-    return _without_secrets(uri).partition("?")[0].rstrip("/")
-
-
-def _without_secrets(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    if scheme.lower() in _KEYS_FOR_USERS and ":" in authority and "@" not in authority:
-        # A secret with a "/" in it, which should have been spelt "%2F".
-        authority, slash, path = rest.rpartition("@")[2].partition("/")
-    user, at, host = authority.rpartition("@")
-    if scheme.lower() in _KEYS_FOR_USERS:
-        user = at = ""
-    return f"{scheme}{separator}{user.partition(':')[0]}{at}{host}{slash}{path}"
-
-
-def one_line(error: Exception) -> str:
-    """Spell an error of pyarrow's in one line: some of them fill a screen."""
-    line = (str(error).strip().splitlines() or [repr(error)])[0]
-    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."
 
 
 def _is_final(error: Exception) -> bool:

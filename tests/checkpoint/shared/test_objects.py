@@ -13,9 +13,10 @@ from pyarrow.fs import LocalFileSystem
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.shared import objects
-from ray_resume.checkpoint.shared.objects import StoredObjects, whole_uri
+from ray_resume.checkpoint.shared.objects import StoredObjects
 from ray_resume.checkpoint.storage import Location
-from ray_resume.read.listing import open_place
+from ray_resume.files import whole_uri
+from ray_resume.filesystems import open_uri
 
 pytestmark = pytest.mark.long
 
@@ -116,5 +117,5 @@ def test_a_place_that_cannot_be_opened_keeps_its_secrets(what: str) -> None:
     with pytest.raises(
         CheckpointError, match=rf"The {what} what://me@host/o .*pyarrow knows"
     ) as told:
-        open_place(what, "what://me:hidden@host/o", None)
+        open_uri(what, "what://me:hidden@host/o", None)
     assert "hidden" not in f"{told.value}{told.value.__cause__}"
