@@ -112,7 +112,7 @@ def describe(expression: Expr) -> str:
 
 @dataclass(frozen=True)
 class Columns:
-    """What a run of projections makes of the columns of its input.
+    """The columns that a run of projections makes of those of its input.
 
     Args:
         made: the columns that come out, by name, as expressions of the input's columns.
@@ -234,7 +234,7 @@ def _kind(expression: Expr) -> str:
 
 
 def _is_rays_own(function: Any) -> bool:
-    # Not `udf` of a user's class: that is an object of a class of Ray's.
+    # A `udf` of a user's class is an object of a class of Ray's, and is not meant.
     return isinstance(function, FunctionType) and function.__module__.startswith("ray.data.")
 
 

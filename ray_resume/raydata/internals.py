@@ -49,7 +49,7 @@ def check_used(used: Mapping[Any, str]) -> None:
         known = set(dir(owner))
         if dataclasses.is_dataclass(owner):
             known |= {field.name for field in dataclasses.fields(owner)}
-        # What only exists in instances is found where a method sets it.
+        # Attributes of instances are found where a method sets them.
         methods = (value for base in owner.__mro__ for value in vars(base).values())
         steps = (
             step

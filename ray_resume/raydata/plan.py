@@ -91,7 +91,7 @@ _UDF_OPERATORS: dict[Any, str] = {
 
 _UDF_TYPES: Any = tuple(_UDF_OPERATORS)
 
-# What is used of Ray's classes without being imported by name.
+# Attributes of Ray's classes that this package uses.
 _USED: dict[Any, str] = {
     Dataset: "_logical_plan context",
     DataContext: "checkpoint_config",

@@ -133,7 +133,7 @@ class Scan:
             if narrowed is operator:
                 left.append(predicate)
             elif isinstance(narrowed, Filter):
-                # What the scanner cannot do itself.
+                # The scanner applies a part of the predicate, and leaves this one.
                 left.append(narrowed.predicate_expr)
                 narrowed = narrowed.input_dependencies[0]
             operator = narrowed

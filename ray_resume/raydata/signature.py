@@ -1,12 +1,12 @@
-"""What a pipeline is to a checkpoint: one line of text that says what its output depends on.
+"""A pipeline's signature: one line of text that says what its output depends on.
 
 Two pipelines with the same signature make the same columns of the same sources, if their UDFs do
-the same; what those do is :mod:`ray_resume.core.code`'s to say. A signature is the same whether a
+the same: :mod:`ray_resume.core.code` compares those. A signature is the same whether a
 dataset was iterated over before or not, in every process, and with every version of Ray: between
 two UDFs it is about what filters and projections amount to, however Ray has joined or moved them.
 
-Arguments may be secrets: numbers are shown by name, texts and other values are there as digests.
-What stands in expressions is shown.
+Arguments may be secrets: numbers are shown by name, texts and other values as digests. Constants in
+expressions are shown.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def described_values(
 ) -> list[str]:
     """Describe arguments: numbers as they are, other plain values as digests, the rest as dots.
 
-    Of what may be a secret by its name there are dots, so another secret is no other pipeline. Of
-    ``shown`` ones there are values.
+    A secret, by its name, is shown as dots, so another secret makes no other pipeline. Values of
+    ``shown`` names are shown.
     """
     texts = []
     for value in positional:

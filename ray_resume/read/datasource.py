@@ -109,7 +109,7 @@ class _SourceDatasource(Datasource):
 
 
 class ResumableDatasource(_SourceDatasource):
-    """The sources of a resumable read. Not armed, it reads what plain Ray Data would of them.
+    """The sources of a resumable read. Executed as it is, it reads as plain Ray Data would.
 
     ``sources`` are those of the read's shard, or all that were listed. ``checkpoint`` and
     ``options`` are what `resumable_write` needs to know of the read.
@@ -120,7 +120,7 @@ class ResumableDatasource(_SourceDatasource):
         self.checkpoint = checkpoint
         self.options = options
 
-    # What plain Ray Data would push into this read, its optimizer pushes into this one.
+    # Ray's optimizer pushes into this read what it would push into that of plain Ray Data.
     def supports_projection_pushdown(self) -> bool:
         return self.input.selects
 

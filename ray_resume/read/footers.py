@@ -1,7 +1,7 @@
-"""What the footers of Parquet files say, as far as they can be read.
+"""Reads the footers of Parquet files, as far as that is possible.
 
-A file that cannot be opened must not keep the others from being read. So nothing here raises an
-error because of a file: the file fails later, in its own read task.
+A file that cannot be opened must not keep the others from being read. So no function here raises
+an error because of a file: the file fails later, in its own read task.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a read reads: its sources, and how read tasks for them are made.
+"""Inputs of reads: the sources of each, and how read tasks for them are made.
 
 An :class:`Input` knows all sources of one `resumable_read`, and makes Ray read tasks for any of
 them. It opens no source before it is asked for tasks. Files are here; keys are in `key_input`, a
@@ -140,7 +140,7 @@ class FileInput:
         return isinstance(self.files, Scan)
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
-        # What is not known counts as nothing.
+        # A size that is not known counts as zero.
         return sources.fingerprints.sizes.astype(np.float64) * self.inflation
 
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
@@ -176,11 +176,11 @@ def file_reader_of(
     skipped.
 
     Returns:
-        What reads the files, and the columns that are selected after that, if any.
+        The reader of the files, and the columns that are selected after that, if any.
     """
     scanned = reads_with_scans(getattr(reader, "__name__", ""))
 
-    # Planned in this process, and read in others, where relative paths may mean something else.
+    # This process plans, others read: there, relative paths may mean something else.
     moved = is_local_at(filesystem)
 
     def planned(
@@ -207,7 +207,7 @@ def file_reader_of(
     if good:
         return planned(good, arguments)
     if scanned:
-        # Then no footer is read, and what a file is found to have later is its schema.
+        # Without a schema, Ray reads no footer now, and each file by its own schema later.
         return planned(first[:1], {**arguments, "schema": pa.schema([])})
     each = EachByItself(name, reader, arguments)
     return each.on(filesystem) if moved else each, None

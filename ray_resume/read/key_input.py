@@ -29,7 +29,7 @@ __all__ = ["KeyInput", "key_sources"]
 class KeyInput:
     """Keys, read by a function of the user's: ``load(key)`` returns or yields tables.
 
-    Not repeatable: a database may give its rows in another order each time.
+    It is not repeatable: a database may give its rows in another order each time.
     """
 
     name: str

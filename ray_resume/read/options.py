@@ -1,4 +1,4 @@
-"""What the arguments of a reader say: whether it repeats itself, and which options it reads with.
+"""The arguments of a reader: whether it repeats itself, and which options it reads with.
 
 Importable on workers: knows neither checkpoints nor lmdb.
 """
@@ -137,7 +137,7 @@ def _public_name(function: Any) -> str:
 
 
 class ReaderText(NamedTuple):
-    """What a pipeline's signature says of its reader, and the user's functions in that, by name."""
+    """The reader in a pipeline's signature, and the user's functions that it calls, by name."""
 
     text: str
     udfs: tuple[tuple[str, Any], ...] = ()
@@ -181,7 +181,7 @@ def is_repeatable(arguments: Mapping[str, Any]) -> bool:
 def describe_options(arguments: Mapping[str, Any]) -> str:
     """Format the options that decide on rows and columns, without anything that may be a secret.
 
-    What is not plain data is left out: a function may be another one in each process.
+    Values that are not plain data are left out: a function may be another one in each process.
     """
     texts = []
     for name in sorted(arguments.keys() - _NOT_COMPARED):

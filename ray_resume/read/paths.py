@@ -147,7 +147,7 @@ def _openable(filesystem: FileSystem, path: str) -> str:
     return path
 
 
-# What a signed URL has in its query beside what it names, by the parameter that signs it.
+# A URL is signed if it has one of these parameters. Then `_OF_SIGNATURES` are no part of its id.
 _SIGNATURES = ("x-amz-signature", "x-goog-signature", "signature", "sig")
 _OF_SIGNATURES = re.compile(
     r"x-(amz|goog)-.*|signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid"

@@ -1,7 +1,7 @@
-"""What a worker makes of an exception that a reader raised.
+"""Exceptions of readers: which are transient, and how workers report the others.
 
-It reports the exception to the ledger with the source that it belongs to, and goes on with its
-other sources. The driver raises the exception at the end of the run (`run.reader_exception`).
+A worker reports an exception to the ledger with the source that it belongs to, and goes on with
+its other sources. The driver raises the exception at the end of the run (`run.reader_exception`).
 """
 
 from __future__ import annotations

@@ -52,14 +52,14 @@ _CUSTOM_READ_TASKS = 200
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a run must know of a read: see `planning.Listing` and `planning.Policies`."""
+    """The facts about a read that a run needs: see `planning.Listing` and `planning.Policies`."""
 
     policies: Policies
     shard: Shard | None
     reader: ReaderText
     ids: str
     files: Collection[str] = ()
-    # Where the files are that are read, if files are.
+    # The folders of the files, if files are read.
     inputs: InputFolders | None = None
 
 
@@ -81,10 +81,10 @@ def resumable_read(
 ) -> Dataset:
     """Read as plain Ray Data would, so that ``resumable_write`` can skip what is done.
 
-    Lists the sources. Of Parquet it opens the footers of the first 16 files, as plain Ray Data: the
-    schema of a read is theirs (``granularity="row_group"`` reads all footers). Without
-    ``resumable_write`` (``count``, ``take``, ``schema``, ``show``, ``materialize``), the dataset
-    reads what plain Ray Data would, and touches no checkpoint.
+    It lists the sources. For Parquet it opens the footers of the first 16 files, as plain Ray Data
+    does, and takes the schema of the read from them (``granularity="row_group"`` reads all
+    footers). Without ``resumable_write`` (``count``, ``take``, ``schema``, ``show``,
+    ``materialize``), the dataset reads as plain Ray Data would, and touches no checkpoint.
 
     Args:
         reader: one of
@@ -101,22 +101,24 @@ def resumable_read(
             a :class:`Checkpoint`, which has more options. Give each pipeline its own.
         keys: strings, numbers, dates, and lists, tuples or dicts of these, without repeats. A list
             that has grown since the last run processes what is new.
-        granularity: ``"row_group"`` makes each row group of a Parquet file a source, with
-            the id ``<path>#rg<N>``.
-        max_failed_runs: a source that failed in so many runs is quarantined: passed over. A source
-            fails if rows of it do, if it cannot be read, or if it is lost although it is executed
-            alone.
+        granularity: ``"row_group"`` makes each row group of a Parquet file a source, with the id
+            ``<path>#rg<N>``.
+        max_failed_runs: a source that failed in so many runs is quarantined: later runs skip it. A
+            source fails if rows of it fail, if it cannot be read, or if it is lost although it is
+            executed alone.
         on_source_change: what to do with a completed source whose size or modification time has
             changed (over HTTP: ``Last-Modified``, or ``ETag``, if the server gives one):
             ``"reprocess"`` (its new output replaces its old), ``"error"``
             (:class:`SourceChangedError`), ``"ignore"``. If a Parquet file has fewer row groups
-            now, the output of the others goes in the step in which that of the file is replaced.
+            now, one step replaces the file's output and removes that of the row groups that are
+            gone.
         on_source_gone: what to do about completed sources that are not in the input any more:
             ``"keep"`` their output, with a warning; ``"remove"`` it, in this run's shard; or
-            ``"error"`` (:class:`SourceChangedError`). By default it is kept, but it is an error if
-            none of what was completed is left and everything listed is new, or if new files have
-            the name, size and modification time of files that are gone: the same data under other
-            paths would be in the output twice. Only a folder's files can be removed. If sources
+            ``"error"`` (:class:`SourceChangedError`). The default is ``"keep"``, with two
+            exceptions that are errors. One: no completed source is left, and everything listed is
+            new. The other: new files have the name, size and modification time of files that are
+            gone, so the same data would be in the output twice. Only a folder's files can be
+            removed. If sources
             share files (``target_file_bytes``), those that shared one with a source that goes are
             processed again. A run that removes works alone: it waits for every other run of its
             shard, and each input needs a checkpoint of its own.
@@ -143,7 +145,8 @@ def resumable_read(
             task's share (array indexes may start anywhere and have gaps). PBS and LSF do not say
             how many tasks an array has: ``("pbs", count)``, ``("lsf", count)``. ``"torchrun"``
             takes RANK and WORLD_SIZE. Runs of different shards of one count may work at once on
-            one checkpoint and one output. What is done stays done with any other count, or none.
+            one checkpoint and one output. Completed sources stay completed with any other count,
+            or none.
 
     Raises:
         FileNotFoundError: there is nothing to read.
@@ -205,7 +208,7 @@ _SCHEDULING = {
 
 
 class _Read(NamedTuple):
-    """What is read.
+    """An input, and what comes with it.
 
     Attributes:
         kind: what each source is, as `identity.ids_of` takes it.
