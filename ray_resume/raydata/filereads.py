@@ -175,7 +175,7 @@ class DatasourceFiles:
         """As :meth:`FileReader.metadata`."""
         if not isinstance(self.template, FileBasedDatasource):
             return None
-        (task,) = _of_files(self.template, paths, sizes).get_read_tasks(1)
+        (task,) = _with_files(self.template, paths, sizes).get_read_tasks(1)
         metadata: BlockMetadata = task.metadata
         return metadata
 
@@ -224,7 +224,7 @@ def left_to_select(columns: Sequence[str], left: Sequence[Any]) -> tuple[list[st
     return needed, Selection(tuple(left), tuple(columns) if more else None)
 
 
-def _of_files(
+def _with_files(
     datasource: Datasource, paths: Sequence[str], sizes: Sequence[int | None]
 ) -> Datasource:
     # Its own list of files is in the object store.
@@ -244,7 +244,7 @@ class _FileTasks:
     def __call__(self, sources: SourceTable) -> Sequence[Any]:
         paths = [str(source.item) for source in sources]
         sizes = [source.fingerprint.size for source in sources]
-        bound = _of_files(self.datasource, paths, sizes)
+        bound = _with_files(self.datasource, paths, sizes)
         tasks: dict[str, Any] = dict.fromkeys(paths)
         for task in bound.get_read_tasks(len(paths)):
             files = [str(path) for path in task.metadata.input_files or ()]

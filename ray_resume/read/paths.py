@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import takewhile
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -121,9 +122,11 @@ def _located(path: str, filesystem: Any) -> tuple[FileSystem, str]:
         return locate(re.sub("^/+", "/", path), filesystem)
     except (ValueError, ImportError) as error:
         shown = public_uri(path)
+        http = path.startswith(("http://", "https://")) and find_spec("aiohttp") is None
         raise ResumeError(
             f"{shown} cannot be resolved, so its rows would be missing: "
             f"{str(error).replace(path, shown)}"
+            f"{' fsspec reads HTTP with aiohttp: pip install aiohttp.' if http else ''}"
         ) from None
 
 

@@ -316,7 +316,13 @@ def test_threads_resolve_paths_where_http_cannot_be_imported() -> None:
         "for thread in threads: thread.start()\n"
         "for thread in threads: thread.join()\n"
         "print(failed, 'fsspec.implementations.http' in sys.modules)\n"
+        "try: resolve('http://127.0.0.1/a.csv', None)\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
     )
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout == "[] False\n"
+    threads, http, *_ = result.stdout.splitlines()
+    assert threads == "[] False"
+    # Ray asks for fsspec, which is there.
+    assert http.startswith("ResumeError http://127.0.0.1/a.csv cannot be resolved")
+    assert http.endswith("pip install aiohttp.")
