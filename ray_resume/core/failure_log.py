@@ -36,11 +36,6 @@ class FailureLog:
         self._texts: dict[str, str] = {}
         self._chars = 0
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, FailureLog) and self._failures == other._failures
-
-    __hash__ = None  # type: ignore[assignment]
-
     def add(self, source: int, total: int, rows: int, error: str, *, read: bool = False) -> bool:
         """Note that ``rows`` rows with tokens of that ``total`` have failed; False for a repeat.
 
@@ -62,9 +57,9 @@ class FailureLog:
             known.rows += rows
         return True
 
-    def forget(self, source: int) -> None:
-        """Forget a source, which has become complete."""
-        self._failures.pop(source, None)
+    def forget(self, source: int) -> bool:
+        """Forget a source that has become complete; return whether rows of it had failed."""
+        return self._failures.pop(source, None) is not None
 
     def sources(self) -> Collection[int]:
         """Return the numbers of the sources."""

@@ -67,7 +67,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ray_resume.core.failure_log import FailureLog, ReadErrors
-from ray_resume.core.filenames import unpacked
+from ray_resume.core.groups import Groups
 from ray_resume.core.messages import (
     Applied,
     Completion,
@@ -80,33 +80,71 @@ from ray_resume.core.messages import (
     ReadFailure,
     Seal,
 )
-from ray_resume.core.shelf import (
-    SLOT_BALANCED,
-    SLOT_DRAINED,
-    SLOT_FILE,
-    SLOT_POISONED,
-    SLOT_SEALED,
-    Counter,
-    Shelf,
-)
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import ResumeError
 
 __all__ = ["Ledger", "LedgerError"]
 
-# What a source must not have seen for its next seal, or drain, to be the first and no trouble.
-_NO_FIRST_SEAL = SLOT_SEALED | SLOT_POISONED | SLOT_BALANCED
-_NO_FIRST_DRAIN = SLOT_DRAINED | SLOT_POISONED | SLOT_BALANCED
-
 
 class LedgerError(ResumeError):
-    """An event that cannot be: nothing of its message was applied."""
+    """An illegal message. The ledger applied nothing of it."""
 
 
-@dataclass(slots=True)
-class _Group:
-    members: list[int]
-    balanced: int = 0
+@dataclass(slots=True, eq=False)
+class _Counter:
+    """What arrived of a source in this pass: its seal, and the sum of its drains."""
+
+    sealed: Seal | None = None
+    drained: Drain | None = None
+    # Of each drain the delta, as soon as there are two: a set of one takes 200 bytes.
+    deltas: set[int] | None = None
+    poisoned: bool = False
+
+    @property
+    def is_balanced(self) -> bool:
+        if self.sealed is None or self.poisoned:
+            return False
+        drained = 0 if self.drained is None else self.drained.delta
+        return (self.sealed.total + drained) % MODULUS == 0
+
+    def seal(self, seal: Seal) -> Outcome:
+        if self.poisoned:
+            return Outcome.POISONED
+        if self.sealed is None:
+            self.sealed = seal
+            return Outcome.APPLIED
+        if self.sealed.total == seal.total:
+            return Outcome.REPEATED
+        self.poisoned = True
+        return Outcome.POISONED
+
+    def drain(self, drain: Drain) -> Outcome:
+        outcome = self.outcome_of(drain)
+        if outcome is not Outcome.APPLIED:
+            return outcome
+        if self.drained is None:
+            self.drained = drain
+        else:
+            if self.deltas is None:
+                self.deltas = {self.drained.delta}
+            self.deltas.add(drain.delta)
+            self.drained = _sum(self.drained, drain)
+        return outcome
+
+    def outcome_of(self, drain: Drain) -> Outcome:
+        """Return what `drain` would return, and change nothing."""
+        if self.poisoned:
+            return Outcome.POISONED
+        if self.drained is None:
+            return Outcome.APPLIED
+        seen = (self.drained.delta,) if self.deltas is None else self.deltas
+        return Outcome.REPEATED if drain.delta in seen else Outcome.APPLIED
+
+    def completion(self, source: int) -> Completion:
+        rows_read = 0 if self.sealed is None else self.sealed.rows
+        if self.drained is None:
+            return Completion(source, rows_read, 0, ())
+        return Completion(source, rows_read, *self.drained[2:])
 
 
 class Ledger:
@@ -117,18 +155,16 @@ class Ledger:
         source_count: sources are numbered ``0 .. source_count - 1``.
 
     Guarantees: an illegal message raises :class:`LedgerError`, and nothing changes. A source
-    completes at most once in the life of a ledger. Memory: 5 bytes for each source, and 72 more
-    while it is pending and was heard of (see `shelf`).
+    completes at most once in the life of a ledger. Memory: one byte for each source, and about 200
+    more while it is pending and a message about it has arrived.
     """
 
     def __init__(self, run_id: str, source_count: int) -> None:
         self._run_id = run_id
         self._complete = bytearray(source_count)
         self._pass_number = 0
-        self._shelf = Shelf(source_count)
-        # Counters that the message in hand has to do with; on the shelf before and after.
-        self._hand: dict[int, Counter] = {}
-        self._groups: dict[int, _Group] = {}
+        self._counters: dict[int, _Counter] = {}
+        self._groups = Groups()
         self._failed = FailureLog()
         self._read_errors = ReadErrors()
 
@@ -141,10 +177,10 @@ class Ledger:
         if pass_number <= self._pass_number:
             raise LedgerError(f"pass {pass_number} begins after pass {self._pass_number}")
         self._pass_number = pass_number
-        self._shelf = Shelf(len(self._complete))
-        self._groups = {}
+        self._counters = {}
+        self._groups = Groups()
         for sources in together:
-            self._unite([source for source in sources if not self._complete[source]])
+            self._groups.unite(source for source in sources if not self._complete[source])
 
     def apply(self, message: Message) -> Applied:
         """Apply every event of ``message``, or raise :class:`LedgerError` and apply none.
@@ -152,17 +188,9 @@ class Ledger:
         Guarantees: the completions of one group are all in one answer.
         """
         self._check(message)
+        # From here on nothing raises, so no message is applied by half.
         completions: list[Completion] = []
-        outcomes = []
-        for event in message.events:
-            outcome = None
-            if isinstance(event, (Seal, Drain)):
-                outcome = self._apply_first(event, completions)
-            outcomes.append(outcome or self._apply_event(event, completions))
-        if self._hand:
-            for source, counter in self._hand.items():
-                self._shelf.put(source, counter)
-            self._hand.clear()
+        outcomes = [self._apply_event(event, completions) for event in message.events]
         return Applied(tuple(outcomes), tuple(completions))
 
     def pending(self) -> list[int]:
@@ -170,19 +198,19 @@ class Ledger:
         return [source for source, complete in enumerate(self._complete) if not complete]
 
     def is_pending(self, source: int) -> bool:
-        """Say whether ``source`` is not complete."""
+        """Return whether ``source`` is not complete."""
         return not self._complete[source]
 
     def waiting(self) -> list[int]:
         """Return the pending sources that only others of their group keep from completion."""
-        return sorted(source for source in self._groups if self._is_balanced(source))
+        return self._groups.waiting()
 
     def failed(self) -> Collection[int]:
         """Return the pending sources of which rows have failed, in any pass of the run."""
         return self._failed.sources()
 
     def failure(self, source: int) -> str | None:
-        """Say why a pending source has failed, if rows of it have."""
+        """Return why a pending source has failed; None if no row of it has."""
         return self._failed.why(source)
 
     def read_errors(self) -> ReadErrors:
@@ -190,20 +218,20 @@ class Ledger:
         return self._read_errors
 
     def explain(self, source: int) -> str:
-        """Say in one clause why ``source`` is not complete in the current pass."""
-        counter = self._found(source)
+        """Explain in one clause why ``source`` is not complete in the current pass."""
+        counter = self._counters.get(source)
         if counter is None:
             return "its read did not finish, and nothing of it arrived"
-        if counter.balanced:
+        if self._groups.is_waiting(source):
             return "all its rows arrived, but it shares a file with a source that is not complete"
         if counter.poisoned:
             return "executed again, it gave different rows, or files shared with other sources"
         if counter.sealed is None:
             return "its read did not finish"
-        if not counter.drained:
-            return f"{counter.rows_read} rows were read, and none arrived"
+        if counter.drained is None:
+            return f"{counter.sealed.rows} rows were read, and none arrived"
         return (
-            f"{counter.rows_read} rows were read and {counter.rows_written} arrived, but they do "
+            f"{counter.sealed.rows} rows were read and {counter.drained.rows} arrived, but they do "
             "not add up: a task was executed twice, or what it made got lost"
         )
 
@@ -222,71 +250,29 @@ class Ledger:
                 sources = [drain.source for drain in event.drains]
                 if not sources or len(set(sources)) < len(sources):
                     raise LedgerError(f"a pack of the sources {sources}")
-            for part in _parts(event):
-                # All begin with these two, whatever they call the sum.
-                source, value = part[0], part[1]
-                if not 0 <= source < count:
-                    raise LedgerError(f"source number {source} is not in this run's table")
-                if not 0 <= value < MODULUS:
-                    raise LedgerError(f"{value} is not a 64-bit sum")
-
-    def _apply_first(self, event: Seal | Drain, completions: list[Completion]) -> Outcome | None:
-        """Do what :meth:`_apply_event` does, in less time, for what nearly all events are.
-
-        Namely for the first seal or drain of a source that is in no group, as far as a slot
-        of the shelf has room for it. For any other, nothing is done, and None returned.
-        """
-        source = event.source
-        if self._complete[source]:
-            return Outcome.ALREADY_COMPLETE
-        if source in self._hand or source in self._groups:
-            return None
-        slot = self._shelf.slot(source)
-        if slot is None:
-            return None
-        value, sealed, drained, read, written, flags, file = slot
-        files: tuple[str, ...] = ()
-        if isinstance(event, Seal):
-            if flags & _NO_FIRST_SEAL:
-                return None
-            sealed, read, flags = event.total, event.rows, flags | SLOT_SEALED
-            value = (value + sealed) % MODULUS
-        else:
-            files = event.files
-            if flags & _NO_FIRST_DRAIN or len(files) > 1 or event.results or event.dead_letters:
-                return None
-            if event.dead_rows:
-                return None
-            drained, written, flags = event.delta, event.rows, flags | SLOT_DRAINED
-            value = (value + drained) % MODULUS
-        if value == 0 and flags & SLOT_SEALED:
-            if flags & SLOT_FILE:
-                files = (unpacked(file),)
-            self._shelf.drop(source)
-            self._complete[source] = 1
-            self._forget_failures(source)
-            completions.append(Completion(source, read, written, files))
-        elif not self._shelf.fill(
-            source, value, sealed, drained, read, written, flags, file, files
-        ):
-            return None
-        return Outcome.APPLIED
+                for drain in event.drains:
+                    if not (0 <= drain.source < count and 0 <= drain.delta < MODULUS):
+                        raise _out_of_range(drain.source, drain.delta, count)
+            # Any event but a pack begins with its source and its sum.
+            elif not (0 <= event[0] < count and 0 <= event[1] < MODULUS):
+                raise _out_of_range(event[0], event[1], count)
 
     def _apply_event(self, event: Event, completions: list[Completion]) -> Outcome:
         if isinstance(event, Pack):
-            outcome = self._apply_pack(event)
-        elif self._complete[event.source]:
+            return self._apply_pack(event, completions)
+        source = event.source
+        if self._complete[source]:
             return Outcome.ALREADY_COMPLETE
-        elif isinstance(event, (Failure, ReadFailure)):
-            return self._note(event)
-        else:
-            counter = self._counter(event.source)
-            outcome = _seal(counter, event) if isinstance(event, Seal) else _drain(counter, event)
-        for part in _parts(event):
-            self._settle(part.source, completions)
+        if isinstance(event, (Failure, ReadFailure)):
+            return self._log_failure(event)
+        counter = self._counters.get(source)
+        if counter is None:
+            counter = self._counters[source] = _Counter()
+        outcome = counter.seal(event) if isinstance(event, Seal) else counter.drain(event)
+        self._settle(source, completions)
         return outcome
 
-    def _note(self, failure: Failure | ReadFailure) -> Outcome:
+    def _log_failure(self, failure: Failure | ReadFailure) -> Outcome:
         read = isinstance(failure, ReadFailure)
         source, total, rows, error = failure[:4]
         new = self._failed.add(source, total, rows, error, read=read)
@@ -294,131 +280,60 @@ class Ledger:
             self._read_errors.add(source, failure.cause, transient=failure.transient)
         return Outcome.APPLIED if new else Outcome.REPEATED
 
-    def _forget_failures(self, source: int) -> None:
-        self._failed.forget(source)
-        self._read_errors.forget(source)
-
-    def _apply_pack(self, pack: Pack) -> Outcome:
+    def _apply_pack(self, pack: Pack, completions: list[Completion]) -> Outcome:
         """Apply all drains of a pack, or none of them."""
         outcomes = {self._outcome(drain) for drain in pack.drains}
-        if outcomes == {Outcome.APPLIED}:
-            for drain in pack.drains:
-                counter = self._counter(drain.source)
-                _drain(counter, drain)
-                counter.files.extend(pack.files)
-            self._unite([drain.source for drain in pack.drains])
-            return Outcome.APPLIED
         if Outcome.APPLIED not in outcomes:
-            return next(
-                outcome
-                for outcome in (Outcome.REPEATED, Outcome.POISONED, Outcome.ALREADY_COMPLETE)
-                if outcome in outcomes
-            )
-        for drain in pack.drains:
-            if not self._complete[drain.source]:
-                self._counter(drain.source).poisoned = True
-        return Outcome.POISONED
+            order = (Outcome.REPEATED, Outcome.POISONED, Outcome.ALREADY_COMPLETE)
+            return next(outcome for outcome in order if outcome in outcomes)
+        sources = [drain.source for drain in pack.drains if not self._complete[drain.source]]
+        counters = [self._counters.setdefault(source, _Counter()) for source in sources]
+        whole = outcomes == {Outcome.APPLIED}
+        if whole:
+            for counter, drain in zip(counters, pack.drains, strict=True):
+                counter.drain(drain._replace(files=pack.files))
+            self._groups.unite(sources)
+        else:
+            for counter in counters:
+                counter.poisoned = True
+        # Some were balanced before, and must not complete the others if they are no longer.
+        for source in sources:
+            self._groups.settle(source, balanced=False)
+        for source in sources:
+            self._settle(source, completions)
+        return Outcome.APPLIED if whole else Outcome.POISONED
 
     def _outcome(self, drain: Drain) -> Outcome:
-        """Say what would become of ``drain``."""
+        """Return what would become of ``drain``."""
         if self._complete[drain.source]:
             return Outcome.ALREADY_COMPLETE
-        counter = self._counter(drain.source)
-        if counter.poisoned:
-            return Outcome.POISONED
-        return Outcome.REPEATED if drain.delta in counter.drained else Outcome.APPLIED
-
-    def _counter(self, source: int) -> Counter:
-        """Take the counter of ``source`` in hand, a new one if need be."""
-        counter = self._hand.get(source)
-        if counter is None:
-            counter = self._hand[source] = self._shelf.get(source) or Counter()
-        return counter
-
-    def _found(self, source: int) -> Counter | None:
-        return self._hand.get(source) or self._shelf.get(source)
-
-    def _is_balanced(self, source: int) -> bool:
-        counter = self._found(source)
-        return counter is not None and counter.balanced
-
-    def _unite(self, sources: Collection[int]) -> None:
-        """Make one group of these sources and of all that are in a group with one of them."""
-        united: _Group | None = None
-        for source in sources:
-            group = self._groups.get(source)
-            if group is None:
-                group = _Group([source], int(self._is_balanced(source)))
-                self._groups[source] = group
-            if united is None:
-                united = group
-            elif group is not united:
-                small, united = sorted((group, united), key=lambda g: len(g.members))
-                united.members.extend(small.members)
-                united.balanced += small.balanced
-                for member in small.members:
-                    self._groups[member] = united
+        counter = self._counters.get(drain.source)
+        return Outcome.APPLIED if counter is None else counter.outcome_of(drain)
 
     def _settle(self, source: int, completions: list[Completion]) -> None:
-        """See whether ``source`` is balanced now, and complete what that completes."""
-        counter = self._hand.get(source)
-        if counter is None:  # it was completed by another part of the same event
-            return
-        balanced = counter.sealed is not None and counter.value == 0 and not counter.poisoned
-        group = self._groups.get(source)
-        if group is not None:
-            group.balanced += balanced - counter.balanced
-        counter.balanced = balanced
-        if not balanced or (group is not None and group.balanced < len(group.members)):
-            return
-        for member in [source] if group is None else group.members:
+        """Complete ``source``, and its group, if that is due now."""
+        balanced = self._counters[source].is_balanced
+        for member in self._groups.settle(source, balanced=balanced):
             self._complete[member] = 1
-            self._groups.pop(member, None)
-            self._forget_failures(member)
-            whole = self._counter(member)
-            del self._hand[member]
-            self._shelf.drop(member)
-            completions.append(
-                Completion(
-                    member,
-                    whole.rows_read,
-                    whole.rows_written,
-                    tuple(whole.files),
-                    tuple(whole.results),
-                    whole.dead_rows,
-                    tuple(whole.dead_letters),
-                )
-            )
+            if self._failed.forget(member):
+                self._read_errors.forget(member)
+            completions.append(self._counters.pop(member).completion(member))
 
 
-def _parts(event: Event) -> tuple[Seal | Drain | Failure | ReadFailure, ...]:
-    return event.drains if isinstance(event, Pack) else (event,)
+def _sum(one: Drain, other: Drain) -> Drain:
+    return Drain(
+        one.source,
+        (one.delta + other.delta) % MODULUS,
+        one.rows + other.rows,
+        one.files + other.files,
+        one.results + other.results,
+        one.dead_rows + other.dead_rows,
+        one.dead_letters + other.dead_letters,
+    )
 
 
-def _seal(counter: Counter, seal: Seal) -> Outcome:
-    if counter.poisoned:
-        return Outcome.POISONED
-    if counter.sealed is None:
-        counter.sealed = seal.total
-        counter.rows_read = seal.rows
-        counter.value = (counter.value + seal.total) % MODULUS
-        return Outcome.APPLIED
-    if counter.sealed == seal.total:
-        return Outcome.REPEATED
-    counter.poisoned = True
-    return Outcome.POISONED
-
-
-def _drain(counter: Counter, drain: Drain) -> Outcome:
-    if counter.poisoned:
-        return Outcome.POISONED
-    if drain.delta in counter.drained:
-        return Outcome.REPEATED
-    counter.drained.add(drain.delta)
-    counter.value = (counter.value + drain.delta) % MODULUS
-    counter.rows_written += drain.rows
-    counter.files.extend(drain.files)
-    counter.results.extend(drain.results)
-    counter.dead_rows += drain.dead_rows
-    counter.dead_letters.extend(drain.dead_letters)
-    return Outcome.APPLIED
+def _out_of_range(source: int, value: int, count: int) -> LedgerError:
+    return LedgerError(
+        f"an event of source {source} with the sum {value}: this run has {count} sources, and sums "
+        "have 64 bits"
+    )
