@@ -163,7 +163,7 @@ class _Scanning:
         if isinstance(row_group, Unreadable):
             return partial(fail, path, row_group)
         size = source.fingerprint.size
-        # Files of no bytes are passed over; others are ruled out by their partition columns.
+        # Files of no bytes are skipped; others are ruled out by their partition columns.
         if size == 0 or not len(self.scanner.prune_input_split(_manifest(path, size, None))):
             return None
         return partial(self._read, reader, path, size, row_group)

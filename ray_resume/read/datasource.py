@@ -28,8 +28,8 @@ from ray_resume.run.client import LedgerClient
 
 __all__ = ["ArmedDatasource", "ResumableDatasource"]
 
-# As many tasks as Ray Data makes at least of an input that is large enough.
-_SPREAD_OVER_TASKS = 200
+# Ray Data makes at least so many tasks of an input that is large enough.
+_MIN_READ_TASKS = 200
 
 
 class _SourceDatasource(Datasource):
@@ -197,7 +197,7 @@ class ArmedDatasource(_SourceDatasource):
             target_bytes: in-memory size that a task's output should not exceed by much.
         """
         size = self.estimate_inmemory_data_size() or 0
-        return min(len(self.sources), max(_SPREAD_OVER_TASKS, -(-size // target_bytes)))
+        return min(len(self.sources), max(_MIN_READ_TASKS, -(-size // target_bytes)))
 
     def get_read_tasks(
         self,

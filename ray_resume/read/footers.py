@@ -21,9 +21,9 @@ from ray_resume.raydata.filereads import Unreadable
 
 __all__ = ["list_row_groups", "readable"]
 
-_AT_ONCE = 16
+_MAX_REQUESTS = 16
 # Waited before a footer is read again: a store may be busy for a moment.
-_RETRIED_AFTER_S = (0.1, 0.5)
+_RETRY_DELAYS_S = (0.1, 0.5)
 
 
 def list_row_groups(filesystem: FileSystem, files: Sequence[Source]) -> SourceTable:
@@ -46,13 +46,13 @@ def list_row_groups(filesystem: FileSystem, files: Sequence[Source]) -> SourceTa
             for i, number in enumerate(numbers)
         ]
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
         return SourceTable.of(chain.from_iterable(pool.map(row_groups, files)))
 
 
 def readable(filesystem: FileSystem, paths: Iterable[str], count: int) -> list[str]:
     """Return those of the first ``count`` paths whose footers can be read; of the next, if none."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
         for some in _runs(paths, count):
             footers = pool.map(lambda path: _footer(filesystem, path), some)
             good = [
@@ -81,7 +81,7 @@ def _footer(filesystem: FileSystem, path: str) -> pq.FileMetaData | Exception:
 
 
 def _retried(read: Callable[[], pq.FileMetaData]) -> pq.FileMetaData | Exception:
-    for wait_s in (*_RETRIED_AFTER_S, None):
+    for wait_s in (*_RETRY_DELAYS_S, None):
         try:
             return read()
         except (FileNotFoundError, PermissionError) as error:

@@ -47,7 +47,7 @@ ChangeCheck: TypeAlias = Callable[[Source], bool]
 """Says whether a source has changed since it was listed, as far as one can see; picklable."""
 
 # A dataset knows the names of so many files at most: a million would take 100 MB of the driver.
-_DESCRIBED = 10_000
+_MAX_NAMED_FILES = 10_000
 
 
 class Input(Protocol):
@@ -147,7 +147,7 @@ class FileInput:
         return self.files.schema(columns)
 
     def metadata(self, sources: SourceTable) -> BlockMetadata | None:
-        if len(sources) > _DESCRIBED:
+        if len(sources) > _MAX_NAMED_FILES:
             return None
         paths = list(dict.fromkeys(row_group_of(source)[0] for source in sources))
         sizes = {row_group_of(source)[0]: source.fingerprint.size for source in sources}

@@ -1,7 +1,7 @@
 """Lists the files of a read as sources, without opening any of them.
 
 The rules are those of Ray Data's own listing: directories are listed recursively, names that
-start with "." or "_" are passed over, extensions and filters apply. Two things are added that
+start with "." or "_" are skipped, extensions and filters apply. Two things are added that
 Ray's does not give: the modification time, and an identity that is the same however a path is
 written. (Symbolic links are not resolved: another link is another source.)
 """
@@ -20,12 +20,12 @@ from ray_resume.read.paths import id_of_url
 
 __all__ = [
     "has_changed",
-    "is_passed_over",
+    "is_hidden",
     "list_files",
     "relative_to",
 ]
 
-_PASSED_OVER = (".", "_")
+_HIDDEN = (".", "_")
 
 
 def list_files(
@@ -41,7 +41,7 @@ def list_files(
     Args:
         extensions: only files that end so, without regard to case; None for all.
         keep: takes the paths found and returns those to read, as a partition filter does.
-        ignore_missing: whether a path that is not there is passed over.
+        ignore_missing: whether a path that is not there is skipped.
 
     Raises:
         FileNotFoundError: a path is not there, or nothing is found.
@@ -115,7 +115,7 @@ def _list_directory(filesystem: FileSystem, directory: str) -> list[FileInfo]:
             (
                 info
                 for info in filesystem.get_file_info(FileSelector(directory, recursive=True))
-                if info.is_file and not is_passed_over(info.path, base)
+                if info.is_file and not is_hidden(info.path, base)
             ),
             key=lambda info: info.path,
         )
@@ -125,10 +125,10 @@ def _list_directory(filesystem: FileSystem, directory: str) -> list[FileInfo]:
         ) from None
 
 
-def is_passed_over(path: str, root: str) -> bool:
-    """Say whether a listing of ``root`` passes over ``path``, which is in it: it is hidden."""
+def is_hidden(path: str, root: str) -> bool:
+    """Say whether a listing of ``root`` skips ``path``, which is in it, by its first folder."""
     base = f"{root.rstrip('/')}/"
-    return path.startswith(base) and path.removeprefix(base).startswith(_PASSED_OVER)
+    return path.startswith(base) and path.removeprefix(base).startswith(_HIDDEN)
 
 
 def _has_extension(path: str, extensions: Sequence[str] | None) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 from pyarrow.fs import FileSystem, LocalFileSystem
 
 from ray_resume.errors import CheckpointError
-from ray_resume.read.listing import is_passed_over
+from ray_resume.read.listing import is_hidden
 
 __all__ = ["InputFolders", "filesystem_type", "refuse_overlap"]
 
@@ -57,10 +57,10 @@ class InputFolders:
             return None
         folder = os.path.realpath(path) if kind == "local" else path.rstrip("/")
         for root, given in self.roots.items():
-            if _is_in(folder, root) and not is_passed_over(folder, root):
+            if _is_in(folder, root) and not is_hidden(folder, root):
                 return given
         inside = (read for read in sorted(self.folders) if _is_in(read, folder))
-        return next((read for read in inside if not is_passed_over(read, folder)), None)
+        return next((read for read in inside if not is_hidden(read, folder)), None)
 
 
 def refuse_overlap(

@@ -211,7 +211,7 @@ def test_a_busy_store_is_asked_again_for_a_footer(tmp_path: Path, monkeypatch: A
         return opened(path)
 
     monkeypatch.setattr(filesystem.handler, "open_input_file", busy)
-    monkeypatch.setattr(footers, "_RETRIED_AFTER_S", (0.0, 0.0))
+    monkeypatch.setattr(footers, "_RETRY_DELAYS_S", (0.0, 0.0))
     assert footers.readable(filesystem, ["a.parquet"], 16) == ["a.parquet"]
 
 
