@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     )
     from ray_resume.read.resumable_read import resumable_read
     from ray_resume.run.summary import RunSummary
+    from ray_resume.udf.decorator import resumable
     from ray_resume.udf.failures import mark_failed
-    from ray_resume.udf.stage import resumable
     from ray_resume.write.resumable_write import resumable_write
 
 _HOMES = {
@@ -60,7 +60,7 @@ _HOMES = {
     "SourceChangedError": "errors",
     "SourceRecord": "checkpoint.checkpoint",
     "mark_failed": "udf.failures",
-    "resumable": "udf.stage",
+    "resumable": "udf.decorator",
     "resumable_read": "read.resumable_read",
     "resumable_write": "write.resumable_write",
 }

@@ -1,13 +1,13 @@
-"""What workers hold: a way to send messages to a run's ledger. Never imports lmdb.
+"""The workers' end of the wire to a run's ledger. Never imports lmdb.
 
-A message has taken effect when :meth:`LedgerClient.send` returns. If it raises, whether it took
-effect is unknown, and the task must fail: its source then stays pending, or completes by the
-message that did arrive.
+A message has taken effect once its :class:`Reply` is there. If waiting for the reply raises, the
+worker cannot know whether the message took effect, so the task must fail. Its source then stays
+pending, or completes by the message that did arrive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,38 @@ from ray_resume.core.messages import DeadLetter, Event, Message
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import Fault
 
-__all__ = ["LedgerClient"]
+__all__ = ["LedgerClient", "Reply"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The ledger's reply to one message, which has taken effect once the reply is there.
+
+    A thread calls :meth:`wait`. A coroutine, which must not block its event loop, awaits the reply.
+    Both raise a `ResumeError` if the ledger is gone or refuses; then the run cannot go on.
+    """
+
+    answer: Any
+    run_id: str
+
+    def wait(self) -> Any:
+        """Wait for the reply and return it."""
+        try:
+            return ray.get(self.answer)
+        except RayActorError as error:
+            raise self._gone(error) from None
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        try:
+            return (yield from self.answer.__await__())
+        except RayActorError as error:
+            raise self._gone(error) from None
+
+    def _gone(self, error: RayActorError) -> ResumeError:
+        return ResumeError(
+            f"The ledger of run {self.run_id} is gone ({error}). What it had committed is safe. "
+            "Run the same script again to go on from there."
+        )
 
 
 @dataclass(frozen=True)
@@ -31,23 +62,22 @@ class LedgerClient:
     # What a test has armed: it arms the worker that this arrives at.
     faults: tuple[Fault, ...] = ()
 
+    def submit(self, *events: Event) -> Reply:
+        """Send ``events`` in one message, which the ledger applies whole or not at all."""
+        return self._reply(self.handle.apply.remote(Message(self.run_id, self.pass_number, events)))
+
+    def submit_dead_letters(self, letters: Sequence[DeadLetter]) -> Reply:
+        """Send dead letters, which the ledger's process writes before it drains their rows."""
+        answer = self.handle.write_dead_letters.remote(self.run_id, self.pass_number, letters)
+        return self._reply(answer)
+
     def send(self, *events: Event) -> None:
-        """Apply ``events`` at the ledger, in one message, and wait until they are.
+        """Send ``events`` as :meth:`submit` does, and wait until the ledger has applied them.
 
         Raises:
             ResumeError: the ledger is gone or refuses; the run cannot go on.
         """
-        try:
-            ray.get(self._submit(events))
-        except RayActorError as error:
-            raise self._gone(error) from None
-
-    async def send_async(self, *events: Event) -> None:
-        """As :meth:`send`, on an event loop that must not be blocked."""
-        try:
-            await self._submit(events)
-        except RayActorError as error:
-            raise self._gone(error) from None
+        self.submit(*events).wait()
 
     def agree(self, asked: Sequence[tuple[bytes, int]], *, given: bool = False) -> bytes:
         """Agree on the output's schema: include ``asked`` ones, each with a source that has it.
@@ -56,46 +86,17 @@ class LedgerClient:
             The schema as Arrow encodes it.
 
         Raises:
-            ResumeError: no schema holds them all, which names the sources; or as :meth:`send`.
+            ResumeError: no schema includes them all; the message names the sources. Or as
+                :meth:`send`.
         """
-        try:
-            schema, problem = ray.get(self.handle.agree.remote(asked, given))
-        except RayActorError as error:
-            raise self._gone(error) from None
+        schema, problem = self._reply(self.handle.agree.remote(asked, given)).wait()
         if problem is not None:
             raise ResumeError(f"The output's types cannot be unified: {problem}")
         return bytes(schema)
 
     def name_of(self, source: int) -> str:
         """Return the id of a source, for messages."""
-        return str(ray.get(self.handle.name_of.remote(source)))
+        return str(self._reply(self.handle.name_of.remote(source)).wait())
 
-    def write_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
-        """Have the ledger write dead letters and drain their rows, and wait until that is done.
-
-        Raises:
-            ResumeError: as :meth:`send`.
-        """
-        try:
-            ray.get(self._submit_letters(letters))
-        except RayActorError as error:
-            raise self._gone(error) from None
-
-    async def write_dead_letters_async(self, letters: Sequence[DeadLetter]) -> None:
-        """As :meth:`write_dead_letters`, on an event loop that must not be blocked."""
-        try:
-            await self._submit_letters(letters)
-        except RayActorError as error:
-            raise self._gone(error) from None
-
-    def _submit_letters(self, letters: Sequence[DeadLetter]) -> Any:
-        return self.handle.write_dead_letters.remote(self.run_id, self.pass_number, letters)
-
-    def _submit(self, events: tuple[Event, ...]) -> Any:
-        return self.handle.apply.remote(Message(self.run_id, self.pass_number, events))
-
-    def _gone(self, error: RayActorError) -> ResumeError:
-        return ResumeError(
-            f"The ledger of run {self.run_id} is gone ({error}). What it had committed is safe. "
-            "Run the same script again to go on from there."
-        )
+    def _reply(self, answer: Any) -> Reply:
+        return Reply(answer, self.run_id)

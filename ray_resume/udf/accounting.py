@@ -1,11 +1,11 @@
-"""How the rows of a UDF call are accounted for, apart from who makes the call.
+"""The accounts of a UDF call, apart from who makes the call.
 
-:func:`account` is a generator of steps for whoever runs the UDF (`stage`, in threads or on an event
-loop): it asks for calls and for their outputs, and says what to drain and what to emit. So the
-rules are here once, and know neither Ray, nor ledgers, nor async.
+:func:`account_call` is a generator of steps. A runner (`stage`) carries them out, in a thread or on
+an event loop. A step asks for a call or for its next output, or says what to drain or to emit. So
+every rule about rows is here once, and none knows Ray, a ledger or async code.
 
-Invariant (see `tokens.CallAccount`): what a call gets of each source leaves it, in the tokens of
-its output rows or as a delta. What failed rows carried is reported apart.
+Invariant (see `tokens.CallAccount`): what comes into a call of a source leaves the call, in the
+tokens of its output rows or as a delta. What the failed rows carried is reported apart.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "Step",
     "StepKind",
     "Steps",
-    "account",
+    "account_call",
 ]
 
 
@@ -102,26 +102,26 @@ Steps = Generator[Step, Any, None]
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _CallInput:
     """A batch without the two columns, and the two columns.
 
-    ``kept`` is the batch as it came, which the UDF cannot change; None where nobody asks for it.
+    ``original`` is a copy that the UDF cannot change, or None if nothing needs it.
     """
 
     rows: Any
     sources: SourceArray
     tokens: TokenArray
-    kept: Any
+    original: Any
 
-    def at(self, positions: npt.NDArray[np.intp]) -> _Rows:
+    def at(self, positions: npt.NDArray[np.intp]) -> _CallInput:
         """Return some of the rows as they came."""
-        kept = blocks.take(self.kept, positions)
-        return _Rows(
+        kept = blocks.take(self.original, positions)
+        return _CallInput(
             user_batches.deep_copied(kept), self.sources[positions], self.tokens[positions], kept
         )
 
 
-def account(
+def account_call(
     batch: Any,
     attribution: Attribution,
     origin: str | None = None,
@@ -147,7 +147,7 @@ def account(
         yield Step(StepKind.EMIT, batch)
         return
     kept = user_batches.deep_copied(rows) if keep_input or isolate else None
-    whole = _Rows(rows, sources, tokens, kept)
+    whole = _CallInput(rows, sources, tokens, kept)
     if attribution is Attribution.BY_SOURCE:
         for part in _by_source(whole):
             yield from _call(part, attribution, origin, isolate)
@@ -155,17 +155,17 @@ def account(
         yield from _call(whole, attribution, origin, isolate)
 
 
-def _by_source(whole: _Rows) -> Iterator[_Rows]:
+def _by_source(whole: _CallInput) -> Iterator[_CallInput]:
     if (whole.sources == whole.sources[0]).all():
         yield whole
         return
     for _, part, positions in blocks.split(whole.rows, whole.sources):
         sources, tokens = whole.sources[positions], whole.tokens[positions]
-        kept = None if whole.kept is None else blocks.take(whole.kept, positions)
-        yield _Rows(part, sources, tokens, kept)
+        kept = None if whole.original is None else blocks.take(whole.original, positions)
+        yield _CallInput(part, sources, tokens, kept)
 
 
-def _call(part: _Rows, attribution: Attribution, origin: str | None, isolate: bool) -> Steps:
+def _call(part: _CallInput, attribution: Attribution, origin: str | None, isolate: bool) -> Steps:
     if attribution is Attribution.ONE_TO_ONE:
         steps = _one_to_one(part)
     elif attribution is Attribution.MASK:
@@ -200,14 +200,14 @@ def _call(part: _Rows, attribution: Attribution, origin: str | None, isolate: bo
     yield from leaving
 
 
-def _one_source(part: _Rows) -> Steps:
+def _one_source(part: _CallInput) -> Steps:
     def attribute(output: Any) -> RowsWithOrigins:
         return RowsWithOrigins(output, np.zeros(blocks.num_rows(output), dtype=np.int64))
 
     yield from _with_origins(part, part.rows, attribute, exact=False)
 
 
-def _origin_column(whole: _Rows, name: str) -> Steps:
+def _origin_column(whole: _CallInput, name: str) -> Steps:
     n = len(whole.sources)
     if name in blocks.names(whole.rows):
         raise ValueError(
@@ -224,7 +224,7 @@ def _origin_column(whole: _Rows, name: str) -> Steps:
     yield from _with_origins(whole, numbered, attribute)
 
 
-def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = True) -> Steps:
+def _with_origins(whole: _CallInput, given: Any, attribute: Any, *, exact: bool = True) -> Steps:
     """Account for a call of whose output rows is known where they come from.
 
     Unless that is ``exact``, they come from any of the call's rows, all of one source.
@@ -267,7 +267,7 @@ def _with_origins(whole: _Rows, given: Any, attribute: Any, *, exact: bool = Tru
         yield Step(StepKind.EMIT, blocks.with_tracking_columns(*held, tokens))
 
 
-def _mask(whole: _Rows) -> Steps:
+def _mask(whole: _CallInput) -> Steps:
     call = CallAccount(whole.sources, whole.tokens)
     failures = Failures(len(whole.sources))
     yield Step(StepKind.CALL, whole.rows, failures)
@@ -284,7 +284,7 @@ def _mask(whole: _Rows) -> Steps:
     yield Step(StepKind.EMIT, blocks.with_tracking_columns(rows, whole.sources[kept], tokens))
 
 
-def _sink(whole: _Rows) -> Steps:
+def _sink(whole: _CallInput) -> Steps:
     call = CallAccount(whole.sources, whole.tokens)
     failures = Failures(len(whole.sources))
     yield Step(StepKind.CALL, whole.rows, failures)
@@ -305,7 +305,7 @@ def _drains(deltas: dict[int, int]) -> tuple[Drain, ...]:
     return tuple(Drain(source, delta) for source, delta in deltas.items())
 
 
-def _one_to_one(whole: _Rows) -> Steps:
+def _one_to_one(whole: _CallInput) -> Steps:
     n = len(whole.sources)
     call = CallAccount(whole.sources, whole.tokens)
     failures = Failures(n)
@@ -371,12 +371,12 @@ def _wrong_number(returned: int, given: int) -> ValueError:
     )
 
 
-def _failed_rows(whole: _Rows, failures: Failures, call: CallAccount) -> Steps:
+def _failed_rows(whole: _CallInput, failures: Failures, call: CallAccount) -> Steps:
     failed = failures.mask
     yield from _failed(whole, failures, call.fail(whole.sources[failed], whole.tokens[failed]))
 
 
-def _failed(whole: _Rows, failures: Failures, missing: Mapping[int, int]) -> Steps:
+def _failed(whole: _CallInput, failures: Failures, missing: Mapping[int, int]) -> Steps:
     """Report the failed rows of each source, and what is ``missing`` of it."""
     failed = np.flatnonzero(failures.mask)
     sources = whole.sources[failed]
@@ -386,7 +386,7 @@ def _failed(whole: _Rows, failures: Failures, missing: Mapping[int, int]) -> Ste
             FailedRows(
                 source,
                 total,
-                None if whole.kept is None else blocks.take(whole.kept, here),
+                None if whole.original is None else blocks.take(whole.original, here),
                 failures.texts(here),
             )
             for source, total in missing.items()

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 from ray_resume.core.error_text import text_of
 from ray_resume.errors import ResumeError
@@ -70,31 +71,41 @@ class Failures:
 
 
 class Scope:
-    """The call that user code runs in, and in a row-wise UDF the ``row`` that it sees.
+    """One step of the user's code in a call, and in a row-wise UDF the ``row`` that it sees.
 
-    Entered as a context, it is the scope of whatever that thread or coroutine runs inside.
+    It is entered as a context, and is then the scope of what that thread or coroutine runs. The
+    step sets ``result``. If the scope is ``tolerant``, an `Exception` that the step raises becomes
+    the result (`Raised`).
     """
 
-    __slots__ = ("_token", "failures", "row")
+    __slots__ = ("_token", "_tolerant", "failures", "result", "row")
 
-    def __init__(self, failures: Failures, row: int | None = None) -> None:
+    def __init__(
+        self, failures: Failures, row: int | None = None, *, tolerant: bool = False
+    ) -> None:
         self.failures = failures
         self.row = row
+        self.result: Any = None
+        self._tolerant = tolerant
 
-    def __enter__(self) -> Scope:
+    def __enter__(self) -> Self:
         global _running
         with _count:
             _running += 1
         self._token = _scope.set(self)
         return self
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         global _running
         if isinstance(error, SystemExit):
             die_as_if_killed(error)
         _scope.reset(self._token)
         with _count:
             _running -= 1
+        if self._tolerant and isinstance(error, Exception):
+            self.result = Raised(error)
+            return True
+        return False
 
 
 _scope: ContextVar[Scope | None] = ContextVar("ray_resume_call", default=None)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ray_resume.raydata import blocks
 from ray_resume.udf.accounting import Attribution, Kept, RowsWithOrigins
-from ray_resume.udf.failures import Scope, current_scope
+from ray_resume.udf.failures import Raised, Scope, current_scope
 
 __all__ = ["ATTRIBUTION", "block_udf", "block_udf_async", "predicate_udf"]
 
@@ -84,17 +84,17 @@ def block_udf_async(
 
         async def one(number: int, row: Row) -> Sequence[Row]:
             async with places:
-                with Scope(failures, number):
-                    try:
-                        result = udf(row)
-                        if inspect.isasyncgen(result):
-                            return [dict(_checked(output)) async for output in result]
-                        return [dict(output) for output in outputs_of(row, await result)]
-                    except Exception as error:
-                        if not tolerant:
-                            raise
-                        failures.mark(error, number)
-                        return ()
+                with Scope(failures, number, tolerant=tolerant) as scope:
+                    result = udf(row)
+                    if inspect.isasyncgen(result):
+                        scope.result = [dict(_checked(output)) async for output in result]
+                    else:
+                        scope.result = [dict(output) for output in outputs_of(row, await result)]
+            if isinstance(scope.result, Raised):
+                failures.mark(scope.result.error, number)
+                return ()
+            outputs: Sequence[Row] = scope.result
+            return outputs
 
         rows = enumerate(blocks.rows_of(block))
         results = await asyncio.gather(*(one(number, row) for number, row in rows))

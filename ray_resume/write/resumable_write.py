@@ -31,7 +31,8 @@ from ray_resume.read.overlap import refuse_overlap
 from ray_resume.run.output import Output
 from ray_resume.run.run import Pass, Run, RunPlan
 from ray_resume.run.summary import RunSummary
-from ray_resume.udf import stage
+from ray_resume.udf.decorator import options_of
+from ray_resume.udf.stage import instrument, instrument_predicate
 from ray_resume.write.datasinks import (
     DiscardSink,
     WrappedDatasink,
@@ -150,7 +151,7 @@ def resumable_write(
     chain = plan.validate(
         ds,
         resumable_datasource=ResumableDatasource,
-        is_decorated=lambda udf: stage.options_of(udf) is not None,
+        is_decorated=lambda udf: options_of(udf) is not None,
     )
     optimized = chain.optimized()
     datasource = optimized.datasource
@@ -194,8 +195,8 @@ def resumable_write(
             source,
             read_tasks,
             retries,
-            lambda method, udf: stage.armed(udf, this.client, method),
-            lambda expression: stage.armed_predicate(expression, this.client),
+            lambda method, udf: instrument(udf, this.client, method),
+            lambda expression: instrument_predicate(expression, this.client),
         )
         guards.allow_write(armed)
         if this.plan.tolerant:
@@ -383,7 +384,7 @@ def _check_stage_sinks(chain: plan.Chain, sink: Any) -> None:
     sinks = [
         operator
         for operator in chain.operators
-        if (options := stage.options_of(getattr(operator, "fn", None))) and options.sink
+        if (options := options_of(getattr(operator, "fn", None))) and options.sink
     ]
     if sink is None and not sinks:
         raise NonResumableError(

@@ -87,7 +87,7 @@ def time_one_call(rows: int = 1000, columns: int = 10, calls: int = 5000) -> Non
     """Time what an armed UDF adds to a call with one batch of one source."""
     batch = {f"c{i}": np.random.default_rng(i).normal(size=rows) for i in range(columns)}
     client: Any = NoLedger()
-    udf: Any = stage.armed(resumable(lambda batch: batch), client)
+    udf: Any = stage.instrument(resumable(lambda batch: batch), client)
     given = blocks.with_tracking_columns(batch, np.zeros(rows, np.int32), tokens.tokens(1, 0, rows))
     spent_s = seconds(lambda: [udf(given) for _ in range(calls)])
     print(

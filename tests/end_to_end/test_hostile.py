@@ -39,7 +39,7 @@ from ray_resume.core.digests import source_digest
 from ray_resume.core.records import HEAD, Record, State, encode
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.raydata import blocks, user_batches
-from ray_resume.udf.stage import armed
+from ray_resume.udf.stage import instrument
 
 pytestmark = pytest.mark.long
 
@@ -409,7 +409,7 @@ def test_a_udf_may_fill_anew_what_it_returned_of_another_source(form: str) -> No
         return frame
 
     desk = Desk(3)
-    output = armed(refill, desk)(batch_of(numbers, desk, form))  # type: ignore[arg-type]
+    output = instrument(refill, desk)(batch_of(numbers, desk, form))  # type: ignore[arg-type]
     assert list(x_of(output)) == list(range(6))
     assert list(blocks.column(output, "text")) == list("012345")
 
@@ -477,7 +477,7 @@ def test_whatever_a_udf_does_no_row_is_lost_silently(
     outputs: list[Any] = []
     raised = False
     try:
-        result = armed(udf, desk)(batch)  # type: ignore[arg-type]
+        result = instrument(udf, desk)(batch)  # type: ignore[arg-type]
         for output in result if hasattr(result, "__next__") else [result]:
             outputs.append(user_batches.materialized(output))  # noqa: PERF401
     except Exception:

@@ -36,7 +36,7 @@ from ray_resume.core.sources import Source
 from ray_resume.raydata import plan
 from ray_resume.raydata.signature import Signature, signature_of
 from ray_resume.read.datasource import ResumableDatasource
-from ray_resume.udf import stage
+from ray_resume.udf.decorator import options_of
 
 # What there is to do ------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ def signature(ds: Dataset) -> Signature:
     chain = plan.validate(
         ds,
         resumable_datasource=ResumableDatasource,
-        is_decorated=lambda udf: stage.options_of(udf) is not None,
+        is_decorated=lambda udf: options_of(udf) is not None,
     ).optimized()
     datasource: Any = chain.datasource
     return signature_of(

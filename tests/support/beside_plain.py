@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from direct_client import DirectClient
 from ray.data._internal.execution.operators.map_transformer import (
     BatchMapTransformFn,
     BlockMapTransformFn,
@@ -17,10 +18,10 @@ from ray.data._internal.planner import plan_udf_map_op
 from ray.data.block import BlockAccessor
 
 from ray_resume import resumable
-from ray_resume.core.messages import Drain, Failure
+from ray_resume.core.messages import Event
 from ray_resume.core.tokens import tokens
 from ray_resume.raydata import blocks
-from ray_resume.udf.stage import armed, armed_predicate
+from ray_resume.udf.stage import instrument, instrument_predicate
 
 _ROW_OPERATORS: dict[str, Any] = {
     "map": plan_udf_map_op._generate_transform_fn_for_map_rows,
@@ -29,24 +30,15 @@ _ROW_OPERATORS: dict[str, Any] = {
 }
 
 
-class Ledger:
+class Ledger(DirectClient):
     """Takes what stages send."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []
         self.letters: list[Any] = []
 
-    def send(self, *events: Drain | Failure) -> None:
+    def send(self, *events: Event) -> None:
         self.events.extend(events)
-
-    def write_dead_letters(self, letters: Sequence[Any]) -> None:
-        self.letters.extend(letters)
-
-    async def send_async(self, *events: Drain | Failure) -> None:
-        self.events.extend(events)
-
-    async def write_dead_letters_async(self, letters: Sequence[Any]) -> None:
-        self.letters.extend(letters)
 
 
 def plain(kind: str, udf: Any, given: Sequence[Any], batch_format: str | None = None) -> list[Any]:
@@ -84,9 +76,9 @@ def resumed(
     """
     desk: Any = ledger or Ledger()
     ready = (
-        armed_predicate(udf, desk)
+        instrument_predicate(udf, desk)
         if kind == "filter(expr)"
-        else armed(resumable(udf, **options), desk, kind)
+        else instrument(resumable(udf, **options), desk, kind)
     )
     form = batch_format if kind == "map_batches" else None
     outputs = _batches(ready, form)(iter(_attached(given, sources)), None)
@@ -98,7 +90,7 @@ def resumed_async(
 ) -> list[dict[str, Any]]:
     """Return the rows that an armed class with an async ``__call__`` makes of a block."""
     ledger: Any = Ledger()
-    instance = armed(resumable(udf), ledger, kind)()
+    instance = instrument(resumable(udf), ledger, kind)()
     (batch,) = _attached([block], sources)
     if kind == "map_batches":
         batch = BlockAccessor.for_block(batch).to_batch_format("numpy")

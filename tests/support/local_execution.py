@@ -14,6 +14,7 @@ from unittest import mock
 
 import pyarrow as pa
 import ray
+from direct_client import DirectClient
 from ray.data import Dataset
 from ray.data._internal.execution.interfaces.task_context import TaskContext
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
@@ -27,7 +28,8 @@ from ray_resume.core.messages import Drain, Event, Failure, Message, ReadFailure
 from ray_resume.core.tokens import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.raydata import plan, rewrite
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
-from ray_resume.udf.stage import armed, armed_predicate, options_of
+from ray_resume.udf.decorator import options_of
+from ray_resume.udf.stage import instrument, instrument_predicate
 
 # An older Ray has no actors that read footers.
 _FOOTERS: Any = "ray.data._internal.datasource_v2.formats.parquet"
@@ -44,7 +46,7 @@ class UnaccountedError(BaseException):
     """Rows were lost or doubled on their way. No error of a pipeline's, as all others are."""
 
 
-class LocalClient:
+class LocalClient(DirectClient):
     """Stands in for the ledger's client, with the ledger itself behind it."""
 
     run_id = "run"
@@ -96,8 +98,8 @@ def execute_armed(dataset: Dataset) -> list[pa.Table]:
         ArmedDatasource(base, sources, range(len(sources)), client),
         len(sources),
         0,
-        lambda method, udf: armed(udf, client, method),
-        lambda expression: armed_predicate(expression, client),
+        lambda method, udf: instrument(udf, client, method),
+        lambda expression: instrument_predicate(expression, client),
     )
     tables = []
     for table in execute(pipeline):

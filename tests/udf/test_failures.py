@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from conftest import ids_in, write_source
+from direct_client import DirectClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.data import ActorPoolStrategy, Dataset
@@ -40,13 +41,13 @@ from ray_resume.core.messages import DeadLetter, Drain, Event, Message, Seal
 from ray_resume.core.tokens import MODULUS, token_sum, tokens
 from ray_resume.raydata import blocks
 from ray_resume.udf.failures import Failures, Scope
-from ray_resume.udf.stage import armed
+from ray_resume.udf.stage import instrument
 
 # Ray Data starts Ray to estimate the size of a block of rows.
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-class Desk:
+class Desk(DirectClient):
     """Stands in for the connection to a ledger: applies what it is sent to a real one."""
 
     def __init__(self, sources: int) -> None:
@@ -59,15 +60,9 @@ class Desk:
         applied = self.ledger.apply(Message("run", 1, events))
         self.completed |= {completion.source for completion in applied.completions}
 
-    def write_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+    def submit_dead_letters(self, letters: Sequence[DeadLetter]) -> Any:
         self.letters += letters
-        self.send(*(Drain(letter.source, -letter.total % MODULUS) for letter in letters))
-
-    async def send_async(self, *events: Event) -> None:
-        self.send(*events)
-
-    async def write_dead_letters_async(self, letters: Sequence[DeadLetter]) -> None:
-        self.write_dead_letters(letters)
+        return self.submit(*(Drain(one.source, -one.total % MODULUS) for one in letters))
 
     def buried(self) -> Counter[int]:
         """Count the rows in the dead letters by their ``x``."""
@@ -163,7 +158,7 @@ def test_what_is_known_of_failed_rows(data: st.DataObject) -> None:
         form, exact = "pyarrow", True
         udf = row_udf(kind, bad, marks)
     batch = batch_of(sources, desk, form)
-    ready = armed(resumable(udf, on_error=on_error, isolate=isolate, **options), desk, kind)  # type: ignore[arg-type]
+    ready = instrument(resumable(udf, on_error=on_error, isolate=isolate, **options), desk, kind)  # type: ignore[arg-type]
     seen = consume(ready(batch), desk)
 
     rows = set(range(len(sources)))
@@ -208,7 +203,7 @@ def test_of_a_generator_that_raised_only_what_had_left_stays() -> None:
         desk = Desk(2)
         batch = batch_of([0, 0, 0, 0, 0, 1], desk, "numpy")
         decorated: Any = resumable(**options, on_error=on_error)(udf)
-        ready = armed(decorated, desk)  # type: ignore[arg-type]
+        ready = instrument(decorated, desk)  # type: ignore[arg-type]
         seen = consume(ready(batch), desk)
         if on_error == "mark_failed":
             # The second to last block was held back when the third one came.
@@ -241,7 +236,7 @@ def test_a_udf_may_change_its_batch_in_place_before_it_fails(
         return batch
 
     desk = Desk(3)
-    ready = armed(resumable(on_error=on_error, isolate=isolate)(shrink), desk)  # type: ignore[arg-type]
+    ready = instrument(resumable(on_error=on_error, isolate=isolate)(shrink), desk)  # type: ignore[arg-type]
     seen = consume(ready(batch_of([0, 0, 0, 1, 1, 2, 2], desk, form)), desk)
     bad = {1, 6} if isolate or not raises else {0, 1, 2, 5, 6}
     assert seen == Counter(set(range(7)) - bad)
@@ -265,7 +260,7 @@ def test_a_row_is_not_marked_after_it_was_yielded(options: dict[str, Any], ends:
             raise ValueError("as well")
 
     desk = Desk(2)
-    ready = armed(resumable(**options, on_error="dead_letter")(late), desk)  # type: ignore[arg-type]
+    ready = instrument(resumable(**options, on_error="dead_letter")(late), desk)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="had returned before"):
         consume(ready(batch_of([0, 0, 1, 1], desk, "numpy")), desk)
     assert desk.completed == set()
@@ -281,7 +276,7 @@ def test_bisection_asks_for_no_more_calls_than_it_needs() -> None:
         return batch
 
     desk = Desk(1)
-    ready = armed(resumable(udf, on_error="mark_failed", isolate=True), desk)  # type: ignore[arg-type]
+    ready = instrument(resumable(udf, on_error="mark_failed", isolate=True), desk)  # type: ignore[arg-type]
     seen = consume(ready(batch_of([0] * 256, desk, "numpy")), desk)
     assert (len(calls), sum(seen.values())) == (17, 255)
 
@@ -308,7 +303,7 @@ def test_async_udfs(on_error: str) -> None:
     async def run(udf: type, kind: str) -> tuple[set[int], Desk]:
         desk = Desk(3)
         batch = batch_of([0, 0, 1, 1, 1, 2], desk, "pyarrow")
-        ready = armed(resumable(udf, on_error=on_error), desk, kind)()  # type: ignore[arg-type]
+        ready = instrument(resumable(udf, on_error=on_error), desk, kind)()  # type: ignore[arg-type]
         seen = Counter[int]()
         async for output in ready(batch):
             seen += consume(output, desk)

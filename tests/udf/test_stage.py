@@ -12,14 +12,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from direct_client import DirectClient
 from ray import cloudpickle
 
 from ray_resume import NonResumableError, resumable
 from ray_resume.core.ledger import Ledger
-from ray_resume.core.messages import Drain, Message, Seal
+from ray_resume.core.messages import Drain, Event, Message, Seal
 from ray_resume.core.tokens import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN, token_sum, tokens
 from ray_resume.raydata import blocks
-from ray_resume.udf.stage import armed, options_of
+from ray_resume.udf.decorator import options_of
+from ray_resume.udf.stage import instrument
 
 
 @resumable
@@ -120,7 +122,7 @@ class TestDecoration:
             resumable(origin="")
 
 
-class Desk:
+class Desk(DirectClient):
     """Stands in for the connection to a ledger: applies what it is sent to a real one."""
 
     def __init__(self, sources: int) -> None:
@@ -128,7 +130,7 @@ class Desk:
         self.ledger.begin_pass(1)
         self.completed: set[int] = set()
 
-    def send(self, *events: Seal | Drain) -> None:
+    def send(self, *events: Event) -> None:
         applied = self.ledger.apply(Message("run", 1, events))
         self.completed |= {completion.source for completion in applied.completions}
 
@@ -161,7 +163,7 @@ def batch_in(kind: str, desk: Desk) -> Any:
 def run(udf: Any, kind: str, *arguments: Any, **construct: Any) -> tuple[list[list[int]], Desk]:
     """Run an armed UDF and a sink: the ``x`` of each output block, and the ledger after it."""
     desk = Desk(3)
-    ready = armed(udf, desk)  # type: ignore[arg-type]
+    ready = instrument(udf, desk)  # type: ignore[arg-type]
     if inspect.isclass(ready):
         ready = ready(**construct)
     result = ready(batch_in(kind, desk), *arguments)
@@ -250,7 +252,7 @@ class TestArmed:
                 yield blocks.take(batch, np.array([row]))
 
         desk = Desk(3)
-        result = armed(pieces, desk)(batch_in(kind, desk))  # type: ignore[arg-type]
+        result = instrument(pieces, desk)(batch_in(kind, desk))  # type: ignore[arg-type]
         taken = [next(result) for _ in range(6)]
         desk.sink(taken)
         assert desk.completed == set()
@@ -323,7 +325,7 @@ class TestArmed:
         desk = Desk(3)
         stripped = blocks.without_columns(batch_in(kind, desk), (TOKEN_COLUMN,))
         with pytest.raises(RuntimeError, match="cannot be accounted for"):
-            armed(plain, desk)(stripped)  # type: ignore[arg-type]
+            instrument(plain, desk)(stripped)  # type: ignore[arg-type]
 
 
 @resumable(one_to_one=True)
@@ -345,7 +347,7 @@ def test_what_a_generator_reuses_does_no_harm() -> None:
             yield out
 
     desk = Desk(3)
-    outputs = list(armed(reuses, desk)(batch_in("numpy", desk)))  # type: ignore[arg-type]
+    outputs = list(instrument(reuses, desk)(batch_in("numpy", desk)))  # type: ignore[arg-type]
     rows = [row for output in outputs for row in pa.table(output).to_pylist()]
     assert [(row["x"], row["name"], row["list"]) for row in rows] == [
         (x, "abcdefg"[x], "abcdefg"[x] * 2) for x in (0, 1, 5, 2, 3, 4, 6)
@@ -358,13 +360,13 @@ def test_parts_of_a_pandas_batch_have_an_index_of_their_own() -> None:
         return frame.assign(y=pd.Series([10 * x for x in frame["x"]]))
 
     desk = Desk(3)
-    rows = armed(aligns, desk)(batch_in("pandas", desk))  # type: ignore[arg-type]
+    rows = instrument(aligns, desk)(batch_in("pandas", desk))  # type: ignore[arg-type]
     assert (rows["y"] == rows["x"] * 10).all()
     assert len(rows) == 7
 
 
 def test_an_armed_udf_has_the_name_of_the_users() -> None:
     desk: Any = Desk(1)
-    assert armed(plain, desk).__name__ == "plain"
-    assert armed(Classy, desk).__name__ == "Classy"
-    assert armed(functools.partial(plain, more=2), desk).__name__ == "plain"
+    assert instrument(plain, desk).__name__ == "plain"
+    assert instrument(Classy, desk).__name__ == "Classy"
+    assert instrument(functools.partial(plain, more=2), desk).__name__ == "plain"
