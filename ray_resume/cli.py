@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
+from typing_extensions import override
+
 from ray_resume import __version__
 from ray_resume.checkpoint.checkpoint import Checkpoint, CheckpointStatus, last_line, plain
 from ray_resume.errors import ResumeError
@@ -258,6 +260,7 @@ def _fail(message: str, code: int = _FAILED) -> int:
 class _Parser(argparse.ArgumentParser):
     """Tells what is wrong with the arguments in one line."""
 
+    @override
     def error(self, message: str) -> NoReturn:
         _fail(f"{message}. See {self.prog} --help.")
         raise SystemExit(_USAGE)

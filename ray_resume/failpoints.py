@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import override
+
 __all__ = ["POINTS", "Fault", "Point", "armed", "failpoint"]
 
 
@@ -153,6 +155,7 @@ class Fault:
         # It has happened, or is called off.
         _armed.pop(self.point, None)
 
+    @override
     def __reduce__(self) -> tuple[Callable[[str, str, int], Fault], tuple[str, str, int]]:
         return _arrived, (self.point, self.folder, self.after)
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.dead_letters import FOLDER
@@ -97,14 +99,17 @@ class CheckpointStatus(Mapping[str, Any]):
     errors: dict[str, int]
     runs: list[dict[str, Any]]
 
+    @override
     def __getitem__(self, key: str) -> Any:
         if key not in self.__dataclass_fields__:
             raise KeyError(key)
         return getattr(self, key)
 
+    @override
     def __iter__(self) -> Iterator[str]:
         return (field.name for field in fields(self))
 
+    @override
     def __len__(self) -> int:
         return len(fields(self))
 
@@ -166,6 +171,7 @@ class Checkpoint:
         local = self._location.local_path
         return public_uri(self._location.path) if local is None else str(local)
 
+    @override
     def __repr__(self) -> str:
         return f"Checkpoint({self.path!r})"
 

@@ -16,6 +16,8 @@ from collections.abc import Collection
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from typing_extensions import override
+
 from ray_resume.errors import CheckpointError
 
 __all__ = ["Claim", "Owner", "refusal"]
@@ -55,6 +57,7 @@ class Owner:
             raise ValueError("the owner of a lease has started at no time")
         return owner
 
+    @override
     def __str__(self) -> str:
         age_s = max(0, round(time.time() - self.started_at))
         shard = "" if self.shard is None else f"{self.shard}, "
@@ -80,14 +83,17 @@ class Claim:
         self._digests = digests
         self._shard = shard
 
+    @override
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Claim):
             return NotImplemented
         return self._shard == other._shard and self._as_set() == other._as_set()
 
+    @override
     def __hash__(self) -> int:
         return hash((self._shard, self._as_set()))
 
+    @override
     def __repr__(self) -> str:
         what = "everything" if self._digests is None else f"{len(self._digests) // _DIGEST_BYTES}"
         return f"Claim({what}, shard={self._shard})"

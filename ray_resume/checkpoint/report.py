@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 __all__ = ["CheckReport", "plain"]
 
 
@@ -44,6 +46,7 @@ class CheckReport:
     def __bool__(self) -> bool:
         return self.ok
 
+    @override
     def __str__(self) -> str:
         looked_at = (
             f"writers' files: {self.writers}, records: {self.records}, sources: {self.sources}, "

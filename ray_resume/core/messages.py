@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from typing_extensions import override
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -112,6 +114,7 @@ class Message:
     pass_number: int
     events: tuple[Event, ...]
 
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         # Events travel as plain tuples. Pickle's own form of a named tuple takes the ledger's
         # process longer to read than to apply.

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ray_resume.core.digests import Positions
 from ray_resume.core.filenames import (
@@ -88,15 +89,18 @@ class OutputFileSet(Collection[str]):
             others += part
         return cls(np.concatenate(usual), others)
 
+    @override
     def __len__(self) -> int:
         return len(self.usual) + len(self.others)
 
+    @override
     def __iter__(self) -> Iterator[str]:
         data = self.usual.tobytes()
         for start in range(0, len(data), PACKED_BYTES):
             yield unpacked(data[start : start + PACKED_BYTES])
         yield from self.others
 
+    @override
     def __contains__(self, name: object) -> bool:
         if name in self.others:
             return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ray_resume.core.digests import DigestIndex, Positions
 from ray_resume.core.gone import NOTHING_GONE, Gone
@@ -36,12 +37,15 @@ class Earlier(Mapping[int, Record]):
         """Take the records of ``table``; ``numbers`` are ascending."""
         self._numbers, self._table, self._anew = numbers, table, anew
 
+    @override
     def __len__(self) -> int:
         return len(self._numbers)
 
+    @override
     def __iter__(self) -> Iterator[int]:
         return iter(self._numbers.tolist())
 
+    @override
     def __getitem__(self, number: int) -> Record:
         row = int(np.searchsorted(self._numbers, number))
         if row == len(self._numbers) or self._numbers[row] != number:

@@ -30,6 +30,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from ray_resume.core.digests import source_digest
 from ray_resume.errors import ResumeError
 
@@ -56,6 +58,7 @@ class Shard:
                 "the count"
             )
 
+    @override
     def __str__(self) -> str:
         return f"shard {self.index} of {self.count}"
 

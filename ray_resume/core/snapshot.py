@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ray_resume.core.digests import DigestIndex, Digests, Positions, source_digest
 from ray_resume.core.records import RECORDS_IN_BLOCK, Record, State, decode
@@ -239,6 +240,7 @@ class Records(Sequence[Record]):
         self.union = union
         self.rows = rows
 
+    @override
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -248,11 +250,13 @@ class Records(Sequence[Record]):
     @overload
     def __getitem__(self, position: slice) -> Records: ...
 
+    @override
     def __getitem__(self, position: int | slice) -> Record | Records:
         if isinstance(position, slice):
             return Records(self.union, self.rows[position])
         return self.union.record(int(self.rows[position]))
 
+    @override
     def __iter__(self) -> Iterator[Record]:
         return map(self.union.record, self.rows.tolist())
 

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from ray_resume.core.digests import Digests, Positions, digest_bytes
 from ray_resume.core.records import Fingerprint
@@ -76,6 +77,7 @@ class SourceTable(Sequence[Source]):
         """Make a table of files: each is called as its path, and found by it."""
         return cls(*_strings(paths), Fingerprints.made(sizes, mtimes_ns), Items())
 
+    @override
     def __len__(self) -> int:
         return len(self._starts)
 
@@ -85,6 +87,7 @@ class SourceTable(Sequence[Source]):
     @overload
     def __getitem__(self, position: slice) -> SourceTable: ...
 
+    @override
     def __getitem__(self, position: int | slice) -> Source | SourceTable:
         if isinstance(position, slice):
             return self.take(position)
@@ -96,9 +99,11 @@ class SourceTable(Sequence[Source]):
         item = self._items.get(position, source_id)
         return Source(source_id, item, self.fingerprints[position])
 
+    @override
     def __iter__(self) -> Iterator[Source]:
         return map(self.__getitem__, range(len(self)))
 
+    @override
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
             return NotImplemented
@@ -242,6 +247,7 @@ class Fingerprints(Sequence[Fingerprint]):
         has_time, time = _column(mtimes_ns)
         return cls(size, time, (has_size | (has_time << np.uint8(1))))
 
+    @override
     def __len__(self) -> int:
         return len(self.known)
 
@@ -251,6 +257,7 @@ class Fingerprints(Sequence[Fingerprint]):
     @overload
     def __getitem__(self, position: slice) -> Fingerprints: ...
 
+    @override
     def __getitem__(self, position: int | slice) -> Fingerprint | Fingerprints:
         if isinstance(position, slice):
             return self.take(position)

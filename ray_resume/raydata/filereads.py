@@ -24,6 +24,7 @@ from pyarrow.fs import FileSystem
 from ray.data import DataContext, Dataset
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource
+from typing_extensions import override
 
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.errors import NonResumableError, ResumeError
@@ -365,6 +366,7 @@ class _RowGroup(_ParquetFragment):
         self._row_group = row_group
 
     @property
+    @override
     def original(self) -> Any:
         whole = self._fragment
         return whole.format.make_fragment(

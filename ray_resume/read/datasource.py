@@ -16,6 +16,7 @@ import pyarrow as pa
 from ray.data import DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+from typing_extensions import override
 
 from ray_resume.core.sources import SourceTable
 from ray_resume.core.tokens import SOURCE_COLUMN, SOURCE_TYPE, TOKEN_COLUMN, TOKEN_TYPE
@@ -42,19 +43,24 @@ class _SourceDatasource(Datasource):
         self._projection_map: dict[str, str] | None = None
         self._predicates: tuple[Any, ...] = ()
 
+    @override
     def get_name(self) -> str:
         return self.input.name
 
+    @override
     def estimate_inmemory_data_size(self) -> int | None:
         return _total(self.input.sizes_bytes(self.sources))
 
     @property
+    @override
     def supports_distributed_reads(self) -> bool:
         return self.input.distributed
 
+    @override
     def supports_projection_pushdown(self) -> bool:
         return False
 
+    @override
     def supports_predicate_pushdown(self) -> bool:
         return False
 
@@ -121,12 +127,15 @@ class ResumableDatasource(_SourceDatasource):
         self.options = options
 
     # Ray's optimizer pushes into this read what it would push into that of plain Ray Data.
+    @override
     def supports_projection_pushdown(self) -> bool:
         return self.input.selects
 
+    @override
     def supports_predicate_pushdown(self) -> bool:
         return self.input.selects
 
+    @override
     def apply_projection(self, projection_map: dict[str, str] | None) -> Any:
         before = self._projection_map
         narrowed: Any = super().apply_projection(projection_map)
@@ -134,6 +143,7 @@ class ResumableDatasource(_SourceDatasource):
             narrowed._projection_map = {name: name for name in projection_map if name in before}
         return narrowed
 
+    @override
     def apply_predicate(self, predicate_expr: Any) -> ResumableDatasource:
         # Tokens are given out by position in what was read, so that must be the same each time.
         if not is_repeatable(predicate_expr):
@@ -142,6 +152,7 @@ class ResumableDatasource(_SourceDatasource):
         narrowed._predicates = (*self._predicates, predicate_expr)
         return narrowed
 
+    @override
     def get_read_tasks(
         self,
         parallelism: int,
@@ -183,6 +194,7 @@ class ArmedDatasource(_SourceDatasource):
         self._numbers = numbers
         self._client = client
 
+    @override
     def _schema(self) -> pa.Schema | None:
         schema = super()._schema()
         if schema is None:
@@ -199,6 +211,7 @@ class ArmedDatasource(_SourceDatasource):
         size = self.estimate_inmemory_data_size() or 0
         return min(len(self.sources), max(_MIN_READ_TASKS, -(-size // target_bytes)))
 
+    @override
     def get_read_tasks(
         self,
         parallelism: int,

@@ -18,6 +18,7 @@ from pyarrow.fs import (
     LocalFileSystem,
     PyFileSystem,
 )
+from typing_extensions import override
 
 __all__ = ["is_local_at", "local_at"]
 
@@ -37,12 +38,15 @@ class _At(FileSystemHandler):  # type: ignore[misc]
         self._folder = folder
         self._local = LocalFileSystem()
 
+    @override
     def __reduce__(self) -> Any:
         return _At, (self._folder,)
 
+    @override
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _At) and other._folder == self._folder
 
+    @override
     def __hash__(self) -> int:
         return hash(self._folder)
 

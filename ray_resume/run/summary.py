@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 __all__ = ["RunSummary"]
 
 
@@ -31,6 +33,7 @@ class RunSummary:
     duration_s: float
     sources_removed: int = 0
 
+    @override
     def __str__(self) -> str:
         text = (
             f"Run {self.run_id}: {self.sources_completed} of {self.sources_total} sources "

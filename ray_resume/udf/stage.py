@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any
 
+from typing_extensions import override
+
 from ray_resume.core.messages import DeadLetter, Failure
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import failpoint
@@ -93,6 +95,7 @@ def _instrumented_class(udf: type, runner: UdfRunner) -> type:
             return runner.run(batch, lambda part: self._udf(part, *args, **kwargs))
 
     class AsyncInstrumented(Instrumented):
+        @override
         async def __call__(self, batch: Any, /, *args: Any, **kwargs: Any) -> Any:
             run = runner.run_async(batch, lambda part: self._udf(part, *args, **kwargs))
             async for output in run:

@@ -24,6 +24,7 @@ from typing import Any
 from ray import cloudpickle
 from ray.data.block import Block
 from ray.data.datasource import Datasink, WriteResult
+from typing_extensions import override
 
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.errors import NonResumableError
@@ -128,27 +129,33 @@ class WrappedDatasink(Datasink[None]):
         self._client = client
         self._publishes_on_complete = publishes_on_complete(inner)
 
+    @override
     def get_name(self) -> str:
         return self._inner.get_name()
 
     @property
+    @override
     def supports_distributed_writes(self) -> bool:
         return self._inner.supports_distributed_writes
 
     @property
+    @override
     def min_rows_per_write(self) -> int | None:
         return self._inner.min_rows_per_write
 
     @property
+    @override
     def min_bytes_per_write(self) -> int | None:
         return self._inner.min_bytes_per_write
 
+    @override
     def on_write_start(self, schema: Any = None) -> None:
         for name in (SOURCE_COLUMN, TOKEN_COLUMN):
             if schema is not None and name in schema.names:
                 schema = schema.remove(schema.get_field_index(name))
         self._inner.on_write_start(schema)
 
+    @override
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         rows = group_by_source(blocks)
         if not rows:
@@ -173,6 +180,7 @@ class WrappedDatasink(Datasink[None]):
 class DiscardSink(Datasink[None]):
     """The end of a pipeline whose last stage is ``@resumable(sink=True)``."""
 
+    @override
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         for _ in blocks:
             pass

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.data.block import Block
 from ray.data.datasource import Datasink
+from typing_extensions import override
 
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.messages import Drain, Pack
@@ -51,10 +52,12 @@ class FileSink(Datasink[None]):
         self._client = client
         self._packing = packing
 
+    @override
     def get_name(self) -> str:
         return "Resumable"
 
     @property
+    @override
     def min_bytes_per_write(self) -> int | None:
         # So that Ray Data gathers enough blocks for a file; it then cannot fuse the write.
         return None if self._packing is None else self._packing.target_bytes
@@ -64,6 +67,7 @@ class FileSink(Datasink[None]):
         """How many groups of sources share files; None if none does."""
         return None if self._packing is None else int(self._packing.groups[-1]) + 1
 
+    @override
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write the rows of one task, each source's to a file, then drain them all.
 

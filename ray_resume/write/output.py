@@ -9,6 +9,8 @@ import logging
 from collections import Counter
 from collections.abc import Collection
 
+from typing_extensions import override
+
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.filenames import OutputName
@@ -36,12 +38,14 @@ class FolderOutput(Output):
         self.folder = folder
         self.append = append
 
+    @override
     def names(self) -> Collection[str]:
         try:
             return OutputFileSet.of(self.folder.names())
         except OSError as error:
             raise self._unusable(error) from error
 
+    @override
     def verify(
         self,
         checkpoint_id: str,
@@ -140,6 +144,7 @@ class FolderOutput(Output):
             "the same rows would be written a second time."
         )
 
+    @override
     def prepare(self) -> None:
         try:
             self.folder.create()
@@ -153,6 +158,7 @@ class FolderOutput(Output):
             "again."
         )
 
+    @override
     def remove_leftovers(
         self,
         checkpoint_id: str,
