@@ -137,9 +137,12 @@ class SourceTable(Sequence[Source]):
 
     def id(self, position: int) -> str:
         """Return the id of one source."""
-        start = int(self._starts[position])
-        text = self._ids[start : start + int(self._lengths[position])]
-        return text.decode("utf-8", "surrogatepass")
+        return self.id_bytes(position).decode("utf-8", "surrogatepass")
+
+    def id_bytes(self, position: int) -> bytes:
+        """Return the id of one source in UTF-8, which may contain lone surrogates."""
+        start = self._starts.item(position)
+        return self._ids[start : start + self._lengths.item(position)]
 
     def take(self, positions: Positions | slice) -> SourceTable:
         """Return a table of those at ``positions``, which shares what it can with this one."""
@@ -261,10 +264,10 @@ class Fingerprints(Sequence[Fingerprint]):
     def __getitem__(self, position: int | slice) -> Fingerprint | Fingerprints:
         if isinstance(position, slice):
             return self.take(position)
-        known = self.known[position]
+        known = self.known.item(position)
         return Fingerprint(
-            int(self.sizes[position]) if known & 1 else None,
-            int(self.mtimes_ns[position]) if known & 2 else None,
+            self.sizes.item(position) if known & 1 else None,
+            self.mtimes_ns.item(position) if known & 2 else None,
         )
 
     def take(self, positions: Positions | slice) -> Fingerprints:

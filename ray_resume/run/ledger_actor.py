@@ -15,7 +15,7 @@ import threading
 import time
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray_resume.checkpoint.storage import LedgerBinding
@@ -23,7 +23,6 @@ from ray_resume.core.digests import source_digest
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.core.ledger import Ledger, LedgerError
 from ray_resume.core.messages import Applied, Completion, DeadLetter, Drain, Message
-from ray_resume.core.pending import PendingSources
 from ray_resume.core.records import (
     Record,
     State,
@@ -141,9 +140,7 @@ class LedgerHost:
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
         self._ledger = Ledger(spec.run_id, len(spec.sources))
-        self._sources = PendingSources(spec.sources)
-        # The table itself is not needed any more, and is as large as all the rest.
-        self._spec = replace(spec, sources=SourceTable.of(()))
+        self._sources = spec.sources
         self._pipeline = pipeline_of(spec.signature, spec.code)
         self._run = bytes.fromhex(spec.run_id) if is_usual_run(spec.run_id) else None
         self._lease, self._writer = spec.binding.open(spec.header)
@@ -456,7 +453,6 @@ class LedgerHost:
             with self._state:
                 self._committed += len(group)
                 self._dropped_count += len(stored) - len(group)
-                self._sources.forget([completion.source for completion in group])
 
     def _failed(self, source: int, how: Failed, now: float) -> Record:
         earlier = self._spec.records.get(source)
@@ -475,15 +471,15 @@ class LedgerHost:
     def _stored(self, done: Completion, now: float) -> bytes:
         """Return the digest and the encoded record of a source that is complete."""
         if self._run is not None and len(done.files) < 2 and not done.dead_rows:
-            source, size, mtime_ns = self._sources.find(done.source)
+            fingerprint = self._sources.fingerprints[done.source]
             stored = encode_completed(
-                source,
+                self._sources.id_bytes(done.source),
                 self._run,
                 self._sequence + 1,
                 done.rows_written,
                 done.files[0] if done.files else None,
-                size,
-                mtime_ns,
+                fingerprint.size,
+                fingerprint.mtime_ns,
                 now,
                 self._pipeline,
             )
@@ -508,7 +504,7 @@ class LedgerHost:
             state=state,
             sequence=self._sequence,
             run_id=self._spec.run_id,
-            fingerprint=self._sources.fingerprint(source),
+            fingerprint=self._sources.fingerprints[source],
             pipeline=self._pipeline,
             **values,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import random
 import subprocess
 import sys
 from collections import Counter as Counts
@@ -26,7 +25,6 @@ from ray_resume.core.filenames import OutputName, packed, stem_of, unpacked
 from ray_resume.core.gone import gone_from
 from ray_resume.core.identity import ids_of, part_file
 from ray_resume.core.output_files import OutputFileSet, listed_files
-from ray_resume.core.pending import PendingSources
 from ray_resume.core.records import HEAD, Fingerprint, Record, State, encode, pipeline_of, stored_in
 from ray_resume.core.resume_plan import todo_of
 from ray_resume.core.shards import Shard
@@ -479,37 +477,6 @@ def test_a_packed_name_comes_back() -> None:
     for value in (b"", bytes(26), bytes(26) + b"\x05"):
         with pytest.raises(ValueError, match="no packed name"):
             unpacked(value)
-
-
-@given(st.lists(sources, max_size=30), st.data())
-def test_pending_sources_are_there_until_they_are_forgotten(
-    given_: list[Source], data: st.DataObject
-) -> None:
-    pending = PendingSources(SourceTable.of(given_))
-    assert len(pending) == len(given_)
-    left = set(range(len(given_)))
-    while left:
-        for number, source in enumerate(given_):
-            if number in left:
-                assert pending.id(number) == source.source_id
-                assert pending.fingerprint(number) == source.fingerprint
-            else:
-                with pytest.raises(KeyError):
-                    pending.id(number)
-        gone = data.draw(st.sets(st.sampled_from(sorted(left)), min_size=1))
-        pending.forget([*gone, *gone])
-        left -= gone
-
-
-def test_pending_sources_over_several_blocks() -> None:
-    count = 3000
-    pending = PendingSources(SourceTable.of(Source(f"s{i}", None) for i in range(count)))
-    order = list(range(count))
-    random.Random(1).shuffle(order)
-    for start in range(0, count, 100):
-        pending.forget(order[start : start + 100])
-        assert all(pending.id(i) == f"s{i}" for i in order[start + 100 :])
-    assert pending._blocks == [None] * 3
 
 
 # How much it takes --------------------------------------------------------------------------------
