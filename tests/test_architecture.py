@@ -34,7 +34,7 @@ EXTRA: dict[str, set[str]] = {
     "write.retyping": {"checkpoint"},
     # It verifies and cleans the folder, in the driver.
     "write.output": {"checkpoint"},
-    "write.resumable_write": {"checkpoint.storage", "read", "run", "udf"},
+    "write.resumable_write": {"checkpoint.backend", "read", "run", "udf"},
 }
 
 # Modules outside of the packages: the user's end, and the ground.

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import merged_headers
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.report import CheckReport
-from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.digests import source_digest
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.records import Flag, Record, State
@@ -223,7 +223,7 @@ class _Look:
         # Dead letters stand in what the head of a record has no room for.
         records = union.records(union.flagged(Flag.MORE))
         listed = sorted(name for record in records for name in record.dead_letters)
-        there = self._storage.letters().names() if listed else ()
+        there = self._storage.dead_letters().names() if listed else ()
         gone = [name for name in listed if name not in there]
         if gone:
             # Whoever has dealt with them may have moved them; nobody else knows their rows.

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.dead_letters import FOLDER
-from ray_resume.checkpoint.local.backend import new_run_id
+from ray_resume.checkpoint.location import Location
 from ray_resume.checkpoint.report import CheckReport, plain
-from ray_resume.checkpoint.storage import CheckpointBackend, Location
 from ray_resume.core.digests import source_digest
 from ray_resume.core.records import Flag, Record, State, blocks_of, encode
 from ray_resume.errors import CheckpointError

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from itertools import zip_longest
 
+from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import MERGED, Contents
-from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.records import RECORDS_IN_BLOCK
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint

@@ -1,9 +1,10 @@
-"""What a look at a checkpoint finds, wherever the checkpoint is: records, headers, who is about."""
+"""A checkpoint at one moment, wherever it is kept: the live runs, the files, and their records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,83 +15,75 @@ from ray_resume.errors import CheckpointError
 if TYPE_CHECKING:
     from ray_resume.core.snapshot import Union
 
-__all__ = ["MERGED", "Contents", "Look", "Note", "contents_of", "merged_headers"]
+__all__ = ["MERGED", "Contents", "merged_headers"]
 
 MERGED = "merged"
-"""In the header of a file that takes the place of others: their headers, by run id."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """A checkpoint at one moment: who is at work, who was killed, and where each writer's file is.
-
-    ``files`` are the writers' files, by run id; in a shared checkpoint, folders of segments.
-    """
-
-    live: dict[str, Owner]
-    killed: dict[str, Owner]
-    files: dict[str, Path | str]
-
-
-@dataclass(frozen=True)
-class Look(Note):
-    """What the files that were noted held."""
-
-    readings: list[Reading]
+"""The key in a merged file's header of the headers of the files that it replaces, by run id."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A look at a checkpoint: the records that count, each run's header, and who is alive.
+    """A checkpoint at one moment.
 
-    A run's file may have been merged with others (see `compaction`): its header is here all the
-    same. ``files`` are the writers' files that there are, by run id. ``killed`` are the runs that
-    left a lease behind, for messages alone.
+    Attributes:
+        live: the runs at work, by run id.
+        killed: the runs that left a lease behind; for messages only.
+        files: the writers' files that a listing found, by run id. In a shared checkpoint, each is a
+            folder of segments.
+        readings: what these files held; empty after a mere listing.
+
+    Raises:
+        CheckpointError: ``headers``, ``union`` and ``dead_runs``, where a file could not be read.
     """
 
-    union: Union
-    headers: dict[str, dict[str, Any]]
-    live: dict[str, Owner]
-    files: dict[str, Path | str]
-    killed: dict[str, Owner]
+    live: Mapping[str, Owner]
+    killed: Mapping[str, Owner]
+    files: Mapping[str, Path | str]
+    readings: Sequence[Reading] = ()
+
+    def require_readable(self) -> Contents:
+        """Return these contents if every file could be read.
+
+        Raises:
+            CheckpointError: a file could not be read. Nothing is ever skipped silently.
+        """
+        for reading in self.readings:
+            if reading.error is not None:
+                raise reading.error
+        return self
+
+    @cached_property
+    def headers(self) -> dict[str, dict[str, Any]]:
+        """The header of each run on record, also of runs whose files were merged into another."""
+        headers: dict[str, dict[str, Any]] = {}
+        for reading in self.require_readable().readings:
+            headers.update(merged_headers(reading.path, reading.header))
+            headers[reading.run_id] = dict(reading.header)
+        return headers
+
+    @cached_property
+    def union(self) -> Union:
+        """The records that count: the newest of each source."""
+        # Imported here: a process that reads nothing need not load numpy.
+        from ray_resume.core.snapshot import Union
+
+        readings = {reading.run_id: reading for reading in self.require_readable().readings}
+        return Union(
+            {run_id: reading.pairs for run_id, reading in readings.items()},
+            owner=lambda run_id: f"the checkpoint file {readings[run_id].path}",
+        )
 
     @property
     def dead_runs(self) -> frozenset[str]:
-        """The runs that are on record and over: their left-overs may be removed."""
+        """The runs that are on record and over. Their leftovers may be removed."""
         return frozenset(self.headers) - frozenset(self.live)
-
-
-def contents_of(
-    readings: Iterable[Reading], live: dict[str, Owner], killed: dict[str, Owner]
-) -> Contents:
-    """Make the union of what was read.
-
-    Raises:
-        CheckpointError: something could not be read.
-    """
-    headers: dict[str, dict[str, Any]] = {}
-    pairs, files = {}, {}
-    for reading in readings:
-        if reading.error is not None:
-            raise reading.error
-        headers.update(merged_headers(reading.path, reading.header))
-        headers[reading.run_id] = dict(reading.header)
-        pairs[reading.run_id], files[reading.run_id] = reading.pairs, reading.path
-
-    def owner(run_id: str) -> str:
-        return f"the checkpoint file {files[run_id]}"
-
-    # Not before the files are read: a process that reads nothing need not load numpy.
-    from ray_resume.core.snapshot import Union
-
-    return Contents(Union(pairs, owner=owner), headers, live, files, killed)
 
 
 def merged_headers(path: Path | str, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the headers of the runs whose files were merged into ``path``, with ``header``.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the header is damaged.
     """
     merged = header.get(MERGED, {})
     if not isinstance(merged, dict) or not all(isinstance(of, dict) for of in merged.values()):

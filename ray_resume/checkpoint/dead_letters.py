@@ -7,22 +7,18 @@ node that does not see the checkpoint. That process writes them as Parquet files
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
 import secrets
-from collections.abc import Collection
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable
+from typing import Any
 
-from ray_resume.checkpoint.shared.objects import Objects
+from ray_resume.checkpoint.objects import Objects
 from ray_resume.core.digests import source_digest
 from ray_resume.core.messages import DeadLetter
-from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
-from ray_resume.files import fsync_directory, write_atomically
 
-__all__ = ["COLUMNS", "FOLDER", "DeadLetterStore", "LetterFolder", "LetterObjects"]
+__all__ = ["COLUMNS", "FOLDER", "DeadLetterStore"]
 
 FOLDER = "dead-letters"
 """Where they are in a checkpoint directory."""
@@ -30,95 +26,55 @@ FOLDER = "dead-letters"
 COLUMNS = ("ray_resume_source", "ray_resume_stage", "ray_resume_error")
 """What stands beside the columns of a row: its source's id, the stage, the error; all strings."""
 
-_NAME = re.compile(r"\.?([0-9a-f]{12})-[0-9a-f]{16}-[0-9a-f]{16}\.parquet")
+# A half-written letter has a dot before its name, and perhaps a random part behind it.
+_NAME = re.compile(r"\.?([0-9a-f]{12})-[0-9a-f]{16}-[0-9a-f]{16}\.parquet(\.[0-9a-f]{8})?")
 
 
-class DeadLetterStore(Protocol):
+class DeadLetterStore:
     """The dead letters of a checkpoint."""
-
-    def write(self, run_id: str, source_id: str, letter: DeadLetter) -> str:
-        """Write a letter durably under a name of its own, and return that, without the folder.
-
-        Raises:
-            CheckpointError: the storage is full or fails. The rows count for nobody.
-        """
-
-    def names(self) -> Collection[str]:
-        """List the letters that are there, without the folder."""
-
-    def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
-        """Remove what ``runs``, all of them over, have left and no record lists."""
-
-
-class LetterObjects:
-    """Dead letters in a storage of objects."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
     def write(self, run_id: str, source_id: str, letter: DeadLetter) -> str:
+        """Write a letter durably under a name of its own; return the name, without the folder.
+
+        Raises:
+            CheckpointError: the storage is full or fails. The rows count for no run.
+        """
         name = _new_name(run_id, source_id)
         buffer = io.BytesIO()
         _write(letter, source_id, buffer)
+        failpoint("letters.writing")
         self._objects.put(f"{FOLDER}/{name}", buffer.getvalue())
         failpoint("letters.written")
         return name
 
     def names(self) -> Collection[str]:
-        return {name.removeprefix(f"{FOLDER}/") for name in self._objects.list(FOLDER)}
+        """List the letters, without the folder."""
+        return _names(self._objects.list(FOLDER))
 
     def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
-        doomed = _leftovers(self.names(), runs, listed)
-        self._objects.delete(f"{FOLDER}/{name}" for name in doomed)
+        """Remove the letters of ``runs``, all of them over, that no record lists.
 
-
-class LetterFolder:
-    """Dead letters in a checkpoint directory; the folder is made with the first one."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self._path = checkpoint / FOLDER
-
-    def write(self, run_id: str, source_id: str, letter: DeadLetter) -> str:
-        name = _new_name(run_id, source_id)
-        try:
-            self._path.mkdir(exist_ok=True)
-            write_atomically(
-                self._path / name,
-                lambda file: _write(letter, source_id, file),
-                before_rename=lambda: failpoint("letters.writing"),
-            )
-            fsync_directory(self._path)
-            fsync_directory(self._path.parent)
-        except OSError as error:
-            raise CheckpointError(
-                f"The dead letter {self._path / name} cannot be written: {error}. Its rows count "
-                "for nobody, and what was committed is safe. Free space or mend the disk, and run "
-                "again."
-            ) from error
-        failpoint("letters.written")
-        return name
-
-    def names(self) -> Collection[str]:
-        with contextlib.suppress(FileNotFoundError):
-            return {path.name for path in self._path.iterdir()}
-        return ()
-
-    def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
-        for name in _leftovers(self.names(), runs, listed):
+        What killed processes left half-written goes, too.
+        """
+        doomed = [
+            name
+            for name in _names(self._objects.list(FOLDER, hidden=True))
+            if (match := _NAME.fullmatch(name)) and match[1] in runs and name not in listed
+        ]
+        if doomed:
             failpoint("cleanup.removing_letter")
-            (self._path / name).unlink(missing_ok=True)
+            self._objects.delete(f"{FOLDER}/{name}" for name in doomed)
+
+
+def _names(listing: Iterable[str]) -> set[str]:
+    return {name.removeprefix(f"{FOLDER}/") for name in listing}
 
 
 def _new_name(run_id: str, source_id: str) -> str:
     return f"{run_id}-{source_digest(source_id)[:8].hex()}-{secrets.token_hex(8)}.parquet"
-
-
-def _leftovers(names: Collection[str], runs: Collection[str], listed: Collection[str]) -> list[str]:
-    return [
-        name
-        for name in names
-        if (match := _NAME.fullmatch(name)) is not None and match[1] in runs and name not in listed
-    ]
 
 
 def _write(letter: DeadLetter, source_id: str, file: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ray_resume.checkpoint.shared.objects import Objects
+from ray_resume.checkpoint.objects import Objects
 from ray_resume.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ class SchemaStore:
         CheckpointError: every method, where the storage fails, or holds something else.
     """
 
-    def __init__(self, objects: Objects, uri: str) -> None:
+    def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        self._uri = uri
 
     def read(self) -> OutputSchema | None:
         """Return what all runs have agreed on, None if none has."""
@@ -44,8 +43,8 @@ class SchemaStore:
                 one = OutputSchema.from_bytes(data)
             except ValueError as error:
                 raise CheckpointError(
-                    f"The checkpoint file {self._uri}/{name} cannot be read: {error}. It only "
-                    "says which types the output has. Restore it from a copy, or remove it."
+                    f"The checkpoint file {self._objects.uri}/{name} cannot be read: {error}. It "
+                    "only says which types the output has. Restore it from a copy, or remove it."
                 ) from error
             agreed = one if agreed is None else agreed.merged(one)
         return agreed

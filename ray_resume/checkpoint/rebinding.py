@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.records import State
 from ray_resume.errors import CheckpointError

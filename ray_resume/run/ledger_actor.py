@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_resume.checkpoint.storage import LedgerBinding
+from ray_resume.checkpoint.backend import LedgerBinding
 from ray_resume.core.digests import source_digest
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.core.ledger import Ledger, LedgerError
@@ -148,7 +148,7 @@ class LedgerHost:
         self._completed = self._committed = 0
         self._rows_read = self._rows_written = self._files = self._dead_rows = 0
         self._dropped_count = 0
-        self._letters = spec.binding.letters()
+        self._letters = spec.binding.dead_letters()
         self._agreement = Agreement(
             spec.binding.schemas(),
             spec.run_id,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.snapshot import Records
 
 __all__ = ["Output"]

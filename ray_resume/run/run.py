@@ -24,11 +24,10 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.code import Code
 from ray_resume.core.digests import source_digest
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
@@ -438,7 +437,7 @@ class Run:
         # Dead letters stand in what the head of a record has no room for.
         records = union.records(union.flagged(Flag.MORE))
         listed = {name for record in records for name in record.dead_letters}
-        self._plan.storage.letters().remove_leftovers(runs, listed)
+        self._plan.storage.dead_letters().remove_leftovers(runs, listed)
 
     def _summary(
         self, todo: Todo, progress: Progress, failed: int = 0, quarantined: int = 0

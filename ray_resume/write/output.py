@@ -11,8 +11,8 @@ from collections.abc import Collection
 
 from typing_extensions import override
 
+from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.filenames import OutputName
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.snapshot import Records

@@ -18,7 +18,7 @@ from ray.data import Dataset
 from ray.data.datasource import Datasink
 from ray.exceptions import RayError, RayTaskError
 
-from ray_resume.checkpoint.storage import CheckpointBackend
+from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.core.output_schema import is_agreeable
 from ray_resume.core.planning import Listing
 from ray_resume.core.sources import SourceTable

@@ -11,9 +11,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.checkpoint.local.backend import new_run_id
-from ray_resume.checkpoint.storage import CheckpointBackend
 from ray_resume.core.digests import source_digest
 from ray_resume.core.records import Record, blocks_of, encode
 from ray_resume.errors import CheckpointError, ResumeError

@@ -84,7 +84,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def names(path: Path) -> set[str]:
-    return {name for name in os.listdir(path) if name not in ("lock", "checkpoint.json")}
+    return {
+        name for name in os.listdir(path) if name not in ("lock", "checkpoint.json", "sink.json")
+    }
 
 
 def test_many_files_become_one_that_says_the_same(path: Path) -> None:

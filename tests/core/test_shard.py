@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -246,22 +245,12 @@ def test_one_task_too_many(checkpoint: LocalBackend) -> None:
     assert checkpoint.rank_of(ArrayTask("another", 5, 2)) == 0
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", "{}", '{"format": 1, "arrays": {"a": ["x"]}}', '{"format": 1, "arrays": [1]}'],
-)
-def test_notes_that_cannot_be_read(checkpoint: LocalBackend, content: str) -> None:
-    (checkpoint.path / "arrays.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"arrays.json cannot be read.*Remove it"):
-        checkpoint.rank_of(ArrayTask("a", 1, 2))
-    assert (checkpoint.path / "arrays.json").read_text() == content
-
-
-def test_notes_of_a_newer_version(checkpoint: LocalBackend) -> None:
-    content = {"format": 2, "arrays": {"a": {"new": True}}}
-    (checkpoint.path / "arrays.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="Upgrade"):
-        checkpoint.rank_of(ArrayTask("a", 1, 2))
+def test_what_is_no_rank_counts_for_no_task(checkpoint: LocalBackend) -> None:
+    checkpoint.rank_of(ArrayTask("a", 7, 2))
+    (drawn,) = (checkpoint.path / "arrays").rglob("*-7")
+    for name in (".000001-3", "000001-3.bak", "x-3", "readme"):
+        (drawn.parent / name).touch()
+    assert checkpoint.rank_of(ArrayTask("a", 3, 2)) == 1
 
 
 DRAW = """

@@ -17,10 +17,10 @@ def main() -> None:
     import ray
 
     from ray_resume import Checkpoint, resumable_read, resumable_write
-    from ray_resume.checkpoint.shared import backend
+    from ray_resume.checkpoint.shared import scratch
 
     source, place, out, host, *address = sys.argv[1:]
-    backend._boot = lambda: host
+    scratch.boot_id = lambda: host
     cluster = {"address": address[0]} if address else {"address": "local", "num_cpus": 3}
     ray.init(**cluster, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

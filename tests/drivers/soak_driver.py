@@ -156,7 +156,7 @@ class Shared(Letters):
     """With a checkpoint that hosts share: known by what is in it, as a mount is by its kind."""
 
     def write_input(self) -> None:
-        from ray_resume.checkpoint.storage import Location
+        from ray_resume.checkpoint.location import Location
 
         super().write_input()
         Location(str(self.checkpoint), shared=True).open().ensure()

@@ -27,7 +27,7 @@ from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
-from ray_resume.checkpoint.storage import Location
+from ray_resume.checkpoint.location import Location
 from ray_resume.core.digests import source_digest
 from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Listing, Policies

@@ -28,9 +28,10 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.checkpoint.dead_letters import LetterFolder
+from ray_resume.checkpoint.dead_letters import DeadLetterStore
 from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.checkpoint.local.objects import LocalObjects
 from ray_resume.checkpoint.mounts import filesystem_type_of, is_remote, network_filesystem_type
 from ray_resume.core.messages import DeadLetter
 from ray_resume.core.records import Record, State
@@ -269,8 +270,8 @@ def test_a_letter_that_finds_no_room_is_told_and_leaves_nothing(disk: Disk) -> N
     disk.mount("remount,size=100k")
     table = pa.table({"noise": pa.array([os.urandom(1000) for _ in range(200)], pa.binary())})
     letter = DeadLetter.of(0, 1, "map(f)", table, ["bad"] * 200)
-    with pytest.raises(CheckpointError, match=r"The dead letter .* No space left.*Free space"):
-        LetterFolder(disk.path).write("a" * 12, "source", letter)
+    with pytest.raises(CheckpointError, match=r"dead-letters/.* No space left.*Free space"):
+        DeadLetterStore(LocalObjects(str(disk.path))).write("a" * 12, "source", letter)
     assert not list((disk.path / "dead-letters").iterdir())
 
 

@@ -180,7 +180,7 @@ def test_any_header_is_read_or_refused(path: Path, header: object) -> None:
 @given(
     st.binary()
     | values.map(lambda value: json.dumps(value).encode())
-    | st.fixed_dictionaries({"format": st.just(1), "id": values, "sink": values}).map(
+    | st.fixed_dictionaries({"format": st.just(2), "id": values, "layout": values}).map(
         lambda value: json.dumps(value).encode()
     )
 )
@@ -193,7 +193,7 @@ def test_any_identity_is_read_or_refused(path: Path, content: bytes) -> None:
 
 def test_an_id_cannot_lead_out_of_the_output_folder(path: Path) -> None:
     for identity in ("../../../etc", "0123456/", "0123456\n", ["01234567"], 1234567):
-        content = {"format": 1, "id": identity, "sink": None}
+        content = {"format": 2, "id": identity, "layout": None}
         (path / "checkpoint.json").write_text(json.dumps(content))
         with pytest.raises(CheckpointError, match=r"checkpoint\.json cannot be read"):
             LocalBackend(path).ensure()

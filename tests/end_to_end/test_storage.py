@@ -17,7 +17,7 @@ from job import FILES, ROWS, Job
 from places import SCRIPTS
 
 from ray_resume import Checkpoint, mark_failed, resumable, resumable_read, resumable_write
-from ray_resume.checkpoint.storage import Location
+from ray_resume.checkpoint.location import Location
 from ray_resume.write.folder import Folder
 
 pytestmark = pytest.mark.extended

@@ -17,7 +17,7 @@ def encoded(**kinds: pa.DataType) -> bytes:
 
 
 def box_in(folder: Path) -> SchemaStore:
-    return SchemaStore(StoredObjects(LocalFileSystem(), str(folder), str(folder)), str(folder))
+    return SchemaStore(StoredObjects(LocalFileSystem(), str(folder), str(folder)))
 
 
 def test_an_answer_is_durable_and_the_next_run_goes_on_from_it(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ray_resume.checkpoint.shared.objects import ObjectInfo
+from ray_resume.checkpoint.objects import ObjectInfo
 from ray_resume.errors import CheckpointError
 
 
@@ -186,6 +186,8 @@ class WorldObjects:
         latest_s: how much later it may land.
     """
 
+    uri = path = "world"
+
     def __init__(self, world: World, *, errors: float = 0.0, latest_s: float = 0.0) -> None:
         self._world = world
         self._errors = errors
@@ -220,7 +222,7 @@ class WorldObjects:
     def get_all(self, names: Sequence[str]) -> Iterator[bytes | None]:
         return map(self.get, names)
 
-    def list(self, folder: str) -> Mapping[str, ObjectInfo]:
+    def list(self, folder: str, *, hidden: bool = False) -> Mapping[str, ObjectInfo]:
         self._world.step()
         self._fail(folder)
         # Half of the names at one time, the others at another: those of each half by no rule.

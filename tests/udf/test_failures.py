@@ -34,7 +34,8 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.checkpoint.dead_letters import LetterFolder
+from ray_resume.checkpoint.dead_letters import DeadLetterStore
+from ray_resume.checkpoint.local.objects import LocalObjects
 from ray_resume.core.error_text import MAX_ERROR_CHARS, text_of
 from ray_resume.core.ledger import Ledger
 from ray_resume.core.messages import DeadLetter, Drain, Event, Message, Seal
@@ -403,7 +404,7 @@ def test_a_letter_of_what_parquet_cannot_hold(tmp_path: Path) -> None:
         pa.array([0, 1], pa.int8()), pa.array([0, 0], pa.int32()), [pa.array([1]), pa.array(["a"])]
     )
     table = pa.table({"u": union, "ray_resume_error": ["mine", "mine"], "n": [1, None]})
-    folder = LetterFolder(tmp_path)
+    folder = DeadLetterStore(LocalObjects(str(tmp_path)))
     name = folder.write("a" * 12, "s\udcff", letter_of(table, ["e1", "e2"]))
     read = pq.read_table(tmp_path / "dead-letters" / name)
     assert read["u"].to_pylist() == ["1", "'a'"]
@@ -414,7 +415,7 @@ def test_a_letter_of_what_parquet_cannot_hold(tmp_path: Path) -> None:
 
 
 def test_left_over_letters_are_removed_and_others_stay(tmp_path: Path) -> None:
-    folder = LetterFolder(tmp_path)
+    folder = DeadLetterStore(LocalObjects(str(tmp_path)))
     folder.remove_leftovers({"a" * 12}, ())
     table = pa.table({"x": [1]})
     names = [folder.write(run * 12, "s", letter_of(table, ["e"])) for run in "aabc"]

@@ -14,8 +14,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
+from ray_resume.checkpoint.objects import ObjectInfo, Objects
 from ray_resume.checkpoint.shared.mutex import boottime_s
-from ray_resume.checkpoint.shared.objects import ObjectInfo, Objects
 from ray_resume.errors import CheckpointError
 
 __all__ = ["Heartbeat", "HeartbeatMonitor"]

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ray_resume.checkpoint.shared.objects import Objects
+from ray_resume.checkpoint.objects import Objects
 
 __all__ = ["BakeryMutex", "Turn", "TurnExpiredError", "boottime_s"]
 

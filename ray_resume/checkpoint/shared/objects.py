@@ -1,10 +1,6 @@
-"""Whole objects by name, below one path of any storage that pyarrow knows.
+"""Whole objects by name, below one path of any storage that pyarrow can reach.
 
-What is asked of a storage is little, since object stores give no more: an object appears whole
-under its name or not at all, whoever lists or reads after that sees it, and an object can be
-replaced or deleted. There is no locking, no appending, and no "create unless it is there".
-
-Knows nothing of checkpoints. Loads pyarrow only when a storage is opened.
+Each operation is retried for some 12 seconds, unless the storage refuses it for good.
 """
 
 from __future__ import annotations
@@ -12,68 +8,31 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+from ray_resume.checkpoint.objects import ObjectInfo
 from ray_resume.errors import CheckpointError
 from ray_resume.files import atomic_put, is_atomic, one_line
 
-__all__ = ["ObjectInfo", "Objects", "StoredObjects"]
+__all__ = ["StoredObjects"]
 
 T = TypeVar("T")
 
 _MAX_REQUESTS = 16
 _RETRY_DELAYS_S = (0.1, 0.3, 1.0, 2.0, 4.0, 4.0)
 
-# What trying again does not mend, as pyarrow spells it.
+# Errors that a retry cannot mend, in pyarrow's words.
 _FINAL = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH"
-    # The status of an answer, and not a part of some name.
+    # The status of an answer, not a part of a name.
     r"|(?<![\w./:-])403(?![\w./:-])"
 )
 
 
-@dataclass(frozen=True)
-class ObjectInfo:
-    """What a listing says of an object: when both are as before, nobody has replaced it."""
-
-    size: int
-    mtime_ns: int | None
-
-
-class Objects(Protocol):
-    """Objects by name; names have "/" between their parts. All methods may be called by threads.
-
-    Raises:
-        CheckpointError: every method, where the storage fails or refuses for good.
-    """
-
-    def put(self, name: str, data: bytes) -> None:
-        """Add an object that was not there. It is durable and visible when this returns."""
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Put ``data`` in place of an object; whoever reads meanwhile may see either, or half."""
-
-    def get(self, name: str) -> bytes | None:
-        """Return an object, None if it is not there."""
-
-    def get_all(self, names: Sequence[str]) -> Iterator[bytes | None]:
-        """Return many objects, in that order, many at once where that is quicker."""
-
-    def list(self, folder: str) -> Mapping[str, ObjectInfo]:
-        """List the objects in and below ``folder`` by their whole name; none if it is not there.
-
-        Guarantees: what was put before this is called and is not deleted is in it.
-        """
-
-    def delete(self, names: Iterable[str]) -> None:
-        """Delete objects; not an error if some are gone."""
-
-
 class StoredObjects:
-    """Objects below ``path`` of a pyarrow filesystem, as that spells it; picklable."""
+    """Objects below ``path`` of a pyarrow filesystem; picklable. See `objects.Objects`."""
 
     def __init__(self, filesystem: Any, path: str, uri: str) -> None:
         self.filesystem = filesystem
@@ -89,7 +48,7 @@ class StoredObjects:
         if is_atomic(self.filesystem) or self.filesystem.type_name == "local":
             self.put(name, data)
         else:
-            # Renaming does not replace everywhere, and here half an object does no harm.
+            # A rename does not replace everywhere. Readers of replaced objects bear half of one.
             self._tried(f"write {name}", lambda: self._overwrite(name, data))
 
     def get(self, name: str) -> bytes | None:
@@ -106,8 +65,8 @@ class StoredObjects:
         with ThreadPoolExecutor(min(_MAX_REQUESTS, max(1, len(names)))) as pool:
             yield from pool.map(self.get, names)
 
-    def list(self, folder: str) -> dict[str, ObjectInfo]:
-        return self._tried(f"list {folder}", lambda: self._list(folder))
+    def list(self, folder: str, *, hidden: bool = False) -> dict[str, ObjectInfo]:
+        return self._tried(f"list {folder}", lambda: self._list(folder, hidden))
 
     def delete(self, names: Iterable[str]) -> None:
         def delete(name: str) -> None:
@@ -118,7 +77,7 @@ class StoredObjects:
         with ThreadPoolExecutor(min(_MAX_REQUESTS, max(1, len(doomed)))) as pool:
             list(pool.map(lambda name: self._tried(f"delete {name}", lambda: delete(name)), doomed))
 
-    def _list(self, folder: str) -> dict[str, ObjectInfo]:
+    def _list(self, folder: str, hidden: bool) -> dict[str, ObjectInfo]:
         from pyarrow.fs import FileSelector
 
         _forget_listings(self.filesystem)
@@ -127,7 +86,7 @@ class StoredObjects:
         return {
             info.path[base:]: ObjectInfo(info.size or 0, info.mtime_ns)
             for info in self.filesystem.get_file_info(selector)
-            if info.is_file and not info.base_name.startswith(".")
+            if info.is_file and (hidden or not info.base_name.startswith("."))
         }
 
     def _overwrite(self, name: str, data: bytes) -> None:
@@ -137,13 +96,13 @@ class StoredObjects:
             stream.write(data)
 
     def _tried(self, what: str, operation: Callable[[], T]) -> T:
-        """Do something that may be done twice, again if it fails: networks have moments."""
+        """Run an operation that may run twice; retry it if it fails, because networks recover."""
         delays = iter(_RETRY_DELAYS_S)
         while True:
             try:
                 return operation()
             except Exception as error:
-                # Other people's filesystems raise what their clients do, which may be anything.
+                # A client of fsspec may raise any kind of error.
                 delay_s = next(delays, None)
                 if delay_s is None or _is_final(error):
                     raise CheckpointError(
@@ -161,7 +120,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _forget_listings(filesystem: Any) -> None:
-    """Have a filesystem of fsspec look anew: it would remember what it has listed."""
+    """Have a filesystem of fsspec forget its cached listings."""
     handler = getattr(filesystem, "handler", None)
     forget = getattr(getattr(handler, "fs", None), "invalidate_cache", None)
     if forget is not None:

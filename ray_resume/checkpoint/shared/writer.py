@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_resume.checkpoint.dead_letters import LetterObjects
+from typing_extensions import override
+
+from ray_resume.checkpoint.backend import LedgerBinding
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
-from ray_resume.checkpoint.output_schemas import SchemaStore
+from ray_resume.checkpoint.objects import Objects
 from ray_resume.checkpoint.shared.heartbeat import Heartbeat
 from ray_resume.checkpoint.shared.leases import SharedLease
-from ray_resume.checkpoint.shared.objects import Objects
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
 from ray_resume.checkpoint.shared.segments import part_name, whole_name
 from ray_resume.core.digests import source_digest
@@ -33,8 +34,8 @@ _MAX_PARTS = 1000
 
 
 @dataclass(frozen=True)
-class SharedLedgerBinding:
-    """Where a run's ledger finds its lease and publishes; picklable."""
+class SharedLedgerBinding(LedgerBinding):
+    """The storage, the run's id and its lock on this host, for the run's ledger's process."""
 
     objects: Objects
     run_id: str
@@ -42,6 +43,12 @@ class SharedLedgerBinding:
     ttl_s: float
     commit_interval_s: float
 
+    @property
+    @override
+    def _objects(self) -> Objects:
+        return self.objects
+
+    @override
     def open(self, header: Mapping[str, Any]) -> tuple[SharedLease, SharedWriter]:
         scratch = Path(self.lock).parent
         lock = Lease.join(Path(self.lock))
@@ -61,12 +68,6 @@ class SharedLedgerBinding:
         except BaseException:
             lock.release()
             raise
-
-    def letters(self) -> LetterObjects:
-        return LetterObjects(self.objects)
-
-    def schemas(self) -> SchemaStore:
-        return SchemaStore(self.objects, getattr(self.objects, "uri", ""))
 
 
 class SharedWriter:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from ray_resume.checkpoint.backend import new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import backend as directory_module
-from ray_resume.checkpoint.local.backend import LocalBackend, new_run_id
+from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease, live_runs
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
-from ray_resume.checkpoint.storage import Location
+from ray_resume.checkpoint.location import Location
 from ray_resume.core.digests import source_digest
 from ray_resume.core.records import Record, State
 from ray_resume.errors import CheckpointError
@@ -182,9 +183,17 @@ def test_a_damaged_identity_is_one_clear_error(checkpoint: LocalBackend, content
 
 def test_a_newer_format_is_refused(checkpoint: LocalBackend) -> None:
     path = checkpoint.path / "checkpoint.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(CheckpointError, match=r"format 2.*Upgrade ray_resume"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    with pytest.raises(CheckpointError, match=r"format 3.*Upgrade ray_resume"):
         checkpoint.ensure()
+
+
+def test_a_checkpoint_from_before_the_first_release_is_refused(checkpoint: LocalBackend) -> None:
+    """Its sink and its ranks would be overlooked: they stood in other files."""
+    path = checkpoint.path / "checkpoint.json"
+    path.write_text(json.dumps({"id": "0" * 8, "sink": "/out", "format": 1}))
+    with pytest.raises(CheckpointError, match=r"format 1.*before the first release.*start over"):
+        checkpoint.sink()
 
 
 # Contents.
@@ -253,7 +262,7 @@ def test_an_unreadable_writer_file_is_never_skipped(checkpoint: LocalBackend) ->
 def test_what_a_killed_process_left_half_made_is_not_read(checkpoint: LocalBackend) -> None:
     (checkpoint.path / ".half.mdb.new").write_bytes(b"x")
     (checkpoint.path / ".half.mdb.new-lock").write_bytes(b"x")
-    (checkpoint.path / ".checkpoint.json.new").write_bytes(b"x")
+    (checkpoint.path / ".sink.json").write_bytes(b"x")
     (checkpoint.path / "dead.mdb-lock").write_bytes(b"x")
     assert checkpoint.snapshot().headers == {}
     assert checkpoint.committed_by_dead_runs("other").headers == {}

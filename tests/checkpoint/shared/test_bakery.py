@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from world import World, WorldObjects
 
+from ray_resume.checkpoint.objects import ObjectInfo
 from ray_resume.checkpoint.shared.mutex import BakeryMutex, Turn, TurnExpiredError
-from ray_resume.checkpoint.shared.objects import ObjectInfo
 
 pytestmark = pytest.mark.long
 
@@ -80,7 +80,7 @@ class Hasty(BakeryMutex):
         real = self._objects
 
         class Blind(WorldObjects):
-            def list(self, folder: str) -> dict[str, ObjectInfo]:
+            def list(self, folder: str, *, hidden: bool = False) -> dict[str, ObjectInfo]:
                 return {k: v for k, v in real.list(folder).items() if "/a-" not in k}
 
         self._objects = Blind(real._world)  # type: ignore[attr-defined]

@@ -12,9 +12,9 @@ from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.checkpoint.location import Location
 from ray_resume.checkpoint.shared import objects
 from ray_resume.checkpoint.shared.objects import StoredObjects
-from ray_resume.checkpoint.storage import Location
 from ray_resume.files import whole_uri
 from ray_resume.filesystems import open_uri
 

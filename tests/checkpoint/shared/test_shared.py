@@ -20,11 +20,11 @@ from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.checkpoint.location import Location
 from ray_resume.checkpoint.shared import writer as shared_writer
 from ray_resume.checkpoint.shared.backend import SharedBackend
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
 from ray_resume.checkpoint.shared.segments import fence_name
-from ray_resume.checkpoint.storage import Location
 from ray_resume.core.digests import source_digest
 from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Listing, Policies
@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.extended, pytest.mark.long]
 
 TTL_S = 3.0
 OTHER_HOST = (
-    "from ray_resume.checkpoint.shared import backend\nbackend._boot = lambda: 'another host'\n"
+    "from ray_resume.checkpoint.shared import scratch\nscratch.boot_id = lambda: 'another host'\n"
 )
 
 
@@ -104,7 +104,7 @@ def script(place: Location, body: str, *, other_host: bool) -> list[str]:
         sys.executable,
         "-c",
         f"import sys, os, signal, time\n"
-        f"from ray_resume.checkpoint.storage import Location\n"
+        f"from ray_resume.checkpoint.location import Location\n"
         f"from ray_resume.checkpoint.claims import Claim, Owner\n"
         f"{OTHER_HOST if other_host else ''}"
         f"storage = Location(sys.argv[1], shared={place.shared}, lease_ttl_s={TTL_S}).open()\n"
@@ -154,7 +154,7 @@ def test_it_stays_bound_when_it_is_made_again_much_later(tmp_path: Path) -> None
     """Who was stopped while he made it goes on when others have long been at work."""
     place = Location(str(tmp_path), shared=True)
     late = place.open()
-    slow = late._objects = Unanswered(objects_of(late), "checkpoint.json")  # type: ignore[arg-type,attr-defined]
+    slow = late._objects = Unanswered(late._objects, "checkpoint.json")
     with pytest.raises(CheckpointError, match="cannot write"):
         late.ensure()
     opened(place).bind("/out", run(1))
@@ -219,7 +219,7 @@ def test_of_disjoint_shards_nobody_reads_the_claims(place: Location) -> None:
     for index in range(3):
         mine = Claim(source_digest("a") + source_digest("b"), (index, 3))
         leases.append(storage.acquire(Owner.here(run(index)), mine, wait_s=0))
-    assert storage._claims == {}
+    assert storage._leases._claims == {}
     for theirs in (claim("a"), Claim(source_digest("a"), (1, 2)), Claim(None)):
         with pytest.raises(CheckpointError, match="in use"):
             opened(place).acquire(Owner.here(run(9)), theirs, wait_s=0)
@@ -589,7 +589,7 @@ def test_compaction_dies(
 def test_a_local_checkpoint_is_not_taken_for_a_shared_one(place: Location) -> None:
     storage = opened(place)
     objects_of(storage).replace(
-        "checkpoint.json", json.dumps({"id": "0" * 8, "sink": None, "format": 1}).encode()
+        "checkpoint.json", json.dumps({"id": "0" * 8, "layout": None, "format": 2}).encode()
     )
     with pytest.raises(CheckpointError, match="directory of one host's own"):
         place.open().identity()

@@ -25,7 +25,7 @@ from ray_resume.checkpoint.checkpoint import _resets
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.lease import Lease
-from ray_resume.checkpoint.shared import backend, mutex, segments
+from ray_resume.checkpoint.shared import mutex, published, scratch, segments
 from ray_resume.checkpoint.shared import writer as shared_writer
 from ray_resume.checkpoint.shared.backend import SharedBackend
 from ray_resume.checkpoint.shared.heartbeat import Heartbeat
@@ -44,7 +44,7 @@ SOURCES = 6
 @pytest.fixture(autouse=True)
 def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process is on a host of its own: no lock proves anything."""
-    monkeypatch.setattr(backend, "_boot", lambda: None)
+    monkeypatch.setattr(scratch, "boot_id", lambda: None)
     monkeypatch.setattr(Lease, "hold", classmethod(lambda cls, directory, owner: NoLock()))
     monkeypatch.setattr(shared_writer, "_FEW_PARTS", 3)
     monkeypatch.setattr(os, "urandom", lambda count: chance.randbytes(count))
@@ -195,15 +195,14 @@ class History:
     def checkpoint(self) -> SharedBackend:
         checkpoint = SharedBackend(
             self.objects,
-            uri="world",
             ttl_s=TTL_S,
             publish_interval_s=1,
-            scratch=Path(os.devnull).parent,
+            scratch_folder=Path(os.devnull).parent,
             clock=self.world.clock,
             sleep=self.world.sleep,
         )
         checkpoint._heart = lambda name: self.heart(  # type: ignore[method-assign]
-            name, also=checkpoint._look_at_leases
+            name, also=checkpoint._leases.scan
         )
         return checkpoint
 
@@ -401,7 +400,7 @@ def test_what_a_dead_run_still_publishes_counts_for_nobody() -> None:
 def test_a_successor_without_fences_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its predecessor's files are gone, and its late records would list them."""
     monkeypatch.setattr(
-        backend,
+        published,
         "counted_segments",
         lambda names: segments.counted_segments([n for n in names if "fence" not in n]),
     )
@@ -419,9 +418,7 @@ def test_publishing_without_confirming_is_found_out(monkeypatch: pytest.MonkeyPa
 
 def test_a_lease_without_its_turn_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that look at once and then take would not see each other."""
-    monkeypatch.setattr(
-        SharedBackend, "_in_turn", lambda self, who, act, undo=None: act(Unhurried())
-    )
+    monkeypatch.setattr(SharedBackend, "_exclusively", lambda self, who, act, undo=None: act())
     with pytest.raises((AssertionError, CheckpointError)):
         check_all(range(300))
 
@@ -429,10 +426,6 @@ def test_a_lease_without_its_turn_is_found_out(monkeypatch: pytest.MonkeyPatch) 
 def check_all(seeds: range) -> None:
     for seed in seeds:
         run_history(seed).check()
-
-
-class Unhurried:
-    def confirm(self) -> None: ...
 
 
 @pytest.mark.slow

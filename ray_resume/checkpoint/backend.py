@@ -1,0 +1,397 @@
+"""A checkpoint where it is kept; the base class of both kinds.
+
+::
+
+    checkpoint.json               identity and format version
+    sink.json                     the sink that the checkpoint is bound to
+    arrays/<array>/<rank>-<task>  the rank that each task of an array has drawn (see `core.shards`)
+    schemas/<run>.json            the output's column types, where that run changed them
+    dead-letters/...              rows that a stage refused (see `dead_letters`)
+
+Both kinds keep these as whole objects (`objects`), and this module reads and writes them. The kinds
+differ in what proves a run alive, in the lock that keeps processes apart, and in the place of the
+records: `local.backend` has the kernel's locks and LMDB files, `shared.backend` has heartbeats, a
+mutex of objects, and segments.
+
+Invariant: a run relies only on what dead runs committed, and on its own records.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.checkpoint.contents import Contents
+from ray_resume.checkpoint.dead_letters import DeadLetterStore
+from ray_resume.checkpoint.local.reader import Reading
+from ray_resume.checkpoint.objects import Objects
+from ray_resume.checkpoint.output_schemas import SchemaStore
+from ray_resume.core.digests import source_digest
+from ray_resume.core.records import Record
+from ray_resume.core.shards import ArrayTask
+from ray_resume.errors import CheckpointError
+from ray_resume.failpoints import failpoint
+
+__all__ = [
+    "FORMAT_VERSION",
+    "IDENTITY",
+    "CheckpointBackend",
+    "LedgerBinding",
+    "LedgerLease",
+    "RunLease",
+    "Writer",
+    "new_run_id",
+]
+
+T = TypeVar("T")
+
+IDENTITY = "checkpoint.json"
+FORMAT_VERSION = 2
+"""Raised by one whenever an older ray_resume could misread what a newer one writes."""
+
+_SINK = "sink.json"
+
+
+def new_run_id() -> str:
+    """Draw a random run id: 12 hexadecimal digits."""
+    return secrets.token_hex(6)
+
+
+class Writer(Protocol):
+    """The place that a run commits to."""
+
+    def commit(self, records: Sequence[Record]) -> None:
+        """Commit records in one step. When this returns they count, whichever process dies.
+
+        Raises:
+            CheckpointError: the storage is full or fails, or the lease is lost. The records may
+                count or not, and the caller must commit nothing more.
+        """
+
+    def commit_encoded(self, stored: Sequence[bytes]) -> None:
+        """Commit like :meth:`commit`. Each item is a digest, followed by its encoded record."""
+
+    def close(self) -> None:
+        """End writing. What was committed can be read afterwards."""
+
+
+class LedgerLease(Protocol):
+    """A run's lease in its ledger's process."""
+
+    def check(self) -> None:
+        """Make sure that the lease is still held.
+
+        Raises:
+            CheckpointError: it is lost, or the storage cannot be asked.
+        """
+
+    def release(self) -> None:
+        """Release the lease in this process."""
+
+
+class RunLease(LedgerLease, Protocol):
+    """A run's lease in its driver's process."""
+
+    def alone(self, *, wait_s: float) -> bool:
+        """Say whether no other process of this run holds the lease, after ``wait_s`` at most."""
+
+    def end(self, *, wait_s: float) -> None:
+        """Release the lease: the run is over, once no other process of it holds the lease."""
+
+
+class LedgerBinding(ABC):
+    """What the ledger's process of a run needs of its checkpoint; picklable.
+
+    Attributes:
+        commit_interval_s: how long a completed source waits for its commit at most, if the storage
+            keeps up.
+    """
+
+    commit_interval_s: float
+
+    @property
+    @abstractmethod
+    def _objects(self) -> Objects: ...
+
+    @abstractmethod
+    def open(self, header: Mapping[str, Any]) -> tuple[LedgerLease, Writer]:
+        """Join the run's lease, and begin to write. The ledger's process calls this once.
+
+        Raises:
+            CheckpointError: the lease is gone, or the storage fails.
+        """
+
+    def dead_letters(self) -> DeadLetterStore:
+        """Return the store of dead letters."""
+        return DeadLetterStore(self._objects)
+
+    def schemas(self) -> SchemaStore:
+        """Return the store of the output's schema."""
+        return SchemaStore(self._objects)
+
+
+class CheckpointBackend(ABC):
+    """A checkpoint where it is kept. Making the object touches nothing.
+
+    Attributes:
+        uri: the checkpoint, as a user would write it, without secrets.
+        root: the checkpoint, as the filesystem of an output folder writes it.
+
+    Raises:
+        CheckpointError: every method, where the checkpoint is missing, damaged, of another format,
+            or out of reach.
+    """
+
+    layout: ClassVar[str | None]
+    """The word in the identity that tells the two kinds apart."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self.uri = objects.uri
+        self.root = objects.path
+
+    @property
+    @abstractmethod
+    def max_death_detection_s(self) -> float:
+        """For how long a killed run may still seem to be at work, in seconds."""
+
+    # Identity, sink, ranks.
+
+    def ensure(self) -> str:
+        """Create the checkpoint if it is missing, and return its id: 8 hexadecimal digits."""
+        if self._objects.get(IDENTITY) is None:
+            self._exclusively(_new_visitor(), self._create)
+        return self.identity()
+
+    def _create(self) -> None:
+        if self._objects.get(IDENTITY) is None:
+            identity = {"id": self._new_id(), "layout": self.layout, "format": FORMAT_VERSION}
+            failpoint("checkpoint.writing")
+            self._objects.replace(IDENTITY, json.dumps(identity).encode())
+
+    def identity(self) -> str:
+        """Return the checkpoint's id."""
+        data = self._objects.get(IDENTITY)
+        if data is None:
+            raise CheckpointError(
+                f"There is no checkpoint at {self.uri}. Is the path right? The first "
+                "resumable_read that names a checkpoint makes it."
+            )
+        try:
+            identity = json.loads(data)
+            version, layout, name = identity["format"], identity.get("layout"), identity["id"]
+            # It is in the names of output files, so it must not lead elsewhere.
+            if re.fullmatch("[0-9a-f]{8}", name) is None:
+                raise ValueError(f"its id is {name!r}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._unreadable(IDENTITY, error) from error
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"The checkpoint {self.uri} has format {version}, and this ray_resume reads format "
+                f"{FORMAT_VERSION}. "
+                + (
+                    "A version before the first release made it: go on with that version, or start "
+                    "over with an empty checkpoint and an empty output folder."
+                    if type(version) is int and version < FORMAT_VERSION
+                    else "Upgrade ray_resume, and run again."
+                )
+            )
+        if layout != self.layout:
+            raise CheckpointError(
+                f"The checkpoint {self.uri} was made in a directory of one host's own. Such a "
+                "checkpoint cannot be used where hosts share it. Put it back on a local disk, or "
+                "start with a new checkpoint and a new output folder here."
+            )
+        return str(name)
+
+    def sink(self) -> str | None:
+        """Return the URI, path or name of the sink that the checkpoint is bound to, if any."""
+        self.identity()
+        return self._bound_sink()
+
+    def _bound_sink(self) -> str | None:
+        data = self._objects.get(_SINK)
+        if data is None:
+            return None
+        try:
+            sink = json.loads(data)["sink"]
+            if not isinstance(sink, str):
+                raise TypeError(f"its sink is {sink!r}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._unreadable(_SINK, error) from error
+        return sink
+
+    def bind(self, sink: str, own: str) -> None:
+        """Bind the checkpoint to ``sink``, in place of any other. Call this under a lease.
+
+        Raises:
+            CheckpointError: it is bound to another sink, and a run other than ``own`` is alive.
+        """
+        if self.sink() == sink:
+            return
+
+        def bind() -> None:
+            bound = self._bound_sink()
+            if bound not in (None, sink) and self._live_runs().keys() - {own}:
+                raise CheckpointError(
+                    f"The checkpoint {self.uri} is being used for {bound} by another run, and this "
+                    f"run would write to {sink}. Give this run a checkpoint of its own."
+                )
+            failpoint("checkpoint.writing")
+            self._objects.replace(_SINK, json.dumps({"sink": sink}).encode())
+
+        self._exclusively(own, bind)
+
+    def rank_of(self, task: ArrayTask) -> int:
+        """Return the rank of ``task`` among those of its array; the first call draws it.
+
+        Guarantees: tasks with different indexes get different ranks, from 0 to ``count - 1``. A
+        task with the same index gets the same rank again. The rank is durable.
+
+        Raises:
+            CheckpointError: more tasks than ``task.count`` ask.
+        """
+        folder = f"arrays/{source_digest(task.array).hex()}"
+        drawn: list[str] = []
+
+        def draw() -> int:
+            ranks = self._ranks(folder)
+            if task.index in ranks:
+                return ranks[task.index]
+            if len(ranks) >= task.count:
+                tasks = sorted(ranks, key=ranks.__getitem__)
+                raise CheckpointError(
+                    f"The array ({task.array}) has drawn all its ranks, for the tasks "
+                    f"{', '.join(map(str, tasks))}, and task {task.index} is one more. Is the "
+                    "count right? If the array is another one with the same id, pass "
+                    "shard=(index, count) instead."
+                )
+            rank = min(set(range(task.count)) - set(ranks.values()))
+            drawn[:] = [f"{folder}/{rank:06d}-{task.index}"]
+            self._objects.put(drawn[0], b"")
+            return rank
+
+        return self._exclusively(_new_visitor(), draw, undo=lambda: self._objects.delete(drawn))
+
+    def _ranks(self, folder: str) -> dict[int, int]:
+        """Return the drawn ranks by the task's index."""
+        ranks = {}
+        for name in self._objects.list(folder):
+            match = re.fullmatch(r"([0-9]+)-([0-9]+)", name.rpartition("/")[2])
+            if match:
+                ranks[int(match[2])] = int(match[1])
+        return ranks
+
+    # Runs.
+
+    @abstractmethod
+    def acquire(self, owner: Owner, claim: Claim, *, wait_s: float) -> RunLease:
+        """Take the lease of run ``owner.run_id`` once no live run shares a source with it.
+
+        Raises:
+            CheckpointError: after ``wait_s`` seconds a run still does; the message names its owner.
+        """
+
+    @abstractmethod
+    def bind_ledger(self, run_id: str, lease: Any) -> LedgerBinding:
+        """Return what the ledger's process needs of a run that holds ``lease``."""
+
+    # Contents.
+
+    def committed_by_dead_runs(self, own: str) -> Contents:
+        """Read what dead runs and run ``own`` committed, to rely on it. Call this under a lease.
+
+        The ledger of run ``own`` is closed, or not open yet. The live runs are noted first. A run
+        that is alive then counts as alive, whatever it does meanwhile.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        return self._read_dead_runs(own).require_readable()
+
+    def snapshot(self) -> Contents:
+        """Read what dead and live runs committed up to now, for reports only.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        self.identity()
+        return self.scan().require_readable()
+
+    @abstractmethod
+    def scan(self) -> Contents:
+        """Read every writer's file, damaged or not, and note the live and the killed runs."""
+
+    @abstractmethod
+    def list_runs(self) -> Contents:
+        """Note the live and the killed runs, and list the writers' files; read none of them."""
+
+    @abstractmethod
+    def writers(self) -> Mapping[str, Path | str]:
+        """List the writers' files by run id."""
+
+    @abstractmethod
+    def write_whole(
+        self, run_id: str, header: Mapping[str, Any], blocks: Iterable[bytes]
+    ) -> Reading:
+        """Make a durable writer's file of blocks of records, and read it back.
+
+        A reader need not sort blocks that are in the order of their digests.
+        """
+
+    @abstractmethod
+    def remove_writers(self, files: Mapping[str, Path | str]) -> None:
+        """Remove writers' files that a merged file replaces."""
+
+    def remove_half_made(self) -> None:  # noqa: B027
+        """Remove what killed processes left half made. Call this under a lease on everything."""
+
+    def dead_letters(self) -> DeadLetterStore:
+        """Return the store of dead letters."""
+        return DeadLetterStore(self._objects)
+
+    def schemas(self) -> SchemaStore:
+        """Return the store of the output's schema."""
+        return SchemaStore(self._objects)
+
+    # What differs between the kinds.
+
+    @abstractmethod
+    def _exclusively(
+        self, who: str, act: Callable[[], T], *, undo: Callable[[], None] = lambda: None
+    ) -> T:
+        """Run ``act`` while no other process is inside such a call.
+
+        Args:
+            who: hexadecimal digits that no other process uses.
+            undo: reverts ``act`` if it took too long to exclude the others; it runs again then.
+        """
+
+    @abstractmethod
+    def _new_id(self) -> str:
+        """Return the id of a new checkpoint."""
+
+    @abstractmethod
+    def _live_runs(self) -> Mapping[str, Owner]:
+        """Return the live runs. Called inside :meth:`_exclusively`."""
+
+    @abstractmethod
+    def _read_dead_runs(self, own: str) -> Contents:
+        """Read what dead runs and run ``own`` committed."""
+
+    def _unreadable(self, name: str, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"The checkpoint file {self.uri}/{name} cannot be read: {error!r}. Restore it from a "
+            "copy, or start over with an empty checkpoint and an empty output folder."
+        )
+
+
+def _new_visitor() -> str:
+    return os.urandom(6).hex()
