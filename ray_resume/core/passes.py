@@ -1,57 +1,115 @@
 """Which sources a run executes in which pass, and how. Pure.
 
-The first pass executes everything. What got lost on the way (a lost worker, a torn task, a block
-that Ray Data dropped) is executed again, each source in a read task of its own, as long as that
-makes progress. What is left then is executed one source at a time, so that it is known which of
-them does the damage: what gets lost alone has failed, and counts towards quarantine.
+The first pass executes everything. Sources get lost on the way: a worker dies, a task is torn, Ray
+Data drops a block. A run executes them again, in this order:
+
+1. **All of them**, each in a read task of its own.
+2. **Halves** of what got lost, then halves of what got lost again. Sources that share a batch or an
+   actor get lost together, and a smaller group sets free those that only had a bad neighbor.
+   Splitting stops when it frees no source any more: then each source does damage itself, or a node
+   or the environment is broken. It is left out if the pass before has freed some sources, and the
+   rest are so few that each can be executed alone.
+3. **One source at a time.** Only a source that gets lost alone is known to do the damage. It has
+   failed, and comes nearer to quarantine. Sources without a failed run go first, so that each run
+   tries others, and enough runs try all.
+4. **The rest**, in one last pass that ignores no crash. The passes before may have ignored an error
+   of the user's code, which the user must see. Losses in this pass do not count.
+
+After the first crash, passes of many sources ignore crashes, so that one bad source costs only
+itself. They ignore a bounded number, and a run has a bounded number of passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MAX_PASSES", "MAX_SUSPECTS", "PassPlan", "Schedule"]
+__all__ = ["MAX_FURTHER_PASSES", "MIN_ALONE", "PassPlan", "PassSchedule"]
 
-MAX_PASSES = 4
-"""How many passes are made of many sources."""
+MAX_FURTHER_PASSES = 24
+"""How many passes a run makes after the first."""
 
-MAX_SUSPECTS = 16
-"""Of more than so many, none is executed alone: something else is wrong."""
+MIN_ALONE = 8
+"""So many of the further passes are kept for sources that are executed alone.
+
+In a run in which no source completes, as many sources without a failed run are executed alone:
+perhaps the environment is at fault, and not they.
+"""
+
+# The last pass, of sources that were not executed alone.
+_MAX_SPLITTING_PASSES = MAX_FURTHER_PASSES - MIN_ALONE - 1
+
+# Splitting stops after so many groups in a row that were lost whole: two halves and two quarters.
+# Where isolated sources have been freed before, the two halves are enough.
+_MAX_FRUITLESS = 4
+
+# A pass ignores so many crashes, or one for so many of its sources: in a broken environment each
+# source would cost the time of a crash.
+_MIN_IGNORED = 64
+_SOURCES_PER_IGNORED = 20
 
 
 @dataclass(frozen=True)
 class PassPlan:
     """What a pass executes.
 
-    ``isolated``: each source in a read task of its own. ``tolerant``: what a crash drops is left
-    pending, and the rest goes on; without it, a pass ends with the first error.
+    ``isolated``: each source in a read task of its own. ``ignore_crashes``: how many blocks the
+    pass may lose to crashes before it ends. Their sources stay pending, and the others go on. With
+    0, the pass ends with the first error.
     """
 
     sources: Sequence[int]
     isolated: bool = False
-    tolerant: bool = False
+    ignore_crashes: int = 0
 
 
-class Schedule:
+class PassSchedule:
     """The passes of one run of ``source_count`` sources.
 
-    Ask :meth:`next` and tell :meth:`ended` in turn. ``lost`` holds the sources that got lost
-    although they were executed alone, and what their worker died of, if it did.
+    Call :meth:`next` and :meth:`record_result` in turn.
+
+    Args:
+        together: groups of sources that only complete in the same pass.
+        failed_runs: returns in how many earlier runs a source has failed.
+
+    Attributes:
+        lost_alone: the sources that got lost although they were executed alone, and what their
+            worker died of, if it did.
+        not_tried: when all passes are over, the sources that got lost with others, and were not
+            executed alone; ascending.
+
+    Guarantees: at most ``1 + MAX_FURTHER_PASSES`` passes. Enough runs execute every source alone
+    that gets lost in each of them, unless a run ends early.
     """
 
-    def __init__(self, source_count: int) -> None:
-        self.lost: dict[int, str | None] = {}
-        self._passes = 0
+    def __init__(
+        self,
+        source_count: int,
+        *,
+        together: Iterable[Collection[int]] = (),
+        failed_runs: Callable[[int], int] = lambda source: 0,
+    ) -> None:
+        self.lost_alone: dict[int, str | None] = {}
+        self.not_tried: list[int] = []
+        self._leaders = {source: min(group) for group in together for source in group}
+        self._failed_runs = failed_runs
+        # What the latest pass left: `_lost` are those of `_unexplained` that wait for no other.
+        self._unexplained: set[int] = set()
+        self._lost: set[int] = set()
+        self._crash: str | None = None
         self._pending = source_count
-        self._next: PassPlan | None = PassPlan(range(source_count))
-        self._suspects: list[int] | None = None
+        self._has_completed = self._has_crashed = False
+        self._passes_left = 1 + MAX_FURTHER_PASSES
+        self._plans = self._plan_passes(source_count)
+        self._next: PassPlan | None = None
+        self._advance()
 
     def next(self) -> PassPlan | None:
         """Return what the next pass executes; None if the run is over."""
         return self._next
 
-    def ended(
+    def record_result(
         self,
         pending: Collection[int],
         *,
@@ -59,7 +117,7 @@ class Schedule:
         waiting: Collection[int] = (),
         crash: str | None = None,
     ) -> None:
-        """Tell how the pass ended.
+        """Record how the pass ended.
 
         Args:
             pending: the sources of the run that are not complete.
@@ -67,25 +125,114 @@ class Schedule:
             waiting: those of them that only wait for others, with which they share files.
             crash: what a worker died of, if that ended the pass.
         """
-        self._passes += 1
-        unexplained = sorted(set(pending) - set(failed))
-        lost = sorted(set(unexplained) - set(waiting))
-        assert self._next is not None
-        if len(self._next.sources) == 1 and self._passes > 1 and not self._next.tolerant:
-            self.lost.update((source, crash) for source in self._next.sources if source in lost)
-        if self._suspects is None:
-            progress = len(pending) < self._pending
-            self._pending = len(pending)
-            if unexplained and self._passes < MAX_PASSES and (progress or self._passes == 1):
-                tolerant = crash is not None and len(unexplained) > 1
-                self._next = PassPlan(unexplained, isolated=True, tolerant=tolerant)
-                return
-            suspects = [source for source in lost if source not in self.lost]
-            self._suspects = suspects if len(suspects) <= MAX_SUSPECTS else []
-            if len(suspects) > MAX_SUSPECTS and self._next.tolerant:
-                # What was tolerated may be an error of the user's, who must see it.
-                self._next = PassPlan(suspects, isolated=True)
-                return
-        remaining = [s for s in self._suspects if s in lost and s not in self.lost]
-        self._suspects = remaining[1:]
-        self._next = PassPlan(remaining[:1], isolated=True) if remaining else None
+        self._unexplained = set(pending).difference(failed)
+        self._lost = self._unexplained.difference(waiting)
+        self._crash = crash
+        self._has_crashed |= crash is not None
+        self._has_completed |= len(pending) < self._pending
+        self._pending = len(pending)
+        self._advance()
+
+    def _advance(self) -> None:
+        self._next = next(self._plans, None)
+        self._passes_left -= 1
+
+    def _plan_passes(self, source_count: int) -> Iterator[PassPlan]:
+        """Yield each pass; when the next one is asked for, its result is recorded."""
+        yield PassPlan(range(source_count))
+        # Those that wait go with them: in isolated passes, sources share no new files.
+        group = sorted(self._unexplained, key=self._order)
+        if not group:
+            return
+        suspects: list[int] = []
+        has_freed = False
+        if not self._is_indivisible(group):
+            pending = self._pending
+            yield self._plan_many(group)
+            has_freed = self._pending < pending
+            group = self._lost_of(group)
+            if has_freed and len(group) <= self._passes_left:
+                # Most of these do damage themselves. A crash costs as much time in a pass of many
+                # sources as in a pass of one, and only the latter tells which source it is.
+                suspects, group = group, []
+            # Lost again and in an earlier run: these need no group to be suspected.
+            known = {self._leader(source) for source in group if self._failed_runs(source)}
+            suspects += [source for source in group if self._leader(source) in known]
+            group = [source for source in group if self._leader(source) not in known]
+        yield from self._split(group, suspects, _MAX_FRUITLESS // 2 if has_freed else 0)
+        yield from self._try_alone(suspects)
+        if self.not_tried and self._has_crashed and self._passes_left:
+            yield PassPlan(self.not_tried, isolated=True)
+            self.not_tried = sorted(self._lost.intersection(self.not_tried))
+
+    def _split(self, group: list[int], suspects: list[int], fruitless: int) -> Iterator[PassPlan]:
+        """Execute halves of ``group``, and halves of what gets lost; add to ``suspects``."""
+        groups = deque(self._halves(group))
+        passes_kept = MAX_FURTHER_PASSES - _MAX_SPLITTING_PASSES
+        while groups:
+            group = groups.popleft()
+            hopeless = fruitless == _MAX_FRUITLESS or self._passes_left <= passes_kept
+            if hopeless or self._is_indivisible(group):
+                suspects += group
+                continue
+            pending = self._pending
+            yield self._plan_many(group)
+            fruitless = 0 if self._pending < pending else fruitless + 1
+            groups.extend(self._halves(self._lost_of(group)))
+
+    def _try_alone(self, suspects: Iterable[int]) -> Iterator[PassPlan]:
+        """Execute one source at a time, or one group of sources that complete together."""
+        units = deque(self._in_order_of_trial(suspects))
+        fresh = 0
+        while units:
+            unit = units.popleft()
+            # If not all can be executed alone, the last pass is for those that were not.
+            all_fit = not self.not_tried and len(units) < self._passes_left
+            is_fresh = not any(map(self._failed_runs, unit))
+            if self._passes_left < (1 if all_fit else 2) or (
+                is_fresh and fresh >= MIN_ALONE and not self._has_completed
+            ):
+                self.not_tried += unit
+                continue
+            fresh += is_fresh
+            yield PassPlan(unit, isolated=True)
+            lost = [source for source in unit if source in self._lost]
+            if len(unit) == 1:
+                self.lost_alone.update((source, self._crash) for source in lost)
+            else:
+                units.extendleft([source] for source in reversed(lost))
+        self.not_tried.sort()
+
+    def _in_order_of_trial(self, suspects: Iterable[int]) -> list[list[int]]:
+        units: dict[int, list[int]] = {}
+        for source in sorted(suspects):
+            units.setdefault(self._leader(source), []).append(source)
+        return sorted(units.values(), key=lambda unit: max(map(self._failed_runs, unit)))
+
+    def _plan_many(self, group: list[int]) -> PassPlan:
+        ignored = max(_MIN_IGNORED, len(group) // _SOURCES_PER_IGNORED)
+        return PassPlan(group, isolated=True, ignore_crashes=ignored if self._has_crashed else 0)
+
+    def _lost_of(self, group: list[int]) -> list[int]:
+        """Return what is lost of ``group``, and what only completes together with that."""
+        lost = {self._leader(source) for source in group if source in self._lost}
+        return [s for s in group if s in self._unexplained and self._leader(s) in lost]
+
+    def _halves(self, group: list[int]) -> list[list[int]]:
+        """Cut ``group`` near its middle, between sources that need not complete together."""
+        leaders = [self._leader(source) for source in group]
+        cuts = [i for i in range(1, len(group)) if leaders[i] != leaders[i - 1]]
+        if not cuts:
+            return [group] if group else []
+        cut = min(cuts, key=lambda i: abs(2 * i - len(group)))
+        return [group[:cut], group[cut:]]
+
+    def _is_indivisible(self, group: list[int]) -> bool:
+        return self._leader(group[0]) == self._leader(group[-1])
+
+    def _order(self, source: int) -> tuple[int, int]:
+        return self._leader(source), source
+
+    def _leader(self, source: int) -> int:
+        """Return what stands for all sources that complete together with this one."""
+        return self._leaders.get(source, source)

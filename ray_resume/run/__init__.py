@@ -13,10 +13,11 @@ The steps of a run, whose order keeps rows safe:
    source, over all dead runs, says what is committed (`core.snapshot`, `core.resume_plan`).
 3. **Ledger.** An actor on the driver's node joins the lease and creates the run's own file.
 4. **Passes.** Each pass executes a private copy of the plan. Sources that get lost on the way (a
-   worker dies between two blocks) are executed again, each in a read task of its own; up to 16
-   that are still lost are executed one at a time (`core.passes`). A source that gets lost alone
-   has failed. Sources that get lost together do not count towards quarantine: one bad row would
-   give up hundreds of good files that went through the same tasks.
+   worker dies between two blocks) are executed again: all of them, each in a read task of its own,
+   then halves of what is lost again, then one source at a time (`core.passes`, `pass_loop`). A
+   source that gets lost alone has failed. The ledger commits that at once, because the run may yet
+   end with an error. Sources that get lost together do not count towards quarantine: one bad row
+   would give up hundreds of good files that went through the same tasks.
 5. **End.** The ledger closes. The driver notes which runs are dead, *then* reads the records,
    *then* removes leftovers; the lease ends.
 

@@ -148,6 +148,8 @@ class LedgerHost:
         self._completed = self._committed = 0
         self._rows_read = self._rows_written = self._files = self._dead_rows = 0
         self._dropped_count = 0
+        # How many sources each source of `mark_lost` has added to those that are quarantined.
+        self._lost: dict[int, int] = {}
         self._letters = spec.binding.dead_letters()
         self._agreement = Agreement(
             spec.binding.schemas(),
@@ -287,29 +289,47 @@ class LedgerHost:
             self._queue, self._publishing = self._queue + self._publishing, []
         self.flush()
 
-    def mark_rest_failed(
-        self, lost: Mapping[int, str | None], *, unread_counts: bool = True
-    ) -> tuple[int, int]:
+    def mark_lost(self, source: int, crash: str | None) -> str | None:
+        """Commit that ``source`` got lost although it was executed alone; this counts as a failure.
+
+        Args:
+            crash: what its worker died of, if it did.
+
+        Returns:
+            How it got lost; None if it is complete, by a message that came late.
+        """
+        with self._state:
+            self._check_open()
+            if not self._ledger.is_pending(source):
+                return None
+            why = self._ledger.explain(source)
+        if crash is not None:
+            why = f"a worker died whenever it was executed ({crash})"
+        how = Failed(f"rows unaccounted for: {why}", counts_toward_quarantine=True)
+        self._lost[source] = self.fail({source: how})
+        return how.error
+
+    def mark_rest_failed(self, *, unread_counts: bool = True) -> tuple[int, int]:
         """Commit what is pending as failed, but for what only waits for others.
 
         Args:
-            lost: the sources that got lost although they were executed alone, and what their
-                worker died of, if it did.
             unread_counts: a source that could not be read comes nearer to quarantine. If not, the
                 reader itself may be at fault.
 
         Returns:
-            How many have failed, and how many of these are quarantined now.
+            How many have failed, and how many of these are quarantined now, both with those of
+            :meth:`mark_lost`.
         """
         with self._state:
             self._check_open()
             waiting = frozenset(self._ledger.waiting())
             failed = [source for source in self._ledger.pending() if source not in waiting]
-        quarantined = 0
-        for start in range(0, len(failed), _FAILED_AT_ONCE):
-            part = failed[start : start + _FAILED_AT_ONCE]
+        quarantined = sum(self._lost.get(source, 0) for source in failed)
+        rest = [source for source in failed if source not in self._lost]
+        for start in range(0, len(rest), _FAILED_AT_ONCE):
+            part = rest[start : start + _FAILED_AT_ONCE]
             with self._state:
-                why = {source: self._how(source, lost, unread_counts) for source in part}
+                why = {source: self._how(source, unread_counts) for source in part}
             quarantined += self.fail(why)
         return len(failed), quarantined
 
@@ -369,19 +389,16 @@ class LedgerHost:
         first = next(iter(sources)) if first is None else first
         return Unread(len(sources), self._sources.id(first), self._why(first), errors.cause(first))
 
-    def _how(self, source: int, lost: Mapping[int, str | None], unread_counts: bool) -> Failed:
+    def _how(self, source: int, unread_counts: bool) -> Failed:
         failure = self._ledger.failure(source)
-        if failure is not None:
-            errors = self._ledger.read_errors()
-            spared = errors.is_transient(source) or not unread_counts
-            return Failed(
-                failure, counts_toward_quarantine=source not in errors.sources() or not spared
-            )
-        why = self._ledger.explain(source)
-        crash = lost.get(source)
-        if crash is not None:
-            why = f"a worker died whenever it was executed ({crash})"
-        return Failed(f"rows unaccounted for: {why}", counts_toward_quarantine=source in lost)
+        if failure is None:
+            why = self._ledger.explain(source)
+            return Failed(f"rows unaccounted for: {why}", counts_toward_quarantine=False)
+        errors = self._ledger.read_errors()
+        spared = errors.is_transient(source) or not unread_counts
+        return Failed(
+            failure, counts_toward_quarantine=source not in errors.sources() or not spared
+        )
 
     def close(self) -> Progress:
         """Commit what is complete, then refuse every later message and close the file."""
@@ -592,10 +609,11 @@ class _LedgerActor:
     ) -> None:
         self._opened().write_dead_letters(run_id, pass_number, letters)
 
-    def mark_rest_failed(
-        self, lost: Mapping[int, str | None], unread_counts: bool
-    ) -> tuple[int, int]:
-        return self._opened().mark_rest_failed(lost, unread_counts=unread_counts)
+    def mark_lost(self, source: int, crash: str | None) -> str | None:
+        return self._opened().mark_lost(source, crash)
+
+    def mark_rest_failed(self, unread_counts: bool) -> tuple[int, int]:
+        return self._opened().mark_rest_failed(unread_counts=unread_counts)
 
     def close(self) -> Progress:
         return self._opened().close()

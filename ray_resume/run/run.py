@@ -1,8 +1,9 @@
 """A run: from its lease to its clean-up, in the driver.
 
-The order is what keeps rows safe: the lease, *then* what dead runs committed, then passes; at the
-end the ledger is closed, *then* it is noted who is dead, *then* the list of files is read, and only
-then anything is removed. Each step is undone or ended even when a later one fails.
+The order keeps rows safe: the driver takes the lease, *then* reads what dead runs committed, then
+executes passes. At the end it closes the ledger, *then* notes which runs are dead, *then* reads the
+list of files, and only then removes anything. Each step is undone or ended even if a later one
+fails.
 """
 
 from __future__ import annotations
@@ -10,19 +11,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    WorkerCrashedError,
-)
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
@@ -30,42 +23,30 @@ from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.code import Code
 from ray_resume.core.digests import source_digest
-from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.identity import HEADER_KEY
-from ray_resume.core.passes import PassPlan, Schedule
 from ray_resume.core.planning import Listing, Policies, what_to_do
-from ray_resume.core.records import Flag, State, blocks_of, dropped_record, encode, pipeline_of
+from ray_resume.core.records import Flag, blocks_of, dropped_record, encode
 from ray_resume.core.resume_plan import Todo
-from ray_resume.core.snapshot import Union
-from ray_resume.core.sources import SourceTable
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run import ledger_actor
-from ray_resume.run.client import LedgerClient
-from ray_resume.run.ledger_actor import Progress, RunSpec, Unread
+from ray_resume.run.ledger_actor import Progress, RunSpec
 from ray_resume.run.output import Output
-from ray_resume.run.reader_exception import exception_of
+from ray_resume.run.pass_loop import Pass, PassLoop, close_after
+from ray_resume.run.preflight import refuse_other_output, warn_other_code
+from ray_resume.run.reader_exception import error_of_unread
 from ray_resume.run.signals import raise_on_sigterm
 from ray_resume.run.summary import RunSummary
 
-__all__ = ["LEASE_WAIT_S", "MOST_WRITER_FILES", "Pass", "Run", "RunPlan"]
+__all__ = ["LEASE_WAIT_S", "MOST_WRITER_FILES", "Run", "RunPlan"]
 
 logger = logging.getLogger("ray_resume")
 
 LEASE_WAIT_S = 25.0
-"""How long a run waits for another on the same sources, beside the time that a dead one takes."""
+"""How long a run waits for another on the same sources, once a dead one would be known as dead."""
 
 MOST_WRITER_FILES = 64
-"""Every run reads what all earlier ones have written; of more files than this it makes one."""
-
-# What tells that a process or a node died, not that the user's code raised.
-_CRASHES = (
-    WorkerCrashedError,
-    OutOfMemoryError,
-    NodeDiedError,
-    RayActorError,
-    ObjectLostError,
-)
+"""Every run reads the files of all earlier ones. It merges them if there are more than this."""
 
 _ACTOR_EXIT_S = 10.0
 
@@ -89,17 +70,18 @@ class RunPlan:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One armed execution: the sources to read, how, whom to tell, how to name files.
+class _Outcome:
+    """What the passes of a run came to.
 
-    ``digests`` is what `FileSink` names the files of each source number with.
+    ``failed`` and ``quarantined`` count sources that failed in this run; the latter have failed in
+    too many. ``lost_alone`` and ``not_tried`` are those of `PassLoop`.
     """
 
-    sources: SourceTable
-    plan: PassPlan
-    client: LedgerClient
-    file_prefix: str
-    digests: bytes
+    progress: Progress
+    failed: int = 0
+    quarantined: int = 0
+    lost_alone: Mapping[str, str] = field(default_factory=dict)
+    not_tried: int = 0
 
 
 class Run:
@@ -126,11 +108,11 @@ class Run:
         self._keep_few_files()
         with self._leased(lease_wait_s):
             failpoint("run.leased")
-            # Before the checkpoint is read, so that it knows each run whose files are seen here:
-            # neighbours may start at any moment.
+            # The driver lists before it reads the checkpoint, so that the checkpoint knows each run
+            # whose files are listed: other runs may start at any moment.
             names = self._plan.output.names()
             contents = self._plan.storage.committed_by_dead_runs(self._run_id)
-            self._check_bound(contents)
+            refuse_other_output(self._plan.storage, self._plan.output.uri, contents)
             todo, warnings = what_to_do(
                 self._plan.listing,
                 self._plan.policies,
@@ -142,7 +124,8 @@ class Run:
             )
             for warning in warnings:
                 logger.warning("%s", warning)
-            self._warn_other_code(todo, contents)
+            if self._plan.policies.on_code_change == "warn":
+                warn_other_code(todo.recoded, self._plan.code, contents.headers)
             self._plan.output.verify(
                 self._checkpoint_id, self._plan.storage, names, contents, todo.skipped
             )
@@ -150,25 +133,26 @@ class Run:
                 if todo.removed:
                     contents = self._drop(todo, contents)
                 self._remove_leftovers(contents, names)
-                return self._summary(todo, replace(_NOTHING, dropped=len(todo.removed)))
-            self._bind_sink()
+                nothing = Progress(0, 0, 0, 0, 0, dropped=len(todo.removed))
+                return self._summary(todo, _Outcome(nothing))
+            self._plan.storage.bind(self._plan.output.uri, self._run_id)
             failpoint("run.bound")
             self._plan.output.prepare()
             try:
-                # Started before the signals are ours: Ray sets handlers of its own when it starts.
+                # Ray sets signal handlers of its own when it starts, so ours come after it.
                 handle = ledger_actor.start(self._spec(todo, contents))
                 with raise_on_sigterm():
-                    progress, failed, quarantined = self._passes(handle, todo, run_pass)
+                    outcome = self._passes(handle, todo, run_pass)
             finally:
                 with raise_on_sigterm():
                     self._clean_up()
-            self._raise_unread(todo, progress)
-            return self._summary(todo, progress, failed - quarantined, quarantined)
+            self._raise_unread(todo, outcome.progress)
+            return self._summary(todo, outcome)
 
     def _keep_few_files(self) -> None:
         """Merge the files of earlier runs, if there are many and no run is at work."""
         if len(self._plan.storage.writers()) > MOST_WRITER_FILES:
-            # If it cannot be done now, a later run will; what is damaged is told soon enough.
+            # If it fails, a later run merges them. Reading reports a damaged file soon enough.
             with contextlib.suppress(CheckpointError):
                 compact(self._plan.storage, lease_wait_s=0)
 
@@ -178,7 +162,7 @@ class Run:
             wait_s = self._plan.storage.max_death_detection_s + LEASE_WAIT_S
         share = self._plan.listing.shard
         owner = Owner.here(self._run_id, None if share is None else str(share))
-        # To remove what is not listed is to claim that, too: all of the share.
+        # A run that removes output of unlisted sources claims those, too: all of its share.
         claim = Claim(
             None if self._plan.policies.removes else self._plan.listing.sources.digests.to_bytes(),
             None if share is None else (share.index, share.count),
@@ -189,19 +173,8 @@ class Run:
         finally:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
-    def _check_bound(self, contents: Contents) -> None:
-        output, bound = self._plan.output, self._plan.storage.sink()
-        committed = _has_output(contents.union)
-        if bound is not None and bound != output.uri and (committed or contents.live):
-            raise CheckpointError(
-                f"The checkpoint {self._plan.storage.uri} belongs to the output {bound}, and "
-                f"this run would write to {output.uri}. Write to {bound}, or give this pipeline "
-                "a checkpoint of its own. If the output was moved there, run: "
-                f"ray-resume rebind {self._plan.storage.uri} {output.uri}"
-            )
-
     def _drop(self, todo: Todo, contents: Contents) -> Contents:
-        """Commit that the output of ``removed`` sources is nobody's, without a ledger's process."""
+        """Commit that ``removed`` sources have no output, without a ledger's process."""
         first = contents.union.highest_sequence() + 1
         records = (
             dropped_record(record.source_id, sequence, self._run_id)
@@ -213,73 +186,37 @@ class Run:
         self._lease.check()
         return storage.committed_by_dead_runs(self._run_id)
 
-    def _warn_other_code(self, todo: Todo, contents: Contents) -> None:
-        if not todo.recoded or self._plan.policies.on_code_change != "warn":
-            return
-        now, example = self._plan.code, todo.recoded[0]
-        codes = filter(None, map(Code.read, contents.headers.values()))
-        then = {pipeline_of("", code.digest()): code for code in codes}.get(
-            pipeline_of("")[:4] + example.pipeline[4:]
-        )
-        if then is not None and then.python != now.python:
-            # Each version of Python compiles in its own way, so nothing is known of the code.
-            return
-        names = [] if then is None else now.differing(then)
-        logger.warning(
-            "%d of the completed sources went through other code than this run's%s, %s for one. "
-            "Their output stays as it is. To process them again, their new output replacing the "
-            'old, pass on_code_change="reprocess" to resumable_read; to keep it without this '
-            'note, "ignore".',
-            len(todo.recoded),
-            f" in {', '.join(names)}" if names else "",
-            example.source_id,
-        )
-
-    def _bind_sink(self) -> None:
-        self._plan.storage.bind(self._plan.output.uri, self._run_id)
-
-    def _passes(
-        self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]
-    ) -> tuple[Progress, int, int]:
-        """Run passes, and put what is left on record.
-
-        Returns:
-            How far the run has come, how many sources have failed, and how many of these are
-            quarantined now.
-        """
+    def _passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> _Outcome:
+        """Run passes, and put what is left on record."""
         try:
             # The ledger keeps the lease from now on, if the driver has kept it until now.
             self._lease.check()
             for start in range(0, len(todo.removed), _DROPPED_AT_ONCE):
                 some = todo.removed[start : start + _DROPPED_AT_ONCE]
                 ray.get(handle.drop.remote([record.source_id for record in some]))
-            lost = self._run_passes(handle, todo, run_pass)
+            loop = PassLoop(
+                handle,
+                todo,
+                run_id=self._run_id,
+                file_prefix=f"{self._checkpoint_id}-{self._run_id}",
+                lease=self._lease,
+                publish=self._plan.publish,
+            )
+            progress = loop.execute(run_pass)
             failed = quarantined = 0
-            if lost is not None:
+            if set(progress.pending) - progress.waiting:
                 proven = self._plan.max_errored_blocks != 0 or self._has_read_some(handle, todo)
-                failed, quarantined = ray.get(handle.mark_rest_failed.remote(lost, proven))
+                failed, quarantined = ray.get(handle.mark_rest_failed.remote(proven))
             failpoint("run.before_close")
-            progress: Progress = ray.get(handle.close.remote())
+            progress = ray.get(handle.close.remote())
             failpoint("run.closed")
-            return progress, failed, quarantined
+            return _Outcome(
+                progress, failed - quarantined, quarantined, loop.lost_alone, loop.not_tried
+            )
         except BaseException as error:
-            # What is complete is committed, whatever went wrong; the first error is the user's.
-            try:
-                self._tell_ended_early(todo, ray.get(handle.close.remote()), error)
-            except RayActorError as gone:
-                died = ResumeError(
-                    f"The ledger of run {self._run_id} died ({gone}). What it had committed is "
-                    "safe. Run the same script again to go on from there."
-                )
-                if isinstance(error, Exception):
-                    raise died from error
-                # Whoever interrupts a job may well end all of its processes at once.
-                logger.warning("%s", died)
-            except ResumeError as fault:
-                # Why the ledger gave up says more than the tasks that it refused.
-                if isinstance(error, Exception):
-                    raise fault from error
-                logger.warning("%s", fault)
+            last = close_after(error, handle, self._run_id)
+            if last is not None:
+                self._warn_ended_early(todo, last, error)
             raise
         finally:
             ray.kill(handle)
@@ -296,22 +233,12 @@ class Run:
         unread, allowed = progress.unread, self._plan.max_errored_blocks
         if unread is None or allowed < 0 or unread.count <= allowed:
             return
-        error = exception_of(unread.cause, self._about_unread(unread), unread.error)
-        self._tell_ended_early(todo, progress, error)
+        total = len(self._plan.listing.sources)
+        error = error_of_unread(unread, total, self._plan.policies.max_failed_runs)
+        self._warn_ended_early(todo, progress, error)
         raise error
 
-    def _about_unread(self, unread: Unread) -> str:
-        total, runs = len(self._plan.listing.sources), self._plan.policies.max_failed_runs
-        return (
-            f"{unread.count} of {total} sources could not be read. The first is "
-            f"{unread.source_id}: {unread.error}\nThe run went on with the other sources, and what "
-            "is complete is committed. The next run reads these sources again. Sources that failed "
-            f"in {runs} runs are quarantined and skipped. Repair or remove "
-            "them, or set ray.data.DataContext.get_current().max_errored_blocks to the number of "
-            "sources that may fail in a run (-1: any number)."
-        )
-
-    def _tell_ended_early(self, todo: Todo, progress: Progress, error: BaseException) -> None:
+    def _warn_ended_early(self, todo: Todo, progress: Progress, error: BaseException) -> None:
         logger.warning(
             "Run %s %s: %d of %d sources are completed and safe. Run the same script again to go "
             "on from there.",
@@ -320,71 +247,6 @@ class Run:
             len(todo.skipped) + progress.committed,
             len(self._plan.listing.sources),
         )
-
-    def _run_passes(
-        self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]
-    ) -> dict[int, str | None] | None:
-        """Execute passes until nothing more can be done.
-
-        Returns:
-            None if nothing is left but what waits for others; else the sources that got lost
-            although they were executed alone (see `passes.Schedule`).
-        """
-        prefix = f"{self._checkpoint_id}-{self._run_id}"
-        digests = todo.pending.digests.to_bytes(NAME_DIGEST_BYTES)
-        schedule = Schedule(len(todo.pending))
-        pass_number = 0
-        while (passing := schedule.next()) is not None:
-            pass_number += 1
-            ray.get(handle.begin_pass.remote(pass_number))
-            client = LedgerClient(handle, self._run_id, pass_number, armed())
-            sources = todo.pending
-            if len(passing.sources) < len(sources):
-                sources = sources.take(np.array(passing.sources))
-            crash: str | None = None
-            failpoint("run.before_pass")
-            try:
-                run_pass(Pass(sources, passing, client, prefix, digests))
-            except Exception as error:
-                if not isinstance(error, _CRASHES):
-                    # What is complete stays so, also if a row of another source was bad.
-                    with contextlib.suppress(Exception):
-                        self._publish(handle)
-                    raise
-                crash = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            failpoint("run.after_pass")
-            self._publish(handle)
-            progress: Progress = ray.get(handle.flush.remote())
-            schedule.ended(
-                progress.pending, failed=progress.failed, waiting=progress.waiting, crash=crash
-            )
-            if schedule.next() is not None:
-                self._warn_incomplete(pass_number, todo, progress, crash)
-        return schedule.lost if set(progress.pending) - progress.waiting else None
-
-    def _warn_incomplete(
-        self, pass_number: int, todo: Todo, progress: Progress, crash: str | None
-    ) -> None:
-        logger.warning(
-            "Pass %d of run %s left %d sources incomplete, %s for one: %s.%s",
-            pass_number,
-            self._run_id,
-            len(progress.pending),
-            todo.pending.id(progress.pending[0]),
-            progress.example,
-            "" if crash is None else f" It ended with a crash: {crash}",
-        )
-
-    def _publish(self, handle: Any) -> None:
-        if self._plan.publish is None:
-            return
-        results, rows = ray.get(handle.take_unpublished.remote())
-        failpoint("run.before_publish")
-        self._lease.check()
-        if results:
-            self._plan.publish(results, rows)
-        failpoint("run.published")
-        ray.get(handle.confirm_published.remote())
 
     def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
         return RunSpec(
@@ -417,16 +279,16 @@ class Run:
         }
 
     def _clean_up(self) -> None:
-        # If the ledger's process lives on although it was closed or killed, it may yet commit
-        # files: then they are left to the clean-up of a later run.
+        # A ledger's process that lives on, although it was closed or killed, may yet commit files.
+        # They are left to the clean-up of a later run.
         try:
             if not self._lease.alone(wait_s=_ACTOR_EXIT_S):
-                logger.warning("The ledger of run %s lives on; left-overs stay.", self._run_id)
+                logger.warning("The ledger of run %s lives on; leftovers stay.", self._run_id)
                 return
             self._lease.check()
             self._remove_leftovers(self._plan.storage.committed_by_dead_runs(self._run_id))
         except (ResumeError, OSError) as error:
-            logger.warning("Left-overs in %s were not removed: %s", self._plan.output.uri, error)
+            logger.warning("Leftovers in %s were not removed: %s", self._plan.output.uri, error)
 
     def _remove_leftovers(self, contents: Contents, names: Collection[str] | None = None) -> None:
         """Remove the files of this run and of dead runs that no record lists."""
@@ -434,42 +296,28 @@ class Run:
         runs = contents.dead_runs | {self._run_id}
         self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents, names)
         union = contents.union
-        # Dead letters stand in what the head of a record has no room for.
+        # The head of a record has no room for dead letters.
         records = union.records(union.flagged(Flag.MORE))
         listed = {name for record in records for name in record.dead_letters}
         self._plan.storage.dead_letters().remove_leftovers(runs, listed)
 
-    def _summary(
-        self, todo: Todo, progress: Progress, failed: int = 0, quarantined: int = 0
-    ) -> RunSummary:
+    def _summary(self, todo: Todo, outcome: _Outcome) -> RunSummary:
+        progress = outcome.progress
+        unfinished = len(todo.pending) - progress.committed - outcome.failed - outcome.quarantined
         return RunSummary(
             run_id=self._run_id,
             sources_total=len(self._plan.listing.sources),
             sources_skipped=len(todo.skipped) + todo.passed_over,
             sources_completed=progress.committed,
-            sources_failed=failed,
-            sources_pending=len(todo.pending)
-            + len(todo.held)
-            + len(todo.apart)
-            - progress.committed
-            - failed
-            - quarantined,
-            sources_quarantined=todo.quarantined + quarantined,
+            sources_failed=outcome.failed,
+            sources_pending=unfinished + len(todo.held) + len(todo.apart),
+            sources_quarantined=todo.quarantined + outcome.quarantined,
             rows_read=progress.rows_read,
             rows_written=progress.rows_written,
             rows_dead_lettered=progress.dead_rows,
             files=progress.files,
             duration_s=time.monotonic() - self._started_at,
             sources_removed=progress.dropped,
+            lost_alone=outcome.lost_alone,
+            sources_not_tried=outcome.not_tried,
         )
-
-
-def _has_output(union: Union) -> bool:
-    """Say whether output was written: files, or rows that went elsewhere."""
-    rows = union.column("rows")[union.in_state(State.COMPLETED)]
-    if rows.any() or len(union.flagged(Flag.FILE)):
-        return True
-    return any(record.files for record in union.records(union.flagged(Flag.MORE)))
-
-
-_NOTHING = Progress(0, 0, 0, 0, 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from typing_extensions import override
 
@@ -17,6 +18,11 @@ class RunSummary:
     completed by earlier runs. ``rows_read``, ``rows_written`` and ``files`` belong to
     ``sources_completed``. ``sources_removed`` counts sources that were not in the input any more
     and whose output was removed. ``duration_s`` is wall time in seconds.
+
+    A source gets lost if its worker dies, for one. ``lost_alone`` says of each source that got
+    lost although it was executed alone, by its id, how. ``sources_not_tried`` counts those that got
+    lost with others, and were not executed alone in this run. Both are among ``sources_failed`` and
+    ``sources_quarantined``, but only the first come nearer to quarantine.
     """
 
     run_id: str
@@ -32,6 +38,8 @@ class RunSummary:
     files: int
     duration_s: float
     sources_removed: int = 0
+    lost_alone: Mapping[str, str] = field(default_factory=dict, hash=False)
+    sources_not_tried: int = 0
 
     @override
     def __str__(self) -> str:
@@ -49,6 +57,17 @@ class RunSummary:
             text += f" {self.rows_dead_lettered} rows went to the dead letters."
         if self.sources_failed:
             text += f" {self.sources_failed} sources failed; the next run reads them again."
+        if self.lost_alone:
+            source_id, how = next(iter(self.lost_alone.items()))
+            text += (
+                f" {len(self.lost_alone)} sources got lost although each was executed alone. The "
+                f"first is {source_id}: {how}."
+            )
+        if self.sources_not_tried:
+            text += (
+                f" {self.sources_not_tried} sources got lost with others, and were not executed "
+                "alone in this run. The next run begins with them."
+            )
         if self.sources_quarantined:
             text += (
                 f" {self.sources_quarantined} sources are quarantined: they failed in too many "

@@ -29,7 +29,8 @@ from ray_resume.raydata.signature import described_values, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.read.overlap import refuse_overlap
 from ray_resume.run.output import Output
-from ray_resume.run.run import Pass, Run, RunPlan
+from ray_resume.run.pass_loop import Pass
+from ray_resume.run.run import Run, RunPlan
 from ray_resume.run.summary import RunSummary
 from ray_resume.udf.decorator import options_of
 from ray_resume.udf.stage import instrument, instrument_predicate
@@ -199,8 +200,8 @@ def resumable_write(
             lambda expression: instrument_predicate(expression, this.client),
         )
         guards.allow_write(armed)
-        if this.plan.tolerant:
-            armed.context.max_errored_blocks = -1
+        if armed.context.max_errored_blocks >= 0:
+            armed.context.max_errored_blocks += this.plan.ignore_crashes
         with _ours_first():
             armed.write_datasink(
                 sink_of_pass,

@@ -279,6 +279,26 @@ def test_a_source_fails_until_it_is_quarantined_and_keeps_its_old_files(tmp_path
         assert (record.run_id, record.fingerprint) == (f"run{turn}", Fingerprint(0, 0))
 
 
+def test_what_got_lost_alone_is_on_record_at_once_and_not_marked_again(tmp_path: Path) -> None:
+    run = Run(tmp_path, max_failed_runs=1)
+    run.apply(Seal(0, 0))
+    assert run.host.mark_lost(0, "WorkerCrashedError") is None, "it is complete"
+    how = run.host.mark_lost(1, "WorkerCrashedError")
+    assert how == (
+        "rows unaccounted for: a worker died whenever it was executed (WorkerCrashedError)"
+    )
+    record = run.committed()["s1"]
+    assert (record.state, record.failed_runs, record.error) == (State.QUARANTINED, 1, how)
+    # What it is marked with is not what the next pass knows of it.
+    run.host.begin_pass(2)
+    assert run.host.mark_rest_failed() == (3, 1)
+    assert run.committed()["s1"] == record
+    run.host.flush()
+    failed_runs = {name: record.failed_runs for name, record in run.committed().items()}
+    assert failed_runs == {"s0": 0, "s1": 1, "s2": 0, "s3": 0}
+    run.end()
+
+
 def test_several_that_fail_at_once_are_not_quarantined(tmp_path: Path) -> None:
     """They went through the same tasks: nobody knows which of them was bad."""
     run = Run(tmp_path, max_failed_runs=1)

@@ -588,6 +588,28 @@ def test_a_row_that_kills_its_worker_fails_alone(tmp_path: Path, how: str) -> No
 
 
 @pytest.mark.slow
+def test_half_of_all_sources_kill_their_worker_and_the_job_ends(tmp_path: Path) -> None:
+    write_source(tmp_path / "in", files=40, rows=2)
+
+    @resumable
+    def deadly(batch: Any) -> Any:
+        if (batch["id"] // 2 % 2).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    first, second = (
+        run(tmp_path, lambda ds: ds.map_batches(deadly), max_failed_runs=1) for _ in range(2)
+    )
+    assert (first.sources_completed, first.sources_quarantined) == (20, 20)
+    assert "20 sources got lost although each was executed alone. The first is" in str(first)
+    assert len(first.lost_alone) == 20
+    assert all("a worker died whenever" in how for how in first.lost_alone.values())
+    # Nothing is left to do.
+    assert (second.sources_skipped, second.sources_quarantined) == (20, 20)
+    assert ids_in(tmp_path / "out") == [i for i in range(80) if i // 2 % 2 == 0]
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("source")
 def test_after_a_crash_an_error_of_the_user_is_raised_all_the_same(tmp_path: Path) -> None:
     @resumable

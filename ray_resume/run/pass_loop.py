@@ -1,0 +1,244 @@
+"""The passes of a run: execute the pipeline until no further pass can complete a source.
+
+Which sources a pass executes is decided in `core.passes`. Here a pass is executed, its end is told
+apart (an error of the user's code, or the crash of a process), its results are published, and a
+source that got lost alone goes on record at once: it counts towards quarantine, however the run
+ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
+
+from ray_resume.checkpoint.backend import RunLease
+from ray_resume.core.filenames import NAME_DIGEST_BYTES
+from ray_resume.core.passes import PassPlan, PassSchedule
+from ray_resume.core.resume_plan import Todo
+from ray_resume.core.sources import SourceTable
+from ray_resume.errors import ResumeError
+from ray_resume.failpoints import armed, failpoint
+from ray_resume.run.client import LedgerClient
+from ray_resume.run.ledger_actor import Progress
+
+__all__ = ["Pass", "PassLoop", "close_after"]
+
+logger = logging.getLogger("ray_resume")
+
+# Errors of Ray's that say that a process or a node died, not that the user's code raised.
+_CRASHES = (
+    WorkerCrashedError,
+    OutOfMemoryError,
+    NodeDiedError,
+    RayActorError,
+    ObjectLostError,
+)
+
+# A warning names so many sources.
+_MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One armed execution: the sources to read, how, the ledger to send to, how to name files.
+
+    ``digests`` is what `FileSink` names the files of each source number with.
+    """
+
+    sources: SourceTable
+    plan: PassPlan
+    client: LedgerClient
+    file_prefix: str
+    digests: bytes
+
+
+class PassLoop:
+    """The passes of one run; call :meth:`execute` once.
+
+    Args:
+        handle: the ledger's actor.
+        todo: the sources of the run.
+        file_prefix: begins the name of each file that the run writes.
+        lease: checked before anything is published.
+        publish: makes results visible at the end of a pass; None for a sink that needs no such
+            step.
+
+    Attributes:
+        lost_alone: the ids of the sources that got lost although they were executed alone, and
+            how. Their failed run is on record.
+        not_tried: how many sources got lost with others, and were not executed alone.
+    """
+
+    def __init__(
+        self,
+        handle: Any,
+        todo: Todo,
+        *,
+        run_id: str,
+        file_prefix: str,
+        lease: RunLease,
+        publish: Callable[[Sequence[bytes], int], None] | None,
+    ) -> None:
+        self.lost_alone: dict[str, str] = {}
+        self.not_tried = 0
+        self._handle, self._todo = handle, todo
+        self._run_id, self._file_prefix = run_id, file_prefix
+        self._lease, self._publish_results = lease, publish
+        self._digests = todo.pending.digests.to_bytes(NAME_DIGEST_BYTES)
+        self._pass_number = 0
+
+    def execute(self, run_pass: Callable[[Pass], None]) -> Progress:
+        """Execute passes until nothing more can be done.
+
+        Returns:
+            How far the run is after the last pass.
+
+        Raises:
+            Exception: whatever ``run_pass`` raised, but for crashes.
+        """
+        schedule = PassSchedule(
+            len(self._todo.pending),
+            together=self._todo.together,
+            failed_runs=self._failed_runs,
+        )
+        recorded: set[int] = set()
+        while (plan := schedule.next()) is not None:
+            crash = self._execute_pass(plan, run_pass)
+            progress: Progress = ray.get(self._handle.flush.remote())
+            schedule.record_result(
+                progress.pending, failed=progress.failed, waiting=progress.waiting, crash=crash
+            )
+            lost = schedule.lost_alone.keys() - recorded
+            recorded |= lost
+            for source in lost:
+                self._record_lost(source, crash)
+            if schedule.next() is not None and not lost:
+                self._warn_incomplete(progress, crash)
+        self._warn_not_tried(schedule.not_tried)
+        return progress
+
+    def _failed_runs(self, source: int) -> int:
+        record = self._todo.records.get(source)
+        return 0 if record is None else record.failed_runs
+
+    def _execute_pass(self, plan: PassPlan, run_pass: Callable[[Pass], None]) -> str | None:
+        """Execute a pass and publish; return what a worker died of, if that ended the pass."""
+        self._pass_number += 1
+        ray.get(self._handle.begin_pass.remote(self._pass_number))
+        client = LedgerClient(self._handle, self._run_id, self._pass_number, armed())
+        sources = self._todo.pending
+        if len(plan.sources) < len(sources):
+            sources = sources.take(np.array(plan.sources))
+        crash: str | None = None
+        failpoint("run.before_pass")
+        try:
+            run_pass(Pass(sources, plan, client, self._file_prefix, self._digests))
+        except Exception as error:
+            if not _is_crash(error):
+                # What is complete stays so, also if a row of another source was bad.
+                with contextlib.suppress(Exception):
+                    self._publish()
+                raise
+            crash = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        failpoint("run.after_pass")
+        self._publish()
+        return crash
+
+    def _publish(self) -> None:
+        if self._publish_results is None:
+            return
+        results, rows = ray.get(self._handle.take_unpublished.remote())
+        failpoint("run.before_publish")
+        self._lease.check()
+        if results:
+            self._publish_results(results, rows)
+        failpoint("run.published")
+        ray.get(self._handle.confirm_published.remote())
+
+    def _record_lost(self, source: int, crash: str | None) -> None:
+        """Commit that ``source`` has failed in this run, for the run may yet end by an error."""
+        how = ray.get(self._handle.mark_lost.remote(source, crash))
+        if how is None:
+            # A message that came late has completed it.
+            return
+        source_id = self._todo.pending.id(source)
+        self.lost_alone[source_id] = how
+        logger.warning(
+            "Run %s: %s got lost although it was executed alone: %s. This counts as a failed run "
+            "of it.",
+            self._run_id,
+            source_id,
+            how,
+        )
+
+    def _warn_incomplete(self, progress: Progress, crash: str | None) -> None:
+        logger.warning(
+            "Pass %d of run %s left %d sources incomplete, %s for one: %s.%s",
+            self._pass_number,
+            self._run_id,
+            len(progress.pending),
+            self._todo.pending.id(progress.pending[0]),
+            progress.example,
+            "" if crash is None else f" It ended with a crash: {crash}",
+        )
+
+    def _warn_not_tried(self, sources: Sequence[int]) -> None:
+        self.not_tried = len(sources)
+        if not sources:
+            return
+        names = [self._todo.pending.id(source) for source in sources[:_MAX_NAMED]]
+        logger.warning(
+            "Run %s: %d sources got lost with others, and a run executes only so many alone: %s%s. "
+            "This does not count as a failed run of them, and the next run begins with them.",
+            self._run_id,
+            len(sources),
+            ", ".join(names),
+            ", ..." if len(sources) > len(names) else "",
+        )
+
+
+def _is_crash(error: Exception) -> bool:
+    """Say whether a process or a node died; a constructor that raised is the user's to mend."""
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return False
+    return isinstance(error, _CRASHES)
+
+
+def close_after(error: BaseException, handle: Any, run_id: str) -> Progress | None:
+    """Close the ledger of a run that ends with ``error``; what is complete is committed.
+
+    Returns:
+        How far the run is; None if the ledger failed and ``error`` interrupts the run.
+
+    Raises:
+        ResumeError: the ledger failed. This says more than ``error``, which may be that of a task
+            whose message the ledger refused.
+    """
+    try:
+        progress: Progress = ray.get(handle.close.remote())
+        return progress
+    except RayActorError as gone:
+        fault = ResumeError(
+            f"The ledger of run {run_id} died ({gone}). What it had committed is safe. Run the "
+            "same script again to go on from there."
+        )
+    except ResumeError as refused:
+        fault = refused
+    if isinstance(error, Exception):
+        raise fault from error
+    # An interrupt may well end all processes of a job at once.
+    logger.warning("%s", fault)
+    return None

@@ -1,0 +1,77 @@
+"""Checks of a run between reading the checkpoint and starting a ledger.
+
+Each refuses the run, or warns of something that the user may not expect.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.checkpoint.contents import Contents
+from ray_resume.core.code import Code
+from ray_resume.core.records import Flag, Record, State, pipeline_of
+from ray_resume.core.snapshot import Union
+from ray_resume.errors import CheckpointError
+
+__all__ = ["refuse_other_output", "warn_other_code"]
+
+logger = logging.getLogger("ray_resume")
+
+
+def refuse_other_output(storage: CheckpointBackend, output: str, contents: Contents) -> None:
+    """Make sure that the checkpoint's output, if it has any yet, is ``output``.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    bound = storage.sink()
+    if bound is None or bound == output:
+        return
+    if contents.live or _has_output(contents.union):
+        raise CheckpointError(
+            f"The checkpoint {storage.uri} belongs to the output {bound}, and this run would "
+            f"write to {output}. Write to {bound}, or give this pipeline a checkpoint of its own. "
+            f"If the output was moved there, run: ray-resume rebind {storage.uri} {output}"
+        )
+
+
+def _has_output(union: Union) -> bool:
+    """Say whether output was written: files, or rows that went elsewhere."""
+    rows = union.column("rows")[union.in_state(State.COMPLETED)]
+    if rows.any() or len(union.flagged(Flag.FILE)):
+        return True
+    return any(record.files for record in union.records(union.flagged(Flag.MORE)))
+
+
+def warn_other_code(
+    recoded: Sequence[Record], now: Code, headers: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Warn that ``recoded`` sources, which stay completed, went through other code.
+
+    Args:
+        now: the code of this run.
+        headers: those of the checkpoint's runs, which say what code they ran.
+    """
+    if not recoded:
+        return
+    example = recoded[0]
+    codes = filter(None, map(Code.read, headers.values()))
+    then = {pipeline_of("", code.digest()): code for code in codes}.get(
+        pipeline_of("")[:4] + example.pipeline[4:]
+    )
+    if then is not None and then.python != now.python:
+        # Each version of Python compiles in its own way, so nothing is known of the code.
+        return
+    names = [] if then is None else now.differing(then)
+    logger.warning(
+        "%d of the completed sources went through other code than this run's%s, %s for one. "
+        "Their output stays as it is. To process them again, their new output replacing the "
+        'old, pass on_code_change="reprocess" to resumable_read; to keep it without this '
+        'note, "ignore".',
+        len(recoded),
+        f" in {', '.join(names)}" if names else "",
+        example.source_id,
+    )
