@@ -1,11 +1,11 @@
 """The ``ray-resume`` command: what is done, what failed and why, what to type next.
 
-Loads neither Ray nor pyarrow. Everything that it knows and does is :class:`Checkpoint`'s; here is
-only how it is asked for and how it looks.
+Does not load Ray. All that a command does is a method of :class:`Checkpoint`; this module parses
+arguments and prints results.
 
-Exit codes: 0 done; 1 it could not be done, the check found damage, or the answer was no; 2 the
-command is wrong, or needs an answer and nobody is there to give it; 130 interrupted; 141 nobody
-reads the output any more. Errors are one line on standard error.
+Exit codes: 0 done; 1 the command failed, the check found damage, or the user said no; 2 the command
+is wrong, or needs an answer and has no terminal to ask on; 130 interrupted; 141 the reader of the
+output is gone. An error is one line on standard error.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _fail(str(error))
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whatever is still buffered would fail again when the interpreter exits.
+        # Buffered output would fail again when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _NO_READER
     except KeyboardInterrupt:
@@ -64,12 +64,12 @@ def _status(options: argparse.Namespace) -> int:
     while True:
         status = checkpoint.status()
         if options.json:
-            _say(_json(dict(status)))
+            _print(_json(dict(status)))
         else:
-            lines = _told(status, public_uri(options.checkpoint))
-            # A refreshed screen shows how old it is.
+            lines = _status_lines(status, public_uri(options.checkpoint))
+            # A screen that is refreshed shows how old it is.
             stamp = [f"{time.strftime('%H:%M:%S')}, Ctrl-C to leave"] if options.watch else []
-            _say(clear + "\n".join([*lines, *stamp]))
+            _print(clear + "\n".join([*lines, *stamp]))
         if not (options.watch and status.live):
             return _DONE
         sys.stdout.flush()
@@ -81,7 +81,7 @@ def _sources(options: argparse.Namespace) -> int:
         Checkpoint(options.checkpoint).sources(options.state), key=lambda source: source.source_id
     )
     if options.json:
-        _say_list(_json(asdict(source)) for source in sources)
+        _print_list(_json(asdict(source)) for source in sources)
         return _DONE
     for source in sources:
         about = [source.state, plain(source.source_id)]
@@ -90,14 +90,14 @@ def _sources(options: argparse.Namespace) -> int:
         else:
             about.append(f"failed in {_count(source.failed_runs, 'run')}")
             about.append(plain(last_line(source.error or "no error on record")))
-        _say("\t".join(about))
+        _print("\t".join(about))
     return _DONE
 
 
 def _files(options: argparse.Namespace) -> int:
     files = Checkpoint(options.checkpoint).files()
     if options.json:
-        _say_list(map(_json, files))
+        _print_list(map(_json, files))
         return _DONE
     end = "\0" if options.null else "\n"
     broken = [file for file in files if end in file]
@@ -107,10 +107,10 @@ def _files(options: argparse.Namespace) -> int:
             "Use --null or --json."
         )
     if sys.stdout.isatty():
-        # As `ls` does it: for eyes, and no control characters for the terminal.
-        _say("\n".join(map(plain, files)))
+        # Like `ls`: the terminal gets no control characters.
+        _print("\n".join(map(plain, files)))
         return _DONE
-    # As bytes: a path need not be text.
+    # As bytes, because a path need not be valid text.
     sys.stdout.flush()
     for file in files:
         sys.stdout.buffer.write(os.fsencode(f"{file}{end}"))
@@ -125,7 +125,7 @@ def _reset(options: argparse.Namespace) -> int:
         states = _STATES if options.state == "all" else (options.state,)
         which = "" if options.state == "all" else f"{options.state} "
         what = _count(sum(status[state] for state in states), f"{which}source")
-    # Somebody who names the sources has made up his mind, unless he is there to be asked.
+    # Without a terminal, a user who names the sources need not confirm.
     if not options.yes and (sys.stdin.isatty() or options.state):
         if not sys.stdin.isatty():
             return _fail(f"This would forget {what}. Say so with --yes.", _USAGE)
@@ -133,30 +133,32 @@ def _reset(options: argparse.Namespace) -> int:
         if not _agreed(question):
             return _fail("Nothing was reset.")
     forgotten = checkpoint.reset(options.source, state=options.state)
-    _say(f"{_count(forgotten, 'source')} forgotten. The next run processes what it lists of them.")
+    _print(
+        f"{_count(forgotten, 'source')} forgotten. The next run processes what it lists of them."
+    )
     return _DONE
 
 
 def _compact(options: argparse.Namespace) -> int:
     merged = Checkpoint(options.checkpoint).compact()
-    _say(f"{merged} writers' files merged into one." if merged else "There is nothing to merge.")
+    _print(f"{merged} writers' files merged into one." if merged else "There is nothing to merge.")
     return _DONE
 
 
 def _rebind(options: argparse.Namespace) -> int:
     files = Checkpoint(options.checkpoint).rebind(options.folder)
-    _say(f"The output is in {public_uri(options.folder)} now, {_count(files, 'file')}.")
+    _print(f"The output is in {public_uri(options.folder)} now, {_count(files, 'file')}.")
     return _DONE
 
 
 def _check(options: argparse.Namespace) -> int:
     report = Checkpoint(options.checkpoint).check()
-    _say(_json({"ok": report.ok, **asdict(report)}) if options.json else str(report))
+    _print(_json({"ok": report.ok, **asdict(report)}) if options.json else str(report))
     return _DONE if report.ok else _FAILED
 
 
-def _told(status: CheckpointStatus, path: str) -> list[str]:
-    """Say what a person needs to know of a job, best first."""
+def _status_lines(status: CheckpointStatus, path: str) -> list[str]:
+    """Return the lines of a status, the most important first."""
     share = f" ({100 * status.completed / status.total:.1f} %)" if status.total else ""
     counts = [
         f"{status.completed} of {_count(status.total, 'source')} completed{share}",
@@ -169,7 +171,7 @@ def _told(status: CheckpointStatus, path: str) -> list[str]:
         )
     if status.last_completed_at is not None:
         lines.append(f"Last commit: {_moment(status.last_completed_at)}")
-    lines += [_told_run(run) for run in status.runs]
+    lines += [_run_line(run) for run in status.runs]
     if not status.live:
         lines.append("No run is at work.")
     if status.errors:
@@ -178,7 +180,7 @@ def _told(status: CheckpointStatus, path: str) -> list[str]:
     return lines + _next_steps(status, shlex.quote(path))
 
 
-def _told_run(run: dict[str, Any]) -> str:
+def _run_line(run: dict[str, Any]) -> str:
     shard = f"{run['shard']}, " if run["shard"] else ""
     where = f"({shard}host {run['host']}, pid {run['pid']}), started {_moment(run['started_at'])}"
     return plain(f"{'At work' if run['alive'] else 'Killed'}: run {run['run_id']} {where}")
@@ -209,11 +211,11 @@ def _next_steps(status: CheckpointStatus, path: str) -> list[str]:
 
 
 def _moment(at: float) -> str:
-    """Say when it was, and how long ago, with the time zone: logs may have another."""
+    """Return a time, and how long ago it was, with the time zone: logs may have another."""
     if not 0 <= at < 1e11:
         return f"at an impossible time, {at}"
-    spelt = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
-    return f"{_age(time.time() - at)} ago, {spelt}"
+    formatted = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
+    return f"{_age(time.time() - at)} ago, {formatted}"
 
 
 def _age(seconds: float) -> str:
@@ -235,20 +237,20 @@ def _agreed(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _say(text: str) -> None:
-    # A terminal that cannot show a letter gets an escape.
+def _print(text: str) -> None:
+    # A terminal that cannot show a character gets an escape.
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def _json(value: Any) -> str:
-    # The one control character that JSON lets pass.
+    # JSON escapes every control character but this one.
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 
-def _say_list(elements: Iterable[str]) -> None:
+def _print_list(elements: Iterable[str]) -> None:
     """Print a JSON array with an element on each line."""
-    _say("[" + ",\n ".join(elements) + "]")
+    _print("[" + ",\n ".join(elements) + "]")
 
 
 def _fail(message: str, code: int = _FAILED) -> int:
@@ -258,7 +260,7 @@ def _fail(message: str, code: int = _FAILED) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong with the arguments in one line."""
+    """A parser that reports wrong arguments in one line."""
 
     @override
     def error(self, message: str) -> NoReturn:

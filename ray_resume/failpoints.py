@@ -1,11 +1,11 @@
-"""Named points at which a process of a run can be made to die by SIGKILL; for `testing` alone.
+"""Named points at which a test may kill a process of a run by SIGKILL.
 
-A point is a call of :func:`failpoint` in the code that it is about. Unless something is armed, that
-is a look at an empty dictionary. What is armed travels to workers and to the ledger in what a run
-sends them anyway, and arms the process that it arrives in. Files tell all processes of a host
-what is still to happen: each is removed by one process alone, so that each fault fires once.
+A point is a call of :func:`failpoint` in the code under test. Unless a fault is armed, the call
+only looks into an empty dictionary. A run sends its armed faults to its workers and its ledger, and
+a fault arms each process that it arrives in. Files hold the kills that are still to come. One
+process alone removes each file, so each fault fires once.
 
-Knows nothing of the rest.
+Imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["POINTS", "Fault", "Point", "armed", "failpoint"]
 
 @dataclass(frozen=True)
 class Point:
-    """Where a process can be made to die.
+    """A point at which a process can be killed.
 
     Attributes:
-        dies: ``"worker"``, ``"ledger"`` or ``"driver"``: which process of a run gets there.
+        dies: ``"worker"``, ``"ledger"`` or ``"driver"``: the process of a run that gets there.
         when: what has happened by then, and what has not.
     """
 
@@ -49,15 +49,15 @@ POINTS: dict[str, Point] = {
         stage__between_outputs="an output of a generator has left, more are to come",
         stage__before_drain="nothing is left of a source's rows, and the delta was not sent",
         stage__after_drain="that delta has arrived",
-        stage__before_failures="failed rows were not told of, nor sent as dead letters",
-        stage__after_failures="failed rows were told of, or are dead letters",
+        stage__before_failures="failed rows were neither reported nor sent as dead letters",
+        stage__after_failures="failed rows were reported, or are dead letters",
         sink__before_write="rows have come to the sink, no file was written",
         sink__writing="a file has its bytes, but a hidden name, and was not synced",
         sink__written="a file has its name; that was not synced",
         sink__before_drain="all files of a write are durable, their delta was not sent",
         sink__after_drain="that delta has arrived; perhaps it was not committed yet",
-        datasink__before_write="rows have come to somebody's datasink, and were not written",
-        datasink__before_drain="somebody's datasink has written, the delta was not sent",
+        datasink__before_write="rows have come to a user's datasink, and were not written",
+        datasink__before_drain="a user's datasink has written, the delta was not sent",
         datasink__after_drain="that delta has arrived",
     ),
     **_points(
@@ -70,32 +70,32 @@ POINTS: dict[str, Point] = {
         store__in_commit="records are in a transaction that was not committed",
         store__before_growth="the map is full, and did not grow",
         store__after_growth="the map has grown, and the transaction was not tried again",
-        ledger__committed="a transaction was committed, and nobody knows",
+        ledger__committed="a transaction was committed, and no other process knows",
         shared__before_publish="records are in this host's LMDB file, and were not published",
         shared__published="a segment is published, and it is not known yet whether it counts",
         shared__whole="all records are published in one segment, beside those it stands for",
         ledger__failing="failed sources are about to be committed",
-        letters__writing="a dead letter has its bytes, but a hidden name",
+        letters__writing="a dead letter is about to be written",
         letters__written="a dead letter is durable, and its rows were not drained",
         ledger__closing="all is committed, the file was not closed",
-        ledger__closed="the file is closed, the lease released, and nobody was told",
+        ledger__closed="the file is closed, the lease released, and no reply was sent",
     ),
     **_points(
         "driver",
-        checkpoint__writing="the checkpoint's identity is about to be replaced",
+        checkpoint__writing="the checkpoint's identity or sink is about to be written",
         lease__created="the lease's file is there, locked and empty",
         run__leased="the lease is held, nothing was read",
         run__bound="the checkpoint is bound to its output, no ledger was started",
         run__before_pass="a pass was begun, nothing was executed",
-        run__after_pass="a pass was executed, its end was not told to the ledger",
+        run__after_pass="a pass was executed, the ledger does not know that it ended",
         run__before_publish="what is complete was taken from the ledger, and not published",
         run__published="it was published, and not committed",
         run__before_close="all passes are over, the ledger was not closed",
         run__closed="the ledger was closed, and lives",
-        cleanup__before="it is known who is dead and what is listed; nothing was removed",
-        cleanup__removing="a left-over is about to be removed",
-        cleanup__removed="a left-over was removed",
-        cleanup__removing_letter="a dead letter that nobody lists is about to be removed",
+        cleanup__before="dead runs and listed files are known; nothing was removed",
+        cleanup__removing="a leftover is about to be removed",
+        cleanup__removed="a leftover was removed",
+        cleanup__removing_letter="dead letters that no record lists are about to be removed",
         shared__fenced="dead runs are fenced, and have their leases still",
         shared__ending="a lease in a shared storage is about to be removed",
         lease__ending="the lease is about to be removed",
@@ -123,36 +123,36 @@ class Fault:
     after: int = 0
 
     def arm(self) -> None:
-        """Let it happen, from now on."""
+        """Arm the fault in this process."""
         for turn in range(self.after + 1):
             self._ticket(turn).touch(exist_ok=False)
         _armed[self.point] = self
 
     def disarm(self) -> None:
-        """Do not let it happen any more, in whichever process."""
+        """Call the fault off, in every process."""
         _armed.pop(self.point, None)
         for turn in range(self.after + 1):
             self._ticket(turn).unlink(missing_ok=True)
 
     @property
     def victim(self) -> int | None:
-        """The process id of who has died of it."""
-        # Not there before, empty for a moment.
+        """The process id of the process that it killed; None before that."""
+        # The file is missing before that, and empty for a moment.
         with contextlib.suppress(FileNotFoundError, ValueError):
             return int(self._victim_file.read_text())
         return None
 
     def reach(self) -> None:
-        """Pass, or die."""
+        """Pass the point, or kill this process."""
         for turn in range(self.after + 1):
-            # Whoever removes the file has its turn: the last one dies.
+            # The process that removes a file takes its turn; the last turn is the kill.
             with contextlib.suppress(FileNotFoundError):
                 self._ticket(turn).unlink()
                 if turn < self.after:
                     return
                 self._victim_file.write_text(str(os.getpid()))
                 os.kill(os.getpid(), signal.SIGKILL)
-        # It has happened, or is called off.
+        # The fault has fired, or was called off.
         _armed.pop(self.point, None)
 
     @override
@@ -168,13 +168,13 @@ class Fault:
 
 
 def failpoint(point: str) -> None:
-    """Say that this process is at ``point``: it dies here if that was asked for."""
+    """Kill this process if a fault is armed for ``point`` and is due."""
     if _armed and point in _armed:
         _armed[point].reach()
 
 
 def armed() -> tuple[Fault, ...]:
-    """Return what is armed in this process, to be sent to others."""
+    """Return the faults that are armed in this process, to send them to others."""
     return tuple(_armed.values())
 
 

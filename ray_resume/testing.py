@@ -1,13 +1,13 @@
-"""Crashes to order, for tests of ray_resume and of your own pipelines.
+"""Crashes at named points, for tests of ray_resume and of your own pipelines.
 
 ::
 
-    with kill_at("sink.before_drain"):          # a worker dies between writing and telling of it
+    with kill_at("sink.before_drain"):          # a worker dies between its write and its message
         resumable_write(pipeline(), "out/")
     check_exactly_once("ckpt/", expected_rows)
 
-What dies, dies by SIGKILL, once, and whatever Ray starts in its place lives. For one host: files
-tell its processes what is still to happen. Needs no Ray itself.
+SIGKILL ends the process, once. A process that Ray starts in its place lives. This works on one
+host: its processes share files that hold the kills to come. This module does not load Ray.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Fault", "Point", "check_exactly_once", "kill_at", "points", "rows_of
 
 
 def points() -> dict[str, Point]:
-    """Return every point that a process can die at, by name: which process, and when."""
+    """Return every point at which a process can be killed, by name."""
     return dict(POINTS)
 
 
@@ -37,24 +37,24 @@ def points() -> dict[str, Point]:
 def kill_at(
     point: str, folder: str | os.PathLike[str] | None = None, *, after: int = 0
 ) -> Iterator[Fault]:
-    """Have a process of a run that gets to ``point`` in this block die by SIGKILL, once.
+    """Kill a process of a run by SIGKILL when it gets to ``point`` in this block, once.
 
-    Ray executes what a dead worker did again, so the run goes on. A dead ledger makes it raise
-    ``ResumeError``. A dead driver is this very process: do that in a script, and give it a
-    ``folder`` that :func:`victim_pid` can look into. Blocks for several points can be nested.
+    Ray runs the work of a dead worker again, so the run goes on. If the ledger dies, the run raises
+    ``ResumeError``. The driver is this process: kill it in a script, and give it a ``folder`` that
+    :func:`victim_pid` can read afterwards. Blocks for several points can be nested.
 
     Args:
         point: one of :func:`points`.
-        folder: an empty folder on this host where it is noted what has happened, made if it is
-            missing; by default a temporary one, which is gone after the block.
-        after: how often the point is passed before somebody dies there, by all processes together.
+        folder: an empty folder on this host for the files of the fault, made if it is missing; by
+            default a temporary one, which is removed after the block.
+        after: how often processes pass the point, all together, before one dies there.
 
     Yields:
-        The fault: in the block, its ``victim`` is the process id of who has died of it, or None.
+        The fault. Its ``victim`` is the process id of the process that died, None before that.
 
     Raises:
         ValueError: there is no such point.
-        AssertionError: the block ended well, and nobody got there.
+        AssertionError: the block ended well, and no process died there.
     """
     if point not in POINTS:
         raise ValueError(f"there is no point {point!r}; there are {', '.join(POINTS)}")
@@ -72,20 +72,21 @@ def kill_at(
             fault.disarm()
         if fault.victim is None:
             raise AssertionError(
-                f"Nobody died at {point}: no {POINTS[point].dies} got there"
+                f"No process died at {point}: no {POINTS[point].dies} got there"
                 + (f" more than {after} times." if after else ".")
             )
 
 
 def victim_pid(point: str, folder: str | os.PathLike[str]) -> int | None:
-    """Return the process id of who has died at ``point``; None if nobody has yet."""
+    """Return the process id of the process that died at ``point``; None if none has yet."""
     return Fault(point, os.fspath(folder)).victim
 
 
 def rows_of(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the output files that a checkpoint lists, of a local folder; partition columns too.
+    """Read the output files that a checkpoint lists in a local folder, with partition columns.
 
-    Values are Python's own, those of partition columns strings. The order is that of the files.
+    Values are Python objects; those of partition columns are strings. Rows are in the order of the
+    files.
     """
     import pyarrow.dataset
 
@@ -104,14 +105,14 @@ def check_exactly_once(
 ) -> None:
     """Make sure that a finished job's output, in a local folder, has each row exactly once.
 
-    Also that nothing is pending, that the checkpoint is sound (`Checkpoint.check`), and that the
-    folder holds no file of this checkpoint's that it does not list.
+    The function also checks that no source is pending, that the checkpoint is sound
+    (`Checkpoint.check`), and that it lists each of its files in the folder.
 
     Args:
         expected: the rows that the output must have, in any order; values must be hashable.
 
     Raises:
-        AssertionError: it is not so; the message says what is missing, or there too often.
+        AssertionError: a check failed. The message names rows that are missing or too many.
     """
     report = Checkpoint(checkpoint).check()
     if not report.ok:

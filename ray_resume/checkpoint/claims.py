@@ -1,7 +1,7 @@
 """Claims and owners: what a lease says about its run.
 
-Owns which sources a run may work on, whether two runs have any of them in common, and how the
-refused one is told. Where leases are kept, and who is alive, others know (`local.lease`, `shared`).
+Owns which sources a run may work on, whether two runs have any of them in common, and the error of
+the run that is refused. `local.lease` and `shared` keep leases, and decide which runs are alive.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing_extensions import override
 
 from ray_resume.errors import CheckpointError
 
-__all__ = ["Claim", "Owner", "refusal"]
+__all__ = ["Claim", "Owner", "in_use_error"]
 
 _DIGEST_BYTES = 16
 # So many digests are compared in the time that it takes to load numpy.
-_FEW = 20_000
+_SMALL_CLAIM = 20_000
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lease, and of which shard: for messages to people, never for decisions."""
+    """The process that took a lease, and its shard: for messages, never for decisions."""
 
     run_id: str
     host: str
@@ -47,7 +47,7 @@ class Owner:
         """Read what ``asdict`` gives.
 
         Raises:
-            ValueError, TypeError: it is anything else.
+            ValueError, TypeError: the values are anything else.
         """
         owner = cls(**values)
         *kinds, of_shard = map(type, astuple(owner))
@@ -65,12 +65,12 @@ class Owner:
 
 
 class Claim:
-    """The sources that a lease makes a run's own, as digests; ``None``: all of the shard.
+    """The sources that a lease reserves for a run, as digests; ``None``: all of the shard.
 
     Args:
         digests: of 16 bytes each; as `bytes`, one after another, where there are many.
-        shard: ``(index, count)`` if they are a share of the sources by their digests. Then it is
-            known without a look at the digests that claims of disjoint shares do not meet.
+        shard: ``(index, count)`` if they are a share of the sources by their digests. Claims of
+            disjoint shares do not overlap, whatever their digests.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Claim:
         what = "everything" if self._digests is None else f"{len(self._digests) // _DIGEST_BYTES}"
         return f"Claim({what}, shard={self._shard})"
 
-    def meets(self, other: Claim) -> bool:
+    def overlaps(self, other: Claim) -> bool:
         """Say whether the two runs have a source in common."""
         if self._is_apart_from(other):
             return False
@@ -106,10 +106,10 @@ class Claim:
             return True
         if not self._digests or not other._digests:
             return False
-        if min(len(self._digests), len(other._digests)) < _FEW * _DIGEST_BYTES:
+        if min(len(self._digests), len(other._digests)) < _SMALL_CLAIM * _DIGEST_BYTES:
             small, large = sorted((self._digests, other._digests), key=len)
             return not _each(small).isdisjoint(_each(large))
-        # Not where it is not needed: it takes as long to load as all the rest.
+        # Imported here: it takes as long to load as all the rest.
         from ray_resume.core.digests import DigestIndex, Digests
 
         mine, theirs = Digests.of(self._digests), Digests.of(other._digests)
@@ -121,9 +121,9 @@ class Claim:
         return self._shard
 
     def to_bytes(self) -> bytes:
-        """Spell it: a line that says what it is, then the digests."""
+        """Serialize the claim: a line of JSON, then the digests."""
         count = None if self._digests is None else len(self._digests) // _DIGEST_BYTES
-        # As a killed driver leaves it half written, it must not look like less than it is.
+        # A killed driver may leave half of it, which must not pass for a smaller claim.
         check = _check_of(self._shard, count, self._digests or b"")
         line = {"shard": self._shard, "sources": count, "crc32": check}
         return json.dumps(line).encode() + b"\n" + (self._digests or b"")
@@ -133,7 +133,7 @@ class Claim:
         """Read what :meth:`to_bytes` wrote.
 
         Raises:
-            CheckpointError: it is anything else.
+            CheckpointError: the data is anything else.
         """
         text, _, digests = data.partition(b"\n")
         try:
@@ -172,8 +172,8 @@ def _each(digests: bytes) -> frozenset[bytes]:
     return frozenset(digests[start : start + _DIGEST_BYTES] for start in starts)
 
 
-def refusal(checkpoint: str, owner: Owner, rival: Owner, wait_s: float) -> CheckpointError:
-    """Tell run ``owner`` that it has waited for ``rival`` in vain."""
+def in_use_error(checkpoint: str, owner: Owner, rival: Owner, wait_s: float) -> CheckpointError:
+    """Return the error of run ``owner``, which has waited for ``rival`` in vain."""
     return CheckpointError(
         f"The checkpoint {checkpoint} is in use: {rival} is working on the same sources, and "
         f"still was after {wait_s:g} s. Wait until it ends, or end it"

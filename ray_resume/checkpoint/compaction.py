@@ -1,12 +1,12 @@
-"""Merges the writers' files of a checkpoint into one, so that many small runs stay quick to read.
+"""Merge the writers' files of a checkpoint into one, so that many small runs stay quick to read.
 
-Invariant: at every moment the files that are there have the same union. The merged file gets its
-name whole and durable; only then the files that it stands for are removed, one by one. A record
-counts by its sequence number and run id, whichever file it is in, so a crash in between leaves
-files that say the same twice, and the next compaction goes on from there.
+Invariant: at every moment the same records count. The merged file gets its name whole and durable.
+Only then the files that it replaces are removed, one by one. A record counts by its sequence number
+and run id, whichever file it is in. So a crash in between leaves records in two files, and the next
+compaction goes on from there.
 
-The merged file's header has the headers of all runs whose files it replaces: that they are known,
-and what they listed, must outlive their files.
+The merged file's header has the headers of all runs whose files it replaces. The runs must stay
+known when their files are gone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def compact(storage: CheckpointBackend, *, lease_wait_s: float) -> int:
     try:
         storage.remove_half_made()
         contents = storage.committed_by_dead_runs(run_id)
-        # What a compaction that was killed has left: others stand for it already.
+        # A killed compaction leaves files that a merged file replaces already.
         left = {
             run: path
             for run, path in storage.writers().items()
@@ -48,7 +48,7 @@ def compact(storage: CheckpointBackend, *, lease_wait_s: float) -> int:
             storage.remove_writers(left)
         if len(contents.files) < 2:
             return len(left)
-        # What cannot be read must not outlive the file that it came from.
+        # A damaged record must not be copied: its file is named while it is there.
         contents.union.verify()
         written = storage.write_whole(run_id, _header(contents), contents.union.blocks())
         came_back = zip_longest(contents.union.blocks(), written.pairs.blocks(RECORDS_IN_BLOCK))
@@ -68,7 +68,7 @@ def compact(storage: CheckpointBackend, *, lease_wait_s: float) -> int:
 
 
 def _header(contents: Contents) -> dict[str, object]:
-    # What earlier compactions were called is of no use to anybody.
+    # The run ids of earlier compactions are of no use.
     runs = {
         run_id: {name: value for name, value in header.items() if name != MERGED}
         for run_id, header in contents.headers.items()

@@ -1,4 +1,4 @@
-"""Dead letters: rows that a stage with ``on_error="dead_letter"`` could not do with.
+"""Dead letters: rows that failed in a stage with ``on_error="dead_letter"``.
 
 A worker sends them to the ledger's process (`messages.DeadLetter`), because a worker may be on a
 node that does not see the checkpoint. That process writes them as Parquet files into the checkpoint
@@ -21,10 +21,10 @@ from ray_resume.failpoints import failpoint
 __all__ = ["COLUMNS", "FOLDER", "DeadLetterStore"]
 
 FOLDER = "dead-letters"
-"""Where they are in a checkpoint directory."""
+"""Their folder in a checkpoint."""
 
 COLUMNS = ("ray_resume_source", "ray_resume_stage", "ray_resume_error")
-"""What stands beside the columns of a row: its source's id, the stage, the error; all strings."""
+"""The columns that are added to a row, all strings: its source's id, the stage, the error."""
 
 # A half-written letter has a dot before its name, and perhaps a random part behind it.
 _NAME = re.compile(r"\.?([0-9a-f]{12})-[0-9a-f]{16}-[0-9a-f]{16}\.parquet(\.[0-9a-f]{8})?")
@@ -94,7 +94,7 @@ def _write(letter: DeadLetter, source_id: str, file: Any) -> None:
     try:
         pq.write_table(table, file)
     except pa.ArrowException:
-        # Parquet cannot hold every Arrow type; better as text than not at all.
+        # Parquet cannot hold every Arrow type. Text is better than nothing.
         file.seek(0)
         file.truncate()
         pq.write_table(_as_text(table), file)

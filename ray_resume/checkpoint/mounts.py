@@ -1,8 +1,8 @@
-"""On what kind of file system a path is, by the kernel's table of mounts.
+"""The kind of file system that a path is on, by the kernel's table of mounts.
 
-LMDB maps its file into memory and locks it by means of the host's kernel: on a file system that
-other hosts can change, the map goes stale and the locks hold nobody off. `flock` is no better
-there. So a checkpoint is not opened on one.
+LMDB maps its file into memory, and the host's kernel locks it. On a file system that other hosts
+can change, the map goes stale, and neither these locks nor `flock` exclude other hosts. So LMDB
+files never stand on one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REMOTE = frozenset(
     | {"pvfs2", "quobyte", "smb", "smb2", "smb3", "smbfs", "vboxsf", "vmhgfs", "wekafs"}
 )
 
-# What is in user space may be anything, most often somebody else's disk: these are local.
+# A file system in user space may be anything, most often a remote disk. These are local.
 _LOCAL_FUSE = frozenset(
     {"bindfs", "encfs", "fuse-overlayfs", "gocryptfs", "lxcfs", "mergerfs", "ntfs", "ntfs-3g"}
     | {"unionfs", "unionfs-fuse"}
@@ -31,13 +31,13 @@ _LOCAL_FUSE = frozenset(
 def network_filesystem_type(path: Path) -> str | None:
     """Return the kind of file system ``path`` is or would be on, if other hosts may share it.
 
-    None where it is local, or where the kernel does not tell (there is no table but on Linux).
+    None where it is local, or unknown (only Linux has the table).
     """
     try:
         mounts = Path(_MOUNTS).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
-    # A link may lead elsewhere, also from a directory above; what is not there yet is no link.
+    # A link may lead elsewhere, also from a directory above. A missing path is no link.
     fstype = filesystem_type_of(mounts, os.path.realpath(path))
     return fstype if fstype is not None and is_remote(fstype) else None
 

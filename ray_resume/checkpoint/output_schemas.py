@@ -1,7 +1,7 @@
-"""Where a checkpoint keeps the output's schema: an object for each run that changed it.
+"""The output's schema in a checkpoint: an object for each run that changed it.
 
 Several runs may be at work at once, each with some of the sources, and none waits for another. So
-each keeps what it has agreed on by itself; what counts is all of them together.
+each run keeps the schema that it has agreed on, and the union of these counts.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class SchemaStore:
         self._objects = objects
 
     def read(self) -> OutputSchema | None:
-        """Return what all runs have agreed on, None if none has."""
-        # Looking at a checkpoint must not load pyarrow.
+        """Return the schema that all runs have agreed on, None if there is none."""
+        # Imported here, because it loads pyarrow.
         from ray_resume.core.output_schema import OutputSchema
 
         agreed: OutputSchema | None = None
         for name in sorted(self._objects.list(_FOLDER)):
             data = self._objects.get(name)
-            if data is None:  # Another run has just put its own in the place of all.
+            if data is None:  # Another run has just replaced all of them by one.
                 continue
             try:
                 one = OutputSchema.from_bytes(data)
@@ -50,11 +50,11 @@ class SchemaStore:
         return agreed
 
     def write(self, run_id: str, agreed: OutputSchema) -> None:
-        """Keep what ``run_id`` has agreed on; durable when this returns."""
+        """Keep the schema that ``run_id`` has agreed on; durable when this returns."""
         self._objects.replace(f"{_FOLDER}/{run_id}.json", agreed.to_bytes())
 
     def settle(self, run_id: str, agreed: OutputSchema) -> None:
-        """Put what counts now in the place of all; call it under a lease on everything."""
+        """Replace all schemas by ``agreed``. Call this under a lease on everything."""
         others = [
             name for name in self._objects.list(_FOLDER) if name != f"{_FOLDER}/{run_id}.json"
         ]

@@ -1,4 +1,4 @@
-"""Binds a checkpoint to another folder, to which its output was moved.
+"""Bind a checkpoint to another folder, to which a user moved its output.
 
 A checkpoint belongs to one output folder, and refuses a run that would write to another. Records
 list files by their path in the folder, so no record depends on where the folder is.
@@ -18,7 +18,7 @@ from ray_resume.write.folder import Folder
 __all__ = ["rebind"]
 
 _EXAMPLES = 10
-# How a checkpoint names an output that is no folder.
+# The name of an output that is no folder begins so.
 _NO_FOLDER = ("datasink ", "sink=True: ")
 
 

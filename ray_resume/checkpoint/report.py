@@ -1,4 +1,4 @@
-"""What `check` found, for people; and how anything is spelt on a terminal."""
+"""The report of `check`, and text that is safe to print on a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["CheckReport", "plain"]
 
 
 def plain(text: str) -> str:
-    """Spell what would break a line, or a terminal, as an escape."""
+    """Return ``text`` with an escape for each character that would break a line or a terminal."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
@@ -18,13 +18,13 @@ def plain(text: str) -> str:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What :meth:`Checkpoint.check` found: true if the checkpoint is sound, ``str()`` for people.
+    """The result of :meth:`Checkpoint.check`. It is true if the checkpoint is sound.
 
     Attributes:
         checkpoint: its path.
-        problems: what is damaged and what to do, a sentence or two each; empty if it is sound.
-        notes: what is no damage, but good to know.
-        writers: writers' files that were looked at.
+        problems: each damage, and what to do about it; empty if the checkpoint is sound.
+        notes: other facts that are good to know.
+        writers: writers' files that were read.
         records: records in them.
         sources: sources that have a record.
         files: output files that are listed.

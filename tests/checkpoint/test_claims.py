@@ -19,20 +19,20 @@ digests = st.sets(st.integers(0, 40).map(lambda n: source_digest(f"s{n}")))
 @given(digests, digests)
 def test_claims_meet_where_they_have_a_source_in_common(one: set[bytes], other: set[bytes]) -> None:
     mine, theirs = Claim(frozenset(one)), Claim(b"".join(sorted(other)))
-    assert mine.meets(theirs) == theirs.meets(mine) == bool(one & other)
-    assert EVERYTHING.meets(mine)
-    assert mine.meets(EVERYTHING)
+    assert mine.overlaps(theirs) == theirs.overlaps(mine) == bool(one & other)
+    assert EVERYTHING.overlaps(mine)
+    assert mine.overlaps(EVERYTHING)
 
 
 @pytest.mark.parametrize("few", [0, 1 << 20])
 def test_large_claims_are_compared_as_columns(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
-    monkeypatch.setattr(claims_module, "_FEW", few)
+    monkeypatch.setattr(claims_module, "_SMALL_CLAIM", few)
     claims = [
         Claim(frozenset(source_digest(f"s{n}") for n in range(k, k + 10))) for k in range(0, 30, 5)
     ]
     for i, one in enumerate(claims):
         for j, other in enumerate(claims):
-            assert one.meets(other) == (abs(i - j) < 2)
+            assert one.overlaps(other) == (abs(i - j) < 2)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.data())
@@ -41,9 +41,9 @@ def test_shards_that_share_no_number_do_not_meet(n: int, m: int, data: st.DataOb
     # As if they had a source in common: what decides is whether any number is in both.
     same = frozenset([source_digest("a")])
     meet = any(k % n == i and k % m == j for k in range(n * m))
-    assert Claim(same, (i, n)).meets(Claim(same, (j, m))) == meet
-    assert Claim(same, (i, n)).meets(Claim(same))
-    assert Claim(None, (i, n)).meets(Claim(same, (j, m))) == meet
+    assert Claim(same, (i, n)).overlaps(Claim(same, (j, m))) == meet
+    assert Claim(same, (i, n)).overlaps(Claim(same))
+    assert Claim(None, (i, n)).overlaps(Claim(same, (j, m))) == meet
 
 
 @given(st.none() | digests, st.none() | st.tuples(st.just(1), st.integers(2, 9)))

@@ -234,7 +234,7 @@ def test_what_is_not_armed_is_passed() -> None:
 
 
 def test_nobody_who_gets_there_is_an_error(tmp_path: Path) -> None:
-    told = r"Nobody died at sink\.writing: no worker got there more than 1 times"
+    told = r"No process died at sink\.writing: no worker got there more than 1 times"
     with pytest.raises(AssertionError, match=told), kill_at("sink.writing", tmp_path, after=1):  # noqa: PT012
         failpoint("sink.written")
         failpoint("sink.writing")

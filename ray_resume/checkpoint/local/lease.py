@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from ray_resume.checkpoint.claims import Claim, Owner, refusal
+from ray_resume.checkpoint.claims import Claim, Owner, in_use_error
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
@@ -54,7 +54,7 @@ class Lease:
                 if rival is None:
                     return cls._create(path, owner, claim)
             if time.monotonic() >= deadline:
-                raise refusal(str(directory), owner, rival, wait_s)
+                raise in_use_error(str(directory), owner, rival, wait_s)
             time.sleep(_POLL_INTERVAL_S)
 
     @classmethod
@@ -232,7 +232,7 @@ def _first_rival(directory: Path, claim: Claim) -> Owner | None:
             continue
         # It may end, and remove its lease, between the two looks at it.
         with contextlib.suppress(FileNotFoundError):
-            if claim.meets(_read_claim(path)):
+            if claim.overlaps(_read_claim(path)):
                 return _read_owner(path)
     return None
 

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from ray_resume.checkpoint.backend import CheckpointBackend
-from ray_resume.checkpoint.claims import Claim, Owner, refusal
+from ray_resume.checkpoint.claims import Claim, Owner, in_use_error
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.reader import Reading
@@ -123,7 +123,7 @@ class SharedBackend(CheckpointBackend):
                     if heart is not None:
                         break
                 if rival is not None and self._clock() >= deadline:
-                    raise refusal(self.uri, owner, rival, wait_s)
+                    raise in_use_error(self.uri, owner, rival, wait_s)
                 self._sleep(self._ttl_s / _POLLS_PER_TTL)
             scratch.remove_dead_runs(folder, self._leases.known)
             heart.start()

@@ -20,22 +20,22 @@ from ray_resume.errors import CheckpointError
 
 __all__ = ["Heartbeat", "HeartbeatMonitor"]
 
-# A listing may give times in seconds only, or none, so beats have different sizes, too; as many as
-# make it unlikely that who looks again after a long time sees the same.
+# A listing may give times in whole seconds, or none, so beats differ in size, too. With many sizes,
+# an observer that looks again after a long time hardly ever sees the same size.
 _SIZES = 4093
 _BEATS_PER_TTL = 6
 _TRUST = 0.75
 
 
 class Heartbeat:
-    """The signs of life of this process, in the object ``name``.
+    """The heartbeat of this process, in the object ``name``.
 
     Args:
-        ttl_s: how long its silence must last until others call it dead.
+        ttl_s: how long its silence must last until others declare it dead.
         also: called once in ``ttl_s``, in the same thread.
 
     Raises:
-        CheckpointError: the storage fails; the first beat is made here.
+        CheckpointError: the storage fails. The first beat happens here.
     """
 
     def __init__(
@@ -63,24 +63,24 @@ class Heartbeat:
         threading.Thread(target=self._beat_regularly, daemon=True).start()
 
     def is_alive(self) -> bool:
-        """Say whether nobody can have called this process dead."""
+        """Say whether no process can have declared this one dead."""
         return not self._ended.is_set() and self._clock() - self._last < self._ttl_s * _TRUST
 
     def check(self) -> None:
-        """Make sure that nobody can have called this process dead.
+        """Make sure that no process can have declared this one dead.
 
         Raises:
-            CheckpointError: somebody may have.
+            CheckpointError: a process may have.
         """
         if not self.is_alive():
             raise CheckpointError(
-                f"This run has not been able to say that it is alive for {self._ttl_s * _TRUST:g} "
-                "s (was it stopped, or its storage out of reach?), so another run may have started "
-                "in its place. It commits nothing more; run again to go on."
+                f"This run could not write a heartbeat for {self._ttl_s * _TRUST:g} s (was it "
+                "stopped, or its storage out of reach?), so another run may have started in its "
+                "place. This run commits nothing more; run again to go on."
             )
 
     def beat(self) -> None:
-        """Give a sign of life, unless it is too late for that: the dead stay dead.
+        """Write a heartbeat, unless it is too late: a dead process stays dead.
 
         Raises:
             CheckpointError: the storage fails.
@@ -91,7 +91,7 @@ class Heartbeat:
                 self._put(began_at)
 
     def end(self) -> None:
-        """Stop beating, and remove the sign of life."""
+        """Stop beating, and remove the object."""
         self._ended.set()
         with self._beating:
             self._objects.delete([self._name])
@@ -110,12 +110,12 @@ class Heartbeat:
                     self._also()
                 pause_s = interval_s
             except CheckpointError:
-                # It failed for seconds already. Whether it is too late, `check` knows.
+                # The storage failed for seconds already. `check` says whether it is too late.
                 pause_s = interval_s / 4
 
 
 class HeartbeatMonitor:
-    """What somebody has seen of others' signs of life. Pure; not thread-safe."""
+    """What this process has seen of other runs' heartbeats. Pure; not thread-safe."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[Mapping[str, ObjectInfo], float]] = {}
@@ -123,10 +123,10 @@ class HeartbeatMonitor:
     def observe(
         self, signs: Mapping[str, Mapping[str, ObjectInfo]], *, before: float, after: float
     ) -> None:
-        """Take note of a listing, made between two times of this process's clock.
+        """Record a listing that was made between two times of this process's clock.
 
         Args:
-            signs: of each run, its signs of life. Those that are not in it are forgotten.
+            signs: the heartbeats of each run. Other runs are forgotten.
         """
         self._seen = {
             run: known
@@ -137,6 +137,6 @@ class HeartbeatMonitor:
         self._looked_at = before
 
     def silent_s(self, run: str) -> float:
-        """Return for how many seconds, at least, ``run`` had given no sign at the last look."""
+        """Return for how many seconds, at least, ``run`` was silent at the last listing."""
         known = self._seen.get(run)
         return 0.0 if known is None else max(0.0, self._looked_at - known[1])

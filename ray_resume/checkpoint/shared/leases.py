@@ -68,8 +68,8 @@ class SharedLease:
         fenced = self._published.is_fenced(self._run_id)
         if fenced or self._objects.get(f"leases/{self._run_id}.json") is None:
             raise CheckpointError(
-                f"The lease of run {self._run_id} is lost: another run has declared it dead, since "
-                "it saw no sign of life of it. This run commits nothing more; run again to go on."
+                f"The lease of run {self._run_id} is lost: another run saw no heartbeat of it and "
+                "declared it dead. This run commits nothing more; run again to go on."
             )
         self._heart.check()
 
@@ -171,11 +171,11 @@ class LeaseRegistry:
         with self._scanning:
             shards = {run: lease.shard for run, lease in self._leases.items()}
         # The digests of other shards need not be read.
-        near = [run for run in live if Claim(None, shards.get(run)).meets(claim)]
+        near = [run for run in live if Claim(None, shards.get(run)).overlaps(claim)]
         self._read_claims([run for run in near if run not in self._claims])
         for run_id in near:
             # A lease without a claim has ended since, or may claim everything.
-            if self._claims.get(run_id, Claim(None)).meets(claim):
+            if self._claims.get(run_id, Claim(None)).overlaps(claim):
                 return live[run_id]
         return None
 
@@ -216,7 +216,7 @@ class LeaseFile:
             if not (isinstance(boot, str | None) and isinstance(lock, str) and 0 < ttl_s < 1e6):
                 raise ValueError("its values have other types")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            # Its name alone is known. The lease counts for as long as it gives signs of life.
+            # Its name alone is known. The lease counts for as long as its heartbeats last.
             return cls(Owner(run_id, "unknown", 0, time.time()), default_ttl_s, None, None)
         part = None if shard is None else (shard.index, shard.count)
         return cls(owner, ttl_s, boot, lock, part)

@@ -1,16 +1,15 @@
 """Mutual exclusion among processes that share nothing but a storage of objects.
 
-Lamport's bakery ("A New Solution of Dijkstra's Concurrent Programming Problem", CACM 1974): who
-wants in says that it is choosing, takes a number higher than all that it sees, and waits until
-nobody is choosing and nobody has a lower one. It needs no more than that what was written is seen
-by whoever looks later, so it works where nothing is atomic but a single object.
+This is Lamport's bakery ("A New Solution of Dijkstra's Concurrent Programming Problem", CACM 1974).
+A process announces that it is choosing, and takes a number higher than all that it sees. It waits
+until no process is choosing and none has a lower number. The algorithm needs only that a later
+listing shows what was written, so a single object is all that must be atomic.
 
-Processes die and stop. A place in the queue that does not move on for ``patience_s``, on the clock
-of whoever waits behind it, is taken away. So each has only a part of that time for its turn:
-:meth:`Turn.confirm` says afterwards whether what was done was done in time. An effect that is not
-confirmed must be undone and counts for nothing. Clocks of different hosts are never compared. How
-patient others are to be with it, each says in the name of its place: it need not be the same for
-all.
+Processes die and stop. A process removes a ticket before its own that stays for ``patience_s`` on
+its clock. So each process has only half of that time for its turn. :meth:`Turn.confirm` says
+afterwards whether the turn was over in time. An effect without that confirmation must be undone and
+counts for nothing. Clocks of different hosts are never compared. A ticket's name says how patient
+others must be with it, so the patience may differ.
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ _ENTRY = re.compile(r"[0-9a-z]+/(?:a-[0-9]+|b-([0-9]{12}))-([0-9a-f]+)-([0-9]+)"
 _SHORTEST_POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
 
-# Who chooses again has another name: it must not seem to have stood still in between.
+# Each choice has another name, so that a process that chooses again does not seem stuck.
 _choices = itertools.count(1)
 
 
 def boottime_s() -> float:
-    """Return seconds on a clock of this host that nobody sets, and that a suspended host counts."""
+    """Return seconds on a clock of this host that is never set, and runs while it is suspended."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
 
 
 class TurnExpiredError(Exception):
-    """Raised in a process that was too slow: others may be in. What it did must be undone."""
+    """A process was too slow, and others may be inside. What it did must be undone."""
 
 
 class Turn:
-    """A stay inside; ``began_at`` is when it was last seen that nobody else was there."""
+    """A stay inside. At ``began_at``, no other process was there."""
 
     def __init__(self, began_at: float, limit_s: float, clock: Callable[[], float]) -> None:
         self._began_at = began_at
@@ -53,10 +52,10 @@ class Turn:
         self._clock = clock
 
     def confirm(self) -> None:
-        """Make sure that what was done up to now was done while nobody else could be inside.
+        """Make sure that no other process could be inside up to now.
 
         Raises:
-            TurnExpiredError: it took too long.
+            TurnExpiredError: the turn took too long.
         """
         if self._clock() - self._began_at > self._limit_s:
             raise TurnExpiredError
@@ -66,8 +65,8 @@ class BakeryMutex:
     """A queue in the folder ``folder`` of ``objects``, for one process or thread.
 
     Args:
-        who: hexadecimal digits that nobody else has.
-        patience_s: how long its place in the queue may stand still before others take it away.
+        who: hexadecimal digits that no other process or thread uses.
+        patience_s: how long its ticket may stay before others remove it.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class BakeryMutex:
     def acquire(self) -> Iterator[Turn]:
         """Wait for this process's turn, and leave after it.
 
-        Leaving by :class:`TurnExpiredError` (or any other error) gives the place up all the same.
+        Any error, :class:`TurnExpiredError` among them, ends the turn as well.
 
         Raises:
             CheckpointError: the storage fails.
@@ -110,7 +109,7 @@ class BakeryMutex:
             self._leave(ticket)
 
     def _take_a_ticket(self) -> tuple[float, str]:
-        """Return this process's place in the queue, and when it was not there yet."""
+        """Return a time before this process's ticket was there, and the ticket."""
         mine = f"{self._who}-{round(self._patience_s * 1000)}"
         while True:
             began_at = self._clock()
@@ -124,23 +123,23 @@ class BakeryMutex:
             self._objects.delete([self._choosing])
             if self._clock() - began_at < self._patience_s / 2:
                 return taken_at, ticket
-            # Whoever waited for this choice may have given up, and not have seen the number.
+            # A process that waited for this choice may have given up before it saw the number.
             self._objects.delete([ticket])
 
     def _wait(self, ticket: str, looked_at: float) -> float | None:
-        """Wait until it is our turn; return when that was seen, None if our place is lost."""
+        """Wait for this process's turn; return when it was seen, None if the ticket is lost."""
         (own,) = _entries([ticket])
-        # Who was choosing before we had our number may get a lower one; who began later may not.
+        # A process that was choosing before this ticket was there may get a lower number.
         choosers: set[str] | None = None
-        # What stands still, and since when.
+        # The entry that this process waits for, and since when.
         still: tuple[str, float] | None = None
         while True:
             before, looked_at = looked_at, self._clock()
-            # A listing is no snapshot: who had chosen is to be seen before the numbers are.
+            # A listing is no snapshot: the choosers must be gone before the numbers are looked at.
             nobody_chooses = choosers is not None and not choosers
             names = self._objects.list(self._folder)
             if ticket not in names or looked_at - before > self._patience_s / 4:
-                return None  # Others have waited for us in vain, or may have for some time.
+                return None  # Others may have lost their patience with this ticket.
             others = [entry for entry in _entries(names) if entry.who != self._who]
             choosing = [entry for entry in others if entry.number == 0]
             now = {entry.name for entry in choosing}
@@ -149,7 +148,7 @@ class BakeryMutex:
             if nobody_chooses and not ahead:
                 return looked_at
             if choosing or ahead:
-                # One stands for all behind it: they cannot move before it does.
+                # The first one will do: those behind it cannot move before it does.
                 blocker = min(choosing or ahead, key=lambda entry: (entry.place, entry.name))
                 if still is None or still[0] != blocker.name:
                     still = blocker.name, self._clock()
@@ -167,7 +166,7 @@ class BakeryMutex:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What is in the queue: a place in it, or, with number 0, somebody who is choosing one."""
+    """An entry in the queue: a ticket or, with number 0, a process that is choosing one."""
 
     name: str
     number: int

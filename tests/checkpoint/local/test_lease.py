@@ -116,7 +116,7 @@ sys.stdin.read()
 def test_claims_that_meet_exclude_each_other_and_others_coexist(
     tmp_path: Path, one: Claim, other: Claim, met: bool
 ) -> None:
-    assert one.meets(other) == met
+    assert one.overlaps(other) == met
     first = acquire(tmp_path, "first", one)
     if met:
         with pytest.raises(CheckpointError):

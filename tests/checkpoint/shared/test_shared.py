@@ -347,7 +347,7 @@ def test_an_owner_that_wakes_up_after_its_lease_is_gone_commits_nothing(
     lease = storage.acquire(Owner.here(run(1)), claim("s0", "s1", "s2"), wait_s=60)
     assert completed(storage, own=1) == {"s0"}
     owner.send_signal(signal.SIGCONT)
-    assert said(owner).startswith("refused: This run has not been able to say that it is alive")
+    assert said(owner).startswith("refused: This run could not write a heartbeat")
     assert said(owner) == "refused too"
     assert said(owner) == "cleans nothing"
     owner.wait()
