@@ -348,6 +348,26 @@ def test_random_chains(part: int, inputs: Path, tmp_path: Path) -> None:
         check(seed, inputs, tmp_path / "ckpt", KINDS[seed % len(KINDS)])
 
 
+@pytest.mark.parametrize("kind", READERS)
+def test_columns_that_are_selected_twice_keep_the_order_of_plain_ray_data(
+    kind: str, inputs: Path, tmp_path: Path
+) -> None:
+    paths = str(inputs / kind)
+
+    def columns(dataset: Dataset, looks: bool) -> list[list[str]]:
+        found = []
+        for names in (["d", "b", "a"], ["a", "d"], ["d", "a"]):
+            dataset = dataset.select_columns(names)
+            if looks:
+                execute(dataset)
+            found.append(execute(dataset)[0].column_names)
+        return found
+
+    for looks in (True, False):
+        read = resumable_read(READERS[kind], paths, checkpoint=tmp_path / "ckpt")
+        assert columns(read, looks) == columns(READERS[kind](paths), looks)
+
+
 @pytest.mark.extended
 @pytest.mark.parametrize("kind", READERS)
 def test_a_chain_as_a_job(kind: str, inputs: Path, tmp_path: Path) -> None:
