@@ -23,7 +23,7 @@ import os
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -67,16 +67,13 @@ def new_run_id() -> str:
 class Writer(Protocol):
     """The place that a run commits to."""
 
-    def commit(self, records: Sequence[Record]) -> None:
+    def commit(self, records: Iterable[Record]) -> None:
         """Commit records in one step. When this returns they count, whichever process dies.
 
         Raises:
             CheckpointError: the storage is full or fails, or the lease is lost. The records may
                 count or not, and the caller must commit nothing more.
         """
-
-    def commit_encoded(self, stored: Sequence[bytes]) -> None:
-        """Commit like :meth:`commit`. Each item is a digest, followed by its encoded record."""
 
     def close(self) -> None:
         """End writing. What was committed can be read afterwards."""

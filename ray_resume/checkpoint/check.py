@@ -13,17 +13,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import merged_headers
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.report import CheckReport
-from ray_resume.core.digests import source_digest
+from ray_resume.core.columns import mask_of, numbers_of, parents_of
+from ray_resume.core.digests import Digests, Positions, digest_bytes, source_digest
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
-from ray_resume.core.records import Flag, Record, State
-from ray_resume.core.snapshot import Union
-from ray_resume.core.table import Table
+from ray_resume.core.record_log import Flag, RecordLog
+from ray_resume.core.records import Record, State, records_of
+from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 
 __all__ = ["check"]
@@ -71,10 +73,11 @@ class _Look:
             if reading.error is not None:
                 self._problems.append(str(reading.error))
                 continue
-            sound[reading.run_id] = self._check_writer(reading, damage)
-            records += len(reading.pairs)
+            self._check_writer(reading, damage)
+            sound[reading.run_id] = reading.records
+            records += len(reading.records)
             self._problems += damage.told()
-        union = Union(sound)
+        union = Snapshot(sound)
         self._check_contradictions(union, sound)
         files = self._check_output(union)
         self._check_letters(union)
@@ -98,8 +101,8 @@ class _Look:
             self._problems.append(str(error))
             return None, None
 
-    def _check_writer(self, reading: Reading, damage: _Damage) -> Table:
-        """Check one writer's file, and return what of it can be read."""
+    def _check_writer(self, reading: Reading, damage: _Damage) -> None:
+        """Check one writer's file."""
         runs = {reading.run_id}
         if reading.header.get("run_id") != reading.run_id:
             damage.add(
@@ -111,46 +114,35 @@ class _Look:
         except CheckpointError as error:
             self._problems.append(str(error))
         self._runs |= runs
-        table = reading.pairs
-        unreadable: list[int] = []
-        can_be = table.can_be()
+        log = reading.records
         sequences: set[tuple[str, int]] = set()
-        for row in table.doubtful(runs).tolist():
-            try:
-                record = table.record(row)
-                if not can_be[row]:
-                    raise CheckpointError("its parts do not fit")
-            except CheckpointError as error:
-                damage.add(f"has a record that cannot be read ({error})")
-                unreadable.append(row)
-                continue
-            for fault in _faults(table.digests[row], record, runs):
-                damage.add(fault)
-            if (record.run_id, record.sequence) in sequences:
-                damage.add(f"gives the sequence number {record.sequence} twice")
-            sequences.add((record.run_id, record.sequence))
-        if not unreadable:
-            return table
-        rest = set(range(len(table))).difference(unreadable)
-        return table.take(np.array(sorted(rest), np.int64))
+        doubtful = _doubtful(log, runs)
+        for _, batch in log.batches(doubtful):
+            keys = batch.column("digest").to_pylist()
+            for key, record in zip(keys, records_of(batch), strict=True):
+                for fault in _faults(key, record, runs):
+                    damage.add(fault)
+                if (record.run_id, record.sequence) in sequences:
+                    damage.add(f"gives the sequence number {record.sequence} twice")
+                sequences.add((record.run_id, record.sequence))
 
-    def _check_contradictions(self, union: Union, writers: dict[str, Table]) -> None:
+    def _check_contradictions(self, union: Snapshot, logs: dict[str, RecordLog]) -> None:
         """Two files may say the same of a source; with the same number, it must be the same."""
-        if sum(map(len, writers.values())) == len(union):
-            return
-        for reading in self._look.readings:
-            damage = _Damage(reading.path)
-            table = writers.get(reading.run_id, reading.pairs)
-            rows = union.find(table.digests)
-            same = table.heads["sequence"] == union.column("sequence", rows)
-            ours, theirs = table.take(np.flatnonzero(same)), union.table(rows[same])
-            for row in ours.unlike(theirs).tolist():
-                one, other = ours.record(row), theirs.record(row)
-                if one.run_id == other.run_id:
+        several = Digests.joined(log.digests for log in logs.values()).duplicates()
+        start = 0
+        for run_id, log in logs.items():
+            here = several[(several >= start) & (several < start + len(log))] - start
+            start += len(log)
+            rows = union.find(log.digests.take(here))
+            same = log.column("sequence")[here] == union.column("sequence", rows)
+            ours = (r for _, batch in log.batches(here[same]) for r in records_of(batch))
+            damage = _Damage(self._path_of(run_id))
+            for one, other in zip(ours, union.records(rows[same]), strict=True):
+                if one != other and one.run_id == other.run_id:
                     damage.add(f"contradicts another file about {one.source_id!r}")
             self._problems += damage.told()
 
-    def _check_output(self, union: Union) -> int:
+    def _check_output(self, union: Snapshot) -> int:
         """Check the listed files, and return how many there are."""
         listed = listed_files(union)
         if self._sink is None:
@@ -179,10 +171,10 @@ class _Look:
             self._check_unlisted(there.without(listed))
         return len(listed)
 
-    def _check_rows_have_files(self, union: Union) -> None:
+    def _check_rows_have_files(self, union: Snapshot) -> None:
         rows = union.in_state(State.COMPLETED) & (union.column("rows") != 0)
-        rows &= union.column("flags") & Flag.FILE == 0
-        empty = [r.source_id for r in union.records(np.flatnonzero(rows)) if not r.files]
+        rows &= union.column("flags") & Flag.FILES == 0
+        empty = [record.source_id for record in union.records(np.flatnonzero(rows))]
         if empty:
             self._problems.append(
                 f"{len(empty)} completed sources have rows, but list no file: {_some(empty)}. "
@@ -197,7 +189,7 @@ class _Look:
                 empty.add(name)
             yield name
 
-    def _check_listed(self, union: Union, there: OutputFileSet, empty: set[str]) -> None:
+    def _check_listed(self, union: Snapshot, there: OutputFileSet, empty: set[str]) -> None:
         filled = there.without(OutputFileSet.of(empty)) if empty else there
         completed = union.in_state(State.COMPLETED)
         # Several sources may share a file; any of them is told. That it is gone hurts those that
@@ -218,11 +210,9 @@ class _Look:
                 f"or were reset are gone from {self._sink}. New ones take their place."
             )
 
-    def _check_letters(self, union: Union) -> None:
+    def _check_letters(self, union: Snapshot) -> None:
         folder = f"{self._storage.uri}/{FOLDER}"
-        # Dead letters stand in what the head of a record has no room for.
-        records = union.records(union.flagged(Flag.MORE))
-        listed = sorted(name for record in records for name in record.dead_letters)
+        listed = sorted(union.dead_letters())
         there = self._storage.dead_letters().names() if listed else ()
         gone = [name for name in listed if name not in there]
         if gone:
@@ -250,6 +240,9 @@ class _Look:
                 f"{sum(map(self._size, left_over))} bytes. The next run removes them when "
                 "it ends. Checkpoint.files() lists what counts."
             )
+
+    def _path_of(self, run_id: str) -> Path | str:
+        return next(reading.path for reading in self._look.readings if reading.run_id == run_id)
 
     def _size(self, name: str) -> int:
         with contextlib.suppress(OSError):
@@ -286,6 +279,26 @@ class _Damage:
                 yield f"{self._path} has {total - shown} more faults."
                 return
             yield f"{self._path} {fault}. It is damaged: {way_out}."
+
+
+def _doubtful(log: RecordLog, runs: set[str]) -> Positions:
+    """Return where records are that columns do not prove sound: of most, no object is made."""
+    sequence, run = log.column("sequence"), log.column("run")
+    known = np.array([run_id in runs for run_id in log.runs], bool)
+    sound = known[run] & (sequence > 0) & (log.column("rows") >= 0)
+    order = np.lexsort((sequence, run))
+    twice = (np.diff(sequence[order]) == 0) & (np.diff(run[order]) == 0)
+    sound[order[1:][twice]] = sound[order[:-1][twice]] = False
+    for start, batch in log.batches():
+        here = sound[start : start + len(batch)]
+        here &= numbers_of(batch.column("failed_runs"), "i8") >= 0
+        ids = batch.column("source_id").to_pylist()
+        keys = batch.column("digest").to_pylist()
+        here &= [digest_bytes(source) == key for source, key in zip(ids, keys, strict=True)]
+        files = batch.column("files")
+        outside = pc.match_substring_regex(files.flatten(), r"^/|\.\.")
+        here[parents_of(files)[mask_of(outside)]] = False
+    return np.flatnonzero(~sound)
 
 
 def _faults(key: bytes, record: Record, runs: set[str]) -> Iterator[str]:

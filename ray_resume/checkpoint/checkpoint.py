@@ -9,8 +9,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from typing_extensions import override
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
@@ -19,14 +20,12 @@ from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.location import Location
 from ray_resume.checkpoint.report import CheckReport, plain
-from ray_resume.core.digests import source_digest
-from ray_resume.core.records import Flag, Record, State, blocks_of, encode
+from ray_resume.core.columns import text_of
+from ray_resume.core.records import Record, State, encode
+from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.files import public_uri
-
-if TYPE_CHECKING:
-    from ray_resume.core.snapshot import Union
 
 __all__ = ["CheckReport", "Checkpoint", "CheckpointStatus", "SourceRecord", "last_line", "plain"]
 
@@ -240,11 +239,7 @@ class Checkpoint:
         string: ``ray_resume_source``, ``ray_resume_stage`` and ``ray_resume_error``.
         """
         union = self._storage.snapshot().union
-        return sorted(
-            f"{self.path}/{FOLDER}/{name}"
-            for record in union.records(union.flagged(Flag.MORE))
-            for name in record.dead_letters
-        )
+        return sorted(f"{self.path}/{FOLDER}/{name}" for name in union.dead_letters())
 
     def reset(self, source_ids: Iterable[str] | None = None, *, state: str | None = None) -> int:
         """Forget sources, so that the next run processes them anew; return how many.
@@ -281,14 +276,13 @@ class Checkpoint:
             )
             if records:
                 resets = _resets(records, run_id, union.highest_sequence())
-                stored = sorted(source_digest(r.source_id) + encode(r) for r in resets)
                 # Imported here, because the command must start quickly.
                 from ray_resume.core.identity import HEADER_KEY, ids_in_headers
 
                 # Their output stays, so how they were called must not be forgotten.
                 ids = ids_in_headers(contents.headers, {record.run_id for record in records})
                 header = {"purpose": "reset", HEADER_KEY: sorted(ids)}
-                self._storage.write_whole(run_id, header, blocks_of(stored))
+                self._storage.write_whole(run_id, header, encode(resets))
                 failpoint("reset.committed")
                 lease.check()
             return len(records)
@@ -344,7 +338,7 @@ class Checkpoint:
 
         return check(self._storage)
 
-    def _on_record(self, union: Union, source_ids: list[str]) -> Iterator[Record]:
+    def _on_record(self, union: Snapshot, source_ids: list[str]) -> Iterator[Record]:
         known = {source_id: union.get(source_id) for source_id in source_ids}
         unknown = [source_id for source_id, record in known.items() if record is None]
         if unknown:
@@ -367,16 +361,16 @@ class _Counts:
     last_completed_at: float | None
 
     @classmethod
-    def of(cls, union: Union) -> _Counts:
+    def of(cls, union: Snapshot) -> _Counts:
         from ray_resume.core.output_files import listed_files
 
         completed = union.in_state(State.COMPLETED)
-        timed = completed & (union.column("flags") & Flag.TIME != 0)
-        times = union.column("completed_at")[timed]
+        times = union.column("completed_at")[completed]
+        times = times[~np.isnan(times)]
         errors: Counter[str] = Counter()
-        for record in union.records(union.flagged(Flag.MORE)):
-            if record.state is not State.COMPLETED and record.error is not None:
-                errors[last_line(record.error)] += 1
+        for _, batch in union.batches(np.flatnonzero(~completed)):
+            for error in batch.column("error").drop_null().to_pylist():
+                errors[last_line(text_of(error))] += 1
         return cls(
             Counter({state: int(union.in_state(state).sum()) for state in State}),
             errors,
@@ -392,7 +386,7 @@ def last_line(error: str) -> str:
     return (error.strip().splitlines() or [""])[-1]
 
 
-def _in_state(union: Union, state: str) -> Iterator[Record]:
+def _in_state(union: Snapshot, state: str) -> Iterator[Record]:
     wanted = set(_STATES.values()) if state == "all" else {_STATES[state]}
     return iter(union.records(union.in_state(*wanted).nonzero()[0]))
 

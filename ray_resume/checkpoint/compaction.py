@@ -16,7 +16,6 @@ from itertools import zip_longest
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import MERGED, Contents
-from ray_resume.core.records import RECORDS_IN_BLOCK
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 
@@ -48,10 +47,8 @@ def compact(storage: CheckpointBackend, *, lease_wait_s: float) -> int:
             storage.remove_writers(left)
         if len(contents.files) < 2:
             return len(left)
-        # A damaged record must not be copied: its file is named while it is there.
-        contents.union.verify()
         written = storage.write_whole(run_id, _header(contents), contents.union.blocks())
-        came_back = zip_longest(contents.union.blocks(), written.pairs.blocks(RECORDS_IN_BLOCK))
+        came_back = zip_longest(contents.union.blocks(), written.records.blocks)
         if written.error or not all(ours == theirs for ours, theirs in came_back):
             storage.remove_writers({run_id: written.path})
             raise CheckpointError(

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray_resume.checkpoint.claims import Owner
 from ray_resume.checkpoint.local.reader import Reading
+from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from ray_resume.core.snapshot import Union
 
 __all__ = ["MERGED", "Contents", "merged_headers"]
 
@@ -62,16 +60,10 @@ class Contents:
         return headers
 
     @cached_property
-    def union(self) -> Union:
+    def union(self) -> Snapshot:
         """The records that count: the newest of each source."""
-        # Imported here: a process that reads nothing need not load numpy.
-        from ray_resume.core.snapshot import Union
-
-        readings = {reading.run_id: reading for reading in self.require_readable().readings}
-        return Union(
-            {run_id: reading.pairs for run_id, reading in readings.items()},
-            owner=lambda run_id: f"the checkpoint file {readings[run_id].path}",
-        )
+        readings = self.require_readable().readings
+        return Snapshot({reading.run_id: reading.records for reading in readings})
 
     @property
     def dead_runs(self) -> frozenset[str]:

@@ -23,6 +23,7 @@ __all__ = [
     "ENDINGS",
     "NAME_DIGEST_BYTES",
     "PACKED_BYTES",
+    "SHARED_DIGEST",
     "OutputName",
     "is_usual_run",
     "packed",
@@ -34,12 +35,13 @@ NAME_DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
 
 ENDINGS = ("parquet", "json", "csv", "orc", "feather")
-"""The endings that a short form has a number for. Records are spelt with it: only append."""
+"""The endings that a short form has a number for."""
 
 PACKED_BYTES = 27
 """Checkpoint (4 bytes), run (6), digest (8), random part (8), number of the ending (1)."""
 
-_SHARED = bytes(NAME_DIGEST_BYTES)
+SHARED_DIGEST = "0" * 2 * NAME_DIGEST_BYTES
+"""The digest in the name of a file that may hold rows of several sources."""
 
 _NAME = re.compile(
     r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})(?:-([0-9a-f]{8}))?"
@@ -65,7 +67,7 @@ class OutputName:
     @property
     def is_shared(self) -> bool:
         """Whether it may hold rows of several sources."""
-        return self.digest == _SHARED.hex()
+        return self.digest == SHARED_DIGEST
 
     @classmethod
     def parse(cls, name: str) -> OutputName | None:
@@ -95,7 +97,8 @@ def stem_of(prefix: str, digest: bytes | None, folder: str = "") -> str:
         folder: the subfolder of the output folder that the file is for, ``""`` for none.
     """
     tag = f"-{_tag_of(folder.rstrip('/'))}" if folder else ""
-    return f"{prefix}-{(_SHARED if digest is None else digest).hex()}-{secrets.token_hex(8)}{tag}"
+    digits = SHARED_DIGEST if digest is None else digest.hex()
+    return f"{prefix}-{digits}-{secrets.token_hex(8)}{tag}"
 
 
 @functools.lru_cache(1024)

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_resume.core.digests import Positions
-from ray_resume.core.records import Flag, State
+from ray_resume.core.record_log import Flag
+from ray_resume.core.records import State
 from ray_resume.core.shards import Shard
-from ray_resume.core.snapshot import Union
+from ray_resume.core.snapshot import Snapshot
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import SourceChangedError
 
@@ -39,11 +40,11 @@ class Gone:
     share: Shard | None = None
     remove: bool = False
 
-    def removed(self, union: Union) -> Positions:
+    def removed(self, union: Snapshot) -> Positions:
         """Return those of ``sources`` whose output the run removes: of its own share alone."""
         return self.sources[self.is_own(union, self.sources)] if self.remove else _NO_ROWS
 
-    def is_own(self, union: Union, rows: Positions) -> npt.NDArray[np.bool_]:
+    def is_own(self, union: Snapshot, rows: Positions) -> npt.NDArray[np.bool_]:
         """Say of each of ``rows`` whether its source is in the run's share."""
         if self.share is None:
             return np.ones(len(rows), bool)
@@ -54,7 +55,7 @@ NOTHING_GONE = Gone()
 
 
 def gone_from(
-    union: Union,
+    union: Snapshot,
     listed: SourceTable,
     *,
     files: Collection[str] = (),
@@ -71,17 +72,13 @@ def gone_from(
     outside = np.ones(len(union), bool)
     here = union.find(listed.digests)
     outside[here[here >= 0]] = False
-    flags = union.column("flags")
-    clear = union.in_state(State.COMPLETED) | (flags & Flag.FILE != 0)
-    # Of the others, only the whole record says whether it lists files.
-    doubtful = np.flatnonzero(outside & ~clear & (flags & Flag.MORE != 0))
-    with_files = [row for row in doubtful.tolist() if union.record(row).files]
-    rows = np.union1d(np.flatnonzero(outside & clear), np.array(with_files, np.int64))
+    has_output = union.in_state(State.COMPLETED) | (union.column("flags") & Flag.FILES != 0)
+    rows = np.flatnonzero(outside & has_output)
     parts: dict[int, str] = {}
     if files:
         named = frozenset(files)
-        for row in rows.tolist():
-            file = file_of(union.record(row).source_id)
+        for row, record in zip(rows.tolist(), union.records(rows), strict=True):
+            file = file_of(record.source_id)
             if file in named:
                 parts[row] = file
     if parts:
@@ -90,7 +87,7 @@ def gone_from(
 
 
 def judge_gone(
-    union: Union, gone: Gone, listed: SourceTable, policy: str | None, checkpoint: str
+    union: Snapshot, gone: Gone, listed: SourceTable, policy: str | None, checkpoint: str
 ) -> str | None:
     """Refuse to go on without sources that are gone, or return what to warn of, if anything.
 
@@ -129,7 +126,7 @@ def judge_gone(
     )
 
 
-def same_files(union: Union, gone: Positions, listed: SourceTable) -> list[tuple[str, str]]:
+def same_files(union: Snapshot, gone: Positions, listed: SourceTable) -> list[tuple[str, str]]:
     """Return which sources that are gone are listed under another id, as (old, new) pairs.
 
     A source is taken for the same file if it is not on record, and has the name (behind the last
@@ -172,7 +169,7 @@ _WAYS_OUT = (
 
 
 def _refuse_other_input(
-    union: Union, completed: Positions, listed: SourceTable, checkpoint: str
+    union: Snapshot, completed: Positions, listed: SourceTable, checkpoint: str
 ) -> None:
     """Make sure that the input has something of what is on record, if it has anything."""
     every = int(np.count_nonzero(union.in_state(State.COMPLETED)))
@@ -187,7 +184,7 @@ def _refuse_other_input(
     )
 
 
-def _refuse_moved(union: Union, completed: Positions, listed: SourceTable) -> None:
+def _refuse_moved(union: Snapshot, completed: Positions, listed: SourceTable) -> None:
     pairs = same_files(union, completed, listed)
     if pairs:
         old, new = pairs[0]

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ray_resume.core.records import Flag, State
-from ray_resume.core.snapshot import Union
+from ray_resume.core.record_log import Flag
+from ray_resume.core.records import State
+from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 
 __all__ = [
@@ -63,7 +64,7 @@ def ids_in_headers(headers: Mapping[str, Mapping[str, Any]], runs: Iterable[str]
 
 
 def refuse_other_ids(
-    union: Union, headers: Mapping[str, Mapping[str, Any]], ids: str, checkpoint: str
+    union: Snapshot, headers: Mapping[str, Mapping[str, Any]], ids: str, checkpoint: str
 ) -> None:
     """Make sure that what has output was called as this run calls its sources.
 
@@ -74,15 +75,12 @@ def refuse_other_ids(
     Raises:
         CheckpointError: some of it was not; the message has the ways out.
     """
-    output = union.in_state(State.COMPLETED) | (union.column("flags") & Flag.FILE != 0)
-    # A source that was reset may list several files; only its record says so.
-    odd = np.flatnonzero(~output & (union.column("flags") & Flag.MORE != 0))
-    output[[row for row in odd.tolist() if union.record(row).files]] = True
-    runs = {bytes(run).hex() for run in np.unique(union.column("run")[output].view("V6"))}
-    others = sorted(ids_in_headers(headers, runs) - {ids})
+    has_output = union.in_state(State.COMPLETED) | (union.column("flags") & Flag.FILES != 0)
+    output = np.flatnonzero(has_output)
+    others = sorted(ids_in_headers(headers, union.runs(output)) - {ids})
     if not others:
         return
-    example = union.record(int(np.flatnonzero(output)[0])).source_id
+    example = union.record(int(output[0])).source_id
     raise CheckpointError(
         f"The checkpoint {checkpoint} names its sources by {_about(others[0])} ({example} for "
         f"one), and this run would name them by {_about(ids)}: the same rows would be in the "

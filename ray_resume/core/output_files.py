@@ -1,7 +1,7 @@
 """Lists of output files, as columns: what a folder holds and what records list, compared at once.
 
-Names in the usual format (`filenames.packed`) are kept in 27 bytes, in a numpy array; the others,
-those in subfolders for one, as they are.
+A name in the usual format takes 27 bytes here, in a numpy array. The others, such as those in
+subfolders, are kept as they are.
 """
 
 from __future__ import annotations
@@ -12,30 +12,19 @@ from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from typing_extensions import override
 
+from ray_resume.core.columns import bytes_of, lengths_of, parents_of, text_of, texts
 from ray_resume.core.digests import Positions
-from ray_resume.core.filenames import (
-    ENDINGS,
-    PACKED_BYTES,
-    OutputName,
-    is_usual_run,
-    packed,
-    unpacked,
-)
-from ray_resume.core.records import Flag
-from ray_resume.core.snapshot import Records, Union
+from ray_resume.core.filenames import ENDINGS, PACKED_BYTES, OutputName, is_usual_run, unpacked
+from ray_resume.core.snapshot import Records, Snapshot
 
-__all__ = ["OutputFileSet", "listed_files", "missing_files", "other_rows", "packed_files"]
+__all__ = ["OutputFileSet", "listed_files", "missing_files"]
 
 _AT_ONCE = 1 << 16
+
 _RANDOM = slice(18, 26)
-_IN_HEAD = (
-    ("checkpoint", slice(0, 4)),
-    ("run", slice(4, 10)),
-    ("random", _RANDOM),
-    ("ending", slice(26, 27)),
-)
 _DASHES = [8, 21, 38]
 _STEM = 55
 # Where the digits of a stem are.
@@ -63,30 +52,9 @@ class OutputFileSet(Collection[str]):
         others: list[str] = []
         rest = iter(names)
         while part := list(itertools.islice(rest, _AT_ONCE)):
-            # Nearly always all of them are alike.
-            for number, ending in enumerate(ENDINGS[:1]):
-                length = _STEM + 1 + len(ending)
-                whole = "".join(part)
-                if set(map(len, part)) == {length} and whole.isascii():
-                    packed, fits = _pack(whole, length, number)
-                    if fits.all():
-                        usual.append(packed)
-                        part = []
-            for number, ending in enumerate(ENDINGS):
-                tail = f".{ending}"
-                length = _STEM + len(tail)
-                alike = [n for n in part if len(n) == length and n.endswith(tail) and n.isascii()]
-                if not alike:
-                    continue
-                packed, fits = _pack("".join(alike), length, number)
-                usual.append(packed[fits])
-                others += [alike[position] for position in np.flatnonzero(~fits)]
-                if len(alike) == len(part):
-                    part = []
-                    break
-                taken = set(alike)
-                part = [name for name in part if name not in taken]
-            others += part
+            found, fits = _packed(texts([bytes_of(name) for name in part]))
+            usual.append(found)
+            others += [part[position] for position in np.flatnonzero(~fits).tolist()]
         return cls(np.concatenate(usual), others)
 
     @override
@@ -197,86 +165,82 @@ def _where(rows: Rows, mask: npt.NDArray[np.bool_]) -> Rows:
     return rows if mask.all() else rows[mask]
 
 
-def listed_files(union: Union, rows: Positions | None = None) -> OutputFileSet:
-    """Return the files that the records in ``rows`` list, or all records.
-
-    Raises:
-        CheckpointError: a record is damaged.
-    """
-    every = np.arange(len(union)) if rows is None else rows
-    usual, others = packed_files(union, every)[1], set[str]()
-    for row in other_rows(union, every).tolist():
-        others.update(union.record(row).files)
-    return OutputFileSet(*_sorted_out(usual, others))
-
-
-def packed_files(union: Union, rows: Positions) -> tuple[Positions, Rows]:
-    """Return which of ``rows`` have their file in the head of their record, and these, packed."""
-    with_file = rows[union.column("flags", rows) & Flag.FILE != 0]
-    packed = np.empty((len(with_file), PACKED_BYTES), np.uint8)
-    for start in range(0, len(with_file), _AT_ONCE):
-        part, some = packed[start : start + _AT_ONCE], with_file[start : start + _AT_ONCE]
-        heads = union.heads(some)
-        for name, place in _IN_HEAD:
-            column = np.ascontiguousarray(heads[name])
-            part[:, place] = column.view(np.uint8).reshape(-1, column.itemsize)
-        digests = union.digests.take(some).to_bytes(8)
-        part[:, 10:18] = np.frombuffer(digests, np.uint8).reshape(-1, 8)
-        part[heads["flags"] & Flag.SHARED != 0, 10:18] = 0
-    return with_file, packed
-
-
-def other_rows(union: Union, rows: Positions) -> Positions:
-    """Return those of ``rows`` whose records have more in them than a head, files perhaps."""
-    with_more: Positions = rows[union.column("flags", rows) & Flag.MORE != 0]
-    return with_more
+def listed_files(snapshot: Snapshot, rows: Positions | None = None) -> OutputFileSet:
+    """Return the files that the records in ``rows`` list, or all records."""
+    usual: list[Rows] = [np.empty((0, PACKED_BYTES), np.uint8)]
+    others: set[str] = set()
+    for _, names in _listed(snapshot, rows):
+        found, fits = _packed(names)
+        usual.append(found)
+        others.update(text_of(names[place].as_py()) for place in np.flatnonzero(~fits).tolist())
+    return OutputFileSet(_without_repeats(np.concatenate(usual)), others)
 
 
 def missing_files(records: Records, present: OutputFileSet) -> Iterator[tuple[str, str]]:
     """Yield the files of ``records`` that are not ``present``, each with a source that lists it."""
-    rows, in_heads = packed_files(records.union, records.rows)
-    gone = np.flatnonzero(~present.holds(in_heads))
-    for place in gone.tolist():
-        record = records.union.record(int(rows[place]))
-        yield record.files[0], record.source_id
-    # Of the others some may be packed all the same, as those of a source that has several.
-    listed = [
-        (file, row)
-        for row in other_rows(records.union, records.rows).tolist()
-        for file in records.union.record(row).files
-    ]
-    usual = [(short, place) for place, (file, _) in enumerate(listed) if (short := packed(file))]
-    gone_places = [place for place, (file, _) in enumerate(listed) if file not in present.others]
-    if usual:
-        rows_of = np.frombuffer(b"".join(short for short, _ in usual), np.uint8)
-        held = present.holds(rows_of.reshape(-1, PACKED_BYTES))
-        there = {place for (_, place), is_held in zip(usual, held.tolist(), strict=True) if is_held}
-        gone_places = [place for place in gone_places if place not in there]
-    for place in gone_places:
-        file, row = listed[place]
-        yield file, records.union.record(row).source_id
+    snapshot = records.snapshot
+    listing: list[Positions] = []
+    usual: list[Rows] = [np.empty((0, PACKED_BYTES), np.uint8)]
+    for rows, names in _listed(snapshot, records.rows):
+        found, fits = _packed(names)
+        usual.append(found)
+        listing.append(rows[fits])
+        for place in np.flatnonzero(~fits).tolist():
+            name = text_of(names[place].as_py())
+            if name not in present.others:
+                yield name, snapshot.record(int(rows[place])).source_id
+    if listing:
+        # All at once: each look-up goes through all that is there.
+        every = np.concatenate(usual)
+        rows = np.concatenate(listing)
+        for place in np.flatnonzero(~present.holds(every)).tolist():
+            yield unpacked(every[place].tobytes()), snapshot.record(int(rows[place])).source_id
 
 
-def _sorted_out(usual: Rows, others: Iterable[str]) -> tuple[Rows, Collection[str]]:
-    """Pack those of ``others`` that can be; leave out what is there twice.
+def _listed(snapshot: Snapshot, rows: Positions | None) -> Iterator[tuple[Positions, pa.Array]]:
+    """Yield the names of files, as columns of bytes, with the row that lists each."""
+    for some, batch in snapshot.batches(rows):
+        files = batch.column("files")
+        yield some[parents_of(files)], files.flatten()
+
+
+def _without_repeats(usual: Rows) -> Rows:
+    """Leave out what is there twice.
 
     A source's own file is in no other record. One that is shared may be in many.
     """
-    rest = OutputFileSet.of(others)
     shared = ~usual[:, 10:18].any(axis=1)
-    if not shared.any() and not len(rest.usual):
-        return usual, rest.others
-    some = np.concatenate([usual[shared], rest.usual])
-    own = usual[~shared]
-    some = np.unique(some.view(f"V{PACKED_BYTES}").ravel()).view(np.uint8)
-    some = some.reshape(-1, PACKED_BYTES)
-    some = some[~OutputFileSet(own).holds(some)]
-    return np.concatenate([own, some]), rest.others
+    if not shared.any():
+        return usual
+    distinct = np.unique(_names(usual[shared])).view(np.uint8).reshape(-1, PACKED_BYTES)
+    return np.concatenate([usual[~shared], distinct])
 
 
-def _pack(names: str, length: int, ending: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
-    """Pack names of one length, one after another; say which of them are as they should be."""
-    text = np.frombuffer(names.encode(), np.uint8).reshape(-1, length)
+def _packed(names: pa.Array) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """Pack names, a column of bytes; say of each whether it could be packed."""
+    if not len(names):
+        return np.empty((0, PACKED_BYTES), np.uint8), np.empty(0, bool)
+    offsets = np.frombuffer(names.buffers()[1], np.int32)[names.offset :][: len(names) + 1]
+    data = np.frombuffer(names.buffers()[2] or b"", np.uint8)
+    lengths = lengths_of(names)
+    packed = np.empty((len(names), PACKED_BYTES), np.uint8)
+    fits = np.zeros(len(names), bool)
+    for number, ending in enumerate(ENDINGS):
+        length = _STEM + 1 + len(ending)
+        alike = np.flatnonzero((lengths == length) & ~fits)
+        if len(alike):
+            # Nearly always all of them are alike, and stand one after another.
+            text = (
+                data[offsets[0] : offsets[-1]].reshape(-1, length)
+                if len(alike) == len(names)
+                else data[offsets[alike][:, np.newaxis] + np.arange(length)]
+            )
+            packed[alike], fits[alike] = _pack(text, number)
+    return (packed if fits.all() else packed[fits]), fits
+
+
+def _pack(text: Rows, ending: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """Pack names of one length, one a row; say which of them are as they should be."""
     digits = np.take(_VALUES, np.concatenate([text[:, place] for place in _DIGITS], axis=1))
     tail = np.frombuffer(f".{ENDINGS[ending]}".encode(), np.uint8)
     fits = (

@@ -14,7 +14,7 @@ from ray_resume.core.gone import gone_from, judge_gone
 from ray_resume.core.identity import part_file, refuse_other_ids
 from ray_resume.core.resume_plan import Todo, todo_of
 from ray_resume.core.shards import Shard
-from ray_resume.core.snapshot import Union
+from ray_resume.core.snapshot import Snapshot
 from ray_resume.core.sources import SourceTable
 
 __all__ = ["Listing", "Policies", "what_to_do"]
@@ -55,7 +55,7 @@ class Policies:
 def what_to_do(
     listing: Listing,
     policies: Policies,
-    union: Union,
+    union: Snapshot,
     headers: Mapping[str, Mapping[str, Any]],
     *,
     signature: str,

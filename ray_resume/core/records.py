@@ -1,46 +1,58 @@
-"""What is kept of one source: the record, and how it is spelt in bytes.
+"""A source as one run left it: the record, and its format in bytes.
 
-Owns the value format of the store: a head of fixed size, so that millions of records can be
-looked at as columns (see `table`), then the source's id, then what few records have, as JSON. Plain
-data only: nothing here is unpickled or evaluated.
+A checkpoint stores records in *blocks*. A block is one Arrow IPC record batch of :data:`SCHEMA`,
+compressed as a whole, behind a checksum. To add a field to records, add it to :class:`Record`,
+to :data:`SCHEMA` and to :func:`_batch`, and raise the format versions of the stores.
+
+Guarantees: :func:`decode` accepts only what :func:`encode` can have written. It executes nothing,
+takes memory in proportion to :data:`MAX_BLOCK_BYTES` and the length of the block, and raises
+:class:`CheckpointError` for anything else, even if the checksum is right.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
-import json
+import itertools
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from ray_resume.core.columns import (
+    TEXT,
+    TEXTS,
+    bytes_of,
+    fixed,
+    lists,
+    numbers,
+    numbers_of,
+    text_of,
+    texts,
+)
 from ray_resume.core.digests import DIGEST_BYTES, digest_bytes
-from ray_resume.core.filenames import OutputName, packed, unpacked
 from ray_resume.errors import CheckpointError
 
 __all__ = [
-    "HEAD",
-    "HEAD_FIELDS",
+    "MAX_BLOCK_BYTES",
     "NO_PIPELINE",
     "RECORDS_IN_BLOCK",
+    "SCHEMA",
     "Fingerprint",
-    "Flag",
     "Record",
     "State",
-    "block_of",
-    "block_of_columns",
-    "blocks_of",
-    "columns_of",
     "decode",
     "dropped_record",
     "encode",
-    "encode_completed",
+    "encode_batches",
     "pipeline_before",
     "pipeline_of",
-    "precedence",
-    "stored_in",
+    "records_of",
 ]
 
 
@@ -53,23 +65,10 @@ class State(enum.Enum):
     RESET = 4
 
 
-class Flag:
-    """Bits of what else is in a record. Plain numbers: operators of enums take microseconds."""
+_PIPELINE_BYTES = 8
 
-    SIZE = 1
-    MTIME = 2
-    TIME = 4
-    FILE = 8
-    """Its one file is in the head."""
-    SHARED = 16
-    """A file of it may hold rows of several sources."""
-    MORE = 32
-    """After the id there is JSON."""
-    ALL = 63
-
-
-NO_PIPELINE = bytes(8)
-"""The pipeline of a record that is of none, as a reset is."""
+NO_PIPELINE = bytes(_PIPELINE_BYTES)
+"""The pipeline of a record that belongs to none, such as a reset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +105,50 @@ class Record:
     dead_letters: tuple[str, ...] = ()
 
 
+def _field(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+SCHEMA = pa.schema(
+    [
+        _field("digest", pa.binary(DIGEST_BYTES)),
+        _field("source_id", TEXT),
+        _field("state", pa.uint8()),
+        _field("sequence", pa.uint64()),
+        _field("run_id", TEXT),
+        _field("rows", pa.int64()),
+        _field("files", TEXTS),
+        pa.field("error", TEXT),
+        _field("failed_runs", pa.int64()),
+        pa.field("completed_at", pa.float64()),
+        pa.field("size", pa.int64()),
+        pa.field("mtime_ns", pa.int64()),
+        _field("pipeline", pa.binary(_PIPELINE_BYTES)),
+        pa.field("failed_at", pa.float64()),
+        _field("dead_rows", pa.int64()),
+        _field("dead_letters", TEXTS),
+    ]
+)
+"""The columns of a block; nullable where a record may have None."""
+
+RECORDS_IN_BLOCK = 1 << 12
+"""The most records in one block."""
+
+MAX_BLOCK_BYTES = 64 << 20
+"""The most that a compressed block takes in memory. A larger record stands alone, uncompressed."""
+
+# The CRC-32 of all that follows it; whether the batch is compressed; its size in bytes.
+_HEAD = struct.Struct("<I?Q")
+_CHECKED_FROM = 4
+_CODEC, _LEVEL = "zstd", 1
+
+_STATES = {state.value: state for state in State}
+_UNREADABLE = (pa.ArrowException, struct.error, EOFError, MemoryError, OSError, ValueError)
+_TIMES = ("completed_at", "failed_at")
+
+
 def dropped_record(source_id: str, sequence: int, run_id: str) -> Record:
-    """Make the record of a source as if it had never been read: its earlier output is nobody's."""
+    """Make the record of a source as if it had never been read: no record lists its output."""
     return Record(source_id, State.RESET, sequence, run_id)
 
 
@@ -117,9 +158,7 @@ def pipeline_of(signature: str, code: str = "") -> bytes:
     The first four stand for its signature, the others for the code that it runs (0: not known).
     """
     return b"".join(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest()
-        if text
-        else bytes(4)
+        hashlib.blake2b(bytes_of(text), digest_size=4).digest() if text else bytes(4)
         for text in (signature, code)
     )
 
@@ -128,343 +167,181 @@ def pipeline_before(signature: str) -> bytes:
     """Return what stood for a pipeline in records of versions that knew nothing of code."""
     if not signature:
         return NO_PIPELINE
-    return hashlib.blake2b(signature.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return hashlib.blake2b(bytes_of(signature), digest_size=_PIPELINE_BYTES).digest()
 
 
-# Name, and kind as numpy spells it, of each field of the head, in order and without gaps.
-HEAD_FIELDS = (
-    ("state", "u1"),
-    ("flags", "u1"),
-    ("ending", "u1"),
-    ("run", "V6"),
-    ("checkpoint", "V4"),
-    ("id_bytes", "<u4"),
-    ("sequence", "<u8"),
-    ("rows", "<i8"),
-    ("size", "<i8"),
-    ("mtime_ns", "<i8"),
-    ("completed_at", "<f8"),
-    ("pipeline", "V8"),
-    ("random", "V8"),
-)
-HEAD = struct.Struct("<BBB6s4sIQqqqd8s8s")
-"""The head of an encoded record. ``ending``, ``checkpoint`` and ``random`` are of its one file."""
-
-# How many records a block has, and the CRC-32 of the rest.
-_BLOCK = struct.Struct("<II")
-RECORDS_IN_BLOCK = 1 << 12
-"""So many records are put into a block at most: half a megabyte or so."""
-
-_SEQUENCE = struct.Struct("<Q")
-_SEQUENCE_AT = 17
-_NO_RUN, _NO_CHECKPOINT, _NO_RANDOM = bytes(6), bytes(4), bytes(8)
-_COMPLETED = State.COMPLETED
-_COMPLETED_VALUE = _COMPLETED.value
-_SHARED_DIGEST = bytes(8)
-_STATES = {state.value: state for state in State}
-# run id, files, error, failed_runs, failed_at, dead_rows, dead_letters
-_NO_MORE: list[Any] = [None, None, None, 0, None, 0, []]
-
-
-def encode(record: Record) -> bytes:
-    """Spell ``record`` as a head, its id, and what the head has no room for."""
-    source = record.source_id.encode("utf-8", "surrogatepass")
-    run, odd_run = _run_bytes(record.run_id)
-    flags, ending = 0, 0
-    checkpoint, random = _NO_CHECKPOINT, _NO_RANDOM
-    files: list[str] | None = None
-    if record.files:
-        file = packed(record.files[0]) if len(record.files) == 1 else None
-        if file is not None and _is_own(file, run, odd_run, source):
-            flags |= Flag.FILE
-            checkpoint, random, ending = file[:4], file[18:26], file[26]
-            if not any(file[10:18]):
-                flags |= Flag.SHARED
-        else:
-            files = list(record.files)
-            if any(_is_shared(name) for name in files):
-                flags |= Flag.SHARED
-    size, mtime_ns = record.fingerprint.size, record.fingerprint.mtime_ns
-    time = record.completed_at
-    if size is not None:
-        flags |= Flag.SIZE
-    if mtime_ns is not None:
-        flags |= Flag.MTIME
-    if time is not None:
-        flags |= Flag.TIME
-    more = b""
-    if (
-        record.state is not _COMPLETED
-        or odd_run is not None
-        or files is not None
-        or record.error is not None
-        or record.failed_runs
-        or record.failed_at is not None
-        or record.dead_rows
-        or record.dead_letters
-    ):
-        body = [
-            odd_run,
-            files,
-            record.error,
-            record.failed_runs,
-            record.failed_at,
-            record.dead_rows,
-            list(record.dead_letters),
-        ]
-        if body != _NO_MORE:
-            flags |= Flag.MORE
-            # Not as \u escapes: two lone surrogates side by side would come back as one character.
-            text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
-            more = text.encode("utf-8", "surrogatepass")
-    head = HEAD.pack(
-        record.state.value,
-        flags,
-        ending,
-        run,
-        checkpoint,
-        len(source),
-        record.sequence,
-        record.rows,
-        size or 0,
-        mtime_ns or 0,
-        time or 0.0,
-        record.pipeline,
-        random,
-    )
-    return head + source + more
-
-
-def encode_completed(
-    source: bytes,
-    run: bytes,
-    sequence: int,
-    rows: int,
-    file: str | None,
-    size: int | None,
-    mtime_ns: int | None,
-    completed_at: float,
-    pipeline: bytes,
-) -> bytes | None:
-    """Do for a completed source, most often, what :func:`digest` and :func:`encode` do, in a third
-    of the time; None if it cannot be done so.
-
-    Args:
-        source: its id as UTF-8 (lone surrogates pass).
-        run: the run id, 12 hexadecimal digits, as bytes.
-        file: its one file, if it has any.
-
-    Returns:
-        The digest, followed by the encoded record.
-    """
-    key = digest_bytes(source)
-    flags, ending = Flag.TIME, 0
-    checkpoint, random = _NO_CHECKPOINT, _NO_RANDOM
-    if file is not None:
-        short = packed(file)
-        if short is None or short[4:10] != run:
-            return None
-        named = short[10:18]
-        if named == _SHARED_DIGEST:
-            flags |= Flag.SHARED
-        elif named != key[:8]:
-            return None
-        flags |= Flag.FILE
-        checkpoint, random, ending = short[:4], short[18:26], short[26]
-    if size is not None:
-        flags |= Flag.SIZE
-    if mtime_ns is not None:
-        flags |= Flag.MTIME
-    head = HEAD.pack(
-        _COMPLETED_VALUE,
-        flags,
-        ending,
-        run,
-        checkpoint,
-        len(source),
-        sequence,
-        rows,
-        size or 0,
-        mtime_ns or 0,
-        completed_at,
-        pipeline,
-        random,
-    )
-    return key + head + source
-
-
-def decode(value: bytes) -> Record:
-    """Read what :func:`encode` wrote.
+def encode(records: Iterable[Record]) -> Iterator[bytes]:
+    """Encode records as blocks, in order.
 
     Raises:
-        CheckpointError: it is anything else.
+        OverflowError, ValueError: a number has no room in its column.
     """
-    try:
-        (
-            state,
-            flags,
-            ending,
-            run,
-            checkpoint,
-            id_bytes,
-            sequence,
-            rows,
-            size,
-            mtime_ns,
-            time,
-            pipeline,
-            random,
-        ) = HEAD.unpack_from(value)
-        if flags & ~Flag.ALL or state not in _STATES:
-            raise ValueError(f"it is of state {state} and has the flags {flags}")
-        end = HEAD.size + id_bytes
-        source, more = value[HEAD.size : end], value[end:]
-        if len(source) < id_bytes or bool(more) != bool(flags & Flag.MORE):
-            raise ValueError("it is cut short, or too long")
-        run_id, listed, error, failed_runs, failed_at, dead_rows, dead_letters = (
-            json.loads(more) if more else _NO_MORE
-        )
-        files: tuple[str, ...] = ()
-        if flags & Flag.FILE:
-            named = bytes(8) if flags & Flag.SHARED else digest_bytes(source)[:8]
-            files = (unpacked(checkpoint + run + named + random + bytes((ending,))),)
-        elif listed is not None:
-            files = _strings(listed)
-        return Record(
-            source_id=source.decode("utf-8", "surrogatepass"),
-            state=_STATES[state],
-            sequence=sequence,
-            run_id=run.hex() if run_id is None else _typed(run_id, str),
-            rows=rows,
-            files=files,
-            error=None if error is None else _typed(error, str),
-            failed_runs=_typed(failed_runs, int),
-            completed_at=time if flags & Flag.TIME else None,
-            fingerprint=Fingerprint(
-                size if flags & Flag.SIZE else None, mtime_ns if flags & Flag.MTIME else None
-            ),
-            pipeline=pipeline,
-            failed_at=None if failed_at is None else float(failed_at),
-            dead_rows=_typed(dead_rows, int),
-            dead_letters=_strings(dead_letters),
-        )
-    except (struct.error, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"a record cannot be read ({error})") from error
+    rest = iter(records)
+    while part := list(itertools.islice(rest, RECORDS_IN_BLOCK)):
+        yield from _blocks(_batch(part))
 
 
-def block_of(stored: Sequence[bytes]) -> bytes:
-    """Put digests that are followed by encoded records into one value, as columns.
-
-    What is too short for a head gets one of zeros, which no record has.
-    """
-    end = DIGEST_BYTES + HEAD.size
-    lengths = list(map(len, stored))
-    if lengths and min(lengths) < end:
-        none = bytes(HEAD.size)
-        stored = [
-            v if len(v) >= end else v[:DIGEST_BYTES] + none + v[DIGEST_BYTES:] for v in stored
-        ]
-        lengths = list(map(len, stored))
-    return block_of_columns(
-        len(stored),
-        *[value[:DIGEST_BYTES] for value in stored],
-        *[value[DIGEST_BYTES:end] for value in stored],
-        struct.pack(f"<{len(stored)}I", *[length - end for length in lengths]),
-        *[value[end:] for value in stored],
-    )
+def encode_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[bytes]:
+    """Encode batches of :data:`SCHEMA` as blocks that are as large as can be, in order."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        waiting.append(batch)
+        count += len(batch)
+        while count >= RECORDS_IN_BLOCK:
+            whole = _joined(waiting)
+            yield from _blocks(whole.slice(0, RECORDS_IN_BLOCK))
+            waiting = [whole.slice(RECORDS_IN_BLOCK)]
+            count -= RECORDS_IN_BLOCK
+    if count:
+        yield from _blocks(_joined(waiting))
 
 
-def block_of_columns(count: int, *columns: bytes | bytearray) -> bytes:
-    """Do as :func:`block_of`, with the columns of ``count`` records, or pieces of them in order."""
-    body = b"".join(columns)
-    return _BLOCK.pack(count, zlib.crc32(body)) + body
-
-
-def blocks_of(stored: Sequence[bytes]) -> Iterator[bytes]:
-    """Put any number of digests that are followed by encoded records into blocks."""
-    for start in range(0, len(stored), RECORDS_IN_BLOCK):
-        yield block_of(stored[start : start + RECORDS_IN_BLOCK])
-
-
-def columns_of(block: bytes) -> tuple[memoryview, memoryview, memoryview, memoryview]:
-    """Return the columns of a value that :func:`block_of` made.
-
-    Returns:
-        All digests, one after another; all heads; how many bytes behind it belong to each
-        (``<u4``); and these bytes.
+def decode(block: bytes) -> pa.RecordBatch:
+    """Return the batch of records in a block that :func:`encode` made.
 
     Raises:
-        CheckpointError: it is anything else, or was damaged.
+        CheckpointError: the block is anything else, or was damaged.
     """
-    view = memoryview(block)
-    if len(view) < _BLOCK.size:
-        raise CheckpointError(f"a block of records has {len(view)} bytes")
-    count, check = _BLOCK.unpack_from(view)
-    body = view[_BLOCK.size :]
-    if zlib.crc32(body) != check or len(body) < count * (DIGEST_BYTES + HEAD.size + 4):
+    if len(block) < _HEAD.size:
+        raise CheckpointError(f"a block of records has {len(block)} bytes")
+    check, is_compressed, size = _HEAD.unpack_from(block)
+    if zlib.crc32(memoryview(block)[_CHECKED_FROM:]) != check:
         raise CheckpointError("a block of records is not as it was written")
-    heads = count * DIGEST_BYTES
-    lengths = heads + count * HEAD.size
-    tails = lengths + count * 4
-    return body[:heads], body[heads:lengths], body[lengths:tails], body[tails:]
+    try:
+        if is_compressed and size > MAX_BLOCK_BYTES:
+            raise ValueError(f"it would take {size} bytes")
+        payload = block[_HEAD.size :]
+        raw = pa.py_buffer(payload)
+        if is_compressed:
+            raw = pa.Codec(_CODEC).decompress(raw, decompressed_size=size)
+        message = pa.ipc.read_message(raw)
+        _refuse_compressed_buffers(bytes(message.metadata))
+        batch = pa.ipc.read_record_batch(message, SCHEMA)
+        batch.validate(full=True)
+        _check_values(batch)
+    except _UNREADABLE as error:
+        raise CheckpointError(f"a block of records cannot be read ({error})") from error
+    return batch
 
 
-def stored_in(block: bytes) -> Iterator[bytes]:
-    """Return what :func:`block_of` was given, damaged records as they are there.
+def records_of(batch: pa.RecordBatch) -> Iterator[Record]:
+    """Return the records of a batch that :func:`decode` returned, in order."""
+    columns = {name: batch.column(name).to_pylist() for name in SCHEMA.names}
+    for row in range(len(batch)):
+        error = columns["error"][row]
+        yield Record(
+            source_id=text_of(columns["source_id"][row]),
+            state=_STATES[columns["state"][row]],
+            sequence=columns["sequence"][row],
+            run_id=text_of(columns["run_id"][row]),
+            rows=columns["rows"][row],
+            files=tuple(map(text_of, columns["files"][row])),
+            error=None if error is None else text_of(error),
+            failed_runs=columns["failed_runs"][row],
+            completed_at=columns["completed_at"][row],
+            fingerprint=Fingerprint(columns["size"][row], columns["mtime_ns"][row]),
+            pipeline=columns["pipeline"][row],
+            failed_at=columns["failed_at"][row],
+            dead_rows=columns["dead_rows"][row],
+            dead_letters=tuple(map(text_of, columns["dead_letters"][row])),
+        )
+
+
+def _batch(records: Sequence[Record]) -> pa.RecordBatch:
+    ids = [bytes_of(record.source_id) for record in records]
+    errors = [record.error for record in records]
+    columns = {
+        "digest": fixed([digest_bytes(source) for source in ids], DIGEST_BYTES),
+        "source_id": texts(ids),
+        "state": numbers([record.state.value for record in records], "u1"),
+        "sequence": numbers([record.sequence for record in records], "u8"),
+        "run_id": texts([bytes_of(record.run_id) for record in records]),
+        "rows": numbers([record.rows for record in records], "i8"),
+        "files": lists([record.files for record in records]),
+        "error": texts([None if error is None else bytes_of(error) for error in errors]),
+        "failed_runs": numbers([record.failed_runs for record in records], "i8"),
+        "completed_at": numbers([record.completed_at for record in records], "f8"),
+        "size": numbers([record.fingerprint.size for record in records], "i8"),
+        "mtime_ns": numbers([record.fingerprint.mtime_ns for record in records], "i8"),
+        "pipeline": fixed([record.pipeline for record in records], _PIPELINE_BYTES),
+        "failed_at": numbers([record.failed_at for record in records], "f8"),
+        "dead_rows": numbers([record.dead_rows for record in records], "i8"),
+        "dead_letters": lists([record.dead_letters for record in records]),
+    }
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
+
+
+def _blocks(batch: pa.RecordBatch) -> Iterator[bytes]:
+    raw = batch.serialize()
+    if raw.size > MAX_BLOCK_BYTES and len(batch) > 1:
+        half = len(batch) // 2
+        yield from _blocks(batch.slice(0, half))
+        yield from _blocks(batch.slice(half))
+        return
+    is_compressed = raw.size <= MAX_BLOCK_BYTES
+    data = pa.Codec(_CODEC, _LEVEL).compress(raw, asbytes=True) if is_compressed else bytes(raw)
+    rest = _HEAD.pack(0, is_compressed, raw.size)[_CHECKED_FROM:] + data
+    yield struct.pack("<I", zlib.crc32(rest)) + rest
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    (whole,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return whole
+
+
+def _refuse_compressed_buffers(metadata: bytes) -> None:
+    """Make sure that Arrow does not decompress anything: it would take whatever a buffer claims.
+
+    A batch's metadata is a FlatBuffer, ``Message(version, header type, header, ...)``. Its header
+    is ``RecordBatch(length, nodes, buffers, compression, ...)``; a table starts with how far
+    before it the offsets of its fields stand, behind their size and its own.
+    """
+
+    def field(table: int, number: int) -> int:
+        offsets = table - struct.unpack_from("<i", metadata, table)[0]
+        (size,) = struct.unpack_from("<H", metadata, offsets)
+        at = 4 + 2 * number
+        if size < at + 2:
+            return 0
+        (offset,) = struct.unpack_from("<H", metadata, offsets + at)
+        return table + offset if offset else 0
+
+    header = field(struct.unpack_from("<I", metadata)[0], 2)
+    if field(header + struct.unpack_from("<I", metadata, header)[0], 3):
+        raise ValueError("its buffers are compressed")
+
+
+def _check_values(batch: pa.RecordBatch) -> None:
+    """Make sure that a batch that is sound to Arrow holds records.
 
     Raises:
-        CheckpointError: as :func:`columns_of`.
+        ValueError: it does not.
     """
-    digests, heads, lengths, tails = columns_of(block)
-    end = 0
-    for row, (length,) in enumerate(struct.iter_unpack("<I", lengths)):
-        head = bytes(heads[row * HEAD.size : (row + 1) * HEAD.size])
-        start, end = end, end + length
-        digest = bytes(digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES])
-        yield digest + (head if any(head) else b"") + bytes(tails[start:end])
+    if len(batch) > RECORDS_IN_BLOCK:
+        raise ValueError(f"it has {len(batch)} records")
+    for field, column in zip(SCHEMA, batch.columns, strict=True):
+        if column.null_count and not field.nullable:
+            raise ValueError(f"a record has no {field.name}")
+        if field.type == TEXTS:
+            column = column.flatten()
+            if column.null_count:
+                raise ValueError(f"{field.name} lists nothing")
+        if column.type == TEXT:
+            _check_texts(column)
+    states = numbers_of(batch.column("state"), "u1")
+    if len(states) and not 1 <= states.min() <= states.max() <= len(State):
+        raise ValueError("a record is of no known state")
+    for name in _TIMES:
+        if not np.isfinite(numbers_of(batch.column(name), "f8")).all():
+            raise ValueError(f"{name} is no time")
 
 
-def precedence(value: bytes) -> int:
-    """Return the sequence number of an encoded record without parsing the rest of it.
-
-    Raises:
-        CheckpointError: it is too short to be one.
-    """
-    if len(value) < HEAD.size:
-        raise CheckpointError(f"a record cannot be read (it has {len(value)} bytes)")
-    sequence: int = _SEQUENCE.unpack_from(value, _SEQUENCE_AT)[0]
-    return sequence
-
-
-def _run_bytes(run_id: str) -> tuple[bytes, str | None]:
-    """Return what the head has of a run id, and the id itself if that says too little."""
-    if len(run_id) == 12:
-        try:
-            run = bytes.fromhex(run_id)
-        except ValueError:
-            return _NO_RUN, run_id
-        if run.hex() == run_id:
-            return run, None
-    return _NO_RUN, run_id
-
-
-def _is_own(file: bytes, run: bytes, odd_run: str | None, source: bytes) -> bool:
-    """Say whether a file's name follows from the head of the record that lists it."""
-    if odd_run is not None or file[4:10] != run:
-        return False
-    return not any(file[10:18]) or file[10:18] == digest_bytes(source)[:8]
-
-
-def _is_shared(file: str) -> bool:
-    name = OutputName.parse(file)
-    return name is not None and name.is_shared
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    return tuple(_typed(item, str) for item in _typed(value, list))
-
-
-def _typed(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise TypeError(f"{value!r} where a {kind.__name__} was expected")
-    return value
+def _check_texts(column: Any) -> None:
+    data = column.buffers()[2]
+    if data is not None and not data.to_pybytes().isascii():
+        for value in column.to_pylist():
+            if value is not None:
+                text_of(value)

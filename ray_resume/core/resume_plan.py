@@ -12,11 +12,11 @@ from typing_extensions import override
 
 from ray_resume.core.digests import DigestIndex, Positions
 from ray_resume.core.gone import NOTHING_GONE, Gone
-from ray_resume.core.records import Flag, Record, State, pipeline_before, pipeline_of
+from ray_resume.core.record_log import Flag, RecordLog
+from ray_resume.core.records import Record, State, pipeline_before, pipeline_of
 from ray_resume.core.sharing import joined, sharing_files
-from ray_resume.core.snapshot import Records, Union
+from ray_resume.core.snapshot import Records, Snapshot
 from ray_resume.core.sources import Fingerprints, Source, SourceTable
-from ray_resume.core.table import Table
 from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
 
 __all__ = ["Todo", "todo_of"]
@@ -32,10 +32,14 @@ class Earlier(Mapping[int, Record]):
     """
 
     def __init__(
-        self, numbers: npt.NDArray[np.int64], table: Table, anew: npt.NDArray[np.bool_]
+        self,
+        numbers: npt.NDArray[np.int64],
+        log: RecordLog,
+        positions: Positions,
+        anew: npt.NDArray[np.bool_],
     ) -> None:
-        """Take the records of ``table``; ``numbers`` are ascending."""
-        self._numbers, self._table, self._anew = numbers, table, anew
+        """Take the records at ``positions`` in ``log``; ``numbers`` are ascending."""
+        self._numbers, self._log, self._positions, self._anew = numbers, log, positions, anew
 
     @override
     def __len__(self) -> int:
@@ -50,7 +54,7 @@ class Earlier(Mapping[int, Record]):
         row = int(np.searchsorted(self._numbers, number))
         if row == len(self._numbers) or self._numbers[row] != number:
             raise KeyError(number)
-        record = self._table.record(row)
+        record = self._log.record(int(self._positions[row]))
         return replace(record, failed_runs=0) if self._anew[row] else record
 
 
@@ -87,7 +91,7 @@ class Todo:
 
 def todo_of(
     sources: Sequence[Source],
-    union: Union,
+    union: Snapshot,
     *,
     on_source_change: str,
     signature: str,
@@ -144,7 +148,7 @@ class _Sorting:
     def __init__(
         self,
         table: SourceTable,
-        union: Union,
+        union: Snapshot,
         gone: Gone,
         file_of: Callable[[str], str | None],
     ) -> None:
@@ -180,7 +184,7 @@ class _Sorting:
         same = _same(union, known, self.table.fingerprints.take(self.on_record))
         state = union.column("state", known)
         completed = state == State.COMPLETED.value
-        then = union.column("pipeline", known).view(np.uint32).reshape(-1, 2)
+        then = union.column("pipeline", known)
         now, before = (np.frombuffer(pipeline, np.uint32) for pipeline in pipelines)
         like_before = (then == before).all(axis=1)
         otherwise = (then[:, 0] != now[0]) & ~like_before
@@ -219,8 +223,7 @@ class _Sorting:
         new = np.ones(len(self.table), bool)
         # What was dropped, since the file once had less, is as good as new.
         dropped = self.union.column("state", self.known) == State.RESET.value
-        for place in np.flatnonzero(dropped).tolist():
-            dropped[place] = not self.union.record(int(self.known[place])).files
+        dropped &= self.union.column("flags", self.known) & Flag.FILES == 0
         new[self.on_record[~dropped]] = False
         ignored = [
             p for p in np.flatnonzero(new).tolist() if self.file_of(self.table.id(p)) in kept
@@ -278,7 +281,8 @@ class _Sorting:
         return True
 
     def _ids(self, rows: Iterable[int]) -> list[str]:
-        return [self.union.record(int(row)).source_id for row in rows]
+        every = np.fromiter(rows, np.int64)
+        return [record.source_id for record in self.union.records(every)]
 
     def _files_with_gone_parts(self, parts: Positions) -> Iterator[list[int]]:
         """Put parts that are gone together with those of their file that are to be read."""
@@ -318,9 +322,12 @@ class _Sorting:
         table, union, known, again = self.table, self.union, self.known, self.again
         pending = np.flatnonzero(~self.passed_over)
         numbers = np.searchsorted(pending, self.on_record[again])
+        earlier = RecordLog(union.blocks(known[again]))
+        # They are in the log by their rows, and are asked for by their numbers.
+        positions = np.argsort(np.argsort(known[again]))
         return Todo(
             table if len(pending) == len(table) else table.take(pending),
-            Earlier(numbers, union.table(known[again]), self.anew[again]),
+            Earlier(numbers, earlier, positions, self.anew[again]),
             union.records(known[self.skipped]),
             int(np.count_nonzero(self.quarantined)),
             union.records(self.removed),
@@ -338,7 +345,7 @@ class _Sorting:
         )
 
 
-def _same(union: Union, rows: Positions, now: Fingerprints) -> npt.NDArray[np.bool_]:
+def _same(union: Snapshot, rows: Positions, now: Fingerprints) -> npt.NDArray[np.bool_]:
     """Say of each row whether it has the fingerprint that its source has now."""
     # What is not known is 0 in both.
     same: npt.NDArray[np.bool_] = (

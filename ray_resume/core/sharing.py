@@ -5,15 +5,16 @@ Sources are told by their rows in the union; one that is not on record yet has a
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-import numpy as np
+import pyarrow.compute as pc
 
+from ray_resume.core.columns import mask_of, parents_of, text_of
 from ray_resume.core.digests import Positions
-from ray_resume.core.filenames import OutputName
-from ray_resume.core.records import Flag
-from ray_resume.core.snapshot import Union
+from ray_resume.core.filenames import SHARED_DIGEST, OutputName
+from ray_resume.core.snapshot import Snapshot
 
 __all__ = ["joined", "sharing_files"]
 
@@ -30,21 +31,19 @@ def joined(groups: Iterable[Iterable[int]]) -> list[list[int]]:
     return sorted(sorted(members) for members in distinct.values())
 
 
-def sharing_files(seeds: Positions, union: Union) -> Iterator[list[int]]:
+def sharing_files(seeds: Positions, union: Snapshot) -> Iterator[list[int]]:
     """Group the rows ``seeds`` with all that share files with them, however indirectly.
 
     A row that shares its files with none is in no group.
     """
-    shared = union.flagged(Flag.SHARED)
-    left = set(np.intersect1d(seeds, shared).tolist())
-    if not left:
+    if not len(seeds):
         return
-    files: dict[int, set[str]] = {}
+    files: defaultdict[int, set[str]] = defaultdict(set)
     sources: defaultdict[str, set[int]] = defaultdict(set)
-    for row in shared.tolist():
-        files[row] = {file for file in union.record(row).files if _is_shared(file)}
-        for file in files[row]:
-            sources[file].add(row)
+    for row, file in _shared_files(union):
+        files[row].add(file)
+        sources[file].add(row)
+    left = files.keys() & set(seeds.tolist())
     while left:
         group: set[int] = set()
         reached = {left.pop()}
@@ -57,6 +56,20 @@ def sharing_files(seeds: Positions, union: Union) -> Iterator[list[int]]:
             yield sorted(group)
 
 
+def _shared_files(union: Snapshot) -> Iterator[tuple[int, str]]:
+    """Yield the files that may hold rows of several sources, with each row that lists them."""
+    for rows, batch in union.batches():
+        lists = batch.column("files")
+        names = lists.flatten()
+        # Few names are parsed: of most it is plain that they are of one source.
+        maybe = pc.match_substring(names, f"-{SHARED_DIGEST}-")
+        listing = rows[parents_of(lists)[mask_of(maybe)]]
+        for row, name in zip(listing.tolist(), names.filter(maybe).to_pylist(), strict=True):
+            if _is_shared(file := text_of(name)):
+                yield row, file
+
+
+@functools.lru_cache(1024)
 def _is_shared(file: str) -> bool:
     name = OutputName.parse(file)
     return name is not None and name.is_shared

@@ -11,6 +11,7 @@ driver's node.
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 from array import array
@@ -19,16 +20,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_resume.checkpoint.backend import LedgerBinding
-from ray_resume.core.digests import source_digest
-from ray_resume.core.filenames import is_usual_run
 from ray_resume.core.ledger import Ledger, LedgerError
 from ray_resume.core.messages import Applied, Completion, DeadLetter, Drain, Message
 from ray_resume.core.records import (
     Record,
     State,
     dropped_record,
-    encode,
-    encode_completed,
     pipeline_of,
 )
 from ray_resume.core.sources import SourceTable
@@ -142,7 +139,6 @@ class LedgerHost:
         self._ledger = Ledger(spec.run_id, len(spec.sources))
         self._sources = spec.sources
         self._pipeline = pipeline_of(spec.signature, spec.code)
-        self._run = bytes.fromhex(spec.run_id) if is_usual_run(spec.run_id) else None
         self._lease, self._writer = spec.binding.open(spec.header)
         self._sequence = spec.first_sequence
         self._completed = self._committed = 0
@@ -358,23 +354,21 @@ class LedgerHost:
             CheckpointError: the lease is lost or the store cannot be written.
         """
         with self._commits:
-            stored = [self._dropped(source_id) for source_id in source_ids]
+            records = [self._dropped(source_id) for source_id in source_ids]
             self._lease.check()
             failpoint("ledger.before_commit")
-            self._writer.commit_encoded(stored)
+            self._writer.commit(records)
             failpoint("ledger.committed")
             with self._state:
-                self._dropped_count += len(stored)
+                self._dropped_count += len(records)
 
-    def _dropped_with(self, group: Sequence[Completion]) -> list[bytes]:
+    def _dropped_with(self, group: Sequence[Completion]) -> list[Record]:
         replaced = self._spec.replaced
         return [self._dropped(id_) for done in group for id_ in replaced.get(done.source, ())]
 
-    def _dropped(self, source_id: str) -> bytes:
+    def _dropped(self, source_id: str) -> Record:
         self._sequence += 1
-        return source_digest(source_id) + encode(
-            dropped_record(source_id, self._sequence, self._spec.run_id)
-        )
+        return dropped_record(source_id, self._sequence, self._spec.run_id)
 
     def _why(self, source: int) -> str:
         return self._ledger.failure(source) or self._ledger.explain(source)
@@ -449,12 +443,12 @@ class LedgerHost:
                 return
             try:
                 now = time.time()
-                stored = [self._stored(completion, now) for completion in group]
-                if self._spec.replaced:
-                    stored += self._dropped_with(group)
+                # Objects of a kilobyte each: the writer encodes them as they are made.
+                records = (self._completed_record(completion, now) for completion in group)
+                dropped = self._dropped_with(group) if self._spec.replaced else []
                 self._lease.check()
                 failpoint("ledger.before_commit")
-                self._writer.commit_encoded(stored)
+                self._writer.commit(itertools.chain(records, dropped))
                 failpoint("ledger.committed")
             except Exception as error:
                 # Whatever it is, nothing may be called complete after a group got lost.
@@ -469,61 +463,42 @@ class LedgerHost:
                 return
             with self._state:
                 self._committed += len(group)
-                self._dropped_count += len(stored) - len(group)
+                self._dropped_count += len(dropped)
 
     def _failed(self, source: int, how: Failed, now: float) -> Record:
         earlier = self._spec.records.get(source)
         failed_runs = (earlier.failed_runs if earlier else 0) + how.counts_toward_quarantine
-        return self._record(
-            source,
-            State.FAILED if failed_runs < self._spec.max_failed_runs else State.QUARANTINED,
-            error=how.error,
-            failed_runs=failed_runs,
-            failed_at=now,
+        is_over = failed_runs >= self._spec.max_failed_runs
+        self._sequence += 1
+        return Record(
+            self._sources.id(source),
+            State.QUARANTINED if is_over else State.FAILED,
+            self._sequence,
+            self._spec.run_id,
             # Until a completed record replaces them, its earlier output stays.
             files=earlier.files if earlier else (),
+            error=how.error,
+            failed_runs=failed_runs,
+            fingerprint=self._sources.fingerprints[source],
+            pipeline=self._pipeline,
+            failed_at=now,
             dead_letters=earlier.dead_letters if earlier else (),
         )
 
-    def _stored(self, done: Completion, now: float) -> bytes:
-        """Return the digest and the encoded record of a source that is complete."""
-        if self._run is not None and len(done.files) < 2 and not done.dead_rows:
-            fingerprint = self._sources.fingerprints[done.source]
-            stored = encode_completed(
-                self._sources.id_bytes(done.source),
-                self._run,
-                self._sequence + 1,
-                done.rows_written,
-                done.files[0] if done.files else None,
-                fingerprint.size,
-                fingerprint.mtime_ns,
-                now,
-                self._pipeline,
-            )
-            if stored is not None and not done.dead_letters:
-                self._sequence += 1
-                return stored
-        record = self._record(
-            done.source,
+    def _completed_record(self, done: Completion, now: float) -> Record:
+        self._sequence += 1
+        return Record(
+            self._sources.id(done.source),
             State.COMPLETED,
+            self._sequence,
+            self._spec.run_id,
             rows=done.rows_written,
             files=done.files,
             completed_at=now,
+            fingerprint=self._sources.fingerprints[done.source],
+            pipeline=self._pipeline,
             dead_rows=done.dead_rows,
             dead_letters=done.dead_letters,
-        )
-        return source_digest(record.source_id) + encode(record)
-
-    def _record(self, source: int, state: State, **values: Any) -> Record:
-        self._sequence += 1
-        return Record(
-            source_id=self._sources.id(source),
-            state=state,
-            sequence=self._sequence,
-            run_id=self._spec.run_id,
-            fingerprint=self._sources.fingerprints[source],
-            pipeline=self._pipeline,
-            **values,
         )
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.code import Code
-from ray_resume.core.records import Flag, Record, State, pipeline_of
-from ray_resume.core.snapshot import Union
+from ray_resume.core.record_log import Flag
+from ray_resume.core.records import Record, State, pipeline_of
+from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 
 __all__ = ["refuse_other_output", "warn_other_code"]
@@ -38,12 +39,10 @@ def refuse_other_output(storage: CheckpointBackend, output: str, contents: Conte
         )
 
 
-def _has_output(union: Union) -> bool:
+def _has_output(union: Snapshot) -> bool:
     """Say whether output was written: files, or rows that went elsewhere."""
     rows = union.column("rows")[union.in_state(State.COMPLETED)]
-    if rows.any() or len(union.flagged(Flag.FILE)):
-        return True
-    return any(record.files for record in union.records(union.flagged(Flag.MORE)))
+    return bool(rows.any() or len(union.flagged(Flag.FILES)))
 
 
 def warn_other_code(

@@ -22,10 +22,9 @@ from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.code import Code
-from ray_resume.core.digests import source_digest
 from ray_resume.core.identity import HEADER_KEY
 from ray_resume.core.planning import Listing, Policies, what_to_do
-from ray_resume.core.records import Flag, blocks_of, dropped_record, encode
+from ray_resume.core.records import dropped_record, encode
 from ray_resume.core.resume_plan import Todo
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, failpoint
@@ -180,9 +179,8 @@ class Run:
             dropped_record(record.source_id, sequence, self._run_id)
             for sequence, record in enumerate(todo.removed, first)
         )
-        stored = sorted(source_digest(record.source_id) + encode(record) for record in records)
         storage = self._plan.storage
-        storage.write_whole(self._run_id, self._header(), blocks_of(stored))
+        storage.write_whole(self._run_id, self._header(), encode(records))
         self._lease.check()
         return storage.committed_by_dead_runs(self._run_id)
 
@@ -295,10 +293,7 @@ class Run:
         failpoint("cleanup.before")
         runs = contents.dead_runs | {self._run_id}
         self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents, names)
-        union = contents.union
-        # The head of a record has no room for dead letters.
-        records = union.records(union.flagged(Flag.MORE))
-        listed = {name for record in records for name in record.dead_letters}
+        listed = set(contents.union.dead_letters())
         self._plan.storage.dead_letters().remove_leftovers(runs, listed)
 
     def _summary(self, todo: Todo, outcome: _Outcome) -> RunSummary:

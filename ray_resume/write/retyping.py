@@ -13,8 +13,7 @@ from dataclasses import replace
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.core.digests import source_digest
-from ray_resume.core.records import Record, blocks_of, encode
+from ray_resume.core.records import Record, encode
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import failpoint
 from ray_resume.write.folder import Folder
@@ -69,8 +68,7 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
             lease.check()
             sequence = contents.union.highest_sequence()
             superseding = _superseding(records, done.renamed, run_id, sequence)
-            stored = sorted(source_digest(r.source_id) + encode(r) for r in superseding)
-            storage.write_whole(run_id, {"purpose": "schema"}, blocks_of(stored))
+            storage.write_whole(run_id, {"purpose": "schema"}, encode(superseding))
             failpoint("retyping.committed")
         lease.check()
         for name in done.renamed:

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_resume.core.digests import source_digest
-from ray_resume.core.records import encode_completed, pipeline_of
+from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
 
 RUN = "0123456789ab"
 SIGNATURE = "ReadParquet -> MapBatches(clean) -> write_parquet"
@@ -107,17 +107,24 @@ def make_finished(path: Path, count: int) -> str:
 
     checkpoint = LocalBackend(path).ensure()
     writer = WriterFile.create(path, RUN, {"sources_total": count, "signature": SIGNATURE})
-    pipeline, run = pipeline_of(SIGNATURE), bytes.fromhex(RUN)
+    pipeline = pipeline_of(SIGNATURE)
     for start in range(0, count, 50_000):
-        stored = []
+        records = []
         for number in range(start, min(start + 50_000, count)):
             name = path_of(number)
-            file = file_of(checkpoint, number, source_digest(name))
-            values = (number + 1, 100, file, SIZE, MTIME_NS, 1.7e9, pipeline)
-            one = encode_completed(name.encode(), run, *values)
-            assert one is not None
-            stored.append(one)
-        writer.commit_encoded(stored)
+            record = Record(
+                name,
+                State.COMPLETED,
+                number + 1,
+                RUN,
+                rows=100,
+                files=(file_of(checkpoint, number, source_digest(name)),),
+                completed_at=1.7e9 + number / 1000,
+                fingerprint=Fingerprint(SIZE, MTIME_NS),
+                pipeline=pipeline,
+            )
+            records.append(record)
+        writer.commit(records)
     writer.close()
     return checkpoint
 

@@ -16,7 +16,8 @@ import pytest
 from conftest import ids_in, write_file
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_store import put_record
+from raw_store import put_block
+from snapshots import snapshot_of
 
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.checkpoint.claims import Claim, Owner
@@ -27,7 +28,6 @@ from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.digests import source_digest
 from ray_resume.core.records import Record, State, encode
-from ray_resume.core.snapshot import Union
 
 pytestmark = [pytest.mark.extended, pytest.mark.long]
 
@@ -204,8 +204,8 @@ def test_a_damaged_file_stops_it(path: Path) -> None:
     assert names(path) == before
 
 
-def test_a_record_that_cannot_be_read_stops_it(path: Path) -> None:
-    put_record(path / "run03.mdb", source_digest("s1"), encode(done("s1", 9999, "run03"))[:-3])
+def test_a_block_that_cannot_be_read_stops_it(path: Path) -> None:
+    put_block(path / "run03.mdb", next(encode([done("s1", 9999, "run03")]))[:-3])
     before = names(path)
     with pytest.raises(CheckpointError, match=r"run03\.mdb.*restore it"):
         Checkpoint(path).compact()
@@ -267,14 +267,12 @@ def test_any_rest_of_the_old_files_beside_the_merged_one_says_the_same(
     sequences: dict[str, dict[str, int]], merged_id: str, data: st.DataObject
 ) -> None:
     """Also on ties, and whatever the merged file is called: what a crash leaves is harmless."""
-    writers = {
-        run: [(source_digest(s), encode(done(s, n, run))) for s, n in mine.items()]
-        for run, mine in sequences.items()
-    }
-    whole = dict(Union(writers).pairs())
+    writers = {run: [done(s, n, run) for s, n in mine.items()] for run, mine in sequences.items()}
+    whole = {record.source_id: record for record in snapshot_of(writers)}
     rest = data.draw(st.sets(st.sampled_from(sorted(writers))))
     left = {run: writers[run] for run in rest}
-    assert dict(Union({merged_id: list(whole.items()), **left}).pairs()) == whole
+    both = snapshot_of({merged_id: whole.values(), **left})
+    assert {record.source_id: record for record in both} == whole
 
 
 # SIGKILL.
@@ -386,8 +384,7 @@ def test_the_merged_file_is_dense(tmp_path: Path) -> None:
     Checkpoint(path).compact()
     (merged,) = path.glob("*.mdb")
     assert merged.stat().st_size < size / 4
-    pairs = list(read_writer(merged, live=False)[1])
-    assert len(pairs) == 20 * 20 + 5
+    assert len(read_writer(merged, live=False)[1]) == 20 * 20 + 5
 
 
 def test_a_job_goes_on_from_a_merged_checkpoint(cluster: str, source: Path, tmp_path: Path) -> None:

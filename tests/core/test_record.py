@@ -1,33 +1,43 @@
-"""Records: what goes in comes out, and what is not a record is an error of ours."""
+"""Records: what goes in comes out, and what is not a block of records is an error of ours."""
 
 from __future__ import annotations
 
-import json
+import pickle
+import struct
+import tracemalloc
+import zlib
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ray_resume.core import records as records_module
 from ray_resume.core.digests import source_digest
+from ray_resume.core.record_log import Flag, RecordLog
 from ray_resume.core.records import (
-    HEAD,
+    MAX_BLOCK_BYTES,
+    RECORDS_IN_BLOCK,
+    SCHEMA,
     Fingerprint,
     Record,
     State,
-    block_of,
     decode,
     encode,
-    encode_completed,
-    precedence,
-    stored_in,
+    encode_batches,
+    records_of,
 )
 from ray_resume.errors import CheckpointError
 
-# Lone surrogates too: that is how Python spells file names that are not UTF-8.
+# Lone surrogates too: they stand for file names that are not UTF-8.
 anything = st.text(st.characters(exclude_categories=()))
 texts = anything | anything.map(lambda text: (text + "\nß")[:8] * 1250)
 numbers = st.integers(-(2**63), 2**63 - 1)
+times = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 
 records = st.builds(
     Record,
@@ -39,34 +49,15 @@ records = st.builds(
     files=st.lists(texts, max_size=4).map(tuple),
     error=st.none() | texts,
     failed_runs=numbers,
-    completed_at=st.none() | st.floats(allow_nan=False),
+    completed_at=times,
     fingerprint=st.builds(Fingerprint, st.none() | numbers, st.none() | numbers),
     pipeline=st.binary(min_size=8, max_size=8),
-    failed_at=st.none() | st.floats(allow_nan=False),
+    failed_at=times,
     dead_rows=numbers,
     dead_letters=st.lists(texts, max_size=2).map(tuple),
 )
 
-CHECKPOINT, RUN, RANDOM = "0a1b2c3d", "0123456789ab", "fedcba9876543210"
-
-
-def output_file(source_id: str, run_id: str = RUN, ending: str = "parquet") -> str:
-    return f"{CHECKPOINT}-{run_id}-{source_digest(source_id)[:8].hex()}-{RANDOM}.{ending}"
-
-
-PLAIN = Record("s3://bucket/a.parquet", State.COMPLETED, 7, RUN)
-USUAL = Record(
-    "a",
-    State.COMPLETED,
-    7,
-    RUN,
-    rows=3,
-    files=(output_file("a"),),
-    completed_at=1.5,
-    fingerprint=Fingerprint(10, 20),
-    pipeline=b"pipeline",
-)
-SHARED = output_file("a").replace(source_digest("a")[:8].hex(), "0" * 16)
+PLAIN = Record("s3://bucket/a.parquet", State.COMPLETED, 7, "0123456789ab")
 FULL = Record(
     source_id="naïve\n\udcff",
     state=State.FAILED,
@@ -84,185 +75,286 @@ FULL = Record(
     dead_letters=("d",),
 )
 
+# FULL, as format 3 of the store has it.
+BLOCK = (
+    "5f1013b801e80400000000000028b52ffd60e803f5090026d33837606b33ac01d4a8204f632220e89501a1ba36"
+    "90d3a34e13105a57c63711593df4f0049b48439d0644c8ee6562f1d0886deff268bb6d99022300240026009292"
+    "d3c85bad560bb45747183ebd526ae4b4c323a5c753a93722800352214b775dd71531de8b17af458bb762c54b91"
+    "a294c23b7122d5412a26e6bdbcbc96968f959792f24e4eda1e2e051c9f0a0b185808b5d65a6badb5366aadb5d6"
+    "04b41cde8e1d6f68e8ddb8f16ad4783102ff0637932a528bb3796079361e488210103a1dcd254d044be203ca78"
+    "0e20309009107124407f58a4210388c99290b121c3c9203081e3c28769a8610cb7a22485690ed01b85e1115008"
+    "de20818804dd7e0621bb86284bd82e60de62dd71b360f0e7e1db04d62e65823ccacaf64010ca61d580830d0fb4"
+    "2500abd46774bce5598fb71834f8ac828f4710ab86ae54b5980a"
+)
 
-@given(records)
-@example(PLAIN)
-@example(FULL)
-@example(USUAL)
-@example(replace(USUAL, files=(SHARED,)))
-@example(replace(USUAL, files=(SHARED, output_file("a"))))
-@example(replace(USUAL, files=(output_file("b"),)))
-@example(replace(USUAL, files=(output_file("a", "a" * 12),)))
-@example(replace(USUAL, files=(output_file("a", ending="txt"),)))
-@example(replace(USUAL, files=("k=1/" + output_file("a"),)))
-@example(replace(USUAL, files=(output_file("a").upper(),)))
-@example(replace(USUAL, run_id="0123456789AB"))
-@example(replace(USUAL, run_id="0123456789a "))
-@example(Record("\ud800\udc00", State.RESET, 0, ""))
-def test_a_record_comes_back_as_it_was(record: Record) -> None:
-    back = decode(encode(record))
-    assert back == record
-    assert source_digest(back.source_id) == source_digest(record.source_id)
+# FULL, as format 3 of the store has it.
+BLOCK = (
+    "5f1013b801e80400000000000028b52ffd60e803f5090026d33837606b33ac01d4a8204f632220e89501a1ba36"
+    "90d3a34e13105a57c63711593df4f0049b48439d0644c8ee6562f1d0886deff268bb6d99022300240026009292"
+    "d3c85bad560bb45747183ebd526ae4b4c323a5c753a93722800352214b775dd71531de8b17af458bb762c54b91"
+    "a294c23b7122d5412a26e6bdbcbc96968f959792f24e4eda1e2e051c9f0a0b185808b5d65a6badb5366aadb5d6"
+    "04b41cde8e1d6f68e8ddb8f16ad4783102ff0637932a528bb3796079361e488210103a1dcd254d044be203ca78"
+    "0e20309009107124407f58a4210388c99290b121c3c9203081e3c28769a8610cb7a22485690ed01b85e1115008"
+    "de20818804dd7e0621bb86284bd82e60de62dd71b360f0e7e1db04d62e65823ccacaf64010ca61d580830d0fb4"
+    "2500abd46774bce5598fb71834f8ac828f4710ab86ae54b5980a"
+)
 
 
-@given(records)
-def test_precedence_is_the_sequence_without_parsing(record: Record) -> None:
-    assert precedence(encode(record)) == record.sequence
+def back(blocks: list[bytes]) -> list[Record]:
+    return [record for block in blocks for record in records_of(decode(block))]
 
 
-def test_bytes_that_are_in_checkpoints_already_stay_readable() -> None:
-    value = bytes.fromhex(
-        "010f000123456789ab0a1b2c3d01000000070000000000000003000000000000000a00000000000000"
-        "1400000000000000000000000000f83f706970656c696e65fedcba987654321061"
-    )
-    assert encode(USUAL) == value
-    assert decode(value) == USUAL
-    more = b'["run",["a-1.parquet","b"],"boom",2,2.5,4,["d"]]'
-    assert encode(FULL).endswith("naïve\n\udcff".encode("utf-8", "surrogatepass") + more)
-    assert len(encode(USUAL)) == HEAD.size + 1
+@given(st.lists(records, max_size=4))
+@example([PLAIN, FULL])
+@example([Record("\ud800\udc00", State.RESET, 0, "")])
+def test_records_come_back_as_they_were(some: list[Record]) -> None:
+    blocks = list(encode(some))
+    assert back(blocks) == some
+    assert len(blocks) == bool(some)
+    assert list(encode_batches(map(decode, blocks))) == blocks
+
+
+def test_blocks_that_are_in_checkpoints_already_stay_readable() -> None:
+    """The schema is part of the format: another one needs another format version of the stores."""
+    assert back([bytes.fromhex(BLOCK)]) == [FULL]
+
+
+def test_a_block_has_so_many_records_and_bytes_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [replace(PLAIN, sequence=n) for n in range(1, RECORDS_IN_BLOCK + 2)]
+    blocks = list(encode(many))
+    assert [len(decode(block)) for block in blocks] == [RECORDS_IN_BLOCK, 1]
+    assert back(blocks) == many
+    halves = [decode(block).slice(1, RECORDS_IN_BLOCK - 100) for block in blocks[:1]] * 2
+    sizes = [len(decode(block)) for block in encode_batches(iter(halves))]
+    assert sizes == [RECORDS_IN_BLOCK, RECORDS_IN_BLOCK - 200]
+    monkeypatch.setattr(records_module, "MAX_BLOCK_BYTES", 20_000)
+    large = [replace(FULL, sequence=n, error="e" * 6_000) for n in range(1, 8)]
+    blocks = list(encode([*large, replace(FULL, error="e" * 60_000)]))
+    assert len(blocks) > 4
+    assert max(map(len, blocks[:-1])) < 20_000 < len(blocks[-1]), "one that is too large is alone"
+    assert back(blocks) == [*large, replace(FULL, error="e" * 60_000)]
 
 
 @pytest.mark.parametrize(
-    "record",
-    [
-        USUAL,
-        replace(USUAL, files=()),
-        replace(USUAL, files=(SHARED,)),
-        replace(USUAL, fingerprint=Fingerprint(None, 5)),
-        replace(USUAL, source_id="\udcff", files=(output_file("\udcff", ending="csv"),)),
-    ],
+    "wrong",
+    [{"sequence": 2**64}, {"sequence": -1}, {"rows": 2**63}, {"pipeline": b"short"}],
 )
-def test_the_short_way_to_encode_gives_the_same(record: Record) -> None:
-    assert completed(record) == source_digest(record.source_id) + encode(record)
+def test_a_number_without_room_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises((OverflowError, ValueError)):
+        list(encode([PLAIN, replace(PLAIN, **wrong)]))
 
 
-def completed(record: Record) -> bytes | None:
-    assert record.completed_at is not None
-    return encode_completed(
-        record.source_id.encode("utf-8", "surrogatepass"),
-        bytes.fromhex(record.run_id),
-        record.sequence,
-        record.rows,
-        record.files[0] if record.files else None,
-        record.fingerprint.size,
-        record.fingerprint.mtime_ns,
-        record.completed_at,
-        record.pipeline,
-    )
+# Bytes of others ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "file", ["b", output_file("b"), output_file("a", "a" * 12), output_file("a", ending="txt")]
-)
-def test_what_cannot_be_encoded_the_short_way_is_not(file: str) -> None:
-    assert completed(replace(USUAL, files=(file,))) is None
+def sealed(payload: bytes, *, size: int | None = None, compressed: bool = True) -> bytes:
+    """A block with a right checksum around any bytes."""
+    rest = struct.pack("<?Q", compressed, len(payload) if size is None else size)
+    rest += pa.compress(payload, "zstd", asbytes=True) if compressed else payload
+    return struct.pack("<I", zlib.crc32(rest)) + rest
 
 
-def _read_or_refused(value: bytes) -> None:
+def message(batch: pa.RecordBatch) -> bytes:
+    return bytes(batch.serialize())
+
+
+def read_or_refused(block: bytes) -> None:
+    """Either an error of ours, or records that can be encoded again."""
     try:
-        record = decode(value)
+        batch = decode(block)
     except CheckpointError:
         return
-    assert repr(decode(encode(record))) == repr(record)  # repr, since NaN is not equal to itself
-    assert precedence(value) == record.sequence
+    found = list(records_of(batch))
+    assert back(list(encode(found))) == found
+    RecordLog([block])
 
 
-def with_json(text: bytes) -> bytes:
-    """FULL, with other JSON behind its id."""
-    return encode(FULL)[: HEAD.size + len("naïve\n\udcff".encode("utf-8", "surrogatepass"))] + text
+SOUND = decode(next(encode([PLAIN, FULL, replace(PLAIN, source_id="b", files=("x",) * 3)])))
 
 
 @given(st.binary())
 @example(b"")
-@example(with_json(b"[" * 100_000))
-@example(with_json(b'["", null, null, 1e400, null, 0, []]'))
-@example(with_json(b'["",null,null,0,1%s,0,[]]' % (b"0" * 400)))
-@example(with_json(b"9" * 10_000))
-@example(with_json(b"\xff\xfe[]"))
-@example(with_json(b""))
-@example(encode(USUAL) + b"x")
-@example(encode(USUAL)[:-1])
-@example(b"\x00" + encode(USUAL)[1:])
-@example(b"\x01\x4f" + encode(USUAL)[2:])
-@example(b"\x01\x0f\x05" + encode(USUAL)[3:])
-def test_arbitrary_bytes_are_refused(value: bytes) -> None:
-    _read_or_refused(value)
-
-
-@given(records, st.data())
-def test_damaged_records_are_refused_or_other_records(record: Record, data: st.DataObject) -> None:
-    value = bytearray(encode(record))
-    start = data.draw(st.integers(0, len(value)))
-    stop = data.draw(st.integers(start, min(len(value), start + 20)))
-    value[start:stop] = data.draw(st.binary(max_size=20))
-    _read_or_refused(bytes(value))
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda children: st.lists(children, max_size=11) | st.dictionaries(st.text(), children),
-    max_leaves=20,
-)
-
-
-@given(json_values)
-def test_json_of_another_shape_is_refused(body: object) -> None:
-    _read_or_refused(with_json(json.dumps(body).encode()))
-
-
-# Texts are in the places 0 and 2; the time in 4 is whatever is as good as a float.
-WRONG_TYPES: list[object] = [{}, [1], True, "2"]
-WRONG = [
-    (place, wrong)
-    for place in range(7)
-    for wrong in WRONG_TYPES
-    if not (wrong == "2" and place in (0, 2, 4)) and not (wrong is True and place == 4)
-]
-
-
-@pytest.mark.parametrize(("place", "wrong"), WRONG)
-def test_a_field_of_another_type_is_refused(place: int, wrong: object) -> None:
-    body = ["run", ["a-1.parquet", "b"], "boom", 2, 2.5, 4, ["d"]]
-    assert decode(with_json(json.dumps(body).encode())) == FULL
-    body[place] = wrong
-    with pytest.raises(CheckpointError):
-        decode(with_json(json.dumps(body).encode()))
-
-
-def test_precedence_of_less_than_a_head_is_refused() -> None:
-    with pytest.raises(CheckpointError):
-        precedence(b"\x01\x02")
-
-
-def test_digests_are_the_same_in_every_version() -> None:
-    assert source_digest("s3://bucket/a.parquet").hex() == "1e501e5877894aec4a2a24002c2182dd"
-    assert source_digest("naïve\n\udcff").hex() == "c08b5b528a71bb46ffdce2a3bb7927af"
-
-
-@given(texts, texts)
-def test_digests_fit_into_a_key_and_tell_sources_apart(one: str, other: str) -> None:
-    assert len(source_digest(one)) == 16
-    assert (source_digest(one) == source_digest(other)) == (one == other)
-
-
-# Blocks -------------------------------------------------------------------------------------------
-
-
-@given(st.lists(records, max_size=4), st.binary(max_size=10))
-def test_a_block_gives_back_what_was_put_into_it(some: list[Record], damaged: bytes) -> None:
-    stored = [source_digest(record.source_id) + encode(record) for record in some]
-    stored.append(bytes(16) + damaged)
-    assert list(stored_in(block_of(stored))) == stored
+@example(bytes(13))
+@example(pickle.dumps(FULL))
+def test_arbitrary_bytes_are_refused(data: bytes) -> None:
+    for block in (data, sealed(data), sealed(data, compressed=False)):
+        with pytest.raises(CheckpointError):
+            decode(block)
 
 
 @given(st.data())
 def test_a_block_that_was_damaged_is_refused(data: st.DataObject) -> None:
-    sound = block_of([source_digest(record.source_id) + encode(record) for record in (USUAL, FULL)])
+    sound = next(encode([PLAIN, FULL]))
     at = data.draw(st.integers(0, len(sound) - 1))
-    instead = data.draw(st.binary(max_size=2))
-    damaged = sound[:at] + instead + sound[at + 1 :]
+    damaged = sound[:at] + data.draw(st.binary(max_size=2)) + sound[at + 1 :]
     if damaged != sound:
         with pytest.raises(CheckpointError):
-            list(stored_in(damaged))
+            decode(damaged)
     with pytest.raises(CheckpointError):
-        list(stored_in(sound[:at]))
+        decode(sound[:at])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_batch_that_was_damaged_below_its_checksum_is_refused_or_other_records(
+    data: st.DataObject,
+) -> None:
+    """Arrow trusts what it reads; here anything may be in it, and nothing may crash."""
+    raw = bytearray(message(SOUND))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        new = data.draw(st.binary(min_size=1, max_size=8) | st.sampled_from(EXTREMES))
+        raw[at : at + len(new)] = new
+    read_or_refused(sealed(bytes(raw)))
+
+
+EXTREMES = [
+    value.to_bytes(8, "little") for value in (0, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
+]
+
+
+def test_a_batch_with_any_one_byte_changed_is_refused_or_other_records() -> None:
+    raw = message(SOUND)
+    for at in range(len(raw)):
+        value = (0, 0xFF, raw[at] ^ 1, raw[at] ^ 0x80)[at % 4]
+        read_or_refused(sealed(raw[:at] + bytes([value]) + raw[at + 1 :]))
+    for end in range(0, len(raw), 29):
+        read_or_refused(sealed(raw[:end]))
+
+
+def changed(name: str, values: list[Any]) -> pa.RecordBatch:
+    """Two records with other values in a column, nulls among them perhaps."""
+    two = SOUND.slice(0, 2)
+    arrays = [
+        pa.array(values, field.type) if field.name == name else column
+        for field, column in zip(SCHEMA, two.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=SCHEMA.names)
+
+
+WRONG: dict[str, list[tuple[str, list[Any]]]] = {
+    "state": [("state", [0, 1]), ("state", [1, 5]), ("state", [1, None])],
+    "null": [("digest", [None, bytes(16)]), ("source_id", [b"a", None]), ("files", [None, []])],
+    "null in a list": [("files", [[None], []]), ("dead_letters", [[], [b"a", None]])],
+    "no text": [("source_id", [b"a", b"\xff"]), ("files", [[b"a"], [b"\xc0"]])],
+    "no text either": [("run_id", [b"\x80", b"a"]), ("error", [None, b"\xed"])],
+    "no time": [("completed_at", [float("nan"), 1]), ("failed_at", [1, float("inf")])],
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_column_with_values_that_no_record_has_is_refused(kind: str) -> None:
+    for name, values in WRONG[kind]:
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            decode(sealed(message(changed(name, values))))
+
+
+def test_another_schema_and_other_messages_are_refused() -> None:
+    other = pa.RecordBatch.from_arrays(SOUND.columns[:-1], names=SCHEMA.names[:-1])
+    more = [*SOUND.columns, *SOUND.columns, SOUND.column(0)]
+    swapped = [SOUND.column("files"), *SOUND.columns[1:]]
+    for columns in (other.columns, more, swapped, SOUND.columns[::-1]):
+        batch = pa.RecordBatch.from_arrays(columns, names=[str(n) for n in range(len(columns))])
+        read_or_refused(sealed(message(batch)))
+    with pytest.raises(CheckpointError):
+        decode(sealed(message(other)))
+    with pytest.raises(CheckpointError):
+        decode(sealed(bytes(SCHEMA.serialize())))
+
+
+def test_no_more_memory_is_taken_than_a_block_may_have() -> None:
+    """Neither for what it claims, nor for what zstd or Arrow would make of it."""
+    zeros = bytes(2 * MAX_BLOCK_BYTES)
+    bombs = [
+        sealed(message(SOUND), size=2**62),
+        sealed(zeros),
+        sealed(zeros, size=MAX_BLOCK_BYTES),
+        sealed(compressed_batch()),
+        sealed(compressed_batch(), compressed=False),
+    ]
+    del zeros
+    for bomb in bombs:
+        assert len(bomb) < 200_000
+        before = pa.default_memory_pool().max_memory()
+        tracemalloc.start()
+        with pytest.raises(CheckpointError):
+            decode(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 2 * MAX_BLOCK_BYTES
+        tracemalloc.stop()
+        # What the batch takes at most, and nothing for its buffers.
+        assert pa.default_memory_pool().max_memory() <= max(before, 2 * MAX_BLOCK_BYTES)
+
+
+def compressed_batch() -> bytes:
+    """A message of 50 kB with buffers that Arrow would decompress to a hundred megabytes."""
+    many = pa.Table.from_batches([SOUND.slice(0, 1)] * RECORDS_IN_BLOCK)
+    error = pa.array([b"e" * 30_000] * RECORDS_IN_BLOCK, pa.binary())
+    many = many.set_column(SCHEMA.get_field_index("error"), SCHEMA.field("error"), error)
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, SCHEMA, options=options) as stream:
+        stream.write_batch(many.combine_chunks().to_batches()[0])
+    reader = pa.ipc.MessageReader.open_stream(sink.getvalue())
+    reader.read_next_message()
+    return bytes(reader.read_next_message().serialize())
+
+
+# Logs ---------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.lists(records, max_size=3), max_size=3), st.data())
+def test_a_log_gives_its_records_and_columns_back(
+    parts: list[list[Record]], data: st.DataObject
+) -> None:
+    every = [record for part in parts for record in part]
+    log = RecordLog(block for part in parts for block in encode(part))
+    assert len(log) == len(every)
+    assert list(log) == every
+    assert [log.record(position) for position in range(len(log))] == every
+    assert list(pickle.loads(pickle.dumps(log))) == every
+    assert log.digests.to_bytes() == b"".join(source_digest(r.source_id) for r in every)
+    assert [log.runs[run] for run in log.column("run").tolist()] == [r.run_id for r in every]
+    assert log.column("state").tolist() == [record.state.value for record in every]
+    assert log.column("sequence").tolist() == [record.sequence for record in every]
+    assert log.column("rows").tolist() == [record.rows for record in every]
+    assert log.column("size").tolist() == [record.fingerprint.size or 0 for record in every]
+    assert log.column("mtime_ns").tolist() == [r.fingerprint.mtime_ns or 0 for r in every]
+    assert b"".join(map(bytes, log.column("pipeline"))) == b"".join(r.pipeline for r in every)
+    assert log.column("flags").tolist() == [flags_of(record) for record in every]
+    for known, record in zip(log.column("completed_at").tolist(), every, strict=True):
+        assert known == record.completed_at or (record.completed_at is None and known != known)
+    some = sorted(data.draw(st.sets(st.integers(0, len(every) - 1)) if every else st.just(set())))
+    found = list(log.batches(np.array(some, np.int64)))
+    assert [r for _, batch in found for r in records_of(batch)] == [every[n] for n in some]
+    assert [start for start, _ in found] == starts([len(batch) for _, batch in found])
+
+
+def starts(lengths: list[int]) -> list[int]:
+    return [sum(lengths[:n]) for n in range(len(lengths))]
+
+
+def flags_of(record: Record) -> int:
+    return (
+        Flag.SIZE * (record.fingerprint.size is not None)
+        + Flag.MTIME * (record.fingerprint.mtime_ns is not None)
+        + Flag.FILES * bool(record.files)
+        + Flag.DEAD_LETTERS * bool(record.dead_letters)
+    )
+
+
+def test_a_log_is_as_it_was_after_a_damaged_block() -> None:
+    log = RecordLog(encode([PLAIN]))
+    with pytest.raises(CheckpointError):
+        log.append(b"damaged")
+    log.append(next(encode([FULL])))
+    assert list(log) == [PLAIN, FULL]
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=40))
+def test_records_are_found_whatever_was_looked_at_before(asked: list[str]) -> None:
+    """The last batches are kept; more blocks than that are here."""
+    every = [replace(PLAIN, source_id=f"s{n}", sequence=n) for n in range(12)]
+    log = RecordLog(block for record in every for block in encode([record]))
+    for name in asked:
+        position = (ord(name) * len(asked)) % 12
+        assert log.record(position) == every[position]

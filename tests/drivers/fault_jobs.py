@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import sys
+from base64 import b85encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -261,7 +263,8 @@ class LongNames(Job):
     """Ids of sources so long that the map of the run's file has to grow."""
 
     def run(self) -> RunSummary:
-        keys = [f"{number}" * 3_000_000 for number in range(8)]
+        noise = random.Random(0)
+        keys = [f"{n}{b85encode(noise.randbytes(2_400_000)).decode()}" for n in range(8)]
 
         def load(key: str) -> Batch:
             return {"id": np.arange(3) + 3 * int(key[0])}

@@ -18,6 +18,7 @@ from places import SCRIPTS
 
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.checkpoint.local.lmdb_file import read_writer
+from ray_resume.core.records import Record
 
 DRIVER = SCRIPTS / "driver.py"
 FILES, ROWS = 24, 200
@@ -59,9 +60,9 @@ class Job:
         except CheckpointError:
             return 0
 
-    def records_of(self, run_id: str) -> dict[bytes, bytes]:
+    def records_of(self, run_id: str) -> list[Record]:
         """Return what a run has committed up to now."""
-        return dict(read_writer(self.checkpoint / f"{run_id}.mdb", live=True)[1])
+        return list(read_writer(self.checkpoint / f"{run_id}.mdb", live=True)[1])
 
     def wait_for_run(self, known: set[str], *, commits: int) -> str:
         """Wait for a run that is not in ``known`` to commit so much; add it, return its id."""

@@ -103,7 +103,7 @@ def sources(count: int, run_id: str, *, width: int = 0) -> list[Record]:
 # --- Full: the store ---
 
 WRITE = """
-import sys
+import os, sys
 from pathlib import Path
 from ray_resume.errors import CheckpointError
 from ray_resume.core.records import Record, State
@@ -113,7 +113,7 @@ done = 0
 try:
     writer = WriterFile.create(Path(sys.argv[1]), "aaaaaaaaaaaa", {})
     for number in range(60):
-        name = f"{number}{'x' * 2500}"
+        name = f"{number}{os.urandom(2500).hex()}"
         writer.commit([Record(name, State.COMPLETED, 1 + number, "aaaaaaaaaaaa")])
         done += 1
 except CheckpointError as error:

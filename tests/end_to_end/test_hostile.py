@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pickle
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +23,7 @@ import test_architecture
 from conftest import ids_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from raw_store import put, put_record
+from raw_store import put, put_block
 from test_failures import Desk, batch_of, x_of
 
 from ray_resume import (
@@ -35,8 +37,7 @@ from ray_resume import (
 from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lmdb_file import FORMAT_VERSION, WriterFile
 from ray_resume.cli import main
-from ray_resume.core.digests import source_digest
-from ray_resume.core.records import HEAD, Record, State, encode
+from ray_resume.core.records import Record, State, encode
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.raydata import blocks, user_batches
 from ray_resume.udf.stage import instrument
@@ -137,10 +138,10 @@ def test_a_pickle_in_any_place_is_not_opened(path: Path, tmp_path: Path, place: 
     pickle.loads(trap)
     sprung.unlink()
     if place == "value":
-        put_record(path / f"{RUN}.mdb", source_digest("a"), trap)
+        put_block(path / f"{RUN}.mdb", trap)
     elif place == "head and value":
-        value = encode(Record("a", State.FAILED, 1, RUN, error="boom"))
-        put_record(path / f"{RUN}.mdb", source_digest("a"), value[: HEAD.size + 1] + trap)
+        rest = struct.pack("<?Q", False, len(trap)) + trap
+        put_block(path / f"{RUN}.mdb", struct.pack("<I", zlib.crc32(rest)) + rest)
     elif place == "header":
         put(path / f"{RUN}.mdb", b"header", trap)
     elif place == "identity":
@@ -269,9 +270,8 @@ def test_a_terminal_gets_no_control_characters(
         record = Record(
             name, kind, 1 + number, RUN, 1, (file,), f"boom\n{name}", 1, completed_at=1e300
         )
-        records.append((source_digest(name), encode(record)))
-    for key, value in records:
-        put_record(path / f"{RUN}.mdb", key, value)
+        records.append(record)
+    put_block(path / f"{RUN}.mdb", next(encode(records)))
     LocalBackend(path).bind(str(path.parent / "out\x1b[31m"), RUN)
     owner = {"run_id": "\x1b[31m", "host": "\x1b[31m\n", "pid": 1, "started_at": 1e300}
     (path / "\x1b[31m.lease").write_text(json.dumps(owner))

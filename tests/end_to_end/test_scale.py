@@ -19,18 +19,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from places import ROOT
 from plain_todo import PlainGone, plain_todo_of
+from snapshots import snapshot_of
 
+from ray_resume.checkpoint.check import _doubtful
 from ray_resume.core.digests import DigestIndex, Digests, source_digest
 from ray_resume.core.filenames import OutputName, packed, stem_of, unpacked
 from ray_resume.core.gone import gone_from
 from ray_resume.core.identity import ids_of, part_file
-from ray_resume.core.output_files import OutputFileSet, listed_files
-from ray_resume.core.records import HEAD, Fingerprint, Record, State, encode, pipeline_of, stored_in
+from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
+from ray_resume.core.record_log import RecordLog
+from ray_resume.core.records import Fingerprint, Record, State, encode, pipeline_of
 from ray_resume.core.resume_plan import todo_of
 from ray_resume.core.shards import Shard
-from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import Source, SourceTable, refuse_repeated
-from ray_resume.core.table import Table
 from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
 
 pytestmark = [pytest.mark.extended, pytest.mark.long]
@@ -155,119 +156,64 @@ def records(draw: st.DrawFn, source_id: str) -> Record:
 
 
 fingerprints = st.builds(Fingerprint, st.sampled_from([None, 0, 1]), st.sampled_from([None, 0, 1]))
+records_of_any = st.sampled_from(NAMES[:3]).flatmap(records)
 on_record = st.lists(st.sampled_from(NAMES), unique=True).flatmap(
     lambda names: st.tuples(*(records(name) for name in names))
 )
 
 
-def pairs(some: tuple[Record, ...] | list[Record]) -> list[tuple[bytes, bytes]]:
-    return [(source_digest(r.source_id), encode(r)) for r in some]
-
-
-@given(on_record)
-def test_a_table_of_records_gives_its_pairs_back(some: tuple[Record, ...]) -> None:
-    table = Table.of(pairs(some))
-    assert list(table) == pairs(some)
-    assert [table.record(row) for row in range(len(table))] == list(some)
-    assert table.damaged() is None
-    back = pickle.loads(pickle.dumps(table.take(np.arange(len(table))[::-1])))
-    assert list(back) == pairs(some)[::-1]
-
-
 USUAL = Record("a", State.COMPLETED, 1, RUNS[0], files=(usual_file("a", RUNS[0], 1),))
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda value: value[:-1],
-        lambda value: value + b"x",
-        lambda value: b"",
-        lambda value: value[:40],
-        lambda value: b"\0" + value[1:],
-        lambda value: b"\5" + value[1:],
-        lambda value: value[:1] + b"\x88" + value[2:],
-        lambda value: value[:2] + b"\x09" + value[3:],
-        lambda value: bytes(len(value)),
-    ],
-)
-def test_damage_is_seen_among_many_and_names_the_file(damage: object) -> None:
-    assert callable(damage)
-    good = pairs([replace(USUAL, source_id=f"s{i}", files=()) for i in range(100)])
-    bad = [(source_digest("a"), damage(encode(USUAL)))]
-    Union({"x": good, "y": pairs([USUAL])})
-    with pytest.raises(CheckpointError, match=r"file of y .*restore it"):
-        Union({"x": good, "y": [*bad, *good]}, owner="the file of {} ".format)
-
-
-@given(on_record, st.sets(st.sampled_from(NAMES)))
-def test_what_a_union_counts_at_once_is_what_its_records_say(
-    some: tuple[Record, ...], here: set[str]
+@given(on_record, st.sets(st.sampled_from(NAMES)), st.data())
+def test_what_a_snapshot_counts_at_once_is_what_its_records_say(
+    some: tuple[Record, ...], here: set[str], data: st.DataObject
 ) -> None:
-    union = Union({"x": pairs(some[::2]), "y": pairs(some[1::2])})
+    snapshot = snapshot_of({"x": some[::2], "y": some[1::2]})
     by_id = {record.source_id: record for record in some}
-    assert {r.source_id: r for r in union} == by_id
-    assert set(listed_files(union)) == {file for record in some for file in record.files}
-    assert len(listed_files(union)) == len({file for record in some for file in record.files})
+    assert {r.source_id: r for r in snapshot} == by_id
+    assert set(listed_files(snapshot)) == {file for record in some for file in record.files}
+    assert len(listed_files(snapshot)) == len({file for r in some for file in r.files})
     outside = [r for r in some if r.state is State.COMPLETED and r.source_id not in here]
-    count, one = union.completed_outside(Digests.of(b"".join(map(source_digest, here))))
+    wanted = Digests.of(b"".join(map(source_digest, here)))
+    count, one = snapshot.completed_outside(wanted)
     assert count == len(outside)
     assert one is None or one in outside
     assert (one is None) == (not outside)
-    assert dict(union.pairs()) == dict(pairs(some))
-    union.verify()
-    stored = [value for block in union.blocks() for value in stored_in(block)]
-    assert stored == sorted(key + value for key, value in pairs(some))
+    found = snapshot.find(wanted).tolist()
+    rows = dict(zip(here, found, strict=True))
+    assert {name for name, row in rows.items() if row >= 0} == here & by_id.keys()
+    assert all(snapshot.record(row).source_id == name for name, row in rows.items() if row >= 0)
+    assert list(RecordLog(snapshot.blocks())) == list(snapshot)
+    every = np.array(data.draw(st.permutations(range(len(snapshot)))), np.int64)
+    mixed = every[: len(every) // 2 + 1]
+    assert list(snapshot.records(mixed)) == [snapshot.record(row) for row in mixed.tolist()]
+    assert snapshot.runs(mixed) == {record.run_id for record in snapshot.records(mixed)}
+    states = [State(state) for state in snapshot.column("state", mixed).tolist()]
+    assert states == [record.state for record in snapshot.records(mixed)]
+    present = OutputFileSet.of(data.draw(st.permutations(sorted(listed_files(snapshot))))[::2])
+    missing = dict(missing_files(snapshot.records(mixed), present))
+    listed = {file: r.source_id for r in snapshot.records(mixed) for file in r.files}
+    assert missing.keys() == listed.keys() - set(present)
+    assert all(file in by_id[source_id].files for file, source_id in missing.items())
 
 
-@given(on_record, st.integers(1, 3))
-def test_blocks_of_a_table_hold_its_pairs(some: tuple[Record, ...], count: int) -> None:
-    blocks = list(Table.of(pairs(some)).blocks(count))
-    assert [v for block in blocks for v in stored_in(block)] == [k + v for k, v in pairs(some)]
-    assert all(sum(1 for _ in stored_in(block)) <= count for block in blocks)
+@given(st.lists(st.lists(records_of_any, max_size=3), max_size=4))
+def test_of_several_records_of_a_source_the_newest_counts(runs: list[list[Record]]) -> None:
+    """By its number, then by the lowest run id, then the first; whichever file it is in."""
+    snapshot = snapshot_of({f"file{n}": some for n, some in enumerate(runs)})
+    newest: dict[str, Record] = {}
+    for record in (record for some in runs for record in some):
+        other = newest.get(record.source_id)
+        if other is None or (-record.sequence, record.run_id) < (-other.sequence, other.run_id):
+            newest[record.source_id] = record
+    assert {r.source_id: r for r in snapshot} == newest
+    assert len(snapshot) == len(newest)
+    assert snapshot.highest_sequence() == max((r.sequence for r in newest.values()), default=0)
+    assert all(snapshot.get(name) == record for name, record in newest.items())
 
 
-@given(on_record, st.data())
-def test_the_rows_of_which_two_tables_differ(some: tuple[Record, ...], data: st.DataObject) -> None:
-    changed = {r for r in some if data.draw(st.booleans())}
-    other = [replace(r, source_id=r.source_id + "x") if r in changed else r for r in some]
-    unlike = Table.of(pairs(some)).unlike(Table.of(pairs(other)))
-    assert unlike.tolist() == [row for row, r in enumerate(some) if r in changed]
-
-
-def cut_short(value: bytes) -> bytes:
-    return value[:-1]
-
-
-def no_text(value: bytes) -> bytes:
-    """Damage an id of ASCII such that it is no UTF-8 any more."""
-    return value[: HEAD.size] + b"\xff" + value[HEAD.size + 1 :]
-
-
-BAD = st.sampled_from([cut_short, no_text, None, None])
-
-
-@given(st.lists(st.tuples(st.sampled_from(NAMES).flatmap(records), BAD, st.booleans()), max_size=5))
-def test_what_may_be_at_fault_is_in_doubt(some: list[tuple[Record, Any, bool]]) -> None:
-    """Of what is not in doubt, each record is sound by all rules, read one by one."""
-    runs = RUNS[:1]
-    table = Table.of(
-        (source_digest("x" if astray else r.source_id), bad(encode(r)) if bad else encode(r))
-        for r, bad, astray in some
-    )
-    doubtful = set(table.doubtful(runs).tolist())
-    numbers = Counts((r.run_id, r.sequence) for r, _, _ in some)
-    for row, (record, bad, astray) in enumerate(some):
-        if row not in doubtful:
-            assert not bad
-            assert not astray
-            assert table.record(row) == record
-            assert record.run_id in runs
-            assert numbers[record.run_id, record.sequence] == 1
-            assert not any("/" in file for file in record.files)
-
-
-def test_what_is_as_usual_is_not_in_doubt() -> None:
+def test_a_usual_record_makes_no_object_to_be_checked() -> None:
     """Else a million records would be looked at one by one."""
     usual = [
         replace(USUAL, source_id=f"s{i}", sequence=i, files=(usual_file(f"s{i}", RUNS[0], i),))
@@ -275,13 +221,14 @@ def test_what_is_as_usual_is_not_in_doubt() -> None:
     ]
     bare = replace(USUAL, run_id=RUNS[1], files=())
     usual += [replace(bare, source_id=f"t{i}", sequence=i) for i in range(1, 50)]
-    table = Table.of(pairs(usual))
-    assert len(table.doubtful(RUNS)) == 0
-    assert table.doubtful(RUNS[:1]).tolist() == list(range(49, 98))
-    for change in ({"sequence": 2}, {"sequence": 0}, {"rows": -1}, {"error": "e"}, {"run_id": "x"}):
+    log = RecordLog(encode(usual))
+    assert len(_doubtful(log, set(RUNS))) == 0
+    assert _doubtful(log, {RUNS[0]}).tolist() == list(range(49, 98))
+    changes = ({"sequence": 2}, {"sequence": 0}, {"rows": -1}, {"failed_runs": -1}, {"run_id": "x"})
+    for change in (*changes, {"files": ("a", "../b")}, {"files": ("/a",)}):
         odd: list[Any] = [*usual[:9], replace(usual[9], **change)]
         expected = [1, 9] if change == {"sequence": 2} else [9]
-        assert Table.of(pairs(odd)).doubtful(RUNS).tolist() == expected
+        assert _doubtful(RecordLog(encode(odd)), set(RUNS)).tolist() == expected
 
 
 # What there is to do ------------------------------------------------------------------------------
@@ -323,7 +270,7 @@ def compare_todo(
 ) -> None:
     """Hold `todo_of` against its model; ``ours`` and ``plain`` say the same of what is gone."""
     by_id = {record.source_id: record for record in some}
-    union = Union({"x": pairs(some)})
+    union = snapshot_of({"x": some})
     try:
         model = plain_todo_of(mine, by_id, listed=everyone, **plain, **options)
     except (CheckpointError, PipelineChangedError, SourceChangedError) as error:
@@ -379,7 +326,7 @@ def test_what_is_gone_is_what_the_model_says(
     mine = [source for source in everyone if shard is None or shard.holds(source.source_id)]
     files = without_parts | {name[0] for name in listed}
     file_of = partial(part_file, ids_of("row_group"))
-    union = Union({"x": pairs(some)})
+    union = snapshot_of({"x": some})
     gone = gone_from(
         union,
         SourceTable.of(everyone),
@@ -492,9 +439,9 @@ def benchmark(*arguments: str) -> dict[str, Any]:
 def test_the_ledgers_process_keeps_little_of_a_source() -> None:
     weights = benchmark("memory", "--sources", "20000")["bytes_per_source"]
     assert weights["pending"] < 120
-    assert weights["pending, with rows in a file"] < 600
-    assert weights["half of them complete"] < 350
-    assert weights["complete"] < 180
+    assert weights["pending, with rows in a file"] < 200
+    assert weights["half of them complete"] < (200 + 32) / 2
+    assert weights["complete"] < 32
 
 
 def test_the_ledger_and_the_store_without_ray() -> None:

@@ -18,6 +18,7 @@ import ray
 from conftest import ids_in, write_source
 from ray.data import Dataset
 from ray.data.expressions import col
+from snapshots import snapshot_of
 
 from ray_resume import (
     Checkpoint,
@@ -28,10 +29,8 @@ from ray_resume import (
     resumable_write,
 )
 from ray_resume.core.code import Code, digest_of_code
-from ray_resume.core.digests import source_digest
-from ray_resume.core.records import Fingerprint, Record, State, encode, pipeline_of
+from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
 from ray_resume.core.resume_plan import Todo, todo_of
-from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import Source
 from ray_resume.raydata import plan
 from ray_resume.raydata.signature import Signature, signature_of
@@ -55,7 +54,7 @@ def sorted_out(policy: str, on_code_change: str = "warn", **signatures: str) -> 
         )
         for name, signature in signatures.items()
     ]
-    union = Union({"run": [(source_digest(r.source_id), encode(r)) for r in records]})
+    union = snapshot_of({"run": records})
     return todo_of(
         [Source(name, name, Fingerprint()) for name in signatures],
         union,
@@ -111,7 +110,7 @@ def test_a_record_of_an_older_version_is_shown_with_its_signature() -> None:
     with pytest.raises(PipelineChangedError, match=r"(?s)then: old\n.*now:  now"):
         todo_of(
             [Source("a", "a", Fingerprint())],
-            Union({"run": [(source_digest("a"), encode(record))]}),
+            snapshot_of({"run": [record]}),
             on_source_change="reprocess",
             signature="now",
             on_pipeline_change="error",
@@ -119,7 +118,7 @@ def test_a_record_of_an_older_version_is_shown_with_its_signature() -> None:
         )
     todo = todo_of(
         [Source("a", "a", Fingerprint())],
-        Union({"run": [(source_digest("a"), encode(record))]}),
+        snapshot_of({"run": [record]}),
         on_source_change="reprocess",
         signature="old",
         code="code",
@@ -140,7 +139,7 @@ def test_of_a_long_pipeline_the_first_difference_is_named() -> None:
     with pytest.raises(PipelineChangedError, match=r"step 5: map\(f4\) then, map\(g, by=3\) now"):
         todo_of(
             [Source("a", "a", Fingerprint())],
-            Union({"run": [(source_digest("a"), encode(record))]}),
+            snapshot_of({"run": [record]}),
             on_source_change="reprocess",
             signature=" -> ".join(steps),
             on_pipeline_change="error",

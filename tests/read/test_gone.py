@@ -13,6 +13,7 @@ import pytest
 import ray
 from conftest import ids_in, write_file, write_source
 from pyarrow.fs import LocalFileSystem
+from snapshots import snapshot_of
 
 from ray_resume import (
     Checkpoint,
@@ -26,9 +27,9 @@ from ray_resume import (
 from ray_resume.core.digests import source_digest
 from ray_resume.core.gone import Gone, gone_from, judge_gone, same_files
 from ray_resume.core.identity import HEADER_KEY, ids_of, part_file, refuse_other_ids
-from ray_resume.core.records import Fingerprint, Record, State, encode
+from ray_resume.core.records import Fingerprint, Record, State
 from ray_resume.core.shards import Shard
-from ray_resume.core.snapshot import Union
+from ray_resume.core.snapshot import Snapshot
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.read.footers import list_row_groups
 from ray_resume.read.listing import list_files
@@ -39,8 +40,8 @@ RUN = "0123456789ab"
 LOOK = Fingerprint(100, 1_700_000_000_123_456_789)
 
 
-def union_of(*records: Record) -> Union:
-    return Union({RUN: [(source_digest(r.source_id), encode(r)) for r in records]})
+def union_of(*records: Record) -> Snapshot:
+    return snapshot_of({RUN: records})
 
 
 def done(source_id: str, fingerprint: Fingerprint = LOOK, **values: Any) -> Record:
@@ -51,7 +52,7 @@ def listing(*ids: str, fingerprint: Fingerprint = LOOK) -> SourceTable:
     return SourceTable.of(Source(name, name, fingerprint) for name in ids)
 
 
-def judged(union: Union, listed: SourceTable, policy: str | None) -> str | None:
+def judged(union: Snapshot, listed: SourceTable, policy: str | None) -> str | None:
     gone = gone_from(union, listed, remove=policy == "remove")
     return judge_gone(union, gone, listed, policy, "/ckpt")
 

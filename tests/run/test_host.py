@@ -22,7 +22,7 @@ from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.ledger import LedgerError
 from ray_resume.core.messages import DeadLetter, Drain, Message, Outcome, Seal
-from ray_resume.core.records import Fingerprint, Record, State, decode, pipeline_of
+from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError, ResumeError
@@ -40,7 +40,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def records_in(path: Path, *, live: bool = False) -> dict[str, Record]:
     """What a writer's file holds, by source id."""
-    return {r.source_id: r for r in (decode(v) for _, v in read_writer(path, live=live)[1])}
+    return {record.source_id: record for record in read_writer(path, live=live)[1]}
 
 
 def table(fingerprints: Iterable[Fingerprint]) -> SourceTable:
@@ -229,12 +229,12 @@ def test_nothing_is_committed_once_the_lease_is_lost(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_to_everybody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: WriterFile, stored: Sequence[bytes]) -> None:
+    def full(self: WriterFile, records: Iterable[Record]) -> None:
         raise CheckpointError("disk full")
 
     run.apply(Seal(0, 0))
     with monkeypatch.context() as patch:
-        patch.setattr(WriterFile, "commit_encoded", full)
+        patch.setattr(WriterFile, "commit", full)
         with pytest.raises(CheckpointError, match="disk full"):
             run.host.flush()
     # Also when there is space again: what was queued is gone, so nothing must look as if it held.
@@ -330,16 +330,16 @@ def test_threads_that_apply_at_once_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources, faults = 3000, list[BaseException]()
-    committing, commit = threading.Lock(), WriterFile.commit_encoded
+    committing, commit = threading.Lock(), WriterFile.commit
 
-    def commit_alone(self: WriterFile, stored: Sequence[bytes]) -> None:
+    def commit_alone(self: WriterFile, records: Iterable[Record]) -> None:
         assert committing.acquire(blocking=False), "two commits at once"
         try:
-            commit(self, stored)
+            commit(self, records)
         finally:
             committing.release()
 
-    monkeypatch.setattr(WriterFile, "commit_encoded", commit_alone)
+    monkeypatch.setattr(WriterFile, "commit", commit_alone)
     run = Run(tmp_path, sources=sources, commit_interval_s=0.01)
 
     def send(make: Callable[[int], Seal | Drain], order: Sequence[int]) -> None:

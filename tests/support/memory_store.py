@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ray_resume.checkpoint.local.lmdb_file import FORMAT_VERSION
 from ray_resume.core.digests import source_digest
-from ray_resume.core.records import Record, decode, encode
+from ray_resume.core.records import Record, decode, encode, records_of
 from ray_resume.errors import CheckpointError
 
 
@@ -54,14 +54,15 @@ class MemoryWriter:
     def commit(self, records: Sequence[Record]) -> None:
         if not self._open:
             raise CheckpointError("the writer is closed")
-        self.records.update([(source_digest(r.source_id), decode(encode(r))) for r in records])
+        back = (r for block in encode(records) for r in records_of(decode(block)))
+        self.records.update([(source_digest(record.source_id), record) for record in back])
 
     def close(self) -> None:
         self._open = False
 
 
 class MemoryUnion:
-    """The rule of `snapshot.Union` in the fewest words: the highest sequence, the lowest run id."""
+    """The rule of `Snapshot` in the fewest words: the highest sequence, the lowest run id."""
 
     def __init__(self, writers: Mapping[str, Mapping[bytes, Record]]) -> None:
         candidates = [

@@ -16,6 +16,7 @@ from conftest import ids_in, write_source
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.data import Dataset
+from snapshots import snapshot_of
 
 from ray_resume import (
     Checkpoint,
@@ -25,10 +26,8 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.core.digests import source_digest
-from ray_resume.core.records import Fingerprint, Record, State, encode
+from ray_resume.core.records import Fingerprint, Record, State
 from ray_resume.core.resume_plan import Todo, todo_of
-from ray_resume.core.snapshot import Union
 from ray_resume.core.sources import Source
 from ray_resume.errors import SourceChangedError
 from ray_resume.write.packing import Packing, groups_of
@@ -121,7 +120,7 @@ def record(source_id: str, state: State, *files: int) -> Record:
 def sorted_out(
     ids: str, *records: Record, changed: str = "", policy: str = "reprocess", listed: str = ""
 ) -> Todo:
-    union = Union({"run": [(source_digest(r.source_id), encode(r)) for r in records]})
+    union = snapshot_of({"run": records})
     sources = [Source(i, i, Fingerprint(1, 1) if i in changed else Fingerprint()) for i in ids]
     others = [Source(i, i) for i in listed]
     return todo_of(

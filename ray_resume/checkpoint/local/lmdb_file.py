@@ -1,10 +1,11 @@
 """The store: one LMDB file per writer. The only import of lmdb.
 
 A writer's file is called ``<run id>.mdb`` and appears under that name only as a valid store.
-Records are added and superseded, never deleted. They stand in blocks (`records.block_of`), whose
-keys are their numbers in the file, so that they fill its pages from left to right: by a key that is
-random, each commit would write most of the pages of a large file again (75,000 records a second
-with 3 million in it, and ever fewer; this way it is ten times as many, with any number).
+Records are added and superseded, never deleted. They stand in blocks (`records.encode`), whose
+keys are their numbers in the file, so that they fill its pages from left to right: with random
+keys, each commit would write most of the pages of a large file again. As long as the last block is
+small, a commit replaces it by one that holds its records and the new ones: a run that commits one
+record at a time writes few blocks.
 
 Guarantees of :meth:`WriterFile.commit`: when it returns, the records survive the death of the
 process and of the machine (LMDB with ``sync`` and ``metasync``, its defaults); if it raises or the
@@ -21,14 +22,16 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray_resume.core.digests import DIGEST_BYTES, source_digest
 from ray_resume.core.filenames import is_usual_run
-from ray_resume.core.records import Record, blocks_of, encode, stored_in
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.files import fsync_directory
+
+if TYPE_CHECKING:
+    from ray_resume.core.record_log import RecordLog
+    from ray_resume.core.records import Record
 
 __all__ = [
     "FORMAT_VERSION",
@@ -41,7 +44,7 @@ __all__ = [
     "writer_files",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised by one whenever an older ray_resume could misread what a newer one writes."""
 
 SUFFIX = ".mdb"
@@ -53,6 +56,8 @@ _NASCENT = ".new"
 # A sparse address range, not disk space: the file grows as it is written.
 _INITIAL_MAP_BYTES = 16 << 20
 _LOW_DISK_BYTES = 1 << 20
+# A block of less is replaced by the next commit: 200 records, as a rule.
+_SMALL_BLOCK_BYTES = 1 << 14
 _KEY = struct.Struct(">Q").pack
 # What LMDB makes it for the 126 readers that py-lmdb asks for.
 _LOCK_FILE_BYTES = 8192
@@ -71,6 +76,8 @@ class WriterFile:
         self._env = env
         self._meta, self._records = env.open_db(_META), env.open_db(_RECORDS)
         self._count = 0
+        # The last block, if it is so small that the next commit may replace it.
+        self._last: bytes | None = None
 
     @property
     def path(self) -> Path:
@@ -92,28 +99,40 @@ class WriterFile:
         except (_lmdb().Error, OSError) as error:
             raise _unmade(path, error) from error
 
-    def commit(self, records: Sequence[Record]) -> None:
+    def commit(self, records: Iterable[Record]) -> None:
         """Add ``records`` in one durable transaction; see the module's guarantees.
 
         Raises:
             CheckpointError: the disk is full or fails. Nothing of this call was committed.
         """
-        self.commit_encoded([source_digest(r.source_id) + encode(r) for r in records])
+        from ray_resume.core.records import encode
 
-    def commit_encoded(self, stored: Sequence[bytes]) -> None:
-        """Do as :meth:`commit`, with digests that are followed by encoded records."""
+        self.append(list(encode(records)))
+
+    def append(self, blocks: Sequence[bytes]) -> None:
+        """Do as :meth:`commit`, with blocks of records (see `records.encode`)."""
+        # Imported here, because a process that only reads the file for another needs no pyarrow.
+        from ray_resume.core.records import decode, encode_batches
+
+        replaced = None
+        if len(blocks) == 1 and self._last is not None:
+            replaced = self._last
+            blocks = list(encode_batches(map(decode, (replaced, *blocks))))
+        first = self._count - (replaced is not None)
         try:
-            blocks = _numbered(blocks_of(stored), self._count)
-            _put_all(self._env, self._records, blocks, named=True)
-            self._count += len(blocks)
+            items = _numbered(blocks, first)
+            _put_all(self._env, self._records, items, replaced=replaced, named=True)
         except (_lmdb().Error, OSError) as error:
             raise CheckpointError(
                 f"The checkpoint file {self._path} cannot be written: {_why(self._path, error)}. "
                 "What was committed before is safe. Free space or mend the disk, and run again."
             ) from error
+        self._count = first + len(blocks)
+        if blocks:
+            self._last = blocks[-1] if len(blocks[-1]) < _SMALL_BLOCK_BYTES else None
 
     def blocks(self) -> list[bytes]:
-        """Return everything that was committed, as blocks of records (see `records.block_of`)."""
+        """Return everything that was committed, as blocks of records (see `records.encode`)."""
         blocks: list[bytes] = []
         read_writer_into(self._path, lambda _: None, blocks.append, live=True)
         return blocks
@@ -182,8 +201,8 @@ def writer_files(directory: Path) -> dict[str, Path]:
     }
 
 
-def read_writer(path: Path, *, live: bool) -> tuple[dict[str, Any], Iterator[tuple[bytes, bytes]]]:
-    """Read a writer's file: its header, and its ``(digest, encoded record)`` pairs.
+def read_writer(path: Path, *, live: bool) -> tuple[dict[str, Any], RecordLog]:
+    """Read a writer's file: its header, and its records.
 
     Args:
         live: whether its writer may be at work on this host, so that LMDB's lock is needed. What
@@ -192,15 +211,12 @@ def read_writer(path: Path, *, live: bool) -> tuple[dict[str, Any], Iterator[tup
     Raises:
         CheckpointError: it is damaged, foreign, or of another format; the message names it.
     """
+    from ray_resume.core.record_log import RecordLog
+
     headers: list[dict[str, Any]] = []
-    pairs: list[tuple[bytes, bytes]] = []
-
-    def take(block: bytes) -> None:
-        with _told(path):
-            pairs.extend((value[:DIGEST_BYTES], value[DIGEST_BYTES:]) for value in stored_in(block))
-
-    read_writer_into(path, headers.append, take, live=live)
-    return headers[0], iter(pairs)
+    log = RecordLog()
+    read_writer_into(path, headers.append, log.append, live=live)
+    return headers[0], log
 
 
 def read_writer_into(
@@ -214,7 +230,7 @@ def read_writer_into(
 
     Args:
         take_header: is given the header, first.
-        take: is given a block of records (see `records.block_of`), time and again.
+        take: is given a block of records (see `records.encode`), time and again.
         live: as in :func:`read_writer`.
 
     Raises:
@@ -277,18 +293,29 @@ def _numbered(blocks: Iterable[bytes], first: int) -> list[tuple[bytes, bytes]]:
 
 
 def _put_all(
-    env: Any, database: Any, items: Sequence[tuple[bytes, bytes]], *, named: bool = False
+    env: Any,
+    database: Any,
+    items: Sequence[tuple[bytes, bytes]],
+    *,
+    replaced: bytes | None = None,
+    named: bool = False,
 ) -> None:
     """Put ``items`` in one durable transaction; the map grows as it must.
 
     Args:
         items: their keys are higher than those that are there, and ascending.
+        replaced: the value that the first of them takes the place of, which is the last.
         named: whether the file has its name already, so that it counts what is put there.
     """
     while True:
         try:
             with env.begin(db=database, write=True) as transaction:
-                _, added = transaction.cursor().putmulti(items, append=True)
+                cursor = transaction.cursor()
+                if replaced is not None:
+                    if not cursor.last() or cursor.item() != (items[0][0], replaced):
+                        raise OSError("it has records that this process did not write")
+                    cursor.delete()
+                _, added = cursor.putmulti(items, append=True)
                 if added != len(items):
                     raise OSError("it has records that this process did not write")
                 if named:

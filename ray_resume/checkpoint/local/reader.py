@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_resume.checkpoint.local.lmdb_file import read_writer_into
-from ray_resume.core.records import columns_of
 from ray_resume.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from ray_resume.core.table import Table
+    from ray_resume.core.record_log import RecordLog
 
 __all__ = ["Reading", "read_writers"]
 
@@ -52,12 +51,12 @@ _CHILD = (
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read from one writer's file: its header and pairs, or why it cannot be read."""
+    """What was read from one writer's file: its header and records, or why it cannot be read."""
 
     run_id: str
     path: Path | str
     header: Mapping[str, Any]
-    pairs: Table
+    records: RecordLog
     error: CheckpointError | None = None
 
 
@@ -90,12 +89,12 @@ def _read_in_child(files: list[tuple[str, str, bool]]) -> Iterator[Reading]:
             with contextlib.suppress(BrokenPipeError):
                 marshal.dump(([str(path) for path in sys.path], files), child.stdin)
                 child.stdin.close()
-            # While the child starts: it takes as long to load.
-            from ray_resume.core.table import Table
+            # While the child starts, which needs no pyarrow: it takes as long to load.
+            from ray_resume.core.record_log import RecordLog
 
             for run_id, path, _ in list(files):
                 header: Mapping[str, Any] = {}
-                columns = (bytearray(), bytearray(), bytearray(), bytearray())
+                log = RecordLog()
                 try:
                     while (part := marshal.load(child.stdout)) is not None:
                         kind, content = part
@@ -104,16 +103,15 @@ def _read_in_child(files: list[tuple[str, str, bool]]) -> Iterator[Reading]:
                         elif kind == "error":
                             raise CheckpointError(content)
                         else:
-                            for column, more in zip(columns, columns_of(content), strict=True):
-                                column += more
+                            log.append(content)
                 except CheckpointError as error:
                     _skip_rest(child.stdout, part)
-                    yield Reading(run_id, Path(path), {}, Table.of(()), _named(error, path))
+                    yield Reading(run_id, Path(path), {}, RecordLog(), _named(error, path))
                 except EOFError:
-                    yield Reading(run_id, Path(path), {}, Table.of(()), _fatal(path, child))
+                    yield Reading(run_id, Path(path), {}, RecordLog(), _fatal(path, child))
                     return
                 else:
-                    yield Reading(run_id, Path(path), header, Table(*columns))
+                    yield Reading(run_id, Path(path), header, log)
         finally:
             child.kill()
 
@@ -152,7 +150,7 @@ def _fatal(path: str, child: subprocess.Popen[bytes]) -> CheckpointError:
 
 
 def _serve(files: list[tuple[str, str, bool]]) -> None:
-    """Be the child: send each file's header, columns of its records, and None or an error."""
+    """Be the child: send each file's header, the blocks of its records, and None or an error."""
     out = sys.stdout.buffer
 
     def send(part: tuple[str, Any] | None) -> None:

@@ -21,7 +21,7 @@ from ray_resume.checkpoint.shared.segments import (
     last_number,
     whole_name,
 )
-from ray_resume.core.records import columns_of
+from ray_resume.core.record_log import RecordLog
 from ray_resume.errors import CheckpointError
 
 __all__ = ["RUN_ID", "PublishedRuns", "without_merged"]
@@ -63,11 +63,8 @@ class PublishedRuns:
         return sorted(readings, key=lambda reading: reading.run_id)
 
     def _reading(self, run_id: str, segments: Iterable[tuple[str, bytes | None]]) -> Reading:
-        # Imported here: a process that reads nothing need not load numpy.
-        from ray_resume.core.table import Table
-
         header: dict[str, Any] = {}
-        columns = (bytearray(), bytearray(), bytearray(), bytearray())
+        log = RecordLog()
         damage: CheckpointError | None = None
         for name, data in segments:
             try:
@@ -75,21 +72,18 @@ class PublishedRuns:
                     raise CheckpointError("it is gone")
                 found, blocks = decode(data)
                 for block in blocks:
-                    for column, more in zip(columns, columns_of(block), strict=True):
-                        column += more
+                    log.append(block)
                 header = header or found
             except CheckpointError as error:
                 damage = damage or self._unreadable(f"{run_id}/{name}", error)
         if damage is not None:
             return self._damaged(run_id, damage, header)
-        return Reading(run_id, self.folder(run_id), header, Table(*columns))
+        return Reading(run_id, self.folder(run_id), header, log)
 
     def _damaged(
         self, run_id: str, error: CheckpointError, header: Mapping[str, Any] | None = None
     ) -> Reading:
-        from ray_resume.core.table import Table
-
-        return Reading(run_id, self.folder(run_id), header or {}, Table.of(()), error)
+        return Reading(run_id, self.folder(run_id), header or {}, RecordLog(), error)
 
     def folder(self, run_id: str) -> str:
         """Return the folder of a run, for messages."""

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _MAGIC = b"ray-resume segment\n"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _LENGTHS = struct.Struct("<IQ")  # of the header, in bytes; of the blocks, in number
 _LENGTH_BYTES = 8
 _CHECKSUM_BYTES = 16
@@ -117,7 +117,7 @@ class Segment:
 
 
 def encode(header: Mapping[str, Any], blocks: Iterable[bytes]) -> bytes:
-    """Spell a header, plain JSON data, and blocks of records (see `records.block_of`)."""
+    """Spell a header, plain JSON data, and blocks of records (see `records.encode`)."""
     every = list(blocks)
     text = json.dumps({**header, "segment_format": _FORMAT_VERSION}).encode()
     body = b"".join(
@@ -151,9 +151,14 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
         raise CheckpointError(f"its header cannot be read ({error!r})") from error
     if version != _FORMAT_VERSION:
+        way_out = (
+            "it is of a version before the first release. Go on with that one, or start over"
+            if type(version) is int and version < _FORMAT_VERSION
+            else "upgrade it"
+        )
         raise CheckpointError(
-            f"it has format {version}, and this ray_resume reads format {_FORMAT_VERSION}: upgrade "
-            "ray_resume"
+            f"it has format {version}, and this ray_resume reads format {_FORMAT_VERSION}; "
+            + way_out
         )
     lengths_at = start + header_bytes
     blocks_at = lengths_at + count * _LENGTH_BYTES

@@ -6,7 +6,7 @@ Invariant: what :meth:`SharedWriter.commit` has returned from is seen by whoever
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from ray_resume.checkpoint.shared.heartbeat import Heartbeat
 from ray_resume.checkpoint.shared.leases import SharedLease
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
 from ray_resume.checkpoint.shared.segments import part_name, whole_name
-from ray_resume.core.digests import source_digest
-from ray_resume.core.records import Record, block_of, encode
+from ray_resume.core.records import Record, encode
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 
@@ -99,17 +98,13 @@ class SharedWriter:
         self._uncertain = False
         self._publish(part_name, ())
 
-    def commit(self, records: Sequence[Record]) -> None:
+    def commit(self, records: Iterable[Record]) -> None:
         """Publish ``records`` in one object. When this returns, every successor will see them.
 
         Raises:
             CheckpointError: a disk or the storage fails, or this run may have been called dead.
                 Whether they count is not known, and nothing more may be committed.
         """
-        self.commit_encoded([source_digest(r.source_id) + encode(r) for r in records])
-
-    def commit_encoded(self, stored: Sequence[bytes]) -> None:
-        """Do as :meth:`commit`, with digests that are followed by encoded records."""
         if self._uncertain:
             # Its number may be missing for ever, and what comes after it could not be read.
             raise CheckpointError(
@@ -117,10 +112,11 @@ class SharedWriter:
                 "nothing more. What was committed before is safe; run again to go on."
             )
         self._uncertain = True
-        self._local.commit_encoded(stored)
+        blocks = list(encode(records))
+        self._local.append(blocks)
         failpoint("shared.before_publish")
-        self._publish(part_name, [block_of(stored)])
-        self._in_parts += len(stored)
+        self._publish(part_name, blocks)
+        self._in_parts += sum(map(len, blocks))
         parts = len(self._published)
         if parts >= _MAX_PARTS or (parts >= _FEW_PARTS and self._in_parts * 4 >= self._in_whole):
             self._publish_whole()

@@ -32,7 +32,7 @@ from ray_resume.checkpoint.shared.heartbeat import Heartbeat
 from ray_resume.checkpoint.shared.leases import SharedLease
 from ray_resume.checkpoint.shared.writer import SharedWriter
 from ray_resume.core.digests import source_digest
-from ray_resume.core.records import Record, State, block_of, blocks_of, encode
+from ray_resume.core.records import Record, State, encode
 from ray_resume.errors import CheckpointError
 
 pytestmark = pytest.mark.long
@@ -90,11 +90,11 @@ class LocalFile:
     path: Path = Path("nowhere")
     stored: list[bytes] = field(default_factory=list)
 
-    def commit_encoded(self, stored: Sequence[bytes]) -> None:
-        self.stored += stored
+    def append(self, blocks: Sequence[bytes]) -> None:
+        self.stored += blocks
 
     def blocks(self) -> list[bytes]:
-        return [block_of(self.stored)]
+        return self.stored
 
     def close(self) -> None: ...
 
@@ -290,8 +290,7 @@ class History:
                     # Whether it counts is not known, if it does not come to an end.
                     self.acknowledged.pop(source, None)
                 resets = _resets(records, run_id, union.highest_sequence())
-                stored = sorted(source_digest(r.source_id) + encode(r) for r in resets)
-                checkpoint.write_whole(run_id, {}, blocks_of(stored))
+                checkpoint.write_whole(run_id, {}, encode(resets))
                 lease.check()
                 self.world.say(f"has reset {sources}")
             finally:
