@@ -295,10 +295,13 @@ def _list(name: str, signature: inspect.Signature, arguments: dict[str, Any]) ->
     given = arguments.get("filesystem")
     opened_on, plain = located(arguments.pop("paths"), given)
     filesystem, roots = normalized(opened_on, plain)
+    scanned = reads_with_scans(name)
+    if name == "read_parquet" and not scanned:
+        # To plan, Ray's older reader opens files on workers, which may have another folder.
+        opened_on, plain = filesystem, roots
     plain_paths = PlainPaths(tuple(roots), tuple(plain))
     skipped = arguments.pop("skip_paths", None)
     extensions = arguments.get("file_extensions", _default(signature, "file_extensions"))
-    scanned = reads_with_scans(name)
     if scanned:
         extensions = scanned_extensions(extensions)
     sources = list_files(

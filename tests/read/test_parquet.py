@@ -112,6 +112,7 @@ def test_output_does_not_tell_where_a_run_failed(tmp_path: Path) -> None:
     assert sorted(rows, key=str) == sorted(expected, key=str)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_what_a_dataset_tells_is_what_plain_ray_data_tells(tmp_path: Path) -> None:
     inputs: dict[str, Any] = {"read_parquet": write_file, "read_csv": None, "read_images": None}
@@ -172,6 +173,8 @@ def test_relative_paths_mean_the_same_on_every_worker(
     tables = [pa.table(block) if isinstance(block, dict) else block for block in task()]
     assert {path for table in tables for path in table.column("path").to_pylist()} == {
         f"./in/k=1/a.{suffix}"
+        if reader != "read_parquet" or HAS_SCANS
+        else str(tmp_path / "in" / "k=1" / f"a.{suffix}")
     }
     assert not reading.change_check()(reading.sources[0])
     (tmp_path / "in" / "k=1" / f"a.{suffix}").write_text("other")
