@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import pyarrow as pa
-from ray.data import DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data.datasource import Datasource
 
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
@@ -127,6 +127,12 @@ class Chain:
     def read_tasks(self) -> int | None:
         """How many read tasks the user has asked for; None leaves it to Ray Data."""
         return None if self.read.parallelism == -1 else int(self.read.parallelism)
+
+    @property
+    def ends_in_actors(self) -> bool:
+        """Whether the last operator is a pool of actors, with which Ray fuses no write."""
+        last = (self.read, *self.operators)[-1]
+        return isinstance(getattr(last, "compute", None), ActorPoolStrategy)
 
     def optimized(self) -> Chain:
         """Return the chain that Ray's optimizer makes of it: what plain Ray Data would execute.

@@ -19,6 +19,7 @@ from ray_resume.core.messages import DeadLetter, Failure
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import failpoint
 from ray_resume.raydata import blocks
+from ray_resume.raydata.pacing import by_source
 from ray_resume.raydata.user_batches import Outputs, deep_copied
 from ray_resume.run.client import LedgerClient, Reply
 from ray_resume.udf import row_udfs
@@ -52,7 +53,8 @@ def instrument(udf: Any, client: LedgerClient, kind: str = "map_batches") -> Any
         kind = "flat_map"
     runner = UdfRunner(kind, *_attribution(kind, options), client, name, options)
     make = _instrumented_class if inspect.isclass(udf) else _instrumented_function
-    return make(udf, runner)
+    made = make(udf, runner)
+    return made if runner.attribution in _OF_WHOLE_BATCHES else by_source(made)
 
 
 def instrument_predicate(expression: Any, client: LedgerClient) -> Any:
@@ -63,7 +65,7 @@ def instrument_predicate(expression: Any, client: LedgerClient) -> Any:
     def filter_rows(batch: Any) -> Any:
         return runner.run(batch, predicate)
 
-    return filter_rows
+    return by_source(filter_rows)
 
 
 def _attribution(kind: str, options: StageOptions) -> tuple[Attribution, str | None]:
@@ -105,6 +107,9 @@ def _instrumented_class(udf: type, runner: UdfRunner) -> type:
     made.__name__ = made.__qualname__ = udf.__name__
     return made
 
+
+# The UDF gets batches as Ray cuts them.
+_OF_WHOLE_BATCHES = {Attribution.ONE_TO_ONE, Attribution.ORIGIN_COLUMN}
 
 # The UDF itself returns batches; others return what `row_udfs` makes, or nothing.
 _OF_BATCHES = {Attribution.BY_SOURCE, Attribution.ONE_TO_ONE, Attribution.ORIGIN_COLUMN}

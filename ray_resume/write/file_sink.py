@@ -7,10 +7,12 @@ ledger's to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ray.data.block import Block
+from ray.data.block import Block, BlockAccessor
 from ray.data.datasource import Datasink
 from typing_extensions import override
 
@@ -25,7 +27,10 @@ from ray_resume.write.layout import Layout, unwritten
 from ray_resume.write.packing import Packing
 from ray_resume.write.source_rows import group_by_source
 
-__all__ = ["FileSink"]
+__all__ = ["FLUSH_BYTES", "FileSink"]
+
+FLUSH_BYTES = 256 << 20
+"""So many bytes of rows in memory are not kept in a write task, but written."""
 
 
 class FileSink(Datasink[None]):
@@ -34,6 +39,7 @@ class FileSink(Datasink[None]):
     Args:
         digests: ``NAME_DIGEST_BYTES`` bytes for each source number, one after another.
         packing: which sources share files; None: each has files of its own.
+        commit_interval_s: rows wait at most so long before they are written.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class FileSink(Datasink[None]):
         digests: bytes,
         client: LedgerClient,
         packing: Packing | None = None,
+        commit_interval_s: float = math.inf,
     ) -> None:
         self._folder = folder
         self._layout = layout
@@ -51,6 +58,7 @@ class FileSink(Datasink[None]):
         self._digests = digests
         self._client = client
         self._packing = packing
+        self._commit_interval_s = commit_interval_s
 
     @override
     def get_name(self) -> str:
@@ -69,15 +77,27 @@ class FileSink(Datasink[None]):
 
     @override
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
-        """Write the rows of one task, each source's to a file, then drain them all.
+        """Write the rows of one task, each source's to files, and drain what is written.
+
+        A *flush* writes what has gathered: when the oldest rows have waited for
+        ``commit_interval_s``, when there are ``FLUSH_BYTES``, and at the end of the task. So a kill
+        costs at most that, and memory is bounded by it. Rows that are to share files wait for the
+        end of the task.
 
         Guarantees: when this returns, the files are durable and the ledger has counted them; if
-        it does not, they are left-overs, and the rows count for nobody.
+        it does not, that is true of what it flushed before, and the other files are left-overs.
 
         Raises:
             ResumeError: a file cannot be written, or the types of two sources cannot be unified;
                 the message names it, or them.
         """
+        if self._packing is None:
+            for some in _flushes(blocks, self._commit_interval_s, FLUSH_BYTES):
+                self._flush(some)
+        else:
+            self._flush(blocks)
+
+    def _flush(self, blocks: Iterable[Block]) -> None:
         rows = group_by_source(blocks)
         if not rows:
             return
@@ -103,3 +123,21 @@ class FileSink(Datasink[None]):
 
     def _digest(self, source: int) -> bytes:
         return self._digests[source * NAME_DIGEST_BYTES : (source + 1) * NAME_DIGEST_BYTES]
+
+
+def _flushes(
+    blocks: Iterable[Block], longest_wait_s: float, most_bytes: int
+) -> Iterator[list[Block]]:
+    """Gather blocks until the first has waited for so long, or they have so many bytes."""
+    held: list[Block] = []
+    held_bytes, due = 0, math.inf
+    for block in blocks:
+        if not held:
+            due = time.monotonic() + longest_wait_s
+        held.append(block)
+        held_bytes += BlockAccessor.for_block(block).size_bytes()
+        if held_bytes >= most_bytes or time.monotonic() >= due:
+            yield held
+            held, held_bytes = [], 0
+    if held:
+        yield held

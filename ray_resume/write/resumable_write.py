@@ -25,6 +25,7 @@ from ray_resume.core.sources import SourceTable
 from ray_resume.errors import NonResumableError, ResumeError
 from ray_resume.raydata import guards, plan, rewrite
 from ray_resume.raydata.datasinks import GATHERS_BY_SIZE
+from ray_resume.raydata.pacing import pace
 from ray_resume.raydata.signature import described_values, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.read.overlap import refuse_overlap
@@ -65,6 +66,9 @@ _MOST_ISOLATED = 1000
 _RETRIES = 3
 _RETRIES_ALONE = 1
 
+# Rows may wait so long in each step of a task, before they wait in the sink.
+_LONGEST_WAIT_IN_STEP_S = 1.0
+
 # How many sources may share files, where nobody knows how large they are.
 _GROUP_OF_UNKNOWN_SIZE = 500
 
@@ -78,6 +82,7 @@ def resumable_write(
     filesystem: FileSystem | None = None,
     partition_cols: Sequence[str] | None = None,
     schema: pa.Schema | None = None,
+    commit_interval_s: float = 10.0,
     target_file_bytes: int | None = None,
     concurrency: int | None = None,
     lease_wait_s: float | None = None,
@@ -108,6 +113,9 @@ def resumable_write(
             is at work (then at the end of that or the next). Other types are an error that names
             two sources. Columns of extension types stay as they are. A column that is null
             everywhere has the type null.
+        commit_interval_s: finished rows wait at most so long in a write task before they are
+            written, and their sources can be committed: what a kill costs each worker. Less makes
+            more files of sources that take longer than that.
         target_file_bytes: let sources that are smaller than this share files of about this size,
             in bytes of their rows in memory, as Arrow holds them. By default each source has files
             of its own. Sources that share a file are completed in one step, or all done again.
@@ -147,6 +155,8 @@ def resumable_write(
             "The dataset is the first argument of resumable_write, and the sink the second: "
             f"resumable_write(ds, {ds!r:.80})."
         )
+    if not commit_interval_s > 0:
+        raise ValueError(f"commit_interval_s must be more than 0 seconds, not {commit_interval_s}")
     # Ray may have been started since the read.
     guards.refuse_ray_client()
     chain = plan.validate(
@@ -165,6 +175,7 @@ def resumable_write(
         format,
         checked_columns(partition_cols),
         _checked_schema(schema),
+        commit_interval_s,
         target_file_bytes,
         write_options,
     )
@@ -199,15 +210,17 @@ def resumable_write(
             lambda method, udf: instrument(udf, this.client, method),
             lambda expression: instrument_predicate(expression, this.client),
         )
+        pace(armed, min(_LONGEST_WAIT_IN_STEP_S, commit_interval_s))
         guards.allow_write(armed)
         if armed.context.max_errored_blocks >= 0:
             armed.context.max_errored_blocks += this.plan.ignore_crashes
+        remote_args = {"max_retries": retries, **(ray_remote_args or {})}
+        if optimized.ends_in_actors:
+            # If actors and reads have taken all CPUs, Ray lets writes wait for a CPU until the
+            # reads are over, and nothing can be committed before.
+            remote_args.setdefault("num_cpus", 0)
         with _ours_first():
-            armed.write_datasink(
-                sink_of_pass,
-                ray_remote_args={"max_retries": retries, **(ray_remote_args or {})},
-                concurrency=concurrency,
-            )
+            armed.write_datasink(sink_of_pass, ray_remote_args=remote_args, concurrency=concurrency)
 
     signature = signature_of(
         optimized,
@@ -291,6 +304,7 @@ def _target(
     format: str,
     partition_columns: tuple[str, ...],
     schema: pa.Schema | None,
+    commit_interval_s: float,
     target_file_bytes: int | None,
     options: Mapping[str, Any],
 ) -> _Target:
@@ -348,7 +362,9 @@ def _target(
         # What is executed again was held up by a neighbour, perhaps: now each is on its own.
         if target_file_bytes is not None and not this.plan.isolated:
             packing = _packing(chain.datasource, this.sources, target_file_bytes)
-        return FileSink(folder, layout, this.file_prefix, this.digests, this.client, packing)
+        return FileSink(
+            folder, layout, this.file_prefix, this.digests, this.client, packing, commit_interval_s
+        )
 
     described = described_values([], options, shown={"compression"})
     if partition_columns:

@@ -1,0 +1,257 @@
+"""What a kill costs: jobs of many shapes, killed with all their processes, then run to their end.
+
+    python tests/benchmarks/kill_cost.py [SHAPE ...] [--interval SECONDS] [--at 0.6]
+
+Each job passes rows through a UDF that takes 10 ms a row. When the given part of the rows has been
+through it, the driver and all processes of its cluster get SIGKILL. Prints for each shape how many
+rows had been worked, how many of them were committed, and the difference in seconds of work per
+worker. Then the job runs again, to its end, and each row must be in the output once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROW_S = 0.01
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A pipeline: its input, its cluster, and what stands between read and write."""
+
+    transform: Callable[[Any, Slow], Any]
+    files: int = 200
+    rows_per_file: int = 20
+    cpus: int = 2
+    # How many workers are inside of the slow UDF at once.
+    workers: int = 2
+    read: tuple[tuple[str, Any], ...] = ()
+    write: tuple[tuple[str, Any], ...] = ()
+    fan_out: int = 1
+    shared: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.files * self.rows_per_file
+
+
+class Slow:
+    """The UDF: 10 ms a row, and a byte in a file for each."""
+
+    def __init__(self, work: str) -> None:
+        # Not an argument: this would make another pipeline of the job that is run again.
+        self.work, self.row_s = work, float(Path(work, "row_s").read_text())
+
+    def __call__(self, batch: Any) -> Any:
+        for _ in range(batch.num_rows):
+            time.sleep(self.row_s)
+            with open(f"{self.work}/worked", "ab", buffering=0) as worked:
+                worked.write(b".")
+        return batch
+
+
+def in_tasks(ds: Any, slow: Slow) -> Any:
+    from ray_resume import resumable
+
+    return ds.map_batches(resumable(slow.__call__), batch_size=None, batch_format="pyarrow")
+
+
+def in_pools(*sizes: int, batch_size: int | None = None) -> Callable[[Any, Slow], Any]:
+    def transform(ds: Any, slow: Slow) -> Any:
+        import ray
+
+        from ray_resume import resumable
+
+        class Pass(Slow):
+            def __call__(self, batch: Any) -> Any:
+                return batch
+
+        for number, size in enumerate(sizes):
+            kind = Pass if number else Slow
+            ds = ds.map_batches(
+                resumable(one_to_one=True)(kind),
+                fn_constructor_args=(slow.work,),
+                batch_size=batch_size,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=size),
+            )
+        return ds
+
+    return transform
+
+
+def fanned_out(ds: Any, slow: Slow) -> Any:
+    from ray_resume import resumable
+
+    ds = in_tasks(ds, slow)
+    return ds.flat_map(resumable(lambda row: [row] * 10))
+
+
+SHAPES = {
+    "tasks": Shape(in_tasks),
+    "row groups": Shape(in_tasks, read=(("granularity", "row_group"),)),
+    "pool of one": Shape(in_pools(1), workers=1),
+    "pool of one, mixed batches": Shape(in_pools(1, batch_size=64), workers=1),
+    "two pools": Shape(in_pools(1, 1), cpus=3, workers=1),
+    "few read tasks": Shape(in_tasks, read=(("override_num_blocks", 2),)),
+    "large sources": Shape(in_tasks, files=8, rows_per_file=500),
+    "fan-out": Shape(fanned_out, fan_out=10),
+    "shared checkpoint": Shape(in_tasks, shared=True),
+    "shared files": Shape(in_tasks, write=(("target_file_bytes", 64 << 20),)),
+}
+
+
+def make_input(shape: Shape, folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    ids = list(range(shape.rows))
+    if ("granularity", "row_group") in shape.read:
+        table = pa.table({"id": ids})
+        pq.write_table(table, folder / "all.parquet", row_group_size=shape.rows_per_file)
+        return
+    for number in range(shape.files):
+        first = number * shape.rows_per_file
+        table = pa.table({"id": ids[first : first + shape.rows_per_file]})
+        pq.write_table(table, folder / f"{number:06d}.parquet")
+
+
+def checkpoint_of(shape: Shape, work: str) -> Any:
+    from ray_resume import Checkpoint
+
+    if shape.shared:
+        return Checkpoint(f"{work}/checkpoint", shared=True, publish_interval_s=5, lease_ttl_s=2)
+    return Checkpoint(f"{work}/checkpoint")
+
+
+def job(name: str, work: str, interval_s: float) -> None:
+    """Run the job of a shape in this process."""
+    import ray
+
+    from ray_resume import resumable_read, resumable_write
+
+    shape = SHAPES[name]
+    ray.init(num_cpus=shape.cpus, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ds = resumable_read(
+        ray.data.read_parquet,
+        f"{work}/in",
+        checkpoint=checkpoint_of(shape, work),
+        **dict(shape.read),
+    )
+    ds = shape.transform(ds, Slow(work))
+    begun = time.perf_counter()
+    summary = resumable_write(ds, f"{work}/out", commit_interval_s=interval_s, **dict(shape.write))
+    print(f"{time.perf_counter() - begun:.1f} s: {summary}", flush=True)
+
+
+def start(name: str, work: str, row_s: float, interval_s: float) -> subprocess.Popen[bytes]:
+    Path(work, "row_s").write_text(str(row_s))
+    command = [sys.executable, __file__, "--job", name, "--work", work]
+    options = ["--interval", str(interval_s)]
+    with open(f"{work}/log", "ab") as log:
+        return subprocess.Popen([*command, *options], stdout=log, stderr=log)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below one."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found[1:]
+
+
+def kill_all(driver: subprocess.Popen[bytes]) -> None:
+    victims = [*descendants(driver.pid), driver.pid]
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    driver.wait()
+
+
+def worked_rows(work: str) -> int:
+    try:
+        return os.path.getsize(f"{work}/worked")
+    except FileNotFoundError:
+        return 0
+
+
+def measure(name: str, interval_s: float, at: float) -> None:
+    import pyarrow.dataset
+
+    shape = SHAPES[name]
+    work = tempfile.mkdtemp(prefix="ray-resume-kill-cost-")
+    try:
+        make_input(shape, Path(work, "in"))
+        driver = start(name, work, ROW_S, interval_s)
+        begun = None
+        while worked_rows(work) < at * shape.rows:
+            if driver.poll() is not None:
+                sys.exit(
+                    f"{name}: the job ended by itself:\n{Path(work, 'log').read_text()[-3000:]}"
+                )
+            begun = begun or (time.perf_counter() if worked_rows(work) else None)
+            time.sleep(0.01)
+        kill_all(driver)
+        took_s = time.perf_counter() - (begun or 0)
+        worked = worked_rows(work)
+        status = checkpoint_of(shape, work).status()
+        committed = status.completed * shape.rows_per_file
+        lost_s = (worked - committed) * ROW_S / shape.workers
+        print(
+            f"{name:27} worked {worked:6,} of {shape.rows:6,} in {took_s:5.1f} s   committed "
+            f"{committed:6,}   lost {worked - committed:5,} rows, {lost_s:5.1f} s per worker",
+            end="",
+            flush=True,
+        )
+        if start(name, work, 0, interval_s).wait():
+            sys.exit(f"\n{name}: the resume failed:\n{Path(work, 'log').read_text()[-3000:]}")
+        ids = pyarrow.dataset.dataset(f"{work}/out", format="parquet").to_table()["id"].to_pylist()
+        counts = Counter(ids)
+        right = len(counts) == shape.rows and set(counts.values()) == {shape.fan_out}
+        files = sum(1 for _ in Path(work, "out").rglob("*.parquet"))
+        print(f"   {files:4} files   {'each row once' if right else 'WRONG ROWS'}", flush=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def main() -> None:
+    """Measure each shape that is named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shapes", nargs="*", help=", ".join(SHAPES))
+    parser.add_argument("--interval", type=float, default=5)
+    parser.add_argument("--at", type=float, default=0.6)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.job:
+        job(given.job, given.work, given.interval)
+        return
+    for name in given.shapes or SHAPES:
+        measure(name, given.interval, given.at)
+
+
+if __name__ == "__main__":
+    main()
