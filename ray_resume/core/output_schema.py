@@ -18,6 +18,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -219,11 +220,29 @@ def _converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
         if inner is not None:
             raise ValueError(f"field {inner!r} would be lost")
         # Seldom, and slow: what is inside of lists and maps changes its type.
-        return pa.array(array.to_pylist(), kind)
+        return _made_again(array, kind)
     try:
         return array.cast(kind)
     except pa.ArrowNotImplementedError:
-        return pa.array(array.to_pylist(), kind)
+        return _made_again(array, kind)
+
+
+def _made_again(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Make an array of the same Python values; Arrow itself would cut off what does not fit."""
+    values = array.to_pylist()
+    made = pa.array(values, kind)
+    if not _is_same(values, made.to_pylist()):
+        raise ValueError("a value would change")
+    return made
+
+
+def _is_same(one: Any, made: Any) -> bool:
+    """Compare Python values; structs may have got fields, which are null."""
+    if isinstance(one, dict) and isinstance(made, dict):
+        return all(_is_same(one.get(name), value) for name, value in made.items())
+    if isinstance(one, (list, tuple)) and isinstance(made, (list, tuple)):
+        return len(one) == len(made) and all(map(_is_same, one, made))
+    return bool(one == made or (one != one and made != made))
 
 
 def _lost_field(one: pa.DataType, kind: pa.DataType) -> str | None:

@@ -92,7 +92,7 @@ def _plain(value: Any, around: tuple[int, ...]) -> Any:
 
 def _inside(value: Any) -> Iterator[Any]:
     """Yield what makes up a value of a class that is not Python's own."""
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from (getattr(value, part.name) for part in dataclasses.fields(value))
     elif type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "dtype"):
         # An array, or a number. Of Python objects it would hold addresses.

@@ -250,15 +250,19 @@ def resumable_write(
             max_errored_blocks=ds.context.max_errored_blocks,
         )
     )
+    has_ended_well = False
     try:
-        return run.execute(run_pass, lease_wait_s=lease_wait_s)
+        summary = run.execute(run_pass, lease_wait_s=lease_wait_s)
+        has_ended_well = True
+        return summary
     except Exception as error:
         # As plain Ray Data does, but once for a run: what its passes completed was published.
         if begun and target.failed is not None:
             target.failed(error)
         raise
     finally:
-        if target.ended is not None:
+        # A run that was refused leaves the output alone: its folder or its layout may be wrong.
+        if target.ended is not None and (begun or has_ended_well):
             try:
                 target.ended(storage)
             except (ResumeError, RayError, OSError) as error:

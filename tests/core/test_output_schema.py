@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 from typing import Any
 
 import pyarrow as pa
@@ -198,6 +200,34 @@ def test_no_field_inside_of_a_list_or_map_gets_lost(inside: Any) -> None:
     assert (
         dict(made[0])["k"]["b"]["c"] == 2 if pa.types.is_map(whole) else made[0][0]["b"]["c"] == 2
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ([0.9, -1.5], pa.list_(pa.int64())),
+        ([dt.datetime(2026, 1, 1, 0, 0, 0, 5)], pa.list_(pa.timestamp("s"))),
+        ([decimal.Decimal("1.50")], pa.list_(pa.int64())),
+        ([("k", 0.5)], pa.map_(pa.string(), pa.int32())),
+        ([{"a": 1.5}], pa.list_(pa.struct([("a", pa.int8())]))),
+        (1.9, pa.timestamp("s")),
+        (1.9, pa.date32()),
+    ],
+)
+def test_no_value_is_cut_off(value: Any, kind: pa.DataType) -> None:
+    given = None
+    if pa.types.is_map(kind):
+        given = pa.map_(pa.string(), pa.float64())
+    table = pa.table({"x": pa.array([None, value], given)})
+    with pytest.raises(SchemaMismatchError, match="column 'x'"):
+        conformed(table, pa.schema([("x", kind)]))
+
+
+def test_values_inside_of_lists_get_wider_types() -> None:
+    values = [[1, None, float("nan")], None, []]
+    table = pa.table({"x": pa.array(values, pa.list_(pa.float32()))})
+    made = conformed(table, pa.schema([("x", pa.large_list(pa.float64()))]))
+    assert str(made["x"].to_pylist()) == str(values).replace("[1,", "[1.0,")
 
 
 class Meters(pa.ExtensionType):  # type: ignore[misc]
