@@ -295,9 +295,18 @@ def block_of(rows: Iterable[dict[str, Any]]) -> Any:
 
 
 def mask_of(expression: Expr, block: Any) -> npt.NDArray[np.bool_]:
-    """Say for each row of a block whether it satisfies ``expression``; null is no."""
+    """Say for each row of a block whether it satisfies ``expression``; null is no.
+
+    Raises:
+        pa.ArrowNotImplementedError: it gives no booleans; plain Ray Data raises the same.
+    """
     mask = eval_expr(expression, block)
     if isinstance(mask, (pa.Array, pa.ChunkedArray)):
+        if not pa.types.is_boolean(mask.type):
+            raise pa.ArrowNotImplementedError(
+                f"Filter argument must be boolean type, not {mask.type}. Compare it with "
+                "something: filter(expr=col(...) > 0)."
+            )
         return np.asarray(mask.fill_null(False)).astype(bool)
     if isinstance(mask, (bool, np.bool_)):
         return np.full(BlockAccessor.for_block(block).num_rows(), bool(mask))

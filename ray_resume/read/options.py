@@ -162,7 +162,8 @@ def describe_reader(
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name, {}))
-    options = describe_options(arguments)
+    defaults = {one.name: one.default for one in signature.parameters.values()}
+    options = describe_options(arguments, defaults)
     functions = [(option, of) for option, of in sorted(arguments.items()) if callable(of)]
     udfs = tuple((f"{reader.__name__}({option})", of) for option, of in functions)
     return ReaderText(f"{reader.__name__}({options})" if options else reader.__name__, udfs)
@@ -178,16 +179,18 @@ def is_repeatable(arguments: Mapping[str, Any]) -> bool:
     return all(_is_data(value) for name, value in arguments.items() if name != "filesystem")
 
 
-def describe_options(arguments: Mapping[str, Any]) -> str:
+def describe_options(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """Format the options that decide on rows and columns, without anything that may be a secret.
 
-    Values that are not plain data are left out: a function may be another one in each process.
+    Values that are not plain data are left out: a function may be another one in each process. So
+    are defaults, since it makes no difference whether they are given. None may be no default.
     """
     texts = []
     for name in sorted(arguments.keys() - _NOT_COMPARED):
         value = _opened(arguments[name])
         digest = digest_of_value(value)
-        if value is None or digest is None or is_secret(name):
+        is_default = digest == digest_of_value(_opened(defaults.get(name)))
+        if digest is None or is_default or is_secret(name):
             continue
         texts.append(f"{name}={value!r}" if name in _SHOWN else f"{name}=#{digest}")
     return ", ".join(texts)

@@ -188,3 +188,12 @@ def test_descriptions() -> None:
         "(a > 1)",
         "(b < 2)",
     ]
+
+
+@pytest.mark.parametrize("values", [[1.0, float("nan"), 0.0], ["a", "", None], [None, None, None]])
+def test_a_filter_that_is_no_boolean_is_an_error(values: list[Any]) -> None:
+    table = pa.table({"x": values})
+    with pytest.raises(pa.ArrowNotImplementedError, match="must be boolean") as plain:
+        table.filter(table["x"])
+    with pytest.raises(type(plain.value), match="must be boolean"):
+        mask_of(col("x"), table)

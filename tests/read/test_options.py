@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.data import FileShuffleConfig
-from ray.data.datasource.partitioning import Partitioning
+from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 
 from ray_resume.core.plain_values import digest_of_value, is_secret
 from ray_resume.read.options import describe_options, is_repeatable
@@ -56,7 +56,7 @@ def test_data_alone_repeats(arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize("arguments", NOT_REPEATABLE, ids=str)
 def test_what_runs_code_of_the_user_may_not_repeat(arguments: dict[str, Any]) -> None:
     assert not is_repeatable(arguments)
-    assert describe_options(arguments) == ""
+    assert describe_options(arguments, {}) == ""
 
 
 def test_options_are_described_without_what_may_be_secret() -> None:
@@ -71,12 +71,30 @@ def test_options_are_described_without_what_may_be_secret() -> None:
             "encoding": "sk-in-disguise",
             "decoder": len,
             "size": None,
-        }
+        },
+        {},
     )
     assert described.startswith("columns=['b', 'a'], encoding=#")
     assert "schema=#" in described
     for secret in ("AKIA", "sk-", "elsewhere", "gzip", "decoder", "size"):
         assert secret not in described
+
+
+def test_only_what_is_not_the_default_is_described() -> None:
+    defaults = {
+        "partitioning": Partitioning(PartitionStyle.HIVE),
+        "include_paths": False,
+        "columns": None,
+    }
+    given = {
+        "partitioning": Partitioning(PartitionStyle.HIVE),
+        "include_paths": False,
+        "columns": None,
+    }
+    assert describe_options(given, defaults) == ""
+    # That is another input: no columns from the names of folders.
+    assert "partitioning" in describe_options({"partitioning": None}, defaults)
+    assert "include_paths" in describe_options({"include_paths": True}, defaults)
 
 
 @pytest.mark.parametrize(

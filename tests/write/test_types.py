@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyarrow.fs import LocalFileSystem
 
 from ray_resume import (
     Checkpoint,
+    CheckpointError,
     PipelineChangedError,
     ResumeError,
     resumable,
@@ -271,6 +273,36 @@ class Agreeing(LedgerClient):
 
     def agree(self, asked: Any, *, given: bool = False) -> bytes:
         return bytes(asked[0][0])
+
+
+@pytest.mark.extended
+@pytest.mark.usefixtures("cluster")
+def test_a_run_that_is_refused_changes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out, copy = tmp_path / "in", tmp_path / "out", tmp_path / "copy"
+    source.mkdir()
+
+    def run(folder: Path) -> None:
+        checkpoint = str(tmp_path / "checkpoint")
+        ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=checkpoint)
+        resumable_write(ds, str(folder))
+
+    pq.write_table(pa.table({"id": [1]}), source / "m.parquet")
+    run(out)
+    pq.write_table(pa.table({"id": [2], "x": [3]}), source / "o.parquet")
+    with monkeypatch.context() as patch:
+        # As if the driver had been killed before the files get one schema.
+        patch.setattr("ray_resume.write.resumable_write.retype_output", lambda *_: None)
+        run(out)
+    shutil.copytree(out, copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*.parquet")}
+    with pytest.raises(CheckpointError):
+        run(copy)
+    assert {path: path.read_bytes() for path in copy.rglob("*.parquet")} == before
+    run(out)
+    assert len(schemas_in(out)) == 1
+    assert read_by_others(out) == [1, 2]
 
 
 def sink_into(folder: Path, layout: Layout, events: list[Any]) -> FileSink:
