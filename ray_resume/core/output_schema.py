@@ -172,6 +172,8 @@ def conformed(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> p
             columns.append(pa.chunked_array([pa.nulls(table.num_rows, one.type)], one.type))
         else:
             columns.append(_cast(table.column(one.name), one.type, one.name))
+        if not one.nullable and columns[-1].null_count:
+            raise SchemaMismatchError(one.name, "is not nullable in the schema, and null in a row")
         fields.append(one)
     known = set(schema.names)
     for one in table.schema:

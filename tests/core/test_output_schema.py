@@ -223,6 +223,14 @@ def test_no_value_is_cut_off(value: Any, kind: pa.DataType) -> None:
         conformed(table, pa.schema([("x", kind)]))
 
 
+@pytest.mark.parametrize("values", [{"x": [1, None]}, {"y": [1, 2]}])
+def test_a_null_where_none_may_be_is_a_mismatch(values: dict[str, Any]) -> None:
+    schema = pa.schema([pa.field("x", pa.int64(), nullable=False), ("y", pa.int64())])
+    with pytest.raises(SchemaMismatchError, match=r"column 'x'.* not nullable"):
+        conformed(pa.table(values), schema)
+    assert conformed(pa.table({"x": [1], "y": [None]}), schema).schema == schema
+
+
 def test_values_inside_of_lists_get_wider_types() -> None:
     values = [[1, None, float("nan")], None, []]
     table = pa.table({"x": pa.array(values, pa.list_(pa.float32()))})
