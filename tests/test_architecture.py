@@ -52,7 +52,7 @@ TOP: dict[str, set[str]] = {
 # Which modules may import what is not ours: the rest must not know that it exists.
 RESERVED = {
     "lmdb": {"checkpoint.local.lmdb_file"},
-    "fcntl": {"checkpoint.local.lease"},
+    "fcntl": {"checkpoint.local.file_lock"},
     "ray": {"raydata", "read", "run", "write"},
 }
 PURE_FROM = {"lmdb", "fcntl", "ray", "threading", "time", "logging", "socket", "asyncio"}

@@ -6,13 +6,23 @@ The kernel drops a dead process's lock, so there is nothing to time out on one h
 stopped process keeps it. Leases are taken and inspected under one exclusive lock on ``lock``, so
 that a look at all leases and the taking of a new one are one step.
 
-A run is dead when nobody holds a lock on its lease, or the file is gone.
+A run is dead when its lease is not locked, or the file is gone. A child that C code forked from a
+process of the run still holds the lock when that process was killed. (Other children close it, see
+`file_lock`.) So a lease also names its holders. If the kernel knows all of them to be dead, the run
+is dead, whichever child holds the lock. If a holder is not named, or is in a container that this
+process cannot see, the lock decides.
+
+::
+
+    {"run_id": ...}     the owner, for messages to people
+    <boot> <ns> <pid>   the driver's process, padded (see `process`)
+    <boot> <ns> <pid>   the ledger's process; blank until it joins
+    {"shard": ...}      the claim (see `claims`)
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -21,6 +31,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ray_resume.checkpoint.claims import Claim, Owner, in_use_error
+from ray_resume.checkpoint.local.file_lock import FileLock
+from ray_resume.checkpoint.local.process import UNKNOWN, is_dead, this_process
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
@@ -30,14 +42,19 @@ __all__ = ["Lease", "guard", "known_runs", "live_runs"]
 _SUFFIX = ".lease"
 _GUARD = "lock"
 _POLL_INTERVAL_S = 0.1
+# The guard is held for moments, on a slow disk for seconds.
+_GUARD_WAIT_S = 60.0
+_HOLDERS = 2
+_HOLDER_BYTES = 96
+_HEAD_BYTES = 1 << 14
 
 
 class Lease:
     """A held lease. Take one with :meth:`acquire`; a second process of the run joins it."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
-        self._descriptor: int | None = descriptor
+        self._lock = lock
 
     @classmethod
     def acquire(cls, directory: Path, owner: Owner, claim: Claim, *, wait_s: float) -> Lease:
@@ -66,20 +83,22 @@ class Lease:
     @classmethod
     def _create(cls, path: Path, owner: Owner, claim: Claim) -> Lease:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            lock = FileLock(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except OSError as error:
             raise CheckpointError(f"The lease {path} cannot be written: {error}.") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if not lock.lock(shared=True, wait_s=_GUARD_WAIT_S):
+                raise OSError("another process keeps it locked")
             failpoint("lease.created")
-            with os.fdopen(os.dup(descriptor), "wb") as file:
+            with os.fdopen(os.dup(lock.fileno()), "wb") as file:
                 file.write(json.dumps(asdict(owner)).encode() + b"\n")
+                file.writelines(_holder_lines(this_process()))
                 file.write(claim.to_bytes())
         except OSError as error:
-            os.close(descriptor)
+            lock.close()
             path.unlink(missing_ok=True)
             raise CheckpointError(f"The lease {path} cannot be written: {error}.") from error
-        return cls(path, descriptor)
+        return cls(path, lock)
 
     @staticmethod
     def is_abandoned(path: Path) -> bool:
@@ -99,9 +118,15 @@ class Lease:
             # A lease that nobody holds may have been passed over already: a dead run stays dead.
             if not _is_held(path):
                 raise CheckpointError(f"The lease {path} is gone: its run has ended.")
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        lease = cls(path, descriptor)
+            lock = FileLock(path, os.O_RDWR)
+            try:
+                if not lock.lock(shared=True, wait_s=_GUARD_WAIT_S):
+                    raise OSError("another process keeps it locked")
+                _add_holder(lock)
+            except OSError as error:
+                lock.close()
+                raise CheckpointError(f"The lease {path} cannot be joined: {error}.") from error
+        lease = cls(path, lock)
         lease.check()
         return lease
 
@@ -112,8 +137,8 @@ class Lease:
             CheckpointError: it was released, or its file was removed or replaced.
         """
         with contextlib.suppress(OSError):
-            if self._descriptor is not None and os.path.samestat(
-                os.fstat(self._descriptor), os.stat(self.path)
+            if self._lock.is_open and os.path.samestat(
+                os.fstat(self._lock.fileno()), os.stat(self.path)
             ):
                 return
         raise CheckpointError(
@@ -123,34 +148,32 @@ class Lease:
 
     def release(self) -> None:
         """Let go in this process; the run is dead once none of its processes holds the lease."""
-        if self._descriptor is not None:
-            # Unlocked by name, since a forked child may still hold the same open file.
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._lock.close()
 
     def alone(self, *, wait_s: float) -> bool:
         """Say whether no other process of this run holds the lease, after ``wait_s`` at most.
 
         While one does, it may still commit.
         """
-        if self._descriptor is None:
-            return False
         deadline = time.monotonic() + wait_s
-        while True:
+        while self._lock.is_open:
             # Turning a shared lock into an exclusive one can let go of it for a moment; under the
             # guard nobody looks.
             with guard(self.path.parent):
                 try:
-                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return True
-                except BlockingIOError:
-                    pass
+                    if self._lock.lock() or self._others_are_dead():
+                        return True
                 finally:
-                    fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+                    if not self._lock.lock(shared=True, wait_s=_GUARD_WAIT_S):
+                        self.release()
             if time.monotonic() >= deadline:
-                return False
+                break
             time.sleep(_POLL_INTERVAL_S)
+        return False
+
+    def _others_are_dead(self) -> bool:
+        others = [holder for holder in _holders(self._lock) if holder != this_process()]
+        return bool(others) and all(map(is_dead, others))
 
     def end(self, *, wait_s: float) -> None:
         """Release the lease and remove its file: the run is over.
@@ -198,20 +221,25 @@ def guard(directory: Path) -> Iterator[None]:
     path = directory / _GUARD
     try:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = FileLock(path, os.O_RDWR | os.O_CREAT)
         except PermissionError:
             # Somebody who may only look can still keep out of the others' way.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            lock = FileLock(path, os.O_RDONLY)
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint {directory} cannot be locked: {error}. It must be a directory that "
             "this process may write to."
         ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not lock.lock(wait_s=_GUARD_WAIT_S):
+            raise CheckpointError(
+                f"The checkpoint {directory} is locked: another process has held {path} for more "
+                f"than {_GUARD_WAIT_S:g} s. That process was stopped, or it is the child of one "
+                f"that was killed. Find it (fuser -v {path}), end it, and run again."
+            )
         yield
     finally:
-        os.close(descriptor)
+        lock.close()
 
 
 def _lease_files(directory: Path) -> list[Path]:
@@ -239,16 +267,42 @@ def _first_rival(directory: Path, claim: Claim) -> Owner | None:
 
 def _is_held(path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        lock = FileLock(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        if lock.lock():
+            return False
+        holders = _holders(lock)
+        return not holders or not all(map(is_dead, holders))
     finally:
-        os.close(descriptor)
-    return False
+        lock.close()
+
+
+def _holder_lines(*holders: str) -> list[bytes]:
+    # Of a fixed length, so that a holder that joins writes its line in place.
+    lines = [*holders, *[""] * (_HOLDERS - len(holders))]
+    fit = (line if len(line) <= _HOLDER_BYTES else UNKNOWN for line in lines)
+    return [line.ljust(_HOLDER_BYTES).encode() + b"\n" for line in fit]
+
+
+def _holders(lock: FileLock) -> list[str]:
+    """Return the processes that hold a lease; none if it does not say."""
+    lines = os.pread(lock.fileno(), _HEAD_BYTES, 0).split(b"\n", _HOLDERS + 1)[1:-1]
+    if [len(line) for line in lines] != [_HOLDER_BYTES] * _HOLDERS or not lines[0].strip():
+        return []
+    return [line.decode(errors="replace").strip() for line in lines if line.strip()]
+
+
+def _add_holder(lock: FileLock) -> None:
+    """Name this process among the holders of a lease."""
+    holders = _holders(lock)
+    if not holders:
+        return
+    # If there are more of them than lines, the last line says that not all are known.
+    known = [*holders, this_process()] if len(holders) < _HOLDERS else [holders[0], UNKNOWN]
+    owner = os.pread(lock.fileno(), _HEAD_BYTES, 0).partition(b"\n")[0]
+    os.pwrite(lock.fileno(), b"".join(_holder_lines(*known)), len(owner) + 1)
 
 
 def _read_owner(path: Path) -> Owner:
@@ -262,9 +316,9 @@ def _read_owner(path: Path) -> Owner:
 
 
 def _read_claim(path: Path) -> Claim:
-    _, _, rest = path.read_bytes().partition(b"\n")
+    parts = path.read_bytes().split(b"\n", _HOLDERS + 1)
     try:
-        return Claim.from_bytes(rest)
+        return Claim.from_bytes(parts[-1])
     except CheckpointError:
         # It is being written, or was damaged: whatever its run does, it keeps others out.
         return Claim(None)

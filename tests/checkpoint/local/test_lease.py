@@ -20,6 +20,7 @@ import pytest
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import lease as lease_module
 from ray_resume.checkpoint.local.lease import Lease, guard, known_runs, live_runs
+from ray_resume.checkpoint.local.process import this_process
 from ray_resume.core.digests import source_digest
 from ray_resume.errors import CheckpointError
 
@@ -48,14 +49,22 @@ def is_free(directory: Path, what: Claim = EVERYTHING) -> bool:
     return True
 
 
+def dead_process() -> str:
+    """The identity of a process of this host that has died."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    return this_process().replace(f" {os.getpid()}", f" {child.pid}")
+
+
 @contextlib.contextmanager
-def process(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
+def process(code: str, *args: object, close_fds: bool = True) -> Iterator[subprocess.Popen[str]]:
     """A process that has run ``code`` up to its first line of output, and is killed at the end."""
     child = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        close_fds=close_fds,
     )
     assert child.stdout is not None
     assert child.stdin is not None
@@ -307,7 +316,7 @@ def test_nobody_sees_the_lease_free_while_its_holder_asks_whether_it_is_alone(
     rival = threading.Thread(target=lambda: answers.append(is_free(tmp_path)), daemon=True)
 
     def slow_flock(descriptor: int, operation: int) -> None:
-        if descriptor == lease._descriptor and operation & fcntl.LOCK_EX:
+        if descriptor == lease._lock.fileno() and operation & fcntl.LOCK_EX:
             flock(descriptor, fcntl.LOCK_UN)
             rival.start()
             rival.join(0.2)
@@ -404,33 +413,168 @@ def test_the_file_says_who_holds_it(tmp_path: Path) -> None:
 
 # Children.
 
-FORK = """
-import os, sys
+# How a child comes about that keeps the open files of its parent. Python knows nothing of a fork
+# that C code makes.
+FORKS = {
+    "os.fork": "os.fork()",
+    "C": "ctypes.PyDLL(None).fork()",
+    "a pool": "(pool := multiprocessing.get_context('fork').Pool(1))._pool[0].pid",
+}
+
+PARENT = """
+import ctypes, multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
 from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.checkpoint.local.lease import Lease
+from ray_resume.checkpoint.local.lease import Lease, guard
 
-lease = Lease.acquire(Path(sys.argv[1]), Owner.here("holder"), Claim(None), wait_s=0)
-child = os.fork()
-if child:
+folder, how, then = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+lease = Lease.acquire(folder, Owner.here("holder"), Claim(None), wait_s=0)
+
+def hold_guard():
+    with guard(folder):
+        entered.set()
+        forked.wait()
+
+entered, forked = threading.Event(), threading.Event()
+thread = threading.Thread(target=hold_guard)
+thread.start()
+entered.wait()
+child = eval(how)
+if child == 0:
+    # Whatever it does on its way out, the lease is its parent's.
+    if "os.fork" in how:
+        lease.end(wait_s=0)
+        assert lease.path.exists()
+    time.sleep(60)
+if then == "die in the guard":
+    print(child, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+forked.set()
+thread.join()
+lease.check()
+if then == "release":
     lease.release()
-    print("released", flush=True)
+print(child, flush=True)
 sys.stdin.read()
 """
 
 
-def test_a_forked_child_does_not_keep_a_lease_that_was_released(tmp_path: Path) -> None:
-    with process(FORK, tmp_path):
+@contextlib.contextmanager
+def parent(folder: Path, how: str, then: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that holds a lease, and its child; both are killed at the end."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(folder), FORKS[how], then],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdin is not None
+    assert driver.stdout is not None
+    child = int(driver.stdout.readline())
+    try:
+        yield driver, child
+    finally:
+        os.kill(child, signal.SIGKILL)  # It fails if the child died before.
+        kill(driver)
+        driver.stdin.close()
+        driver.stdout.close()
+
+
+@pytest.mark.parametrize("how", FORKS)
+def test_a_child_of_a_killed_driver_keeps_nobody_out(tmp_path: Path, how: str) -> None:
+    with parent(tmp_path, how, "hold") as (driver, _):
+        assert not is_free(tmp_path)
+        with process(JOIN, tmp_path) as ledger:
+            kill(driver)
+            # The ledger may still commit.
+            assert not is_free(tmp_path)
+            ledger.send_signal(signal.SIGSTOP)
+            assert not is_free(tmp_path)
+            kill(ledger)
+            assert is_free(tmp_path)
+        assert live_runs(tmp_path) == {}
+
+
+@pytest.mark.parametrize("how", FORKS)
+def test_a_forked_child_does_not_keep_a_lease_that_was_released(tmp_path: Path, how: str) -> None:
+    with parent(tmp_path, how, "release"):
         assert is_free(tmp_path)
 
 
-def test_a_started_program_does_not_keep_the_lease(tmp_path: Path) -> None:
+def test_a_guard_that_a_dead_process_left_to_its_child_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell what the child does, so nobody enters in its place, but nobody hangs."""
+    monkeypatch.setattr(lease_module, "_GUARD_WAIT_S", 0.2)
+    with parent(tmp_path, "C", "die in the guard") as (driver, _):
+        driver.wait()
+        with pytest.raises(CheckpointError, match=rf"fuser -v {tmp_path}/lock"):
+            acquire(tmp_path, "second")
+    assert is_free(tmp_path)
+    with parent(tmp_path, "os.fork", "die in the guard") as (driver, _):
+        driver.wait()
+        assert is_free(tmp_path)
+
+
+def test_whoever_is_not_known_to_be_dead_holds_its_lease(tmp_path: Path) -> None:
+    """The lock decides if a lease does not name its holders, or they cannot be seen from here."""
     lease = acquire(tmp_path, "holder")
-    with process("import sys; print(1, flush=True); sys.stdin.read()"):
+    head, _, rest = lease.path.read_bytes().partition(b"\n")
+    claimed = rest[2 * 97 :]
+    dead, alive = dead_process(), this_process()
+    where, _, number = alive.rpartition(" ")
+    for holders, free in [
+        ([dead], True),
+        ([dead, dead], True),
+        ([dead, alive], False),
+        ([alive, dead], False),
+        ([dead, "?"], False),
+        (["?", dead], False),
+        (["", dead], False),
+        ([""], False),
+        # Another boot or host, and another container.
+        ([f"f{dead}"], False),
+        ([dead.replace("pid:[", "pid:[1")], False),
+    ]:
+        lines = b"".join(lease_module._holder_lines(*holders))
+        lease.path.write_bytes(head + b"\n" + lines + claimed)
+        assert ("holder" not in live_runs(tmp_path)) == free, holders
+    for damaged in (lines[1:], lines[:-1], lines[:97], b"\n\n", b""):
+        lease.path.write_bytes(head + b"\n" + damaged + claimed)
+        assert "holder" in live_runs(tmp_path), damaged
+    assert int(number) == os.getpid()
+    assert "pid:[" in where
+    lease.release()
+
+
+def test_a_lease_with_more_holders_than_it_has_room_for_is_held(tmp_path: Path) -> None:
+    with process(HOLD, tmp_path) as driver, process(JOIN, tmp_path):
+        with process(JOIN, tmp_path) as third:
+            kill(driver)
+            kill(third)
+        # The ledger's process is alive, whose line the third one has taken.
+        assert not is_free(tmp_path)
+        assert lease_module._read_claim(tmp_path / "holder.lease") == EVERYTHING
+    assert is_free(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["fork and exec", "posix_spawn"])
+def test_a_started_program_does_not_keep_the_lease(tmp_path: Path, how: str) -> None:
+    lease = acquire(tmp_path, "holder")
+    with contextlib.ExitStack() as stack:
+        if how == "posix_spawn":
+            spawned = os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
+            stack.callback(os.waitpid, spawned, 0)
+            stack.callback(os.kill, spawned, signal.SIGKILL)
+        else:
+            code = "import sys; print(1, flush=True); sys.stdin.read()"
+            stack.enter_context(process(code, close_fds=False))
         # As the kernel does for a killed holder: closed without a word.
-        os.close(lease._descriptor or -1)
-        lease._descriptor = None
-        assert is_free(tmp_path)
+        lease._lock._close()
+        # A spawned program may start a moment before the kernel closes what it must not have.
+        deadline = time.monotonic() + DEADLINE_S
+        while not is_free(tmp_path):
+            assert time.monotonic() < deadline
 
 
 def test_the_guard_excludes(tmp_path: Path) -> None:

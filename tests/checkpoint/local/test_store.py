@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -606,6 +607,73 @@ for kill in range(int(sys.argv[2])):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 """
+
+
+FORKED = """
+import ctypes, itertools, os, signal, sys, threading
+from pathlib import Path
+from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.core.records import Record, State
+
+def done(number):
+    return Record(f"s{number}", State.COMPLETED, number + 1, "run", files=("f" * 3000,))
+
+writer = WriterFile.create(Path(sys.argv[1]), "run", {})
+numbers = itertools.count()
+writer.commit([done(next(numbers))])
+# Some are forked while a commit is under way.
+stop = threading.Event()
+
+def commit():
+    while not stop.is_set():
+        writer.commit([done(next(numbers)) for _ in range(50)])
+
+thread = threading.Thread(target=commit)
+thread.start()
+children = []
+for fork in [os.fork, ctypes.PyDLL(None).fork] * 4:
+    child = fork()
+    if child == 0:
+        if len(children) >= 4:
+            # As a child ends that runs to its end: whoever made it closes what is open.
+            sys.exit() if fork is os.fork else ctypes.PyDLL(None).exit(0)
+        while True:
+            signal.pause()
+    children.append(child)
+for child in children[4:]:
+    os.waitpid(child, 0)
+stop.set()
+thread.join()
+# The map, of 16 MiB, grows under the children.
+while (count := next(numbers)) < 8000:
+    writer.commit([done(count), *(done(next(numbers)) for _ in range(200))])
+print(count, *children[:4], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_children_of_the_writers_process_do_its_file_no_harm(tmp_path: Path) -> None:
+    """Children that live on, and children that end, forked by Python and by C."""
+    writer = start_python(FORKED, tmp_path)
+    assert writer.stdout is not None
+    assert writer.stdin is not None
+    count, *children = map(int, writer.stdout.readline().split())
+    try:
+        expected = {f"s{number}" for number in range(count)}
+        path = tmp_path / "run.mdb"
+        assert set(records_in(path, live=True)) == expected
+        writer.kill()
+        writer.wait()
+        # The children are alive, and have the file mapped.
+        assert set(records_in(path)) == expected
+        assert set(records_in(path, live=True)) == expected
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        writer.kill()
+        writer.wait()
+        writer.stdin.close()
+        writer.stdout.close()
 
 
 def test_a_file_has_its_name_only_as_a_valid_store(tmp_path: Path) -> None:
