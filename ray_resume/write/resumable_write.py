@@ -127,7 +127,8 @@ def resumable_write(
         lease_wait_s: how many seconds to wait for another run on the same sources to end. By
             default 25 more than a run that was killed may seem to be at work: 5 in a local
             directory, 1.25 times ``lease_ttl_s`` where hosts share the checkpoint.
-        ray_remote_args: passed to ``ray.remote`` for the write tasks.
+        ray_remote_args: passed to ``ray.remote`` for the write tasks. Behind an actor pool they ask
+            for no CPU unless you pass ``num_cpus``, so that they never wait for the pool to end.
         write_options: the format's own: those of ``pyarrow.parquet.write_table`` (such as
             ``compression`` and ``row_group_size``), ``pyarrow.csv.WriteOptions``,
             ``pandas.DataFrame.to_json``, ``pyarrow.orc.write_table``,
