@@ -11,7 +11,9 @@ The steps of a run, whose order keeps rows safe:
 2. **Skip.** The driver lists the output folder, *then* reads the checkpoint. In the other order,
    a neighbour that starts in between would look like a stranger. The newest record of each
    source, over all dead runs, says what is committed (`core.snapshot`, `core.resume_plan`).
-3. **Ledger.** An actor on the driver's node joins the lease and creates the run's own file.
+3. **Ledger.** An actor on the driver's node (`ledger_actor`) joins the lease and creates the run's
+   own file. In it, `ledger_host` applies messages to the ledger, and `committer` commits what they
+   complete. Each has a lock, and the host's is taken first.
 4. **Passes.** Each pass executes a private copy of the plan. Sources that get lost on the way (a
    worker dies between two blocks) are executed again: all of them, each in a read task of its own,
    then halves of what is lost again, then one source at a time (`core.passes`, `pass_loop`). A
@@ -32,5 +34,5 @@ with exit code 1. Nothing is lost; the next run removes the leftovers.
 
 May import: `core`, `checkpoint`, `failpoints`, `errors`.
 Runs in: the driver, the ledger's process. `client` runs in workers, too.
-Start reading in: `run`, then `ledger_actor`.
+Start reading in: `run`, then `ledger_host` and `committer`.
 """

@@ -32,7 +32,7 @@ from ray_resume.core.sources import SourceTable
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run.client import LedgerClient
-from ray_resume.run.ledger_actor import Progress
+from ray_resume.run.progress import Progress
 
 __all__ = ["Pass", "PassLoop", "close_after"]
 

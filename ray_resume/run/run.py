@@ -29,11 +29,12 @@ from ray_resume.core.resume_plan import Todo
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run import ledger_actor
-from ray_resume.run.ledger_actor import Progress, RunSpec
 from ray_resume.run.output import Output
 from ray_resume.run.pass_loop import Pass, PassLoop, close_after
 from ray_resume.run.preflight import refuse_other_output, warn_other_code
+from ray_resume.run.progress import Progress
 from ray_resume.run.reader_exception import error_of_unread
+from ray_resume.run.run_spec import RunSpec
 from ray_resume.run.signals import raise_on_sigterm
 from ray_resume.run.summary import RunSummary
 

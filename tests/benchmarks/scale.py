@@ -269,7 +269,8 @@ def host_of(count: int, *, commit_interval_s: float) -> Iterator[Any]:
     from ray_resume.checkpoint.claims import Claim, Owner
     from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
     from ray_resume.checkpoint.local.lease import Lease
-    from ray_resume.run.ledger_actor import LedgerHost, RunSpec
+    from ray_resume.run.ledger_host import LedgerHost
+    from ray_resume.run.run_spec import RunSpec
 
     work = Path(tempfile.mkdtemp(prefix="ray-resume-scale-"))
     LocalBackend(work).ensure()
@@ -415,6 +416,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
     from ray_resume.checkpoint.local.lease import Lease
     from ray_resume.run import ledger_actor
+    from ray_resume.run.run_spec import RunSpec
 
     ray.init(
         "local",
@@ -432,7 +434,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
             lease = Lease.acquire(path, Owner.here(RUN), Claim(None), wait_s=0)
             count = min(arguments.most, each * 400_000)
             handle = ledger_actor.start(
-                ledger_actor.RunSpec(
+                RunSpec(
                     run_id=RUN,
                     binding=LocalLedgerBinding(str(path), str(lease.path), RUN),
                     sources=sources_of(count),

@@ -568,8 +568,9 @@ def test_the_ledgers_start_up_errors_reach_the_user(tmp_path: Path) -> None:
     from ray_resume.checkpoint.local.backend import LocalLedgerBinding
     from ray_resume.core.sources import SourceTable
     from ray_resume.run import ledger_actor
+    from ray_resume.run.run_spec import RunSpec
 
-    spec = ledger_actor.RunSpec(
+    spec = RunSpec(
         run_id="cccccccccccc",
         binding=LocalLedgerBinding(
             str(tmp_path), str(tmp_path / "cccccccccccc.lease"), "cccccccccccc"

@@ -301,7 +301,8 @@ def test_a_killed_run_of_another_host_is_dead_when_it_was_silent_for_long(
 
 
 STOPPED = """
-from ray_resume.run.ledger_actor import LedgerHost, RunSpec
+from ray_resume.run.ledger_host import LedgerHost
+from ray_resume.run.run_spec import RunSpec
 from ray_resume.errors import ResumeError
 from ray_resume.core.messages import Message, Seal
 from ray_resume.core.sources import Source, SourceTable

@@ -2,7 +2,7 @@
 
 The shipped code of `backend`, `mutex`, `heartbeat` and `segments` runs in a `world`; only Ray, LMDB
 and the kernel's locks are left out. Each run takes its lease, reads what is done, writes a file
-for each of its pending sources, commits, and cleans up, as `run` and `ledger_actor` do. Driver and
+for each of its pending sources, commits, and cleans up, as `run` and `ledger_host` do. Driver and
 ledger are two processes, which stop and die each by itself, or with their host. Storages fail,
 before or after the effect, and what was under way lands later. Compactions and resets come between.
 """

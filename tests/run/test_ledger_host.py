@@ -26,7 +26,9 @@ from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.run.ledger_actor import Failed, LedgerHost, RunSpec
+from ray_resume.run.ledger_host import LedgerHost
+from ray_resume.run.record_factory import Failed
+from ray_resume.run.run_spec import RunSpec
 
 DEADLINE_S = 20.0
 
@@ -407,7 +409,8 @@ sys.stdin.read()
 HOST = """
 import os, signal, sys, time
 from pathlib import Path
-from ray_resume.run.ledger_actor import LedgerHost, RunSpec
+from ray_resume.run.ledger_host import LedgerHost
+from ray_resume.run.run_spec import RunSpec
 from ray_resume.checkpoint.local.backend import LocalLedgerBinding
 from ray_resume.errors import ResumeError
 from ray_resume.core.messages import Message, Seal
