@@ -34,7 +34,10 @@ EXTRA: dict[str, set[str]] = {
     "write.retyping": {"checkpoint"},
     # It verifies and cleans the folder, in the driver.
     "write.output": {"checkpoint"},
-    "write.resumable_write": {"checkpoint.backend", "read", "run", "udf"},
+    # They put the parts of a pipeline together, in the driver.
+    "write.targets": {"checkpoint.backend", "read", "run.pass_loop", "udf.decorator"},
+    "write.execution": {"checkpoint.backend", "read.datasource", "run", "udf.stage"},
+    "write.resumable_write": {"read.datasource", "run.summary", "udf.decorator"},
 }
 
 # Modules outside of the packages: the user's end, and the ground.

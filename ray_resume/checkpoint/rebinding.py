@@ -39,7 +39,7 @@ def rebind(storage: CheckpointBackend, folder: Folder) -> int:
     try:
         union = storage.committed_by_dead_runs(run_id).union
         try:
-            there = OutputFileSet.of(folder.names())
+            there = OutputFileSet.of(folder.list_files())
         except OSError as error:
             raise CheckpointError(
                 f"The folder {folder.uri} cannot be listed: {error}. Nothing was changed."

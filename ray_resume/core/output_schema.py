@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from ray_resume.errors import ResumeError
 
-__all__ = ["OutputSchema", "SchemaMismatchError", "conformed", "is_agreeable", "unifiable"]
+__all__ = ["OutputSchema", "SchemaMismatchError", "conform", "is_agreeable", "unifiable"]
 
 _SIGNED = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 _UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
@@ -149,7 +149,7 @@ def unifiable(schema: pa.Schema) -> pa.Schema:
     return pa.schema([one for one in schema if not _is_left_alone(one.type)])
 
 
-def conformed(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> pa.Table:
+def conform(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> pa.Table:
     """Return the rows of ``table`` with the columns of ``schema``, in its order and types.
 
     Columns that are missing are null. Columns of extension types that ``schema`` does not have
@@ -171,7 +171,7 @@ def conformed(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> p
                 raise SchemaMismatchError(one.name, "is in the schema, and not in the rows")
             columns.append(pa.chunked_array([pa.nulls(table.num_rows, one.type)], one.type))
         else:
-            columns.append(_cast(table.column(one.name), one.type, one.name))
+            columns.append(_cast_column(table.column(one.name), one.type, one.name))
         if not one.nullable and columns[-1].null_count:
             raise SchemaMismatchError(one.name, "is not nullable in the schema, and null in a row")
         fields.append(one)
@@ -188,7 +188,7 @@ def conformed(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> p
     return made.select(table.column_names) if in_order else made
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
+def _cast_column(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
     if column.type == kind:
         return column
     try:

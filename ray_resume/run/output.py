@@ -27,7 +27,7 @@ class Output:
     def __init__(self, uri: str) -> None:
         self.uri = uri
 
-    def names(self) -> Collection[str]:
+    def list_files(self) -> Collection[str]:
         """List the output's files by their relative path."""
         return ()
 

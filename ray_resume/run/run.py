@@ -110,7 +110,7 @@ class Run:
             failpoint("run.leased")
             # The driver lists before it reads the checkpoint, so that the checkpoint knows each run
             # whose files are listed: other runs may start at any moment.
-            names = self._plan.output.names()
+            names = self._plan.output.list_files()
             contents = self._plan.storage.committed_by_dead_runs(self._run_id)
             refuse_other_output(self._plan.storage, self._plan.output.uri, contents)
             todo, warnings = what_to_do(

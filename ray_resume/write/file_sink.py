@@ -109,7 +109,7 @@ class FileSink(Datasink[None]):
             drains = [drain for some in together for drain in some.drains()]
             digest = self._digest(drains[0].source) if len(drains) == 1 else None
             table = concat_tables([some.table for some in together])
-            files = tuple(self._layout.write(self._folder, self._prefix, digest, table))
+            files = tuple(self._layout.write_files(self._folder, self._prefix, digest, table))
             events.append(
                 Pack(tuple(drains), files) if len(drains) > 1 else drains[0]._replace(files=files)
             )

@@ -56,7 +56,7 @@ class Folder:
         """Create the folder if it is missing."""
         self._tried(lambda: self.filesystem.create_dir(self.path, recursive=True))
 
-    def names(self) -> Iterator[str]:
+    def list_files(self) -> Iterator[str]:
         """List the files in it by their relative path, subfolders too; none if it is missing."""
         base = self.path.rstrip("/") + "/"
         selector = FileSelector(self.path, allow_not_found=True, recursive=True)
@@ -68,7 +68,7 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             self._tried(lambda: self.filesystem.delete_file(f"{self.path}/{name}"))
 
-    def write(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
+    def write_file(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
         """Write a file, perhaps in a subfolder. It has its final name only when it is whole.
 
         On a local file system it survives a power cut after :meth:`sync`.

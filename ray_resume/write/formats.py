@@ -132,7 +132,7 @@ class FileFormat:
             codec = _codec_of(self._resolved().get("compression"))
         return self.name if codec is None else f"{self.name}.{_ENDINGS[codec]}"
 
-    def write(self, table: pa.Table, file: IO[bytes]) -> None:
+    def write_table(self, table: pa.Table, file: IO[bytes]) -> None:
         """Write ``table`` as one file."""
         write = FORMATS[self.name]
         if self.stream_compression is None:
@@ -195,7 +195,7 @@ def checked_format(name: str, options: Options) -> FileFormat:
     try:
         checked = FileFormat(name, rest, options_fn, compression, max_rows)
         assert checked.suffix
-        checked.write(pa.table({"x": pa.array([1], pa.int64())}), io.BytesIO())
+        checked.write_table(pa.table({"x": pa.array([1], pa.int64())}), io.BytesIO())
     except (TypeError, ValueError, KeyError, AttributeError, OSError, pa.ArrowException) as error:
         raise ValueError(
             f"resumable_write got options that {name} files are not written with: {error}"

@@ -36,7 +36,7 @@ class Layout:
         kept = [one for one in schema if one.name not in self.partition_columns]
         return pa.schema(kept)
 
-    def write(
+    def write_files(
         self, folder: Folder, prefix: str, digest: bytes | None, table: pa.Table
     ) -> list[str]:
         """Write ``table`` as one file, or some for each partition; return their names.
@@ -53,7 +53,7 @@ class Layout:
             for rows in self._pieces(part):
                 name = f"{subfolder}{stem_of(prefix, digest, subfolder)}.{suffix}"
                 try:
-                    folder.write(name, partial(self._write_file, rows))
+                    folder.write_file(name, partial(self._write_file, rows))
                 except OSError as error:
                     raise unwritten(f"file {folder.uri}/{name}", error) from error
                 failpoint("sink.written")
@@ -61,7 +61,7 @@ class Layout:
         return names
 
     def _write_file(self, part: pa.Table, file: IO[bytes]) -> None:
-        self.format.write(part, file)
+        self.format.write_table(part, file)
 
     def _pieces(self, part: pa.Table) -> Iterator[pa.Table]:
         most = self.format.max_rows or part.num_rows

@@ -39,9 +39,9 @@ class FolderOutput(Output):
         self.append = append
 
     @override
-    def names(self) -> Collection[str]:
+    def list_files(self) -> Collection[str]:
         try:
-            return OutputFileSet.of(self.folder.names())
+            return OutputFileSet.of(self.folder.list_files())
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -166,7 +166,7 @@ class FolderOutput(Output):
         contents: Contents,
         names: Collection[str] | None = None,
     ) -> None:
-        there = OutputFileSet.of(self.folder.names() if names is None else names)
+        there = OutputFileSet.of(self.folder.list_files() if names is None else names)
         left = there.made_by(checkpoint_id, runs, known=True)
         # The records are looked at only where there is something that they may list.
         for name in left.without(listed_files(contents.union)) if left else ():

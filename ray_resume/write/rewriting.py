@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 
 from ray_resume.core.filenames import OutputName, stem_of
-from ray_resume.core.output_schema import SchemaMismatchError, conformed
+from ray_resume.core.output_schema import SchemaMismatchError, conform
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout
 
@@ -61,25 +61,25 @@ def _rewritten(
                 if _alike(layout.format.schema_of(file), expected):
                     continue
                 file.seek(0)
-                table = conformed(layout.format.read(file), schema)
+                table = conform(layout.format.read(file), schema)
         except SchemaMismatchError as error:
             kept[name] = str(error)
             continue
         new = _renamed(name)
-        folder.write(new, partial(_write, layout, table))
+        folder.write_file(new, partial(_write, layout, table))
         renamed[name] = new
     folder.sync(renamed.values())
     return renamed, kept
 
 
 def _write(layout: Layout, table: pa.Table, file: IO[bytes]) -> None:
-    layout.format.write(table, file)
+    layout.format.write_table(table, file)
 
 
 def _as_stored(layout: Layout, table: pa.Table) -> pa.Schema:
     """Return the schema that the rows have when they come back from a file."""
     buffer = io.BytesIO()
-    layout.format.write(table, buffer)
+    layout.format.write_table(table, buffer)
     buffer.seek(0)
     return layout.format.schema_of(buffer)
 

@@ -150,7 +150,7 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
     class ListedFolder:
         uri = path = "/out"
 
-        def names(self) -> Iterator[str]:
+        def list_files(self) -> Iterator[str]:
             with names.open() as file:
                 for line in file:
                     yield line.rstrip("\n")
@@ -171,10 +171,10 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
         lease = Lease.acquire(path, Owner.here("f" * 12), claim, wait_s=0)
     listing = Clock()
     with listing.step("output"):
-        for _ in folder.names():
+        for _ in folder.list_files():
             pass
     with clock.step("names"):
-        present = output.names()
+        present = output.list_files()
     with clock.step("read"):
         contents = directory.committed_by_dead_runs("f" * 12)
     with clock.step("todo"):

@@ -193,7 +193,7 @@ def test_compressed_text_is_called_so_that_readers_see_it(
     assert written.suffix == f"{given}.gz"
     path = tmp_path / f"rows.{written.suffix}"
     with path.open("wb") as file:
-        written.write(pa.table({"x": [1, 2]}), file)
+        written.write_table(pa.table({"x": [1, 2]}), file)
         assert not file.closed
     assert len(gzip.decompress(path.read_bytes()).splitlines()) == (2 if given == "json" else 3)
     rows = pd.read_json(path, lines=True) if given == "json" else pd.read_csv(path)
@@ -204,7 +204,7 @@ def test_compressed_text_is_called_so_that_readers_see_it(
 def test_options_of_plain_ray_data() -> None:
     def written(name: str, options: dict[str, Any]) -> bytes:
         buffer = io.BytesIO()
-        checked_format(name, options).write(pa.table({"x": [1, 2]}), buffer)
+        checked_format(name, options).write_table(pa.table({"x": [1, 2]}), buffer)
         return buffer.getvalue()
 
     options: dict[str, Any]

@@ -293,7 +293,7 @@ def test_a_run_that_is_refused_changes_no_file(
     pq.write_table(pa.table({"id": [2], "x": [3]}), source / "o.parquet")
     with monkeypatch.context() as patch:
         # As if the driver had been killed before the files get one schema.
-        patch.setattr("ray_resume.write.resumable_write.retype_output", lambda *_: None)
+        patch.setattr("ray_resume.write.targets.retype_output", lambda *_: None)
         run(out)
     shutil.copytree(out, copy)
     before = {path: path.read_bytes() for path in copy.rglob("*.parquet")}
