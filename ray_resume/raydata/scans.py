@@ -2,7 +2,7 @@
 
 Ray plans such a read as ``ListFiles -> ReadFiles``. The second operator has a *scanner*, which
 knows the schema (that of the first files listed), what to select, and how to read any file. This
-module does for one source what Ray's own read tasks do for many: it makes a reader, and reads one
+module does for one source what Ray's own read tasks do for many. It makes a reader, and reads one
 manifest, which names a file or a row group. So rows, columns and types are the installed version's.
 
 Internals of Ray's that are used, beside those operators:

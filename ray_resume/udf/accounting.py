@@ -5,7 +5,7 @@ an event loop. A step asks for a call or for its next output, or says what to dr
 every rule about rows is here once, and none knows Ray, a ledger or async code.
 
 Invariant (see `tokens.CallAccount`): what comes into a call of a source leaves the call, in the
-tokens of its output rows or as a delta. What the failed rows carried is reported apart.
+tokens of its output rows or as a delta. The tokens of failed rows are reported apart.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Kept(NamedTuple):
 
 
 class StepKind(enum.Enum):
-    """What a step asks of the runner."""
+    """The requests that a step may make of the runner."""
 
     CALL = "call the UDF with the value"
     NEXT = "send the call's next output, settled for good, or END"
@@ -96,7 +96,7 @@ class FailedRows:
 
 
 END = object()
-"""What the runner sends when a call has no more outputs. If it raised, it sends `Raised`."""
+"""The runner sends this when a call has no more outputs. If the call raised, it sends `Raised`."""
 
 Steps = Generator[Step, Any, None]
 
@@ -135,8 +135,8 @@ def account_call(
         origin: the column's name, for ``ORIGIN_COLUMN``.
         keep_input: failed rows are reported as they came in, whatever the UDF makes of its input;
             otherwise only their errors are.
-        isolate: when a call raises, call the UDF with the halves of its rows, and so on, until
-            the rows that it raises for are found.
+        isolate: when a call raises, call the UDF with either half of its rows, and so on, to find
+            the rows that it raises for.
 
     Raises:
         ValueError, TypeError: what the UDF returned cannot be attributed.

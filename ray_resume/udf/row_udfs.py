@@ -28,15 +28,15 @@ ATTRIBUTION = {
 }
 """How the rows of each row-wise operator are attributed: exactly, by nature."""
 
-# What Ray allows to an async row-wise UDF (DEFAULT_ASYNC_ROW_UDF_MAX_CONCURRENCY).
+# As many as Ray allows to an async row-wise UDF (DEFAULT_ASYNC_ROW_UDF_MAX_CONCURRENCY).
 _CONCURRENT_ROWS = 16
 
 
 def block_udf(kind: str, udf: Callable[[Row], Any], *, tolerant: bool) -> Callable[[Any], Any]:
     """Make a UDF for whole blocks of one for rows; ``kind`` is a key of :data:`ATTRIBUTION`.
 
-    The block takes the values of each row before the UDF runs again, as in plain Ray Data: a UDF
-    may return the same dict each time.
+    The block takes the values of each row before the UDF runs again, as in plain Ray Data. So a
+    UDF may return the same dict each time.
 
     If it is ``tolerant``, a row that it raises for is marked as failed.
     """

@@ -1,4 +1,4 @@
-"""What an armed pipeline runs in the place of a decorated UDF.
+"""Run a decorated UDF in an armed pipeline, and account for its rows.
 
 :func:`instrument` makes, from the UDF and the ledger's client, a callable of the same name. It
 takes the two columns off each batch, calls the UDF, and puts them on what the UDF returned.
@@ -39,7 +39,7 @@ __all__ = ["instrument", "instrument_predicate"]
 
 
 def instrument(udf: Any, client: LedgerClient, kind: str = "map_batches") -> Any:
-    """Return what runs, as a UDF for ``map_batches``, in the place of the decorated ``udf``.
+    """Return a UDF for ``map_batches`` that runs in the place of the decorated ``udf``.
 
     Args:
         kind: the method that got the UDF: ``map_batches``, ``map``, ``filter`` or ``flat_map``.
@@ -58,7 +58,7 @@ def instrument(udf: Any, client: LedgerClient, kind: str = "map_batches") -> Any
 
 
 def instrument_predicate(expression: Any, client: LedgerClient) -> Any:
-    """Return what runs, as a UDF for ``map_batches``, in the place of ``filter(expr=...)``."""
+    """Return a UDF for ``map_batches`` that runs in the place of ``filter(expr=...)``."""
     runner = UdfRunner("map_batches", Attribution.MASK, None, client, "filter", StageOptions())
     predicate = row_udfs.predicate_udf(expression)
 

@@ -44,8 +44,8 @@ __all__ = [
 
 _WIPING_MODES = {"overwrite", "create", "error", "errorifexists", "ignore"}
 
-# What says where Ray's own datasinks write to. No addresses with credentials in them, since a
-# checkpoint keeps it.
+# The attributes that say where Ray's own datasinks write to. None has an address with credentials
+# in it, since a checkpoint keeps their values.
 _PLACES: dict[str, tuple[str, ...]] = {
     "_BaseLanceDatasink": ("uri",),
     "BigQueryDatasink": ("project_id", "dataset"),
@@ -63,8 +63,8 @@ def check_datasink(datasink: Datasink[Any]) -> None:
     """Make sure that a resumable pipeline may write to ``datasink``.
 
     Raises:
-        NonResumableError: it writes files in a folder, or wipes or insists on emptiness at its
-            start, which on a resume would destroy or refuse what earlier runs have written.
+        NonResumableError: it writes files in a folder; or it wipes the table or insists on an
+            empty one at its start. On a resume that would destroy or refuse earlier runs' rows.
     """
     name = type(datasink).__name__
     if is_file_datasink(datasink):
@@ -80,11 +80,11 @@ def check_datasink(datasink: Datasink[Any]) -> None:
         )
     for attribute in ("mode", "_mode"):
         mode = getattr(datasink, attribute, None)
-        # Of some enums the value says it, of others, such as ClickHouse's, the name.
-        for spelt in (getattr(mode, "value", mode), getattr(mode, "name", mode)):
-            if str(spelt).lower() in _WIPING_MODES:
+        # Some enums say it by their value, others, such as ClickHouse's, by their name.
+        for said in (getattr(mode, "value", mode), getattr(mode, "name", mode)):
+            if str(said).lower() in _WIPING_MODES:
                 raise NonResumableError(
-                    f"{name} is in mode {str(spelt).lower()!r}, which runs again on each resume "
+                    f"{name} is in mode {str(said).lower()!r}, which runs again on each resume "
                     "and would wipe or refuse what earlier runs have written. Use its append mode, "
                     "and create or empty the table once, before the first run."
                 )
@@ -93,7 +93,7 @@ def check_datasink(datasink: Datasink[Any]) -> None:
 def title_of(datasink: Datasink[Any]) -> str:
     """Name ``datasink`` for people and for the checkpoint, with its place where that is known.
 
-    Of a datasink that is not Ray's own, two with one name count as the same.
+    Two datasinks with one name count as the same if they are not Ray's own.
     """
     known = (_PLACES[kind.__name__] for kind in type(datasink).__mro__ if kind.__name__ in _PLACES)
     places = (_place(attribute, datasink) for attribute in next(known, ()))
@@ -163,7 +163,7 @@ class WrappedDatasink(Datasink[None]):
         failpoint("datasink.before_write")
         drains = [drain for some in rows for drain in some.drains()]
         if self._publishes_on_complete:
-            # Of what is published, each source is to be published or not on its own.
+            # Each source is published or not on its own, so each has a result of its own.
             alone = (one.table for some in rows for one in some.alone())
             results = [self._inner.write(iter([table]), _fresh(ctx)) for table in alone]
             drains = [

@@ -147,8 +147,8 @@ class Execution:
         armed = self._arm(this, datasink, retries)
         remote_args = {"max_retries": retries, **self._ray_remote_args}
         if self._optimized.ends_in_actors:
-            # If actors and reads have taken all CPUs, Ray lets writes wait for a CPU until the
-            # reads are over, and nothing can be committed before.
+            # If actors and reads have taken all CPUs, Ray lets writes wait for one until the reads
+            # are over. Nothing can be committed before.
             remote_args.setdefault("num_cpus", 0)
         with _ours_first():
             armed.write_datasink(

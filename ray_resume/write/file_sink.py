@@ -1,8 +1,8 @@
 """The file sink: each source's rows become files of its own, durable before they are drained.
 
 Importable on workers: knows neither checkpoints nor lmdb. Each file gets a name that no other had
-(`filenames`), so no attempt of a task ever touches another's file; which of them count is the
-ledger's to say.
+(`filenames`), so no attempt of a task ever touches another's file. The ledger says which of them
+count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ray_resume.write.source_rows import group_by_source
 __all__ = ["FLUSH_BYTES", "FileSink"]
 
 FLUSH_BYTES = 256 << 20
-"""So many bytes of rows in memory are not kept in a write task, but written."""
+"""A write task that holds so many bytes of rows in memory writes them."""
 
 
 class FileSink(Datasink[None]):
@@ -84,8 +84,8 @@ class FileSink(Datasink[None]):
         costs at most that, and memory is bounded by it. Rows that are to share files wait for the
         end of the task.
 
-        Guarantees: when this returns, the files are durable and the ledger has counted them; if
-        it does not, that is true of what it flushed before, and the other files are left-overs.
+        Guarantees: when this returns, the files are durable and the ledger has counted them. If it
+        raises, that is true of the flushes before; the other files are left-overs.
 
         Raises:
             ResumeError: a file cannot be written, or the types of two sources cannot be unified;

@@ -1,7 +1,7 @@
 """The file formats of a folder sink: how a table becomes the bytes of one file.
 
 The options of a write are those of plain Ray Data's ``write_*`` methods, as far as they mean
-something here; each other one is refused with what to use instead.
+something here. Each other one is refused with what to use instead.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ FORMATS: dict[str, Callable[[pa.Table, IO[bytes], Options], None]] = {
     "feather": _write_feather,
 }
 
-# What plain Ray Data calls a function that returns more options.
+# The names by which plain Ray Data takes a function that returns more options.
 _OPTIONS_FN = {
     "parquet": "arrow_parquet_args_fn",
     "csv": "arrow_csv_args_fn",
@@ -93,8 +93,8 @@ _SUBSTITUTES = {
     "min_rows_per_file": _SMALL_FILES,
     "num_rows_per_file": _SMALL_FILES,
     "min_bytes_per_file": _SMALL_FILES,
-    "mode": "A resumable write only ever adds the rows of new sources: append=True lets it write "
-    "beside files of others; to write everything again, remove the output folder and the "
+    "mode": "A resumable write only ever adds the rows of new sources. append=True lets it write "
+    "beside files of others. To write everything again, remove the output folder and the "
     "checkpoint.",
     "filename_provider": "File names say which run wrote a file, so ray_resume gives them; "
     "Checkpoint(...).files() lists the files.",

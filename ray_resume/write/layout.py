@@ -72,6 +72,6 @@ def unwritten(what: str, error: OSError) -> ResumeError:
     """Make the error for output that cannot be written: which kind of fault, and what to do."""
     fault, remedy = fault_of(error)
     return ResumeError(
-        f"The output {what} cannot be written: {error}. {fault} Its rows count for nobody, and "
-        f"what was committed is safe. {remedy}, and run again."
+        f"The output {what} cannot be written: {error}. {fault} Its rows do not count, and "
+        f"committed output is safe. {remedy}, and run again."
     )

@@ -64,7 +64,7 @@ class FolderOutput(Output):
         if unknown:
             raise CheckpointError(
                 f"The output folder {self.uri} has {len(unknown)} files of runs that the "
-                f"checkpoint {checkpoint.uri} does not know, {next(iter(unknown))} among them: a "
+                f"checkpoint {checkpoint.uri} does not know, {next(iter(unknown))} among them. A "
                 "writer's file (.mdb) was removed from it, or it was restored from an older copy. "
                 "Going on would write their rows a second time. Put it back, or remove those files "
                 "too."

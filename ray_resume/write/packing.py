@@ -1,7 +1,7 @@
 """Which sources share output files, since 100,000 tiny ones should not make as many tiny files.
 
-A file that several sources share counts for all of them or for none (`ledger`), so whatever keeps
-one of them pending keeps the others too. Hence only sources of one *group* share files: groups are
+A file that several sources share counts for all of them or for none (`ledger`). So if one of them
+stays pending, the others do, too. Hence only sources of one *group* share files. Its sources are
 neighbours in the order of the listing, and together about as large as a file should be.
 """
 
@@ -38,8 +38,8 @@ class Packing:
     def packs(self, rows: Iterable[SourceRows]) -> Iterator[list[SourceRows]]:
         """Divide the rows of one write among files.
 
-        Those of a file are of one group and have one schema, those of a source are in one file, and
-        a source that is large enough for a file has it for itself. The same rows in the same order
+        Rows of a file are of one group and have one schema, and rows of a source are in one file.
+        A source that is large enough for a file has it for itself. The same rows in the same order
         always give the same files.
         """
         filling: dict[tuple[int, pa.Schema], list[SourceRows]] = {}
@@ -67,7 +67,7 @@ class Packing:
             yield from self._halves(rows.part(first, last))
 
     def _halves(self, rows: SourceRows) -> Iterator[SourceRows]:
-        # Not one source after another, of which there may be thousands.
+        # By halves: there may be thousands of sources, too many to look at one after another.
         if len(rows) == 1 or rows.table.nbytes * _PIECES < self.target_bytes:
             yield rows
             return

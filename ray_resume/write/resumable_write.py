@@ -50,26 +50,25 @@ def resumable_write(
 
     Args:
         ds: a dataset from ``resumable_read``, with decorated UDFs.
-        sink: the folder for the output, created if missing (a path, or a URI); or a
-            ``ray.data.Datasink``, see `ray_resume.write.datasinks` for what each guarantees; or
-            None if the last stage is decorated with ``@resumable(sink=True)``.
+        sink: the folder for the output (a path, or a URI), created if missing. Or a
+            ``ray.data.Datasink``; `ray_resume.write.datasinks` says what each guarantees. Or None
+            if the last stage is decorated with ``@resumable(sink=True)``.
         format: ``"parquet"``, ``"json"`` (one line a row), ``"csv"``, ``"orc"``, ``"feather"``.
         partition_cols: columns that name subfolders, ``column=value/``, as Hive does, and by the
             same names as plain Ray Data. They are not in the files, so at least one other column
             must be there. A column of structs, lists or another nested type is refused.
         schema: the output's columns and types, partition columns included, as plain Ray Data's
-            ``write_parquet`` takes it. Rows are cast to it. A source with a value that would
-            change, a column that is not in it, or without one that is, fails alone; its error
-            names the column. By default all Parquet, ORC and Feather files get one schema, which
-            widens as rows come, where no value changes: null becomes any type, numbers and times
-            become wider or finer, structs get all fields, a missing column is null. Files that
-            were written before that are written again at the end of the run, unless another run
-            is at work (then at the end of that or the next). Other types are an error that names
-            two sources. Columns of extension types stay as they are. A column that is null
-            everywhere has the type null.
+            ``write_parquet`` takes it. Rows are cast to it. A source fails alone if a value would
+            change, if it has a column that is not in it, or lacks one that is. Its error names the
+            column. By default all Parquet, ORC and Feather files get one schema. It widens as rows
+            come, where no value changes: null becomes any type, numbers become wider, times finer,
+            structs get all fields. A missing column is null. The run writes files from
+            before that again at its end, unless another run is at work (then that or the next one
+            does). Other types are an error that names two sources. Columns of extension types stay
+            as they are. A column that is null everywhere has the type null.
         commit_interval_s: finished rows wait at most so long in a write task before they are
-            written, and their sources can be committed: what a kill costs each worker. Less makes
-            more files of sources that take longer than that.
+            written, and their sources can be committed. A kill costs each worker so much work. Less
+            makes more files of sources that take longer than that.
         target_file_bytes: let sources that are smaller than this share files of about this size,
             in bytes of their rows in memory, as Arrow holds them. By default each source has files
             of its own. Sources that share a file are completed in one step, or all done again.
@@ -79,16 +78,17 @@ def resumable_write(
         filesystem: the pyarrow filesystem of ``sink``, inferred from it by default.
         concurrency: how many write tasks may run at once.
         lease_wait_s: how many seconds to wait for another run on the same sources to end. By
-            default 25 more than a run that was killed may seem to be at work: 5 in a local
-            directory, 1.25 times ``lease_ttl_s`` where hosts share the checkpoint.
+            default 25 more than a run that was killed may seem to be at work. A dead run seems so
+            for 5 in a local directory, and 1.25 times ``lease_ttl_s`` where hosts share the
+            checkpoint.
         ray_remote_args: passed to ``ray.remote`` for the write tasks. Behind an actor pool they ask
             for no CPU unless you pass ``num_cpus``, so that they never wait for the pool to end.
         write_options: the format's own: those of ``pyarrow.parquet.write_table`` (such as
             ``compression`` and ``row_group_size``), ``pyarrow.csv.WriteOptions``,
             ``pandas.DataFrame.to_json``, ``pyarrow.orc.write_table``,
-            ``pyarrow.feather.write_feather``; beside them ``max_rows_per_file``,
-            ``arrow_open_stream_args`` (``compression`` and ``buffer_size``), and
-            ``arrow_parquet_args_fn`` and its like, as in plain Ray Data. Compressed JSON and CSV
+            ``pyarrow.feather.write_feather``. Beside them, as in plain Ray Data,
+            ``max_rows_per_file``, ``arrow_open_stream_args`` (``compression`` and
+            ``buffer_size``), and ``arrow_parquet_args_fn`` and its like. Compressed JSON and CSV
             files are called ``*.json.gz``, ``*.csv.zst`` and so on, so that readers decompress
             them.
 
@@ -99,8 +99,8 @@ def resumable_write(
             folder has other data files, or misses files of completed sources.
         SourceChangedError: as ``on_source_change`` or ``on_source_gone`` of the read asked for, or
             because the input is another one than that of the runs before.
-        Exception: what a UDF raised, as with plain Ray Data. What was complete is committed. Or
-            what a reader raised, after all other sources were processed, if more sources than
+        Exception: a UDF raised it, as with plain Ray Data; complete sources are committed. Or a
+            reader did, after all other sources were processed, if more sources than
             ``DataContext.max_errored_blocks`` could not be read. Their failed run is on record.
         KeyboardInterrupt: Ctrl-C; likewise. Uncaught, it ends the process with exit code 130.
         SystemExit: SIGTERM, with exit code 143, unless you have a handler of your own; likewise.

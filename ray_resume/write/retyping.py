@@ -1,4 +1,4 @@
-"""After a run: files that were written before the output's schema became what it is are replaced.
+"""After a run: replace files that were written before the output's schema became what it is.
 
 Invariant: killed at any moment, either the old files count or the new ones. New files are named
 after the run that wrote the old ones, so a later run removes them if no record lists them. Their
@@ -34,8 +34,8 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
     While another run is at work nothing is done: it, or the next run, does this at its end.
 
     Raises:
-        ResumeError: the checkpoint or the output cannot be read or written. What was committed is
-            as it was; the next run tries again.
+        ResumeError: the checkpoint or the output cannot be read or written. Committed output is as
+            it was; the next run tries again.
     """
     agreed = storage.schemas().read()
     if agreed is None or not agreed.stale:

@@ -18,13 +18,13 @@ from ray_resume.write.layout import Layout
 
 __all__ = ["Rewritten", "rewrite_in_tasks"]
 
-# So many files are looked at by one task, if there are enough of them.
+# One task looks at so many files, if there are enough of them.
 _FILES_OF_TASK = 64
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What was made of some files: new names by old ones, and why others stay as they are."""
+    """Some files after rewriting: new names by old ones, and why others stay as they are."""
 
     renamed: Mapping[str, str]
     kept: Mapping[str, str]
@@ -94,7 +94,7 @@ def _alike(schema: pa.Schema, expected: pa.Schema) -> bool:
 
 
 def _renamed(name: str) -> str:
-    """Make a name that nobody has had before, of the same run and source, in the same folder."""
+    """Make a name that no file has had before, of the same run and source, in the same folder."""
     subfolder, _, bare = name.rpartition("/")
     parsed = OutputName.parse(name)
     assert parsed is not None, f"{name} is no output file of ray_resume"
