@@ -29,12 +29,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ray_resume.checkpoint.checkpoint import (
-        Checkpoint,
-        CheckpointStatus,
-        CheckReport,
-        SourceRecord,
-    )
+    from ray_resume.checkpoint.checkpoint import Checkpoint, SourceRecord
+    from ray_resume.checkpoint.report import CheckReport
+    from ray_resume.checkpoint.status import CheckpointStatus
     from ray_resume.errors import (
         CheckpointError,
         NonResumableError,
@@ -49,10 +46,10 @@ if TYPE_CHECKING:
     from ray_resume.write.resumable_write import resumable_write
 
 _HOMES = {
-    "CheckReport": "checkpoint.checkpoint",
+    "CheckReport": "checkpoint.report",
     "Checkpoint": "checkpoint.checkpoint",
     "CheckpointError": "errors",
-    "CheckpointStatus": "checkpoint.checkpoint",
+    "CheckpointStatus": "checkpoint.status",
     "NonResumableError": "errors",
     "PipelineChangedError": "errors",
     "ResumeError": "errors",

@@ -23,7 +23,9 @@ from typing import Any, NoReturn
 from typing_extensions import override
 
 from ray_resume import __version__
-from ray_resume.checkpoint.checkpoint import Checkpoint, CheckpointStatus, last_line, plain
+from ray_resume.checkpoint.checkpoint import Checkpoint
+from ray_resume.checkpoint.report import plain
+from ray_resume.checkpoint.status import CheckpointStatus, last_line
 from ray_resume.errors import ResumeError
 from ray_resume.files import public_uri
 

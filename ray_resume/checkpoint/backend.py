@@ -33,7 +33,7 @@ from ray_resume.checkpoint.dead_letters import DeadLetterStore
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.objects import Objects
 from ray_resume.checkpoint.output_schemas import SchemaStore
-from ray_resume.core.digests import source_digest
+from ray_resume.checkpoint.ranks import RankDraw
 from ray_resume.core.records import Record
 from ray_resume.core.shards import ArrayTask
 from ray_resume.errors import CheckpointError
@@ -96,7 +96,7 @@ class LedgerLease(Protocol):
 class RunLease(LedgerLease, Protocol):
     """A run's lease in its driver's process."""
 
-    def alone(self, *, wait_s: float) -> bool:
+    def is_last_holder(self, *, wait_s: float) -> bool:
         """Say whether no other process of this run holds the lease, after ``wait_s`` at most."""
 
     def end(self, *, wait_s: float) -> None:
@@ -255,36 +255,8 @@ class CheckpointBackend(ABC):
         Raises:
             CheckpointError: more tasks than ``task.count`` ask.
         """
-        folder = f"arrays/{source_digest(task.array).hex()}"
-        drawn: list[str] = []
-
-        def draw() -> int:
-            ranks = self._ranks(folder)
-            if task.index in ranks:
-                return ranks[task.index]
-            if len(ranks) >= task.count:
-                tasks = sorted(ranks, key=ranks.__getitem__)
-                raise CheckpointError(
-                    f"The array ({task.array}) has drawn all its ranks, for the tasks "
-                    f"{', '.join(map(str, tasks))}, and task {task.index} is one more. Is the "
-                    "count right? If the array is another one with the same id, pass "
-                    "shard=(index, count) instead."
-                )
-            rank = min(set(range(task.count)) - set(ranks.values()))
-            drawn[:] = [f"{folder}/{rank:06d}-{task.index}"]
-            self._objects.put(drawn[0], b"")
-            return rank
-
-        return self._exclusively(_new_visitor(), draw, undo=lambda: self._objects.delete(drawn))
-
-    def _ranks(self, folder: str) -> dict[int, int]:
-        """Return the drawn ranks by the task's index."""
-        ranks = {}
-        for name in self._objects.list(folder):
-            match = re.fullmatch(r"([0-9]+)-([0-9]+)", name.rpartition("/")[2])
-            if match:
-                ranks[int(match[2])] = int(match[1])
-        return ranks
+        rank = RankDraw(self._objects, task)
+        return self._exclusively(_new_visitor(), rank.draw, undo=rank.undo)
 
     # Runs.
 

@@ -6,12 +6,10 @@ Works without Ray, in any process, also while a run is going on.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from typing_extensions import override
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
@@ -19,17 +17,15 @@ from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.location import Location
-from ray_resume.checkpoint.report import CheckReport, plain
-from ray_resume.core.columns import text_of
+from ray_resume.checkpoint.report import CheckReport
+from ray_resume.checkpoint.status import STATES, CheckpointStatus, status_of
 from ray_resume.core.records import Record, State, encode
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.files import public_uri
 
-__all__ = ["CheckReport", "Checkpoint", "CheckpointStatus", "SourceRecord", "last_line", "plain"]
-
-_STATES = {"completed": State.COMPLETED, "failed": State.FAILED, "quarantined": State.QUARANTINED}
+__all__ = ["Checkpoint", "SourceRecord"]
 
 
 @dataclass(frozen=True)
@@ -59,58 +55,6 @@ class SourceRecord:
     completed_at: float | None
     failed_at: float | None = None
     dead_letters: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class CheckpointStatus(Mapping[str, Any]):
-    """Counts of sources; a mapping as well, so that it prints and serialises as one.
-
-    Attributes:
-        total: sources that the largest run so far listed, those of other shards with them, or
-            more if more are on record.
-        completed, failed, quarantined: sources on record in that state.
-        pending: the others, which the next run will read, failed ones not among them.
-        writers: runs that have a file in the checkpoint.
-        live: of these, how many are at work right now.
-        sink: where the output goes, None before the first run.
-        rows: rows in the output of the completed sources.
-        files: output files that are listed.
-        last_completed_at: when a source was last committed as completed, in seconds since 1970
-            UTC; None if none is.
-        errors: why sources failed or were quarantined: how many sources, by the last line of the
-            error, the most common first, ten at most.
-        runs: who is at work (``alive``), and who ended without saying so: was killed, as a rule,
-            and no run has tidied up since. Dicts of ``run_id, host, pid, started_at,
-            shard, alive``; ``shard`` is None where a run does everything.
-    """
-
-    total: int
-    completed: int
-    failed: int
-    quarantined: int
-    pending: int
-    writers: int
-    live: int
-    sink: str | None
-    rows: int
-    files: int
-    last_completed_at: float | None
-    errors: dict[str, int]
-    runs: list[dict[str, Any]]
-
-    @override
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.__dataclass_fields__:
-            raise KeyError(key)
-        return getattr(self, key)
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return (field.name for field in fields(self))
-
-    @override
-    def __len__(self) -> int:
-        return len(fields(self))
 
 
 class Checkpoint:
@@ -179,30 +123,7 @@ class Checkpoint:
 
     def status(self) -> CheckpointStatus:
         """Count the sources by state. Sees what a live run has committed up to now."""
-        contents = self._storage.snapshot()
-        counts = _Counts.of(contents.union)
-        known = sum(counts.states[state] for state in _STATES.values())
-        totals = (header.get("sources_total") for header in contents.headers.values())
-        listed = max((total for total in totals if type(total) is int), default=0)
-        total = max(known, listed)
-        return CheckpointStatus(
-            total=total,
-            completed=counts.states[State.COMPLETED],
-            failed=counts.states[State.FAILED],
-            quarantined=counts.states[State.QUARANTINED],
-            pending=total - known,
-            writers=len(contents.files),
-            live=len(contents.live),
-            sink=self._storage.sink(),
-            rows=counts.rows,
-            files=counts.files,
-            last_completed_at=counts.last_completed_at,
-            errors=dict(counts.errors.most_common(10)),
-            runs=[
-                {**asdict(owner), "alive": run_id in contents.live}
-                for run_id, owner in {**contents.killed, **contents.live}.items()
-            ],
-        )
+        return status_of(self._storage)
 
     def sources(self, state: str | None = None) -> Iterator[SourceRecord]:
         """Yield the sources on record, or those in ``state``, in no particular order.
@@ -210,12 +131,12 @@ class Checkpoint:
         Raises:
             ValueError: ``state`` is not ``"completed"``, ``"failed"`` or ``"quarantined"``.
         """
-        if state is not None and state not in _STATES:
-            raise ValueError(f"state must be one of {', '.join(_STATES)}, not {state!r}")
+        if state is not None and state not in STATES:
+            raise ValueError(f"state must be one of {', '.join(STATES)}, not {state!r}")
         return self._sources(state)
 
     def _sources(self, state: str | None) -> Iterator[SourceRecord]:
-        names = {value: name for name, value in _STATES.items()}
+        names = {value: name for name, value in STATES.items()}
         sink, letters = self._storage.sink(), f"{self.path}/{FOLDER}"
         for record in _in_state(self._storage.snapshot().union, state or "all"):
             yield _public(record, names[record.state], sink, letters)
@@ -257,8 +178,8 @@ class Checkpoint:
         """
         if (source_ids is None) == (state is None):
             raise ValueError('reset needs the ids of sources, or a state ("all" for everything)')
-        if state is not None and state != "all" and state not in _STATES:
-            raise ValueError(f"state must be one of {', '.join(_STATES)} or all, not {state!r}")
+        if state is not None and state != "all" and state not in STATES:
+            raise ValueError(f"state must be one of {', '.join(STATES)} or all, not {state!r}")
         if source_ids is not None:
             source_ids = [source_ids] if isinstance(source_ids, str) else list(source_ids)
         self._storage.identity()
@@ -350,44 +271,8 @@ class Checkpoint:
         return (r for r in known.values() if r is not None and r.state is not State.RESET)
 
 
-@dataclass
-class _Counts:
-    """What is counted over all records, as columns: there may be millions."""
-
-    states: Counter[State]
-    errors: Counter[str]
-    files: int
-    rows: int
-    last_completed_at: float | None
-
-    @classmethod
-    def of(cls, union: Snapshot) -> _Counts:
-        from ray_resume.core.output_files import listed_files
-
-        completed = union.in_state(State.COMPLETED)
-        times = union.column("completed_at")[completed]
-        times = times[~np.isnan(times)]
-        errors: Counter[str] = Counter()
-        for _, batch in union.batches(np.flatnonzero(~completed)):
-            for error in batch.column("error").drop_null().to_pylist():
-                errors[last_line(text_of(error))] += 1
-        return cls(
-            Counter({state: int(union.in_state(state).sum()) for state in State}),
-            errors,
-            len(listed_files(union)),
-            # Python's numbers do not overflow.
-            sum(union.column("rows")[completed].tolist()),
-            float(times.max()) if len(times) else None,
-        )
-
-
-def last_line(error: str) -> str:
-    """Return the line of an error that says most: of a traceback, the last."""
-    return (error.strip().splitlines() or [""])[-1]
-
-
 def _in_state(union: Snapshot, state: str) -> Iterator[Record]:
-    wanted = set(_STATES.values()) if state == "all" else {_STATES[state]}
+    wanted = set(STATES.values()) if state == "all" else {STATES[state]}
     return iter(union.records(union.in_state(*wanted).nonzero()[0]))
 
 

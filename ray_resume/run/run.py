@@ -281,7 +281,7 @@ class Run:
         # A ledger's process that lives on, although it was closed or killed, may yet commit files.
         # They are left to the clean-up of a later run.
         try:
-            if not self._lease.alone(wait_s=_ACTOR_EXIT_S):
+            if not self._lease.is_last_holder(wait_s=_ACTOR_EXIT_S):
                 logger.warning("The ledger of run %s lives on; leftovers stay.", self._run_id)
                 return
             self._lease.check()

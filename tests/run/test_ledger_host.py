@@ -171,7 +171,7 @@ def test_close_commits_and_refuses_what_comes_later(run: Run) -> None:
     assert set(records_in(run.file)) == {"s0"}
     assert run.host.close().committed == 1
     # It lets go of its share of the lease, and so does the driver in turn.
-    assert run.lease.alone(wait_s=0)
+    assert run.lease.is_last_holder(wait_s=0)
 
 
 def test_illegal_messages_change_nothing(run: Run) -> None:

@@ -110,7 +110,7 @@ class SharedBackend(CheckpointBackend):
         deadline = self._clock() + wait_s
         run_id = owner.run_id
         folder = self._scratch_folder()
-        lock = Lease.hold(folder, owner)
+        lock = Lease.hold_unclaimed(folder, owner)
         file = LeaseFile(owner, self._ttl_s, scratch.boot_id(), str(lock.path), claim.shard)
         heart: Heartbeat | None = None
         try:

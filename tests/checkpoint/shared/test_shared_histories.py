@@ -46,7 +46,7 @@ def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process is on a host of its own: no lock proves anything."""
     monkeypatch.setattr(scratch, "boot_id", lambda: None)
     monkeypatch.setattr(Lease, "hold", classmethod(lambda cls, directory, owner: NoLock()))
-    monkeypatch.setattr(shared_writer, "_FEW_PARTS", 3)
+    monkeypatch.setattr(shared_writer, "_FEW_SEGMENTS", 3)
     monkeypatch.setattr(os, "urandom", lambda count: chance.randbytes(count))
 
 
@@ -57,7 +57,7 @@ chance = random.Random()
 class NoLock:
     path = Path(os.devnull)
 
-    def alone(self, *, wait_s: float) -> bool:
+    def is_last_holder(self, *, wait_s: float) -> bool:
         return True
 
     def end(self, *, wait_s: float) -> None: ...
