@@ -57,7 +57,7 @@ class FolderOutput(Output):
         inside = checkpoint.root.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
         present = OutputFileSet.of(names)
         present = OutputFileSet(
-            present.usual, [name for name in present.others if not name.startswith(inside)]
+            present.compact, [name for name in present.plain if not name.startswith(inside)]
         )
         known = contents.headers.keys() | contents.live.keys()
         unknown = present.made_by(checkpoint_id, known, known=False)

@@ -23,7 +23,7 @@ from snapshots import snapshot_of
 
 from ray_resume.checkpoint.check import _doubtful
 from ray_resume.core.digests import DigestIndex, Digests, source_digest
-from ray_resume.core.filenames import OutputName, packed, stem_of, unpacked
+from ray_resume.core.filenames import OutputName, stem_of
 from ray_resume.core.gone import gone_from
 from ray_resume.core.identity import ids_of, part_file
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
@@ -416,14 +416,10 @@ def test_a_list_of_files_is_like_a_set(one: set[str], other: set[str]) -> None:
     assert mine.checkpoints() == counts
 
 
-def test_a_packed_name_comes_back() -> None:
+def test_a_compact_name_comes_back() -> None:
     for name in FILES:
-        short = packed(name)
-        assert short is None or unpacked(short) == name
-    assert sum(packed(name) is not None for name in FILES) == 7
-    for value in (b"", bytes(26), bytes(26) + b"\x05"):
-        with pytest.raises(ValueError, match="no packed name"):
-            unpacked(value)
+        assert list(OutputFileSet.of([name])) == [name]
+    assert len(OutputFileSet.of(FILES).compact) == 7
 
 
 # How much it takes --------------------------------------------------------------------------------
