@@ -156,12 +156,13 @@ def conform(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> pa.
     stay as they are, and where they are if the others are in order.
 
     Args:
-        exactly: a column that is missing, or is not in ``schema``, is an error.
+        exactly: a column that is missing, or is not in ``schema``, is an error, and metadata are
+            those of ``schema`` alone. By default the table's stay where ``schema`` has none.
 
     Raises:
         SchemaMismatchError: a value would change, or a column cannot be cast.
     """
-    if table.schema.equals(schema):
+    if table.schema.equals(schema, check_metadata=exactly or schema.metadata is not None):
         return table
     present = set(table.column_names)
     columns, fields = [], []
@@ -183,7 +184,10 @@ def conform(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> pa.
             raise SchemaMismatchError(one.name, "is in the rows, and not in the schema")
         columns.append(table.column(one.name))
         fields.append(one)
-    made = pa.table(columns, pa.schema(fields, metadata=table.schema.metadata))
+    metadata = schema.metadata
+    if metadata is None and not exactly:
+        metadata = table.schema.metadata
+    made = pa.table(columns, pa.schema(fields, metadata=metadata))
     in_order = [name for name in table.column_names if name in known] == schema.names
     return made.select(table.column_names) if in_order else made
 
@@ -221,11 +225,10 @@ def _converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
         inner = _lost_field(array.type, kind)
         if inner is not None:
             raise ValueError(f"field {inner!r} would be lost")
-        # Seldom, and slow: what is inside of lists and maps changes its type.
-        return _made_again(array, kind)
     try:
         return array.cast(kind)
-    except pa.ArrowNotImplementedError:
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        # Seldom, and slow: older versions cannot cast what is inside of some lists and maps.
         return _made_again(array, kind)
 
 

@@ -34,7 +34,7 @@ class Layout:
     def agreed_columns(self, schema: pa.Schema) -> pa.Schema:
         """Return those columns of ``schema`` that files have."""
         kept = [one for one in schema if one.name not in self.partition_columns]
-        return pa.schema(kept)
+        return pa.schema(kept, metadata=schema.metadata)
 
     def write_files(
         self, folder: Folder, prefix: str, digest: bytes | None, table: pa.Table

@@ -52,7 +52,9 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
         contents = storage.committed_by_dead_runs(run_id)
         records = [record for record in contents.union if record.files]
         files = sorted({file for record in records for file in record.files})
-        schema = layout.agreed_columns(agreed.schema)
+        # The user's own has metadata as well, which is not agreed on.
+        given = layout.schema if agreed.given else None
+        schema = layout.agreed_columns(agreed.schema if given is None else given)
         done = rewrite_in_tasks(folder, layout, files, schema)
         failpoint("retyping.written")
         if done.kept:

@@ -234,7 +234,7 @@ def _checked_schema(schema: Any) -> pa.Schema | None:
         raise TypeError(f"schema must be a pyarrow.Schema, not a {type(schema).__name__}")
     if not is_agreeable(schema):
         raise ValueError("schema has two columns of one name")
-    return schema.remove_metadata()
+    return schema
 
 
 def _refuse_folder_options(options: SinkOptions) -> None:

@@ -256,3 +256,38 @@ def test_extension_types_do_not_travel_to_processes_that_do_not_know_them() -> N
     travels = unifiable(schema)
     assert list(travels) == [plain]
     assert travels.metadata is None
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["7", None], pa.int64()),
+        ([dt.datetime(2026, 1, 2), None], pa.string()),
+        ([[1, None], None, []], pa.list_(pa.string())),
+        ([["7"], None], pa.list_(pa.int8())),
+        ([[dt.datetime(2026, 1, 2)]], pa.large_list(pa.string())),
+        ([{"a": 1, "b": ["7"]}, None], pa.struct([("a", pa.string()), ("b", pa.list_(pa.int8()))])),
+        ([[{"a": "1"}]], pa.list_(pa.struct([("a", pa.int8())]))),
+    ],
+)
+def test_what_arrow_casts_is_cast_inside_of_lists_as_well(values: Any, kind: Any) -> None:
+    table, schema = pa.table({"x": values}), pa.schema([("x", kind)])
+    # Plain Ray Data casts a table before it writes it.
+    assert conform(table, schema, exactly=True).equals(table.cast(schema))
+    one = pa.table({"x": ["no number"]})
+    with pytest.raises(SchemaMismatchError, match=r"column 'x'.*no number"):
+        conform(one, pa.schema([("x", pa.int64())]), exactly=True)
+
+
+def test_metadata_are_those_of_the_users_schema() -> None:
+    field = pa.field("x", pa.int64(), nullable=False, metadata={"unit": "m"})
+    schema = pa.schema([field, ("y", pa.string())], metadata={"owner": "me"})
+    for kind in (pa.int8(), pa.int64()):
+        x = pa.array([1], kind)
+        table = pa.table({"x": x, "y": ["a"]}, metadata={"pandas": "{}"})
+        for wanted in (schema, schema.remove_metadata()):
+            made = conform(table, wanted, exactly=True)
+            assert made.schema.equals(table.cast(wanted).schema, check_metadata=True)
+        # What a run has agreed on by itself has none.
+        kept = conform(table, pa.schema([("x", pa.int64()), ("y", pa.string())])).schema.metadata
+        assert kept == {b"pandas": b"{}"}

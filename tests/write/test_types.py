@@ -229,7 +229,8 @@ def test_a_schema_of_the_users(tmp_path: Path) -> None:
         value = [1.0, 2.0, 2.5, None][i]
         table = pa.table({"v": pa.array([value], pa.float64()), "id": [i], "p": [i % 2]})
         pq.write_table(table, tmp_path / f"in/{i}.parquet")
-    schema = pa.schema([("id", pa.int32()), ("v", pa.int64()), ("p", pa.int8())])
+    first = pa.field("id", pa.int32(), nullable=False, metadata={"unit": "m"})
+    schema = pa.schema([first, ("v", pa.int64()), ("p", pa.int8())], metadata={"owner": "me"})
 
     def job(schema: Any, **options: Any) -> Any:
         ds = resumable_read(
@@ -249,8 +250,14 @@ def test_a_schema_of_the_users(tmp_path: Path) -> None:
     assert failed.error is not None
     assert failed.source_id in failed.error
     assert "column 'v'" in failed.error
-    expected = pa.schema([("id", pa.int32()), ("v", pa.int64())])
+    plain = ray.data.read_parquet([str(tmp_path / f"in/{i}.parquet") for i in (0, 1, 3)])
+    plain.write_parquet(str(tmp_path / "plain"), partition_cols=["p"], schema=schema)
+    (expected,) = schemas_in(tmp_path / "plain")
     assert schemas_in(tmp_path / "out") == [expected]
+    paths = [*(tmp_path / "plain").rglob("*.parquet"), *(tmp_path / "out").rglob("*.parquet")]
+    for path in paths:
+        assert pq.read_schema(path).metadata == {b"owner": b"me"}
+        assert pq.read_schema(path).field("id").metadata[b"unit"] == b"m"
     # Another schema is another pipeline; what it can hold is written again.
     wider = pa.schema([("id", pa.int64()), ("v", pa.float64()), ("p", pa.int8())])
     with pytest.raises(PipelineChangedError, match="v: int64"):
