@@ -76,7 +76,7 @@ class Writer(Protocol):
         """
 
     def close(self) -> None:
-        """End writing. What was committed can be read afterwards."""
+        """End writing. The committed records can be read afterwards."""
 
 
 class LedgerLease(Protocol):
@@ -97,14 +97,14 @@ class RunLease(LedgerLease, Protocol):
     """A run's lease in its driver's process."""
 
     def is_last_holder(self, *, wait_s: float) -> bool:
-        """Say whether no other process of this run holds the lease, after ``wait_s`` at most."""
+        """Return whether no other process of this run holds the lease, after ``wait_s`` at most."""
 
     def end(self, *, wait_s: float) -> None:
         """Release the lease: the run is over, once no other process of it holds the lease."""
 
 
 class LedgerBinding(ABC):
-    """What the ledger's process of a run needs of its checkpoint; picklable.
+    """The part of a checkpoint that a run's ledger needs in its process; picklable.
 
     Attributes:
         commit_interval_s: how long a completed source waits for its commit at most, if the storage
@@ -330,7 +330,7 @@ class CheckpointBackend(ABC):
         """Return the store of the output's schema."""
         return SchemaStore(self._objects)
 
-    # What differs between the kinds.
+    # The differences between the kinds.
 
     @abstractmethod
     def _exclusively(

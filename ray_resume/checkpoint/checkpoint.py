@@ -1,6 +1,6 @@
-"""A checkpoint as its user sees it: what is done, what failed, where the output is.
+"""`Checkpoint`: a checkpoint as its user sees it. It shows what is done and where the output is.
 
-Works without Ray, in any process, also while a run is going on.
+It works without Ray, in any process, also while a run is going on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Checkpoint", "SourceRecord"]
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What is known of one source.
+    """One source on record.
 
     Attributes:
         source_id: its stable identity.
@@ -39,10 +39,10 @@ class SourceRecord:
         files: paths of its output files.
         error: why it failed, else None.
         failed_runs: in how many runs it failed.
-        run_id: the run that said so.
-        completed_at: when it was committed, in seconds since 1970 UTC, else None.
-        failed_at: when it was noted as failed, likewise.
-        dead_letters: paths of the Parquet files with its rows that a stage could not do with.
+        run_id: the run that made the record.
+        completed_at: when it was committed as completed, in seconds since 1970 UTC, else None.
+        failed_at: when it was committed as failed, likewise.
+        dead_letters: paths of the Parquet files with those of its rows that a stage refused.
     """
 
     source_id: str
@@ -67,17 +67,18 @@ class Checkpoint:
             pyarrow knows: ``s3://bucket/path``, ``gs://``, ``abfs://``, ``hdfs://``.
         filesystem: the pyarrow or fsspec filesystem that ``path`` is on; by default, that of the
             URI.
-        publish_interval_s: in a storage that hosts share, what is complete is published at the
-            latest after so many seconds: what a crash costs at most beside what was not complete.
-            (On a local disk it is committed within 0.2 s.)
-        lease_ttl_s: there, a run that gives no sign of life for so long is dead: 30 s by default
-            on object stores, 120 s on network file systems. A run that cannot give one for three
-            quarters of that commits nothing more. 2 s to a day; hosts may give different ones.
-        shared: that hosts share a directory although it looks like a local disk. Network file
-            systems are known for what they are.
+        publish_interval_s: in a storage that hosts share, a run publishes completed sources after
+            so many seconds at the latest. A crash costs these sources, beside those that were not
+            complete. (On a local disk, a run commits them within 0.2 s.)
+        lease_ttl_s: in such a storage, a run without a heartbeat for so long is dead: 30 s by
+            default on object stores, 120 s on network file systems. A run that cannot send one for
+            three quarters of that commits nothing more. 2 s to a day; hosts may give different
+            ones.
+        shared: hosts share the directory, although it looks like a local disk. Network file
+            systems are recognized without this.
 
     Raises:
-        CheckpointError: every method, where the checkpoint is missing, unreadable or of a newer
+        CheckpointError: every method, where the checkpoint is missing, unreadable or of another
             format; the message names the file and the way out.
     """
 
@@ -99,7 +100,7 @@ class Checkpoint:
 
     @property
     def location(self) -> Location:
-        """Where it is, as it was given."""
+        """The place of the checkpoint, as the user gave it."""
         return self._location
 
     @property
@@ -122,7 +123,7 @@ class Checkpoint:
         return self.path
 
     def status(self) -> CheckpointStatus:
-        """Count the sources by state. Sees what a live run has committed up to now."""
+        """Count the sources by state, including what live runs have committed up to now."""
         return status_of(self._storage)
 
     def sources(self, state: str | None = None) -> Iterator[SourceRecord]:
@@ -144,37 +145,37 @@ class Checkpoint:
     def files(self) -> list[str]:
         """Return the paths of the output files, sorted.
 
-        This list is the truth: whatever else is in the output folder is a left-over, or somebody
-        else's. The earlier output of a source that was reset, or has failed since, is in it until
-        new output takes its place.
+        Only listed files count: any other file in the output folder is a leftover, or was not
+        made by ray_resume. The earlier output of a source that was reset, or has failed since, is
+        listed until new output replaces it.
         """
-        sink, union = self._storage.sink(), self._storage.snapshot().union
+        sink, snapshot = self._storage.sink(), self._storage.snapshot().union
         from ray_resume.core.output_files import listed_files
 
-        return sorted(f"{sink}/{file}" for file in listed_files(union))
+        return sorted(f"{sink}/{file}" for file in listed_files(snapshot))
 
     def dead_letters(self) -> list[str]:
         """Return the paths of the dead letters, sorted: Parquet files.
 
-        A row stands there as it came into the stage that failed, with three more columns of type
+        They hold rows as they came into the stage that failed, with three more columns of type
         string: ``ray_resume_source``, ``ray_resume_stage`` and ``ray_resume_error``.
         """
-        union = self._storage.snapshot().union
-        return sorted(f"{self.path}/{FOLDER}/{name}" for name in union.dead_letters())
+        snapshot = self._storage.snapshot().union
+        return sorted(f"{self.path}/{FOLDER}/{name}" for name in snapshot.dead_letters())
 
     def reset(self, source_ids: Iterable[str] | None = None, *, state: str | None = None) -> int:
-        """Forget sources, so that the next run processes them anew; return how many.
+        """Reset sources, so that the next run processes them again; return how many.
 
-        Their output files stay until that run has committed new ones in their place. Nothing is
-        deleted: a record that says so is added for each, all in one durable transaction.
+        Their output files stay until that run has committed new ones in their place. A reset
+        deletes nothing: it adds a record for each source, all in one durable transaction.
 
         Args:
-            source_ids: the sources to forget (one id alone will do); or
-            state: ``"completed"``, ``"failed"``, ``"quarantined"``, or ``"all"``: all in it.
+            source_ids: the sources to reset, or a single id; or
+            state: ``"completed"``, ``"failed"``, ``"quarantined"`` or ``"all"``: all sources in it.
 
         Raises:
             ValueError: neither or both of them are given, or there is no such state.
-            CheckpointError: an id is not on record, or a run is at work. Nothing was forgotten.
+            CheckpointError: an id is not on record, or a run is at work. Nothing was reset.
         """
         if (source_ids is None) == (state is None):
             raise ValueError('reset needs the ids of sources, or a state ("all" for everything)')
@@ -189,18 +190,18 @@ class Checkpoint:
         )
         try:
             contents = self._storage.committed_by_dead_runs(run_id)
-            union = contents.union
+            snapshot = contents.union
             records = list(
-                _in_state(union, state or "all")
+                _in_state(snapshot, state or "all")
                 if source_ids is None
-                else self._on_record(union, source_ids)
+                else self._on_record(snapshot, source_ids)
             )
             if records:
-                resets = _resets(records, run_id, union.highest_sequence())
+                resets = _resets(records, run_id, snapshot.highest_sequence())
                 # Imported here, because the command must start quickly.
                 from ray_resume.core.identity import HEADER_KEY, ids_in_headers
 
-                # Their output stays, so how they were called must not be forgotten.
+                # Their output stays, so the way in which their ids were made stays on record, too.
                 ids = ids_in_headers(contents.headers, {record.run_id for record in records})
                 header = {"purpose": "reset", HEADER_KEY: sorted(ids)}
                 self._storage.write_whole(run_id, header, encode(resets))
@@ -211,13 +212,13 @@ class Checkpoint:
             lease.end(wait_s=0)
 
     def compact(self) -> int:
-        """Merge the writers' files into one, so that looking and starting stay quick.
+        """Merge the writers' files into one, so that reading the checkpoint stays quick.
 
-        Nothing is forgotten, and nothing is lost if it is killed at any moment: the old files are
-        removed when the new one is whole, durable and read back. Runs wait until it is over.
+        A kill at any moment loses nothing: the old files are removed once the new one is whole,
+        durable and read back. Runs wait for it to end.
 
         Returns:
-            How many files were merged; 0 if there is but one.
+            How many files were merged; 0 if there is only one.
 
         Raises:
             CheckpointError: a run is at work, or a file cannot be read. Nothing was changed.
@@ -225,7 +226,7 @@ class Checkpoint:
         return compact(self._storage, lease_wait_s=self._storage.max_death_detection_s)
 
     def rebind(self, folder: str | os.PathLike[str], *, filesystem: Any = None) -> int:
-        """Say that the output was moved to ``folder``: later runs write there.
+        """Bind the checkpoint to ``folder``, where the output was moved to: later runs write there.
 
         Args:
             folder: a path or URI of the folder, with all of the files that were in the old one.
@@ -245,35 +246,35 @@ class Checkpoint:
         return rebind(self._storage, folder_at(folder, filesystem))
 
     def check(self) -> CheckReport:
-        """Prove the checkpoint sound, or say what is wrong with it; change nothing.
+        """Check the checkpoint and report all damage; change nothing.
 
-        Every record of every file is read (in a process of its own, which a damaged file may take
-        down), and the listed output files are looked for where they are in a local folder. Good
-        to call after a crash, and while runs are at work.
+        The check reads every record of every file, in a process of its own, which a damaged file
+        may take down. If the output folder is local, it looks for the listed files. It may be
+        called after a crash, and while runs are at work.
 
         Raises:
-            CheckpointError: there is no checkpoint. Damage is not raised, but reported.
+            CheckpointError: there is no checkpoint. Damage is in the report, and raises nothing.
         """
         # The command must start quickly, and seldom needs what this loads.
         from ray_resume.checkpoint.check import check
 
         return check(self._storage)
 
-    def _on_record(self, union: Snapshot, source_ids: list[str]) -> Iterator[Record]:
-        known = {source_id: union.get(source_id) for source_id in source_ids}
+    def _on_record(self, snapshot: Snapshot, source_ids: list[str]) -> Iterator[Record]:
+        known = {source_id: snapshot.get(source_id) for source_id in source_ids}
         unknown = [source_id for source_id, record in known.items() if record is None]
         if unknown:
             raise CheckpointError(
                 f"The checkpoint {self.path} has no record of {unknown[0]!r}"
                 + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
-                + ". Nothing was reset. Are the ids spelt as in Checkpoint.sources()?"
+                + ". Nothing was reset. Checkpoint.sources() lists the ids; are these the same?"
             )
         return (r for r in known.values() if r is not None and r.state is not State.RESET)
 
 
-def _in_state(union: Snapshot, state: str) -> Iterator[Record]:
+def _in_state(snapshot: Snapshot, state: str) -> Iterator[Record]:
     wanted = set(STATES.values()) if state == "all" else {STATES[state]}
-    return iter(union.records(union.in_state(*wanted).nonzero()[0]))
+    return iter(snapshot.records(snapshot.in_state(*wanted).nonzero()[0]))
 
 
 def _resets(records: Iterable[Record], run_id: str, highest_sequence: int) -> list[Record]:
@@ -283,7 +284,7 @@ def _resets(records: Iterable[Record], run_id: str, highest_sequence: int) -> li
             state=State.RESET,
             sequence=sequence,
             run_id=run_id,
-            # Until a completed record replaces them, they stay.
+            # They stay until a completed record replaces them.
             files=record.files,
             dead_letters=record.dead_letters,
         )

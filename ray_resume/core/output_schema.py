@@ -41,7 +41,7 @@ class SchemaMismatchError(ResumeError):
 
 @dataclass(frozen=True)
 class OutputSchema:
-    """What is agreed on.
+    """The types on which the sinks of all runs have agreed.
 
     Args:
         schema: without metadata, and without columns of extension types.
@@ -78,7 +78,7 @@ class OutputSchema:
                 )
             if kind != known:
                 fields[one.name] = kind
-                # Of a type that two sources made together, the first one is still named.
+                # If two sources made a type together, the first one is still named.
                 if known is None or pa.types.is_null(known):
                     origins[one.name] = source_id
         wider = pa.schema(list(fields.items()))
@@ -259,7 +259,8 @@ def _lost_field(one: pa.DataType, kind: pa.DataType) -> str | None:
             if lost is not None:
                 return lost
     elif one.num_fields == kind.num_fields:
-        # Of lists and maps, what is inside stands at the same place, whatever it is called.
+        # The fields inside of lists and maps are compared by position, since names differ.
+
         inside = ((one.field(i).type, kind.field(i).type) for i in range(one.num_fields))
         return next((lost for a, b in inside if (lost := _lost_field(a, b)) is not None), None)
     return None

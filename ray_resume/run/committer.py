@@ -97,7 +97,7 @@ class Committer:
             except Exception as error:
                 # Any error at all: nothing may be called complete after a group got lost.
                 fault = ResumeError(
-                    f"Run {self._run_id} cannot commit: {error!r}. What it had committed is safe; "
+                    f"Run {self._run_id} cannot commit: {error!r}. Its earlier commits are safe; "
                     "run again to go on."
                 )
                 self.stop(error if isinstance(error, ResumeError) else fault)
@@ -178,7 +178,7 @@ class Committer:
         self.flush()
 
     def close(self) -> None:
-        """Close the file and let go of the lease. What is still queued is not committed."""
+        """Close the file and release the lease. Sources that are still queued stay uncommitted."""
         with self._commits, self._state:
             if self._open:
                 self._open = False

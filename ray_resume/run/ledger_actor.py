@@ -17,7 +17,7 @@ from ray_resume.run.run_spec import RunSpec
 
 __all__ = ["start", "tune_garbage_collector"]
 
-# So many objects are made before the garbage collector looks at them.
+# The garbage collector runs after so many new objects.
 _FEW_COLLECTIONS = 200_000
 
 
@@ -54,10 +54,10 @@ def start(spec: RunSpec) -> Any:
 
 
 def tune_garbage_collector() -> None:
-    """Have this process, which is the ledger's alone, look for garbage less often.
+    """Run the garbage collector of the ledger's process less often.
 
-    What comes and goes in it, some tuples for each source, has no cycles. By default a third of its
-    time would go into looking for some.
+    The objects that come and go in it, some tuples for each source, have no cycles. By default the
+    process would spend a third of its time in the collector.
     """
     gc.freeze()
     gc.set_threshold(_FEW_COLLECTIONS)
@@ -77,7 +77,8 @@ class _LedgerActor:
         self._opened().begin_pass(pass_number)
 
     def apply(self, message: Message) -> None:
-        # The outcomes are the ledger's own business; workers need to know only that it is done.
+        # Workers need no outcomes; they only need to know that the message took effect.
+
         self._opened().apply(message)
 
     def agree(self, asked: Sequence[tuple[bytes, int]], given: bool) -> tuple[bytes, str | None]:

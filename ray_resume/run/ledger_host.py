@@ -62,7 +62,9 @@ class LedgerHost:
             self._ledger.begin_pass(pass_number, self._together)
 
     def apply(self, message: Message) -> Applied:
-        """Apply a message. What it completes is committed soon after, not before it returns.
+        """Apply a message, and queue the completed sources; this does not wait for their commit.
+
+
 
         Raises:
             ResumeError: the message is illegal, the host is closed, or a commit failed.

@@ -1,9 +1,8 @@
 """The passes of a run: execute the pipeline until no further pass can complete a source.
 
-Which sources a pass executes is decided in `core.passes`. Here a pass is executed, its end is told
-apart (an error of the user's code, or the crash of a process), its results are published, and a
-source that got lost alone goes on record at once: it counts towards quarantine, however the run
-ends.
+`core.passes` decides which sources a pass executes. The loop executes the pass, and tells an error
+of the user's code from the crash of a process. Then it publishes the results. A source that got
+lost alone goes on record at once: it counts towards quarantine, even if the run then fails.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ __all__ = ["Pass", "PassLoop", "close_after"]
 
 logger = logging.getLogger("ray_resume")
 
-# Errors of Ray's that say that a process or a node died, not that the user's code raised.
+# Ray raises these when a process or a node died. The user's code raised nothing then.
 _CRASHES = (
     WorkerCrashedError,
     OutOfMemoryError,
@@ -55,7 +54,8 @@ _MAX_NAMED = 3
 class Pass:
     """One armed execution: the sources to read, how, the ledger to send to, how to name files.
 
-    ``digests`` is what `FileSink` names the files of each source number with.
+    ``digests`` has the beginning of each source's digest, by its number; `FileSink` puts it into
+    the names of the source's files.
     """
 
     sources: SourceTable
@@ -135,7 +135,7 @@ class PassLoop:
         return 0 if record is None else record.failed_runs
 
     def _execute_pass(self, plan: PassPlan, run_pass: Callable[[Pass], None]) -> str | None:
-        """Execute a pass and publish; return what a worker died of, if that ended the pass."""
+        """Execute a pass and publish; return the error of the crash, if one ended the pass."""
         self._pass_number += 1
         ray.get(self._handle.begin_pass.remote(self._pass_number))
         client = LedgerClient(self._handle, self._run_id, self._pass_number, armed())
@@ -148,7 +148,7 @@ class PassLoop:
             run_pass(Pass(sources, plan, client, self._file_prefix, self._digests))
         except Exception as error:
             if not _is_crash(error):
-                # What is complete stays so, also if a row of another source was bad.
+                # Complete sources stay complete, even if a row of another source was bad.
                 with contextlib.suppress(Exception):
                     self._publish()
                 raise
@@ -211,7 +211,7 @@ class PassLoop:
 
 
 def _is_crash(error: Exception) -> bool:
-    """Say whether a process or a node died; a constructor that raised is the user's to mend."""
+    """Return whether a process or a node died; the user has to fix a constructor that raised."""
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return False
     return isinstance(error, _CRASHES)
@@ -232,13 +232,14 @@ def close_after(error: BaseException, handle: Any, run_id: str) -> Progress | No
         return progress
     except RayActorError as gone:
         fault = ResumeError(
-            f"The ledger of run {run_id} died ({gone}). What it had committed is safe. Run the "
-            "same script again to go on from there."
+            f"The ledger of run {run_id} died ({gone}). Its commits are safe. Run the same script "
+            "again to go on from there."
         )
     except ResumeError as refused:
         fault = refused
     if isinstance(error, Exception):
         raise fault from error
-    # An interrupt may well end all processes of a job at once.
+    # An interrupt may end all processes of a job at once.
+
     logger.warning("%s", fault)
     return None

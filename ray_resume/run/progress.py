@@ -1,4 +1,4 @@
-"""`Progress`: how far a run is, as its ledger tells the driver."""
+"""`Progress`: how far a run is, as its ledger reports to the driver."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Failed:
 
 
 class RecordFactory:
-    """Makes records. Not safe to call from several threads."""
+    """Makes records. Only one thread may call it at a time."""
 
     def __init__(self, spec: RunSpec) -> None:
         self._run_id = spec.run_id

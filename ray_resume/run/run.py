@@ -55,7 +55,7 @@ _DROPPED_AT_ONCE = 1 << 13
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run is to do, all of it checked."""
+    """The work of a run, all of it checked."""
 
     storage: CheckpointBackend
     listing: Listing
@@ -64,14 +64,14 @@ class RunPlan:
     # How results are made visible, for a sink that does so at the end of a pass; else None.
     publish: Callable[[Sequence[bytes], int], None] | None
     signature: str
-    # Of so many sources the reader may raise, without limit if negative: as Ray Data's own.
+    # The reader may raise for so many sources, without limit if negative, as in Ray Data.
     max_errored_blocks: int = 0
     code: Code = field(default_factory=Code)
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What the passes of a run came to.
+    """The outcome of a run's passes.
 
     ``failed`` and ``quarantined`` count sources that failed in this run; the latter have failed in
     too many. ``lost_alone`` and ``not_tried`` are those of `PassLoop`.
@@ -174,7 +174,7 @@ class Run:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
     def _drop(self, todo: Todo, contents: Contents) -> Contents:
-        """Commit that ``removed`` sources have no output, without a ledger's process."""
+        """Commit that ``removed`` sources have no output, without starting a ledger."""
         first = contents.union.highest_sequence() + 1
         records = (
             dropped_record(record.source_id, sequence, self._run_id)
@@ -186,7 +186,7 @@ class Run:
         return storage.committed_by_dead_runs(self._run_id)
 
     def _passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> _Outcome:
-        """Run passes, and put what is left on record."""
+        """Run passes, then commit the pending sources as failed."""
         try:
             # The ledger keeps the lease from now on, if the driver has kept it until now.
             self._lease.check()
@@ -221,13 +221,13 @@ class Run:
             ray.kill(handle)
 
     def _has_read_some(self, handle: Any, todo: Todo) -> bool:
-        """Say whether the reader has read any source in this run or an earlier one."""
+        """Return whether the reader has read any source in this run or an earlier one."""
         return len(todo.skipped) > 0 or bool(ray.get(handle.flush.remote()).completed)
 
     def _raise_unread(self, todo: Todo, progress: Progress) -> None:
-        """Raise what a reader raised, if of more sources than may have errors.
+        """Raise the reader's error, if it raised for more sources than may have errors.
 
-        The run has gone on to its end, and what failed is on record.
+        The run has gone on to its end, and the failed sources are on record.
         """
         unread, allowed = progress.unread, self._plan.max_errored_blocks
         if unread is None or allowed < 0 or unread.count <= allowed:

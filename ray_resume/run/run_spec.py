@@ -1,4 +1,4 @@
-"""`RunSpec`: everything that the ledger's process must know of a run; the driver pickles it."""
+"""`RunSpec`: all that the ledger's process must know of a run; the driver sends it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ __all__ = ["RunSpec"]
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What the ledger's process must know of a run.
+    """All that the ledger's process must know of a run.
+
 
     Attributes:
         sources: the pending sources; ``sources[i]`` is source number i of every message.

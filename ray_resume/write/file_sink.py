@@ -85,7 +85,7 @@ class FileSink(Datasink[None]):
         end of the task.
 
         Guarantees: when this returns, the files are durable and the ledger has counted them. If it
-        raises, that is true of the flushes before; the other files are left-overs.
+        raises, that is true of the flushes before; the other files are leftovers.
 
         Raises:
             ResumeError: a file cannot be written, or the types of two sources cannot be unified;

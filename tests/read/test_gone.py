@@ -252,7 +252,7 @@ def test_output_follows_the_input(source: Path, tmp_path: Path) -> None:
     write_file(source / "00007.parquet", 100, 105)
     summary = run(source, on_source_gone="remove")
     assert (summary.sources_completed, summary.sources_removed) == (1, 1)
-    assert "1 sources that are not in the input any more was removed" in str(summary)
+    assert "removed the output of 1 sources that are no longer in the input" in str(summary)
     assert_output(tmp_path, [*range(10, 15), *range(100, 105)])
     write_file(source / "00000.parquet", 0, 5)
     assert run(source).sources_completed == 1

@@ -30,7 +30,7 @@ RUN_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class PublishedRuns:
-    """What runs have published below ``runs/``."""
+    """The segments that runs have published below ``runs/``."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects

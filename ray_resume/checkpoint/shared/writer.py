@@ -113,7 +113,7 @@ class SharedWriter:
             # Its number may be missing for ever. No run could read the segments after it then.
             raise CheckpointError(
                 f"Run {self._run_id} does not know whether its last commit counts, so it commits "
-                "nothing more. What was committed before is safe; run again to go on."
+                "nothing more. Its earlier commits are safe; run again to go on."
             )
         self._uncertain = True
         blocks = list(encode(records))
