@@ -162,6 +162,18 @@ def test_looking_at_a_checkpoint_loads_neither_ray_nor_pyarrow_datasets(tmp_path
     assert result.stdout == "[]\n"
 
 
+def test_copying_rows_of_files_loads_no_ray() -> None:
+    script = (
+        "import sys\n"
+        "import ray_resume.write.formats, ray_resume.write.folder, ray_resume.write.row_copies\n"
+        "print([name for name in ('ray', 'lmdb', 'pandas') if name in sys.modules])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+
+
 def test_what_workers_import_loads_no_lmdb() -> None:
     script = (
         "import sys\n"

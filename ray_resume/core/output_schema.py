@@ -180,7 +180,7 @@ def conform(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> pa.
     for one in table.schema:
         if one.name in known:
             continue
-        if exactly or not _is_left_alone(one.type):
+        if exactly or not (_is_left_alone(one.type) or _is_stored_extension(one)):
             raise SchemaMismatchError(one.name, "is in the rows, and not in the schema")
         columns.append(table.column(one.name))
         fields.append(one)
@@ -264,6 +264,12 @@ def _lost_field(one: pa.DataType, kind: pa.DataType) -> str | None:
         inside = ((one.field(i).type, kind.field(i).type) for i in range(one.num_fields))
         return next((lost for a, b in inside if (lost := _lost_field(a, b)) is not None), None)
     return None
+
+
+def _is_stored_extension(one: pa.Field) -> bool:
+    """Say whether a column has an extension type, which this process has not loaded."""
+    inside = (one.type.field(i) for i in range(one.type.num_fields))
+    return b"ARROW:extension:name" in (one.metadata or {}) or any(map(_is_stored_extension, inside))
 
 
 def _is_left_alone(kind: pa.DataType) -> bool:

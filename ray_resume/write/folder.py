@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, TypeVar
 
+from pyarrow import NativeFile
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
 
 from ray_resume.errors import CheckpointError
@@ -62,6 +63,15 @@ class Folder:
         selector = FileSelector(self.path, allow_not_found=True, recursive=True)
         infos = self._tried(lambda: self.filesystem.get_file_info(selector))
         return (path_of(info).removeprefix(base) for info in infos if info.is_file)
+
+    def open(self, name: str) -> NativeFile:
+        """Open a file for reading at any position.
+
+        Raises:
+            FileNotFoundError: it is missing.
+            OSError: it cannot be read.
+        """
+        return self._tried(lambda: self.filesystem.open_input_file(f"{self.path}/{name}"))
 
     def remove(self, name: str) -> None:
         """Remove a file; not an error if it is gone."""

@@ -45,7 +45,9 @@ SOURCES = 6
 def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process is on a host of its own: no lock proves anything."""
     monkeypatch.setattr(scratch, "boot_id", lambda: None)
-    monkeypatch.setattr(Lease, "hold_unclaimed", classmethod(lambda cls, directory, owner: NoLock()))
+    monkeypatch.setattr(
+        Lease, "hold_unclaimed", classmethod(lambda cls, directory, owner: NoLock())
+    )
     monkeypatch.setattr(shared_writer, "_FEW_SEGMENTS", 3)
     monkeypatch.setattr(os, "urandom", lambda count: chance.randbytes(count))
 
