@@ -7,11 +7,12 @@ user's datasource is in `datasource_input`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import pyarrow as pa
 import ray.data
 from pyarrow.fs import FileSystem
 from ray.data.block import BlockMetadata
+from typing_extensions import override
 
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.raydata.filereads import (
@@ -39,60 +41,70 @@ __all__ = [
     "FileInput",
     "Input",
     "file_reader_of",
-    "never_changed",
     "unknown_metadata",
 ]
 
 ChangeCheck: TypeAlias = Callable[[Source], bool]
-"""Says whether a source has changed since it was listed, as far as one can see; picklable."""
+"""Returns whether a source has changed since it was listed, as far as metadata shows; picklable."""
 
 # A dataset knows the names of so many files at most: a million would take 100 MB of the driver.
 _MAX_NAMED_FILES = 10_000
 
 
-class Input(Protocol):
+class Input(ABC):
     """All sources of a read, and how to read them.
 
     There may be millions, so opening has two steps: the driver finds out what they have in common,
-    and the workers open each of them.
+    and the workers open each of them. By default, nothing is known of a source before it is read.
+
+    Attributes:
+        name: a name for the plan, such as ``Parquet``.
+        sources: all sources, in the order in which they are read.
     """
 
-    @property
-    def name(self) -> str:
-        """A name for the plan, such as ``Parquet``."""
-
-    @property
-    def sources(self) -> SourceTable:
-        """All sources, in the order in which they are read."""
+    name: str
+    sources: SourceTable
 
     @property
     def repeatable(self) -> bool:
         """Whether each read of a source gives the same rows in the same order."""
+        return False
 
     @property
     def selects(self) -> bool:
         """Whether plain Ray Data has this reader itself select rows and columns."""
+        return False
 
     @property
     def reorders(self) -> bool:
         """Whether columns that were selected come in the order of the latest selection."""
+        return False
 
     @property
     def distributed(self) -> bool:
-        """Whether any node can read it, and not the driver's alone."""
+        """Whether any node can read it, and not only the driver's."""
+        return True
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
-        """Estimate what each of ``sources`` takes in memory, None if that is not known."""
+        """Estimate the bytes in memory of each of ``sources``, None if they are not known."""
+        return None
 
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
         """Return the schema of ``columns`` (None: of all), None if it is not known.
 
         Ray's optimizer goes by it. It is the same in every execution.
         """
+        return None
 
     def metadata(self, sources: SourceTable) -> BlockMetadata | None:
         """Return the metadata that plain Ray Data has of ``sources`` before it reads them."""
+        return None
 
+    def change_check(self) -> ChangeCheck:
+        """Return a check of whether a source has changed since it was listed."""
+        return _never_changed
+
+    @abstractmethod
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
     ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
@@ -103,22 +115,14 @@ class Input(Protocol):
             rest of the selection, to be made after reading.
         """
 
-    def change_check(self) -> ChangeCheck:
-        """Return a check of whether a source has changed since it was listed."""
-
-
-def never_changed(_: Source) -> bool:
-    """Return False: the change check of an input whose changes nothing shows."""
-    return False
-
 
 def unknown_metadata() -> BlockMetadata:
-    """Return the metadata of a read task of which nothing is known before it runs."""
+    """Return the metadata of a read task that knows nothing before it runs."""
     return BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
 
 
 @dataclass(frozen=True)
-class FileInput:
+class FileInput(Input):
     """Files, read by one of Ray's ``read_*`` functions.
 
     ``files`` reads any of them, by paths on ``filesystem``. The driver opens no file, except for
@@ -136,16 +140,20 @@ class FileInput:
     selects: bool = False
 
     @property
+    @override
     def reorders(self) -> bool:
         return isinstance(self.files, Scan)
 
+    @override
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         # A size that is not known counts as zero.
         return sources.fingerprints.sizes.astype(np.float64) * self.inflation
 
+    @override
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
         return self.files.schema(columns)
 
+    @override
     def metadata(self, sources: SourceTable) -> BlockMetadata | None:
         if len(sources) > _MAX_NAMED_FILES:
             return None
@@ -153,12 +161,14 @@ class FileInput:
         sizes = {row_group_of(source)[0]: source.fingerprint.size for source in sources}
         return self.files.metadata(paths, [sizes[path] for path in paths])
 
+    @override
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
     ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
         tasks, left = self.files.task_factory(selection)
         return lambda _: tasks, left
 
+    @override
     def change_check(self) -> ChangeCheck:
         return partial(_file_has_changed, self.filesystem)
 
@@ -211,6 +221,10 @@ def file_reader_of(
         return planned(first[:1], {**arguments, "schema": pa.schema([])})
     each = EachByItself(name, reader, arguments)
     return each.on(filesystem) if moved else each, None
+
+
+def _never_changed(_: Source) -> bool:
+    return False
 
 
 def _paths(sources: SourceTable) -> Iterator[str]:

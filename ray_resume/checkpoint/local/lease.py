@@ -1,7 +1,7 @@
 """Leases: which runs are alive.
 
-A run's lease is the file ``<run id>.lease`` in the checkpoint directory, with a shared flock on it
-for as long as a process of the run lives: its driver takes it, the ledger's process joins it.
+A run's lease is the file ``<run id>.lease`` in the checkpoint directory. Each process of the run
+has a shared flock on it for as long as it lives: the driver takes it, the ledger's process joins.
 The kernel drops a dead process's lock, so there is nothing to time out on one host, and a
 stopped process keeps it. A process takes or inspects leases under one exclusive lock on the file
 ``lock``. To look at all leases and to take a new one is then a single step.

@@ -1,9 +1,9 @@
 """Reads writers' files in a process of its own, which a damaged file may take down.
 
-LMDB trusts the pages that it maps. A page that a power cut left full of zeros, or a failing disk
-full of noise, ends the process that reads it (by an assertion, or a signal). Here it ends a child,
-and the parent raises an error that names the file. One child reads any number of files; if it dies,
-another child goes on with the next file.
+LMDB trusts the pages that it maps. A power cut may leave a page full of zeros, a failing disk one
+full of noise, and such a page ends the process that reads it (by an assertion, or a signal). Here
+it ends a child, and the parent raises an error that names the file. One child reads any number of
+files; if it dies, another child goes on with the next file.
 """
 
 from __future__ import annotations
