@@ -16,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointStatus",
     "NonResumableError",
+    "Part",
     "PipelineChangedError",
     "ResumeError",
     "RunSummary",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ray_resume.checkpoint.checkpoint import Checkpoint, SourceRecord
+    from ray_resume.checkpoint.checkpoint import Checkpoint, Part, SourceRecord
     from ray_resume.checkpoint.report import CheckReport
     from ray_resume.checkpoint.status import CheckpointStatus
     from ray_resume.errors import (
@@ -51,6 +52,7 @@ _HOMES = {
     "CheckpointError": "errors",
     "CheckpointStatus": "checkpoint.status",
     "NonResumableError": "errors",
+    "Part": "checkpoint.checkpoint",
     "PipelineChangedError": "errors",
     "ResumeError": "errors",
     "RunSummary": "run.summary",

@@ -29,9 +29,10 @@ EXTRA: dict[str, set[str]] = {
     "read.resumable_read": {"checkpoint"},
     # To rebind a checkpoint is to look at its output folder.
     "checkpoint.rebinding": {"write.folder"},
-    "checkpoint.checkpoint": {"write.folder"},
+    "checkpoint.checkpoint": {"write.folder", "write.tidying"},
     # It commits records, in the driver.
     "write.retyping": {"checkpoint"},
+    "write.tidying": {"checkpoint"},
     # It verifies and cleans the folder, in the driver.
     "write.output": {"checkpoint"},
     # They put the parts of a pipeline together, in the driver.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from snapshots import whole_files
 
 import ray_resume
 from ray_resume import Checkpoint, cli
@@ -53,7 +54,15 @@ def path(tmp_path: Path) -> Path:
     directory.bind(str(out), "")
     now = time.time()
     done = [
-        Record(name, State.COMPLETED, n, "run1", 10, (f"{name}.parquet",), completed_at=now - 7200)
+        Record(
+            name,
+            State.COMPLETED,
+            n,
+            "run1",
+            10,
+            whole_files(f"{name}.parquet"),
+            completed_at=now - 7200,
+        )
         for n, name in enumerate("ab", 1)
     ]
     for record in done:
@@ -351,7 +360,9 @@ def test_a_path_of_two_lines_is_refused_but_not_lost(tmp_path: Path) -> None:
     directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     directory.bind("/data/o\nut", "")
-    write(directory.path, "run1", 1, [Record("a", State.COMPLETED, 1, "run1", files=("f",))])
+    write(
+        directory.path, "run1", 1, [Record("a", State.COMPLETED, 1, "run1", parts=whole_files("f"))]
+    )
     result = run("files", directory.path)
     assert (result.returncode, result.stdout) == (1, "")
     assert "--null or --json" in result.stderr
@@ -364,7 +375,12 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     directory.bind(f"/data/{name}", "")
-    write(directory.path, "run1", 1, [Record(name, State.COMPLETED, 1, "run1", files=("f",))])
+    write(
+        directory.path,
+        "run1",
+        1,
+        [Record(name, State.COMPLETED, 1, "run1", parts=whole_files("f"))],
+    )
     command = [sys.executable, "-m", "ray_resume", "files", str(directory.path)]
     assert subprocess.run(command, capture_output=True, check=True).stdout == b"/data/caf\xe9/f\n"
     (source,) = json.loads(run("sources", directory.path, "--json").stdout)
@@ -378,7 +394,8 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     directory.ensure()
     directory.bind("/data/out", "")
     records = [
-        Record(f"s{i}", State.COMPLETED, i + 1, "run1", files=(f"{i:0100d}",)) for i in range(5000)
+        Record(f"s{i}", State.COMPLETED, i + 1, "run1", parts=whole_files(f"{i:0100d}"))
+        for i in range(5000)
     ]
     write(directory.path, "run1", 5000, records)
     for command in ("files", "sources"):

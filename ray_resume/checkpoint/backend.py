@@ -53,7 +53,7 @@ __all__ = [
 T = TypeVar("T")
 
 IDENTITY = "checkpoint.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised by one whenever an older ray_resume could misread what a newer one writes."""
 
 _SINK = "sink.json"

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from ray_resume.checkpoint.backend import CheckpointBackend
-from ray_resume.checkpoint.contents import merged_headers
+from ray_resume.checkpoint.contents import SUPERSEDES, merged_headers
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.report import CheckReport
@@ -25,6 +26,7 @@ from ray_resume.core.digests import Digests, Positions, digest_bytes, source_dig
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.record_log import Flag, RecordLog
 from ray_resume.core.records import Record, State, records_of
+from ray_resume.core.rewrites import file_uses, overlapping_files
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 
@@ -110,11 +112,15 @@ class _Look:
                 f"is the file of run {reading.header.get('run_id')} under another name",
                 "rename it, or remove it if it is a copy",
             )
+        merged: Mapping[str, Mapping[str, Any]] = {}
         try:
-            runs |= merged_headers(reading.path, reading.header).keys()
+            merged = merged_headers(reading.path, reading.header)
+            runs |= merged.keys()
         except CheckpointError as error:
             self._problems.append(str(error))
         self._runs |= runs
+        for header in (reading.header, *merged.values()):
+            runs |= {run for run in header.get(SUPERSEDES, ()) if isinstance(run, str)}
         log = reading.records
         sequences: set[tuple[str, int]] = set()
         doubtful = _doubtful(log, runs)
@@ -160,6 +166,7 @@ class _Look:
                 )
             return len(listed)
         self._check_rows_have_files(snapshot)
+        self._check_parts(snapshot)
         empty: set[str] = set()
         try:
             there = OutputFileSet.of(self._files_there(empty))
@@ -180,6 +187,21 @@ class _Look:
             self._problems.append(
                 f"{len(empty)} completed sources have rows, but list no file: {_some(empty)}. "
                 f"Process them again: {self._reset(empty)}."
+            )
+
+    def _check_parts(self, union: Snapshot) -> None:
+        overlapping = overlapping_files(union)
+        if overlapping:
+            self._problems.append(
+                f"{len(overlapping)} output files have rows that are on record twice: "
+                f"{_some(overlapping)}. Restore the .mdb files from a copy, or process the sources "
+                f"in these files again: Checkpoint({self._storage.uri!r}).reset([...])."
+            )
+        unclean = [file for file, use in file_uses(union).items() if not use.is_clean]
+        if unclean:
+            self._notes.append(
+                f"{len(unclean)} output files also have rows that do not count: {_some(unclean)}. "
+                "The next run rewrites them when it ends, or `ray-resume tidy` does."
             )
 
     def _files_there(self, empty: set[str]) -> Iterator[str]:

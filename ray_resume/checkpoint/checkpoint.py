@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import override
 
@@ -25,7 +25,7 @@ from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.files import public_uri
 
-__all__ = ["Checkpoint", "SourceRecord"]
+__all__ = ["Checkpoint", "Part", "SourceRecord"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,21 @@ class SourceRecord:
     completed_at: float | None
     failed_at: float | None = None
     dead_letters: tuple[str, ...] = ()
+
+
+class Part(NamedTuple):
+    """Rows of one source that stand together in one output file.
+
+    Attributes:
+        file: the file's path.
+        first_row: the index of the first of them in the file.
+        rows: how many they are.
+    """
+
+    source_id: str
+    file: str
+    first_row: int
+    rows: int
 
 
 class Checkpoint:
@@ -143,16 +158,60 @@ class Checkpoint:
             yield _public(record, names[record.state], sink, letters)
 
     def files(self) -> list[str]:
-        """Return the paths of the output files, sorted.
+        """Return the paths of the clean output files, sorted: each of their rows counts, once.
 
-        Only listed files count: any other file in the output folder is a leftover, or was not
-        made by ray_resume. The earlier output of a source that was reset, or has failed since, is
-        listed until new output replaces it.
+        When no run is at work and none was killed, these are all files of this checkpoint in the
+        folder. After a kill, some files may have rows of sources that are not completed, beside
+        others. They are not in the list until the next run, or :meth:`tidy`, has rewritten them;
+        :meth:`parts` knows which of their rows count. The earlier output of a source that was
+        reset, or has failed since, counts until new output takes its place.
         """
-        sink, snapshot = self._storage.sink(), self._storage.snapshot().union
-        from ray_resume.core.output_files import listed_files
+        sink, union = self._storage.sink(), self._storage.snapshot().union
+        from ray_resume.core.rewrites import clean_files
 
-        return sorted(f"{sink}/{file}" for file in listed_files(snapshot))
+        return sorted(f"{sink}/{file}" for file in clean_files(union))
+
+    def parts(self) -> Iterator[Part]:
+        """Yield where each source's rows are in the output files, in no particular order.
+
+        All rows that count are in these parts, each once, at any moment.
+        """
+        sink = self._storage.sink()
+        for record in self._storage.snapshot().union:
+            for part in record.parts:
+                yield Part(record.source_id, f"{sink}/{part.file}", part.first_row, part.rows)
+
+    def tidy(self, *, filesystem: Any = None) -> int:
+        """Rewrite the output files that are not clean, and remove leftovers, as the next run would.
+
+        Nothing is lost if it is killed at any moment: the old files are removed when the new ones
+        are durable and on record. Files with sources of a run at work stay as they are.
+
+        Args:
+            filesystem: the pyarrow filesystem that the output folder is on; by default, that of
+                its URI.
+
+        Returns:
+            How many files were rewritten.
+
+        Raises:
+            CheckpointError: the output is no folder, a run is at work on the same sources, or a
+                file cannot be read or written. What counted counts.
+        """
+        # The command must start quickly, and seldom needs what this loads.
+        from ray_resume.checkpoint.rebinding import output_folder
+        from ray_resume.write.folder import folder_at
+        from ray_resume.write.tidying import copy_here, tidy_output
+
+        folder = folder_at(output_folder(self._storage), filesystem)
+        wait_s = self._storage.max_death_detection_s
+        try:
+            tidied = tidy_output(self._storage, folder, copy_here(folder), wait_s=wait_s)
+        except OSError as error:
+            raise CheckpointError(
+                f"The output folder {folder.uri} cannot be tidied: {error}. What counted counts."
+            ) from error
+        return tidied.rewritten
 
     def dead_letters(self) -> list[str]:
         """Return the paths of the dead letters, sorted: Parquet files.
@@ -284,8 +343,8 @@ def _resets(records: Iterable[Record], run_id: str, highest_sequence: int) -> li
             state=State.RESET,
             sequence=sequence,
             run_id=run_id,
-            # They stay until a completed record replaces them.
-            files=record.files,
+            # Until a completed record replaces them, they stay.
+            parts=record.parts,
             dead_letters=record.dead_letters,
         )
         for sequence, record in enumerate(records, highest_sequence + 1)

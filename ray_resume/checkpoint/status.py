@@ -35,6 +35,7 @@ class CheckpointStatus(Mapping[str, Any]):
         sink: where the output goes, None before the first run.
         rows: rows in the output of the completed sources.
         files: output files that are listed.
+        unclean: those of them that also have rows that do not count. The next run rewrites them.
         last_completed_at: when a source was last committed as completed, in seconds since 1970
             UTC; None if none is.
         errors: why sources failed or were quarantined: how many sources, by the last line of the
@@ -54,6 +55,7 @@ class CheckpointStatus(Mapping[str, Any]):
     sink: str | None
     rows: int
     files: int
+    unclean: int
     last_completed_at: float | None
     errors: dict[str, int]
     runs: list[dict[str, Any]]
@@ -92,6 +94,7 @@ def status_of(storage: CheckpointBackend) -> CheckpointStatus:
         sink=storage.sink(),
         rows=counts.rows,
         files=counts.files,
+        unclean=counts.unclean,
         last_completed_at=counts.last_completed_at,
         errors=dict(counts.errors.most_common(10)),
         runs=[
@@ -108,12 +111,14 @@ class _Counts:
     states: Counter[State]
     errors: Counter[str]
     files: int
+    unclean: int
     rows: int
     last_completed_at: float | None
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> _Counts:
         from ray_resume.core.output_files import listed_files
+        from ray_resume.core.rewrites import file_uses
 
         completed = snapshot.in_state(State.COMPLETED)
         times = snapshot.column("completed_at")[completed]
@@ -126,6 +131,7 @@ class _Counts:
             Counter({state: int(snapshot.in_state(state).sum()) for state in State}),
             errors,
             len(listed_files(snapshot)),
+            sum(not use.is_clean for use in file_uses(snapshot).values()),
             # Python's numbers do not overflow.
             sum(snapshot.column("rows")[completed].tolist()),
             float(times.max()) if len(times) else None,

@@ -14,8 +14,10 @@ import pyarrow as pa
 
 __all__ = [
     "bytes_of",
+    "counts",
     "fixed",
     "fixed_bytes",
+    "lengths_of",
     "lists",
     "mask_of",
     "numbers",
@@ -30,6 +32,8 @@ TEXT = pa.binary()
 """Texts are binary: ids, and names of files, may hold what is no valid UTF-8 (lone surrogates)."""
 
 TEXTS = pa.list_(pa.field("item", TEXT, nullable=False))
+
+COUNTS = pa.list_(pa.field("item", pa.int64(), nullable=False))
 
 
 def bytes_of(text: str) -> bytes:
@@ -95,6 +99,13 @@ def lists(values: Sequence[Sequence[str]]) -> pa.Array:
     items = texts([bytes_of(text) for value in values for text in value])
     buffers = [None, _offsets(values)]
     return pa.Array.from_buffers(TEXTS, len(values), buffers, children=[items])
+
+
+def counts(values: Sequence[Sequence[int]]) -> pa.Array:
+    """Make a column of lists of numbers."""
+    items = numbers([number for value in values for number in value], "i8")
+    buffers = [None, _offsets(values)]
+    return pa.Array.from_buffers(COUNTS, len(values), buffers, children=[items])
 
 
 # From Arrow ---------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ The steps of a run, whose order keeps rows safe:
    end with an error. Sources that get lost together do not count towards quarantine: one bad row
    would give up hundreds of good files that went through the same tasks.
 5. **End.** The ledger closes. The driver notes which runs are dead, *then* reads the records,
-   *then* removes leftovers; the lease ends.
+   *then* removes leftovers; the lease ends. Then the output is tidied, under a lease of its own
+   (`write.tidying`).
 
 Ray retries a task whose worker died three times here, not for ever as by default: a row that
 kills its worker would stop the job for good.

@@ -6,13 +6,12 @@ committed. It knows no rule about counters, and none about bytes.
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Mapping, Sequence
 
 from ray_resume.core.messages import Completion
-from ray_resume.core.records import Record, State
+from ray_resume.core.records import State
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import failpoint
 from ray_resume.run.record_factory import Failed, RecordFactory
@@ -35,7 +34,6 @@ class Committer:
         self._run_id = spec.run_id
         self._commit_interval_s = spec.binding.commit_interval_s
         self._publishes = spec.commit_at_the_end
-        self._replaced = spec.replaced
         self._lease, self._writer = spec.binding.open(spec.header)
         self._records = RecordFactory(spec)
         self._queue: list[Completion] = []
@@ -89,10 +87,9 @@ class Committer:
                 now = time.time()
                 # Objects of a kilobyte each: the writer encodes them as they are made.
                 records = (self._records.completed(completion, now) for completion in group)
-                dropped = self._dropped_with(group) if self._replaced else []
                 self._lease.check()
                 failpoint("ledger.before_commit")
-                self._writer.commit(itertools.chain(records, dropped))
+                self._writer.commit(records)
                 failpoint("ledger.committed")
             except Exception as error:
                 # Any error at all: nothing may be called complete after a group got lost.
@@ -104,7 +101,6 @@ class Committer:
                 return
             with self._state:
                 self._committed += len(group)
-                self._dropped += len(dropped)
 
     def flush(self) -> None:
         """Commit the queue.
@@ -187,12 +183,6 @@ class Committer:
                 self._writer.close()
                 self._lease.release()
                 failpoint("ledger.closed")
-
-    def _dropped_with(self, group: Sequence[Completion]) -> list[Record]:
-        replaced = self._replaced
-        return [
-            self._records.dropped(id_) for done in group for id_ in replaced.get(done.source, ())
-        ]
 
     def _commit_regularly(self) -> None:
         while True:

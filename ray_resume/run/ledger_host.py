@@ -12,6 +12,7 @@ import threading
 from array import array
 from collections.abc import Mapping, Sequence
 
+from ray_resume.core.file_count import FileCount
 from ray_resume.core.ledger import Ledger, LedgerError
 from ray_resume.core.messages import Applied, DeadLetter, Drain, Message
 from ray_resume.core.tokens import MODULUS
@@ -37,10 +38,10 @@ class LedgerHost:
     """
 
     def __init__(self, spec: RunSpec) -> None:
-        self._together = spec.together
         self._sources = spec.sources
         self._ledger = Ledger(spec.run_id, len(spec.sources))
-        self._completed = self._rows_read = self._rows_written = self._files = self._dead_rows = 0
+        self._completed = self._rows_read = self._rows_written = self._dead_rows = 0
+        self._files = FileCount()
         # How many sources each source of `mark_lost` has added to those that are quarantined.
         self._lost: dict[int, int] = {}
         self._letters = spec.binding.dead_letters()
@@ -59,7 +60,7 @@ class LedgerHost:
     def begin_pass(self, pass_number: int) -> None:
         """Start a pass with empty counters."""
         with self._lock:
-            self._ledger.begin_pass(pass_number, self._together)
+            self._ledger.begin_pass(pass_number)
 
     def apply(self, message: Message) -> Applied:
         """Apply a message, and queue the completed sources; this does not wait for their commit.
@@ -80,8 +81,8 @@ class LedgerHost:
                 self._rows_read += sum([one.rows_read for one in done])
                 self._rows_written += sum([one.rows_written for one in done])
                 self._dead_rows += sum([one.dead_rows for one in done])
-                # The completions of one file are all in one answer.
-                self._files += len({file for one in done for file in one.files})
+                for one in done:
+                    self._files.add(one.parts)
             failpoint("ledger.applied")
             return applied
 
@@ -141,9 +142,8 @@ class LedgerHost:
                 committed,
                 self._rows_read,
                 self._rows_written,
-                self._files,
+                int(self._files),
                 array("i", pending),
-                frozenset(self._ledger.waiting()),
                 frozenset(self._ledger.failed()),
                 self._dead_rows,
                 self._why(pending[0]) if pending else None,
@@ -184,7 +184,7 @@ class LedgerHost:
         return how.error
 
     def mark_rest_failed(self, *, unread_counts: bool = True) -> tuple[int, int]:
-        """Commit the pending sources as failed, but for those that only wait for others.
+        """Commit the pending sources as failed.
 
         Args:
             unread_counts: a source that could not be read comes nearer to quarantine. If not, the
@@ -196,8 +196,7 @@ class LedgerHost:
         """
         with self._lock:
             self._committer.check_open()
-            waiting = frozenset(self._ledger.waiting())
-            failed = [source for source in self._ledger.pending() if source not in waiting]
+            failed = self._ledger.pending()
         quarantined = sum(self._lost.get(source, 0) for source in failed)
         rest = [source for source in failed if source not in self._lost]
         for start in range(0, len(rest), _FAILED_AT_ONCE):

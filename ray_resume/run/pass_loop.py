@@ -111,16 +111,13 @@ class PassLoop:
         """
         schedule = PassSchedule(
             len(self._todo.pending),
-            together=self._todo.together,
             failed_runs=self._failed_runs,
         )
         recorded: set[int] = set()
         while (plan := schedule.next()) is not None:
             crash = self._execute_pass(plan, run_pass)
             progress: Progress = ray.get(self._handle.flush.remote())
-            schedule.record_result(
-                progress.pending, failed=progress.failed, waiting=progress.waiting, crash=crash
-            )
+            schedule.record_result(progress.pending, failed=progress.failed, crash=crash)
             lost = schedule.lost_alone.keys() - recorded
             recorded |= lost
             for source in lost:

@@ -34,7 +34,6 @@ class Progress:
         committed: how many of these are committed.
         files: how many output files they have.
         pending: the sources that are not complete.
-        waiting: those of them that only wait for others, with which they share a file.
         failed: those of them of which rows have failed in any pass.
         example: why the first pending source is not complete. There may be too many to explain
             each.
@@ -48,7 +47,6 @@ class Progress:
     rows_written: int
     files: int
     pending: Sequence[int] = ()
-    waiting: frozenset[int] = frozenset()
     failed: frozenset[int] = frozenset()
     dead_rows: int = 0
     example: str | None = None

@@ -43,7 +43,7 @@ class RecordFactory:
             self._next_sequence(),
             self._run_id,
             rows=done.rows_written,
-            files=done.files,
+            parts=done.parts,
             completed_at=now,
             fingerprint=self._sources.fingerprints[done.source],
             pipeline=self._pipeline,
@@ -62,7 +62,7 @@ class RecordFactory:
             self._next_sequence(),
             self._run_id,
             # Until a completed record replaces them, its earlier output stays.
-            files=earlier.files if earlier else (),
+            parts=earlier.parts if earlier else (),
             error=how.error,
             failed_runs=failed_runs,
             fingerprint=self._sources.fingerprints[source],

@@ -203,7 +203,7 @@ class Run:
             )
             progress = loop.execute(run_pass)
             failed = quarantined = 0
-            if set(progress.pending) - progress.waiting:
+            if progress.pending:
                 proven = self._plan.max_errored_blocks != 0 or self._has_read_some(handle, todo)
                 failed, quarantined = ray.get(handle.mark_rest_failed.remote(proven))
             failpoint("run.before_close")
@@ -261,9 +261,7 @@ class Run:
             schema_afresh=not len(todo.skipped)
             and not contents.live
             and self._plan.listing.shard is None,
-            together=todo.together,
             faults=armed(),
-            replaced=todo.replaced,
             header=self._header(),
         )
 
@@ -306,7 +304,7 @@ class Run:
             sources_skipped=len(todo.skipped) + todo.passed_over,
             sources_completed=progress.committed,
             sources_failed=outcome.failed,
-            sources_pending=unfinished + len(todo.held) + len(todo.apart),
+            sources_pending=unfinished,
             sources_quarantined=todo.quarantined + outcome.quarantined,
             rows_read=progress.rows_read,
             rows_written=progress.rows_written,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ray_resume.checkpoint.backend import LedgerBinding
@@ -27,9 +27,6 @@ class RunSpec:
         header: what the run's file says about the run.
         commit_at_the_end: the sink publishes, so what is complete is committed after publication.
         schema_afresh: no output of earlier runs is to stay, so its types do not bind this run.
-        together: groups of sources that may only be committed in one transaction.
-        replaced: the ids of the sources whose output a source replaces, by its number. The
-            transaction that commits the source, and its group if it has one, drops them.
         code: the digest of the code that the pipeline runs.
         faults: the faults that a test has armed; the ledger's process arms them on arrival.
     """
@@ -44,7 +41,5 @@ class RunSpec:
     header: Mapping[str, Any]
     commit_at_the_end: bool = False
     schema_afresh: bool = False
-    together: Sequence[Sequence[int]] = ()
-    replaced: Mapping[int, Sequence[str]] = field(default_factory=dict)
     code: str = ""
     faults: tuple[Fault, ...] = ()

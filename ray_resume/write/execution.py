@@ -11,14 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray.data import Dataset
-from ray.data.datasource import Datasink
 from ray.exceptions import RayError, RayTaskError
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.core.planning import Listing
 from ray_resume.errors import ResumeError
 from ray_resume.raydata import guards, rewrite
-from ray_resume.raydata.datasinks import GATHERS_BY_SIZE
 from ray_resume.raydata.pacing import pace
 from ray_resume.raydata.plan import Chain
 from ray_resume.raydata.signature import Signature, signature_of
@@ -27,7 +25,6 @@ from ray_resume.run.pass_loop import Pass
 from ray_resume.run.run import Run, RunPlan
 from ray_resume.run.summary import RunSummary
 from ray_resume.udf.stage import instrument, instrument_predicate
-from ray_resume.write.file_sink import FileSink
 from ray_resume.write.targets import Target
 
 __all__ = ["Execution"]
@@ -107,7 +104,7 @@ class Execution:
                 try:
                     self._target.ended(storage)
                 except (ResumeError, RayError, OSError) as error:
-                    logger.warning("The output's files may differ in their types: %s", error)
+                    logger.warning("The output stays untidy until the next run ends: %s", error)
 
     def _signature(self) -> Signature:
         datasource = self._datasource
@@ -144,7 +141,7 @@ class Execution:
         self._has_begun = True
         datasink = self._target.datasink(this)
         retries = _RETRIES_ALONE if this.plan.isolated else _RETRIES
-        armed = self._arm(this, datasink, retries)
+        armed = self._arm(this, retries)
         remote_args = {"max_retries": retries, **self._ray_remote_args}
         if self._optimized.ends_in_actors:
             # If actors and reads have taken all CPUs, Ray lets writes wait for one until the reads
@@ -155,13 +152,13 @@ class Execution:
                 datasink, ray_remote_args=remote_args, concurrency=self._concurrency
             )
 
-    def _arm(self, this: Pass, datasink: Datasink[Any], retries: int) -> Dataset:
+    def _arm(self, this: Pass, retries: int) -> Dataset:
         """Return a copy of the dataset that reads the sources of a pass and accounts for rows."""
         source = ArmedDatasource(self._datasource, this.sources, this.plan.sources, this.client)
         armed = rewrite.arm(
             self._optimized,
             source,
-            self._read_tasks_of(this, source, datasink),
+            self._read_tasks_of(this, source),
             retries,
             lambda method, udf: instrument(udf, this.client, method),
             lambda expression: instrument_predicate(expression, this.client),
@@ -172,20 +169,14 @@ class Execution:
             armed.context.max_errored_blocks += this.plan.ignore_crashes
         return armed
 
-    def _read_tasks_of(self, this: Pass, source: ArmedDatasource, datasink: Datasink[Any]) -> int:
+    def _read_tasks_of(self, this: Pass, source: ArmedDatasource) -> int:
         """Return how many read tasks a pass has."""
         if this.plan.isolated and len(this.sources) <= _MOST_ISOLATED:
             return len(this.sources)
         if self._read_tasks is not None:
             return self._read_tasks
         context = self._optimized.dataset.context
-        read_tasks = source.preferred_read_tasks(
-            context.target_max_block_size or _TARGET_BLOCK_BYTES
-        )
-        if isinstance(datasink, FileSink) and not GATHERS_BY_SIZE:
-            # Rows that share a file must come from one task then.
-            read_tasks = min(read_tasks, datasink.groups or read_tasks)
-        return read_tasks
+        return source.preferred_read_tasks(context.target_max_block_size or _TARGET_BLOCK_BYTES)
 
 
 @contextlib.contextmanager

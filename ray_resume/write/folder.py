@@ -59,10 +59,14 @@ class Folder:
 
     def list_files(self) -> Iterator[str]:
         """List the files in it by their relative path, subfolders too; none if it is missing."""
+        return (name for name, _ in self.sizes())
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """List the files as :meth:`names` does, each with its size in bytes."""
         base = self.path.rstrip("/") + "/"
         selector = FileSelector(self.path, allow_not_found=True, recursive=True)
         infos = self._tried(lambda: self.filesystem.get_file_info(selector))
-        return (path_of(info).removeprefix(base) for info in infos if info.is_file)
+        return ((path_of(info).removeprefix(base), info.size) for info in infos if info.is_file)
 
     def open(self, name: str) -> NativeFile:
         """Open a file for reading at any position.

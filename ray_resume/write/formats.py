@@ -95,8 +95,8 @@ _ENDINGS = {
 }
 
 _SMALL_FILES = (
-    "By default each source has files of its own; target_file_bytes=... lets small sources share "
-    "files of about that size."
+    "A write task writes a file every commit_interval_s; target_file_bytes=... merges small files "
+    "at the end of the run."
 )
 # Options of plain Ray Data's that mean something else here, and what to use instead.
 _SUBSTITUTES = {

@@ -15,7 +15,7 @@ from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.filenames import OutputName
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
-from ray_resume.core.snapshot import Records
+from ray_resume.core.snapshot import Records, Snapshot
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.run.output import Output
@@ -31,11 +31,15 @@ class FolderOutput(Output):
 
     Args:
         append: files that ray_resume did not make may be in the folder.
+
+    Attributes:
+        seen_at_end: the records by which a run removed leftovers at its end.
     """
 
     def __init__(self, folder: Folder, *, append: bool) -> None:
         super().__init__(folder.uri)
         self.folder = folder
+        self.seen_at_end: Snapshot | None = None
         self.append = append
 
     @override
@@ -166,6 +170,7 @@ class FolderOutput(Output):
         contents: Contents,
         names: Collection[str] | None = None,
     ) -> None:
+        self.seen_at_end = contents.union
         there = OutputFileSet.of(self.folder.list_files() if names is None else names)
         left = there.made_by(checkpoint_id, runs, known=True)
         # The records are looked at only where there is something that they may list.

@@ -38,6 +38,7 @@ def resumable_write(
     schema: pa.Schema | None = None,
     commit_interval_s: float = 10.0,
     target_file_bytes: int | None = None,
+    file_per_source: bool = False,
     concurrency: int | None = None,
     lease_wait_s: float | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
@@ -68,10 +69,13 @@ def resumable_write(
             as they are. A column that is null everywhere has the type null.
         commit_interval_s: finished rows wait at most so long in a write task before they are
             written, and their sources can be committed. A kill costs each worker so much work. Less
-            makes more files of sources that take longer than that.
-        target_file_bytes: let sources that are smaller than this share files of about this size,
-            in bytes of their rows in memory, as Arrow holds them. By default each source has files
-            of its own. Sources that share a file are completed in one step, or all done again.
+            makes more files.
+        target_file_bytes: at the end of the run, merge files of at most half of this size into
+            files of about this size, in bytes on disk. By default files are as many as with plain
+            Ray Data, or more, since each write task writes one every ``commit_interval_s``.
+        file_per_source: give each source files of its own. By default sources share files, as they
+            do with plain Ray Data. They are committed one by one all the same. If one fails, the
+            run removes its rows from such a file at its end.
         append: write into a folder that has data files of others; theirs are left alone. Do not
             pass it to write beside the output of a checkpoint that was removed: its rows would be
             there twice.
@@ -118,6 +122,7 @@ def resumable_write(
         schema=schema,
         commit_interval_s=commit_interval_s,
         target_file_bytes=target_file_bytes,
+        file_per_source=file_per_source,
         write_options=write_options,
     )
     # Ray may have been started since the read.

@@ -90,6 +90,8 @@ def _superseding(
     for record in records:
         if any(file in renamed for file in record.files):
             sequence += 1
-            files = tuple(renamed.get(file, file) for file in record.files)
-            found.append(replace(record, run_id=run_id, sequence=sequence, files=files))
+            parts = tuple(
+                part._replace(file=renamed.get(part.file, part.file)) for part in record.parts
+            )
+            found.append(replace(record, run_id=run_id, sequence=sequence, parts=parts))
     return found

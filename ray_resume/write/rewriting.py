@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -13,13 +13,17 @@ import ray
 
 from ray_resume.core.filenames import OutputName, stem_of
 from ray_resume.core.output_schema import SchemaMismatchError, conform
+from ray_resume.core.rewrites import Rewrite
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout
+from ray_resume.write.tidying import copied
 
-__all__ = ["Rewritten", "rewrite_in_tasks"]
+__all__ = ["Rewritten", "copy_in_tasks", "rewrite_in_tasks"]
 
 # One task looks at so many files, if there are enough of them.
 _FILES_OF_TASK = 64
+# New files are written by so many tasks at most.
+_COPY_TASKS = 256
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,35 @@ def rewrite_in_tasks(
         renamed.update(some)
         kept.update(others)
     return Rewritten(renamed, kept)
+
+
+def copy_in_tasks(
+    folder: Folder, layout: Layout, schema: pa.Schema | None
+) -> Callable[[Sequence[tuple[Rewrite, str]]], list[str | None]]:
+    """Return a function that writes the new files of rewrites in Ray tasks; see `tidying.Copy`."""
+
+    def copy(rewrites: Sequence[tuple[Rewrite, str]]) -> list[str | None]:
+        remote: Any = ray.remote(_copied)
+        step = -(-len(rewrites) // _COPY_TASKS) or 1
+        tasks = [
+            remote.remote(folder, layout, rewrites[start : start + step], schema)
+            for start in range(0, len(rewrites), step)
+        ]
+        return [fault for faults in ray.get(tasks) for fault in faults]
+
+    return copy
+
+
+def _copied(
+    folder: Folder,
+    layout: Layout,
+    rewrites: Sequence[tuple[Rewrite, str]],
+    schema: pa.Schema | None,
+) -> list[str | None]:
+    return [
+        copied(folder, rewrite, name, format=layout.format, schema=schema)
+        for rewrite, name in rewrites
+    ]
 
 
 def _rewritten(

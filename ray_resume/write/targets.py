@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyarrow.fs import FileSystem
 from ray.data.datasource import Datasink
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.core.output_schema import is_agreeable
-from ray_resume.core.sources import SourceTable
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata.plan import Chain
 from ray_resume.raydata.signature import described_values
@@ -41,14 +39,16 @@ from ray_resume.write.folder import Folder, folder_at
 from ray_resume.write.formats import TYPED, checked_format
 from ray_resume.write.layout import Layout
 from ray_resume.write.output import FolderOutput
-from ray_resume.write.packing import Packing, groups_of
 from ray_resume.write.partitions import checked_columns, partitions_of
 from ray_resume.write.retyping import retype_output
+from ray_resume.write.rewriting import copy_in_tasks
+from ray_resume.write.tidying import tidy_output
 
 __all__ = ["SinkOptions", "Target", "target_of"]
 
-# How many sources may share files if their sizes are unknown.
-_GROUP_OF_UNKNOWN_SIZE = 500
+# How long a run that is over waits for another before it leaves files to it, to be tidied. The
+# ledger's process of the run itself may take a moment to go.
+_TIDY_WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class SinkOptions:
     schema: Any
     commit_interval_s: float
     target_file_bytes: int | None
+    file_per_source: bool
     write_options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -161,29 +162,44 @@ def _folder_target(
     folder = _folder(sink, chain, options.filesystem)
 
     def file_sink(this: Pass) -> FileSink:
-        packing = None
-        # Sources that are isolated may have been held up by a neighbour: each is on its own now.
-        if target_bytes is not None and not this.plan.isolated:
-            packing = _packing(chain.datasource, this.sources, target_bytes)
         return FileSink(
             folder,
             layout,
             this.file_prefix,
             this.digests,
             this.client,
-            packing,
             options.commit_interval_s,
+            file_per_source=options.file_per_source,
         )
 
-    def retype(storage: CheckpointBackend) -> None:
-        if layout.format.name in TYPED:
-            retype_output(storage, folder, layout)
+    assert isinstance(chain.datasource, ResumableDatasource)
+    shard = chain.datasource.options.shard
+
+    output = FolderOutput(folder, append=options.append)
+
+    def tidy(storage: CheckpointBackend) -> None:
+        schema, seen = None, output.seen_at_end
+        agreed = storage.schemas().read() if layout.format.name in TYPED else None
+        if agreed is not None:
+            if agreed.stale:
+                retype_output(storage, folder, layout)
+                seen = None
+            schema = layout.agreed_columns(agreed.schema)
+        tidy_output(
+            storage,
+            folder,
+            copy_in_tasks(folder, layout, schema),
+            seen=seen,
+            target_file_bytes=target_bytes,
+            shard=shard,
+            wait_s=_TIDY_WAIT_S,
+        )
 
     return Target(
         _described(options, partition_columns, schema),
-        FolderOutput(folder, append=options.append),
+        output,
         file_sink,
-        ended=retype,
+        ended=tidy,
     )
 
 
@@ -220,13 +236,6 @@ def _folder(sink: Any, chain: Chain, filesystem: FileSystem | None) -> Folder:
     return folder
 
 
-def _packing(datasource: Any, sources: SourceTable, target_bytes: int) -> Packing:
-    sizes = datasource.input.sizes_bytes(sources)
-    if sizes is None or not sizes.any():
-        sizes = np.full(len(sources), float(-(-target_bytes // _GROUP_OF_UNKNOWN_SIZE)))
-    return Packing(target_bytes, groups_of(sizes, target_bytes))
-
-
 def _checked_schema(schema: Any) -> pa.Schema | None:
     if schema is None:
         return None
@@ -249,10 +258,11 @@ def _refuse_folder_options(options: SinkOptions) -> None:
         or options.schema is not None
         or options.format != "parquet"
         or options.target_file_bytes is not None
+        or options.file_per_source
     ):
         raise TypeError(
-            "format, partition_cols, schema, target_file_bytes and write options are for "
-            "folders alone."
+            "format, partition_cols, schema, target_file_bytes, file_per_source and write options "
+            "are for folders alone."
         )
 
 

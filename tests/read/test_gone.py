@@ -13,7 +13,7 @@ import pytest
 import ray
 from conftest import ids_in, write_file, write_source
 from pyarrow.fs import LocalFileSystem
-from snapshots import snapshot_of
+from snapshots import snapshot_of, whole_files
 
 from ray_resume import (
     Checkpoint,
@@ -100,8 +100,8 @@ def test_the_same_file_under_another_path_is_known_by_its_looks() -> None:
 def test_what_was_reset_or_failed_and_has_output_goes_too_and_only_from_its_share() -> None:
     file = f"aaaaaaaa-{RUN}-{source_digest('r')[:8].hex()}-0123456789abcdef.parquet"
     union = union_of(
-        Record("r", State.RESET, 1, RUN, files=(file,)),
-        Record("s", State.FAILED, 2, RUN, error="boom", files=(file, "x")),
+        Record("r", State.RESET, 1, RUN, parts=whole_files(file)),
+        Record("s", State.FAILED, 2, RUN, error="boom", parts=whole_files(file, "x")),
         Record("t", State.RESET, 3, RUN),
         Record("u", State.FAILED, 4, RUN, error="boom"),
         *(done(f"v{number}") for number in range(20)),
@@ -127,7 +127,9 @@ def test_other_ids_are_refused_while_output_of_the_old_ones_is_there() -> None:
         refuse_other_ids(union, {}, other, "/ckpt")  # of a version that did not note it
         bare = union_of(Record("/d/a", State.FAILED, 1, RUN, error="boom"))
         refuse_other_ids(bare, headers, other, "/ckpt")
-    several = union_of(Record("a", State.RESET, 1, RUN, files=("x.parquet", "y.parquet")))
+    several = union_of(
+        Record("a", State.RESET, 1, RUN, parts=whole_files("x.parquet", "y.parquet"))
+    )
     reset = {RUN: {HEADER_KEY: [ids_of("file"), ids_of("key")]}}
     with pytest.raises(CheckpointError, match="keys"):
         refuse_other_ids(several, reset, ids_of("file"), "/ckpt")

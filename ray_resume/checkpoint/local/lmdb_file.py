@@ -44,7 +44,7 @@ __all__ = [
     "writer_files",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised by one whenever an older ray_resume could misread what a newer one writes."""
 
 SUFFIX = ".mdb"

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _MAGIC = b"ray-resume segment\n"
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _LENGTHS = struct.Struct("<IQ")  # of the header, in bytes; of the blocks, in number
 _LENGTH_BYTES = 8
 _CHECKSUM_BYTES = 16

@@ -54,10 +54,10 @@ def test_anything_else_is_told(data: bytes) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_FORMAT_VERSION", 3)
+    monkeypatch.setattr(segments, "_FORMAT_VERSION", segments._FORMAT_VERSION + 1)
     newer = encode({}, [])
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"format 3.*upgrade"):
+    with pytest.raises(CheckpointError, match=r"format 4.*upgrade"):
         decode(newer)
 
 
@@ -66,12 +66,12 @@ def test_an_older_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "_FORMAT_VERSION", 1)
     older = encode({}, [])
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"format 1, .* format 2; .* start over"):
+    with pytest.raises(CheckpointError, match=r"format 1, .* format 3; .* start over"):
         decode(older)
 
 
 def test_the_header_is_plain_data() -> None:
-    assert json.dumps({"run_id": "a", "segment_format": 2}).encode() in encode({"run_id": "a"}, [])
+    assert json.dumps({"run_id": "a", "segment_format": 3}).encode() in encode({"run_id": "a"}, [])
 
 
 def names_of(numbers: range, wholes: set[int]) -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from snapshots import whole_files
 from world import World, WorldLock, WorldObjects
 
 from ray_resume.checkpoint.checkpoint import _resets
@@ -169,7 +170,14 @@ class Ledger:
         for source, file in files.items():
             self._sequence += 1
             records.append(
-                Record(source, State.COMPLETED, self._sequence, self.run_id, rows=1, files=(file,))
+                Record(
+                    source,
+                    State.COMPLETED,
+                    self._sequence,
+                    self.run_id,
+                    rows=1,
+                    parts=whole_files(file),
+                )
             )
         writer.commit(records)
         for source in files:
