@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from ray_resume.core.passes import MAX_FURTHER_PASSES, MIN_ALONE, PassPlan, PassSchedule
 
+# It needs none of the libraries whose oldest versions are tested.
+pytestmark = pytest.mark.long
+
 
 def again(sources: Sequence[int], *, ignoring: int = 0) -> PassPlan:
     return PassPlan(list(sources), isolated=True, ignore_crashes=ignoring)
