@@ -125,7 +125,9 @@ def attributes_of(value: Any) -> dict[str, Any]:
             if kind is not types.MemberDescriptorType and kind is not types.GetSetDescriptorType:
                 continue
             if name == "__dict__":
-                found.update(dict.items(descriptor.__get__(value)))
+                held = descriptor.__get__(value)
+                # A proxy shows the attributes of another object, which may be a class.
+                found.update(dict.items(held) if issubclass(type(held), dict) else ())
             elif kind is types.MemberDescriptorType or name == "__wrapped__":
                 try:
                     found[name] = descriptor.__get__(value)
