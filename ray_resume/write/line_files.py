@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from typing_extensions import override
 
-from ray_resume.write.row_pieces import READ_ERRORS, IncompatibleFilesError, OldFile, Pieces
+from ray_resume.write.row_pieces import READ_ERRORS, IncompatibleFilesError, OldFile, Pieces, Ranges
 
 __all__ = ["LineFiles"]
 
@@ -156,9 +156,11 @@ def _are_objects(chunk: bytes, ends: Ends) -> bool:
     return bool((characters[starts] == _OPENING).all() and (characters[last] == _CLOSING).all())
 
 
-def _lines(chunk: bytes, ends: Ends, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-    for first, stop in ranges:
-        yield chunk[ends[first - 1] if first else 0 : ends[stop - 1]]
+def _lines(chunk: bytes, ends: Ends, runs: Sequence[Ranges]) -> Iterator[bytes]:
+    for ranges in runs:
+        yield b"".join(
+            chunk[ends[first - 1] if first else 0 : ends[stop - 1]] for first, stop in ranges
+        )
 
 
 def _decompressed(file: Any, codec: str | None, stack: ExitStack) -> Any:

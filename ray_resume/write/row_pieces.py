@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Cut = Callable[[Sequence[tuple[int, int]]], Iterable[T]]
+Ranges = Sequence[tuple[int, int]]
+Cut = Callable[[Sequence[Ranges]], Iterable[T]]
 
 # If more files would be open at once, the rest of the first one is read, and held.
 _OPEN_FILES = 16
@@ -55,7 +56,7 @@ class IncompatibleFilesError(ResumeError):
 
 
 class Span(NamedTuple):
-    """The rows ``start .. stop - 1`` of an old file; ``turn`` is when they come."""
+    """The rows ``start .. stop - 1`` of an old file; ``turn`` is that of the run they are in."""
 
     start: int
     stop: int
@@ -64,9 +65,9 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece(Generic[T]):
-    """Some rows of a span, which follow those of its earlier pieces."""
+    """Some rows of a run, which follow those of its earlier pieces."""
 
-    span: int
+    turn: int
     rows: T
     is_last: bool
 
@@ -80,7 +81,8 @@ class OldFile:
 
     Args:
         file_rows: how many rows it has.
-        spans: what is copied of it, by first row.
+        spans: what is copied of it, by first row. Those of one turn are a run: they stand in the
+            new file one after the other.
     """
 
     folder: Folder
@@ -118,12 +120,13 @@ class OldFile:
             raise self.unusable(f"it has {found} rows, and {self.file_rows} were written")
 
     def pieces(self, batches: Iterable[tuple[int, Cut[T]]]) -> Iterator[Piece[T]]:
-        """Yield what the spans have of successive batches of rows.
+        """Yield what the runs have of successive batches of rows.
 
         Args:
-            batches: the number of rows of each, and a function that reads it if it is wanted, and
-                returns its rows ``first .. stop - 1`` for each of the pairs that it is given.
+            batches: the number of rows of each, and a function that reads it if it is wanted. It
+                is given the ranges of rows of some runs, and returns the rows of each run.
         """
+        ends = {span.turn: span.stop for span in self.spans}
         ahead, begun = deque(self.spans), list[Span]()
         start = 0
         for rows, cut in batches:
@@ -131,9 +134,12 @@ class OldFile:
             while ahead and ahead[0].start < stop:
                 begun.append(ahead.popleft())
             if begun:
-                ranges = [(max(s.start - start, 0), min(s.stop - start, rows)) for s in begun]
-                for span, some in zip(begun, cut(ranges), strict=True):
-                    yield Piece(span.turn, some, span.stop <= stop)
+                wanted: dict[int, list[tuple[int, int]]] = defaultdict(list)
+                for span in begun:
+                    ends_here = min(span.stop - start, rows)
+                    wanted[span.turn].append((max(span.start - start, 0), ends_here))
+                for turn, some in zip(wanted, cut(list(wanted.values())), strict=True):
+                    yield Piece(turn, some, ends[turn] <= stop)
             begun = [span for span in begun if span.stop > stop]
             start = stop
 
@@ -144,56 +150,62 @@ def rows_in_order(
     """Yield the rows of ``parts``, part after part, in pieces.
 
     Args:
-        read: yields the pieces of a file's spans in the order of the file, the last piece of each
+        read: yields the pieces of a file's runs in the order of the file, the last piece of each
             marked, and then checks the rest of the file.
 
     Raises:
-        ResumeError: ``read`` raised it, or parts of a file disagree about its rows.
+        ResumeError: ``read`` raised it.
+        ValueError: parts are outside of their file, or disagree about it.
     """
-    spans = _joined(parts)
-    files = _old_files(folder, parts, spans)
-    last_use = {name: index for index, (name, _, _) in enumerate(spans)}
+    runs = _runs(parts)
+    files = _old_files(folder, parts, runs)
+    last_use = {name: turn for turn, (name, _) in enumerate(runs)}
     opened: dict[str, Pieces[T]] = {}
     held: dict[int, list[T]] = defaultdict(list)
     finished: set[int] = set()
     try:
-        for index, (name, _, _) in enumerate(spans):
-            if index not in finished and name not in opened:
+        for turn, (name, _) in enumerate(runs):
+            if turn not in finished and name not in opened:
                 if len(opened) == _OPEN_FILES:
                     for piece in opened.pop(next(iter(opened))):
-                        held[piece.span].append(piece.rows)
-                        finished.update([piece.span] if piece.is_last else [])
+                        held[piece.turn].append(piece.rows)
+                        finished.update([piece.turn] if piece.is_last else [])
                 opened[name] = read(files[name])
-            yield from held.pop(index, ())
-            while index not in finished:
+            yield from held.pop(turn, ())
+            while turn not in finished:
                 piece = next(opened[name])
-                finished.update([piece.span] if piece.is_last else [])
-                if piece.span == index:
+                finished.update([piece.turn] if piece.is_last else [])
+                if piece.turn == turn:
                     yield piece.rows
                 else:
-                    held[piece.span].append(piece.rows)
-            if last_use[name] == index:
-                # What is after its last span is checked, and the file is closed.
+                    held[piece.turn].append(piece.rows)
+            if last_use[name] == turn:
+                # What is after its last run is checked, and the file is closed.
                 for piece in opened.pop(name, ()):
-                    raise AssertionError(f"{name} has rows after its last span: {piece}")
+                    raise AssertionError(f"{name} has rows after its last run: {piece}")
     finally:
         for pieces in opened.values():
             pieces.close()
 
 
-def _joined(parts: Sequence[FilePart]) -> list[tuple[str, int, int]]:
-    """Return file, first row and end of each span: parts that go on where the last one ended."""
-    spans: list[tuple[str, int, int]] = []
+def _runs(parts: Sequence[FilePart]) -> list[tuple[str, list[tuple[int, int]]]]:
+    """Return file and ranges of rows of each run: of parts whose order is that of their file."""
+    runs: list[tuple[str, list[tuple[int, int]]]] = []
     for part in parts:
         start, stop = part.first_row, part.first_row + part.rows
-        if spans and spans[-1][0] == part.file and spans[-1][2] == start:
-            start = spans.pop()[1]
-        spans.append((part.file, start, stop))
-    return spans
+        if not runs or runs[-1][0] != part.file or start < runs[-1][1][-1][1]:
+            runs.append((part.file, []))
+        ranges = runs[-1][1]
+        if ranges and ranges[-1][1] == start:
+            start = ranges.pop()[0]
+        ranges.append((start, stop))
+    return runs
 
 
 def _old_files(
-    folder: Folder, parts: Sequence[FilePart], spans: Sequence[tuple[str, int, int]]
+    folder: Folder,
+    parts: Sequence[FilePart],
+    runs: Sequence[tuple[str, Sequence[tuple[int, int]]]],
 ) -> dict[str, OldFile]:
     rows: dict[str, int] = {}
     for part in parts:
@@ -201,8 +213,9 @@ def _old_files(
         if known != part.file_rows or not 0 <= part.first_row < part.first_row + part.rows <= known:
             raise ValueError(f"{part} has no rows in a file of {known} rows")
     found: dict[str, list[Span]] = defaultdict(list)
-    for index, (name, start, stop) in enumerate(spans):
-        found[name].append(Span(start, stop, index))
+    for turn, (name, ranges) in enumerate(runs):
+        found[name] += [Span(start, stop, turn) for start, stop in ranges]
     return {
-        name: OldFile(folder, name, rows[name], tuple(sorted(some))) for name, some in found.items()
+        name: OldFile(folder, name, rows[name], tuple(sorted(spans)))
+        for name, spans in found.items()
     }

@@ -21,6 +21,7 @@ from ray_resume.write.row_pieces import (
     OldFile,
     Piece,
     Pieces,
+    Ranges,
 )
 
 __all__ = ["TypedFiles"]
@@ -65,7 +66,7 @@ class TypedFiles:
                     given = self.format
                     self._options = reader.options() if given is None else given.resolved()
                 for piece in old.pieces(reader.batches):
-                    yield Piece(piece.span, self._conformed(old, piece.rows), piece.is_last)
+                    yield Piece(piece.turn, self._conformed(old, piece.rows), piece.is_last)
         except READ_ERRORS as error:
             raise old.unusable(error) from error
 
@@ -143,18 +144,15 @@ def _given(table: pa.Table) -> pa.Table:
     return table
 
 
-def _cut(read: Callable[[], pa.Table], ranges: Sequence[tuple[int, int]]) -> list[pa.Table]:
-    """Return rows of a table; they do not keep much of it in memory that is not theirs."""
+def _cut(read: Callable[[], pa.Table], runs: Sequence[Ranges]) -> Iterator[pa.Table]:
+    """Yield rows of a table; they do not keep much of it in memory that is not theirs."""
     table = read()
-    wanted = sum(stop - first for first, stop in ranges)
-    slices = [table.slice(first, stop - first) for first, stop in ranges]
-    if wanted > table.num_rows // 2:
-        return slices
-    if len(slices) == 1:
-        return [unsliced(slices[0])]
-    copied = pa.concat_tables(slices).combine_chunks()
-    starts = itertools.accumulate((some.num_rows for some in slices), initial=0)
-    return [copied.slice(start, some.num_rows) for start, some in zip(starts, slices, strict=False)]
+    for ranges in runs:
+        slices = [table.slice(first, stop - first) for first, stop in ranges]
+        if len(slices) > 1:
+            yield pa.concat_tables(slices).combine_chunks()
+        else:
+            yield slices[0] if slices[0].num_rows > table.num_rows // 2 else unsliced(slices[0])
 
 
 def _read_parquet(old: OldFile, file: Any) -> _Reader:
