@@ -272,7 +272,7 @@ def _read_feather(old: OldFile, file: Any) -> _Reader:
 
 def _write_feather(tables: Iterable[pa.Table], file: IO[bytes], options: Options) -> None:
     # A file has one dictionary for each column, and a batch for each chunk.
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    table = pa.concat_tables(tables).combine_chunks()
     importlib.import_module("pyarrow.feather").write_feather(table, file, **options)
 
 

@@ -578,6 +578,18 @@ def test_dictionaries_that_do_not_fit_together(tmp_path: Path) -> None:
     assert "Nothing was changed" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["parquet", "feather"])
+def test_dictionaries_that_differ(name: str, tmp_path: Path) -> None:
+    words = [["a", "b", None, "a"], ["c", None, "b"]]
+    tables = [pa.table({"d": pa.array(some).dictionary_encode()}) for some in words]
+    files = Written(folder_at(tmp_path), checked_format(name, {}), tables)
+    parts = [files.part(1, 1, 3), files.part(0, 0, 4), files.part(1, 0, 1)]
+    copy_rows(files.folder, parts, files.new)
+    made = read(name, files.content(files.new))
+    assert made.schema == tables[0].schema
+    assert made["d"].to_pylist() == [None, "b", "a", "b", None, "a", "c"]
+
+
 def test_headers_that_differ(tmp_path: Path) -> None:
     tables = [pa.table({"a": [1, 2], "b": [3, 4]}), pa.table({"b": [1], "a": [3]})]
     files = Written(folder_at(tmp_path), checked_format("csv", {}), tables)
