@@ -34,6 +34,7 @@ from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.objects import Objects
 from ray_resume.checkpoint.output_schemas import SchemaStore
 from ray_resume.checkpoint.ranks import RankDraw
+from ray_resume.checkpoint.read_schemas import ReadSchemaStore
 from ray_resume.core.records import Record
 from ray_resume.core.shards import ArrayTask
 from ray_resume.errors import CheckpointError
@@ -329,6 +330,10 @@ class CheckpointBackend(ABC):
     def schemas(self) -> SchemaStore:
         """Return the store of the output's schema."""
         return SchemaStore(self._objects)
+
+    def read_schemas(self) -> ReadSchemaStore:
+        """Return the store of the schemas that runs have read with."""
+        return ReadSchemaStore(self._objects)
 
     # The differences between the kinds.
 

@@ -266,6 +266,8 @@ class Checkpoint:
                 self._storage.write_whole(run_id, header, encode(resets))
                 failpoint("reset.committed")
                 lease.check()
+            if state == "all":
+                self._storage.read_schemas().clear()
             return len(records)
         finally:
             lease.end(wait_s=0)

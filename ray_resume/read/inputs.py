@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from ray_resume.raydata.filereads import (
     row_group_of,
 )
 from ray_resume.raydata.scans import SAMPLED, Scan, planned_scan, reads_with_scans
+from ray_resume.read.fixed_schema import explained
 from ray_resume.read.footers import readable
 from ray_resume.read.listing import has_changed
 from ray_resume.read.workdir import is_local_at
@@ -40,6 +41,7 @@ __all__ = [
     "ChangeCheck",
     "FileInput",
     "Input",
+    "PlannedFiles",
     "file_reader_of",
     "unknown_metadata",
 ]
@@ -173,39 +175,52 @@ class FileInput(Input):
         return partial(_file_has_changed, self.filesystem)
 
 
+class PlannedFiles(NamedTuple):
+    """How files are read.
+
+    Attributes:
+        reader: reads any of them.
+        columns: those that are selected after that, if any are.
+        sampled: the paths of the files that the schema of the read comes from, if it has one.
+    """
+
+    reader: FileReader
+    columns: list[str] | None = None
+    sampled: Sequence[str] = ()
+
+
 def file_reader_of(
     name: str,
     reader: Callable[..., Any],
     arguments: Mapping[str, Any],
     filesystem: FileSystem,
     sources: SourceTable,
-) -> tuple[FileReader, list[str] | None]:
+) -> PlannedFiles:
     """Plan how files are read, over the first of ``sources``, which are all that were listed.
 
-    So the plan is the same in every run, whatever is pending. Files that cannot be opened are
-    skipped.
+    So the plan does not depend on what is pending. Files that cannot be opened are skipped.
 
-    Returns:
-        The reader of the files, and the columns that are selected after that, if any.
+    Raises:
+        ResumeError: no schema holds those of two files; the message names both.
     """
     scanned = reads_with_scans(getattr(reader, "__name__", ""))
 
     # This process plans, others read: there, relative paths may mean something else.
     moved = is_local_at(filesystem)
 
-    def planned(
-        paths: Sequence[str], kwargs: Mapping[str, Any]
-    ) -> tuple[FileReader, list[str] | None]:
+    def planned(paths: Sequence[str], kwargs: Mapping[str, Any]) -> PlannedFiles:
         files: FileReader
         columns = None
         if scanned:
             files, columns = planned_scan(reader, paths, kwargs)
         else:
             files = DatasourceFiles.planned(name, reader, paths, kwargs)
-        return files.on(filesystem) if moved else files, columns
+        # A schema that the user gives is not that of any file.
+        sampled = paths if scanned and kwargs.get("schema") is None else ()
+        return PlannedFiles(files.on(filesystem) if moved else files, columns, sampled)
 
     if not sources:
-        return EachByItself(name, reader, arguments), None
+        return PlannedFiles(EachByItself(name, reader, arguments))
     if reader is not ray.data.read_parquet:
         return planned([sources[0].item], arguments)
     candidates = _not_empty(sources) if scanned else _paths(sources)
@@ -215,12 +230,15 @@ def file_reader_of(
     except Exception:
         good = readable(filesystem, chain(first, candidates), SAMPLED)
     if good:
-        return planned(good, arguments)
+        try:
+            return planned(good, arguments)
+        except pa.ArrowException as error:
+            raise explained(error, filesystem, good if scanned else ()) from error
     if scanned:
         # Without a schema, Ray reads no footer now, and each file by its own schema later.
         return planned(first[:1], {**arguments, "schema": pa.schema([])})
     each = EachByItself(name, reader, arguments)
-    return each.on(filesystem) if moved else each, None
+    return PlannedFiles(each.on(filesystem) if moved else each)
 
 
 def _never_changed(_: Source) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from ray.exceptions import (
     NodeDiedError,
@@ -55,7 +56,8 @@ class Pass:
     """One armed execution: the sources to read, how, the ledger to send to, how to name files.
 
     ``digests`` has the beginning of each source's digest, by its number; `FileSink` puts it into
-    the names of the source's files.
+    the names of the source's files. ``read_schema`` is the schema to read with, None if the input
+    has none that is fixed.
     """
 
     sources: SourceTable
@@ -63,6 +65,7 @@ class Pass:
     client: LedgerClient
     file_prefix: str
     digests: bytes
+    read_schema: pa.Schema | None = None
 
 
 class PassLoop:
@@ -75,6 +78,7 @@ class PassLoop:
         lease: checked before anything is published.
         publish: makes results visible at the end of a pass; None for a sink that needs no such
             step.
+        read_schema: the schema to read with, None if the input has none that is fixed.
 
     Attributes:
         lost_alone: the ids of the sources that got lost although they were executed alone, and
@@ -91,12 +95,14 @@ class PassLoop:
         file_prefix: str,
         lease: RunLease,
         publish: Callable[[Sequence[bytes], int], None] | None,
+        read_schema: pa.Schema | None = None,
     ) -> None:
         self.lost_alone: dict[str, str] = {}
         self.not_tried = 0
         self._handle, self._todo = handle, todo
         self._run_id, self._file_prefix = run_id, file_prefix
         self._lease, self._publish_results = lease, publish
+        self._read_schema = read_schema
         self._digests = todo.pending.digests.to_bytes(NAME_DIGEST_BYTES)
         self._pass_number = 0
 
@@ -142,7 +148,8 @@ class PassLoop:
         crash: str | None = None
         failpoint("run.before_pass")
         try:
-            run_pass(Pass(sources, plan, client, self._file_prefix, self._digests))
+            prefix, digests = self._file_prefix, self._digests
+            run_pass(Pass(sources, plan, client, prefix, digests, self._read_schema))
         except Exception as error:
             if not _is_crash(error):
                 # Complete sources stay complete, even if a row of another source was bad.

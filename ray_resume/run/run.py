@@ -15,15 +15,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
+from ray_resume.core.binding import binding_sources
 from ray_resume.core.code import Code
 from ray_resume.core.identity import HEADER_KEY
 from ray_resume.core.planning import Listing, Policies, what_to_do
+from ray_resume.core.read_schema import ReadSchema
 from ray_resume.core.records import dropped_record, encode
 from ray_resume.core.resume_plan import Todo
 from ray_resume.errors import CheckpointError, ResumeError
@@ -34,6 +37,7 @@ from ray_resume.run.pass_loop import Pass, PassLoop, close_after
 from ray_resume.run.preflight import refuse_other_output, warn_other_code
 from ray_resume.run.progress import Progress
 from ray_resume.run.reader_exception import error_of_unread
+from ray_resume.run.reading import record_read_schema
 from ray_resume.run.run_spec import RunSpec
 from ray_resume.run.signals import raise_on_sigterm
 from ray_resume.run.summary import RunSummary
@@ -67,6 +71,7 @@ class RunPlan:
     # The reader may raise for so many sources, without limit if negative, as in Ray Data.
     max_errored_blocks: int = 0
     code: Code = field(default_factory=Code)
+    read_schema: ReadSchema | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ class Run:
                 self._remove_leftovers(contents, names)
                 nothing = Progress(0, 0, 0, 0, 0, dropped=len(todo.removed))
                 return self._summary(todo, _Outcome(nothing))
+            read_schema = self._record_read_schema(todo, contents)
             self._plan.storage.bind(self._plan.output.uri, self._run_id)
             failpoint("run.bound")
             self._plan.output.prepare()
@@ -142,7 +148,7 @@ class Run:
                 # Ray sets signal handlers of its own when it starts, so ours come after it.
                 handle = ledger_actor.start(self._spec(todo, contents))
                 with raise_on_sigterm():
-                    outcome = self._passes(handle, todo, run_pass)
+                    outcome = self._passes(handle, todo, run_pass, read_schema)
             finally:
                 with raise_on_sigterm():
                     self._clean_up()
@@ -185,7 +191,28 @@ class Run:
         self._lease.check()
         return storage.committed_by_dead_runs(self._run_id)
 
-    def _passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> _Outcome:
+    def _record_read_schema(self, todo: Todo, contents: Contents) -> pa.Schema | None:
+        if self._plan.read_schema is None:
+            return None
+        return record_read_schema(
+            self._plan.storage,
+            self._plan.read_schema,
+            self._run_id,
+            completed=len(todo.skipped),
+            afresh=self._is_afresh(todo, contents),
+        )
+
+    def _is_afresh(self, todo: Todo, contents: Contents) -> bool:
+        """Say whether no output is to stay, of any shard, and no other run is at work."""
+        return not contents.live and not binding_sources(contents.union, todo).any()
+
+    def _passes(
+        self,
+        handle: Any,
+        todo: Todo,
+        run_pass: Callable[[Pass], None],
+        read_schema: pa.Schema | None,
+    ) -> _Outcome:
         """Run passes, then commit the pending sources as failed."""
         try:
             # The ledger keeps the lease from now on, if the driver has kept it until now.
@@ -200,6 +227,7 @@ class Run:
                 file_prefix=f"{self._checkpoint_id}-{self._run_id}",
                 lease=self._lease,
                 publish=self._plan.publish,
+                read_schema=read_schema,
             )
             progress = loop.execute(run_pass)
             failed = quarantined = 0
@@ -258,9 +286,7 @@ class Run:
             signature=self._plan.signature,
             code=self._plan.code.digest(),
             commit_at_the_end=self._plan.publish is not None,
-            schema_afresh=not len(todo.skipped)
-            and not contents.live
-            and self._plan.listing.shard is None,
+            schema_afresh=self._is_afresh(todo, contents),
             faults=armed(),
             header=self._header(),
         )

@@ -135,6 +135,7 @@ class Execution:
             signature=signature.text,
             code=signature.code,
             max_errored_blocks=self._optimized.dataset.context.max_errored_blocks,
+            read_schema=datasource.options.schema,
         )
 
     def _execute_pass(self, this: Pass) -> None:
@@ -154,7 +155,10 @@ class Execution:
 
     def _arm(self, this: Pass, retries: int) -> Dataset:
         """Return a copy of the dataset that reads the sources of a pass and accounts for rows."""
-        source = ArmedDatasource(self._datasource, this.sources, this.plan.sources, this.client)
+        read = self._datasource
+        if this.read_schema is not None:
+            read = read.with_schema(this.read_schema)
+        source = ArmedDatasource(read, this.sources, this.plan.sources, this.client)
         armed = rewrite.arm(
             self._optimized,
             source,
