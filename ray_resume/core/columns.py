@@ -113,8 +113,10 @@ def counts(values: Sequence[Sequence[int]]) -> pa.Array:
 
 def numbers_of(column: pa.Array, kind: str, unknown: float = 0) -> npt.NDArray[Any]:
     """Return a copy of a column of numbers, with ``unknown`` where there is none."""
-    found: npt.NDArray[Any] = np.frombuffer(column.buffers()[1] or b"", kind)
-    found = found[column.offset : column.offset + len(column)].copy()
+    # A buffer may be longer than its numbers, by less than one of them, too.
+    stop = column.offset + len(column)
+    found: npt.NDArray[Any] = np.frombuffer(column.buffers()[1] or b"", kind, stop)
+    found = found[column.offset :].copy()
     if column.null_count:
         found[~valid(column)] = unknown
     return found

@@ -17,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ray_resume.core import records as records_module
+from ray_resume.core.columns import numbers_of
 from ray_resume.core.digests import source_digest
 from ray_resume.core.parts import FilePart
 from ray_resume.core.record_log import Flag, RecordLog
@@ -357,3 +358,11 @@ def test_records_are_found_whatever_was_looked_at_before(asked: list[str]) -> No
     for name in asked:
         position = (ord(name) * len(asked)) % 12
         assert log.record(position) == every[position]
+
+
+def test_numbers_in_a_buffer_that_is_longer_than_they_are() -> None:
+    data = pa.py_buffer(np.array([1, 2, 3], "u8").tobytes() + b"x")
+    column = pa.Array.from_buffers(pa.uint64(), 3, [None, data])
+    assert numbers_of(column, "u8").tolist() == [1, 2, 3]
+    assert numbers_of(column.slice(1, 1), "u8").tolist() == [2]
+    assert numbers_of(column.slice(3), "u8").tolist() == []
