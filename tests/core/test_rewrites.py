@@ -93,9 +93,7 @@ def test_a_rewrite_of_what_has_changed_is_refused() -> None:
     (rewrite,) = [one for one in plan_rewrites(before) if one.files == ("f",)]
     assert still_due([rewrite], before) == [rewrite]
     assert still_due([rewrite], after) == []
-    with pytest.raises(
-        CheckpointError, match=r"f was rewritten.* of b\."
-    ):
+    with pytest.raises(CheckpointError, match=r"f was rewritten.* of b\."):
         list(superseding(after, ["f"], moves_of(rewrite, "new"), sequence=9))
 
 
