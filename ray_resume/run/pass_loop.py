@@ -24,15 +24,15 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ray_resume.checkpoint.backend import RunLease
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.passes import PassPlan, PassSchedule
-from ray_resume.core.resume_plan import ResumePlan
+from ray_resume.core.resume_plan import Todo
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run.client import LedgerClient
 from ray_resume.run.progress import Progress
+from ray_resume.run.publisher import Publisher
 
 __all__ = ["Pass", "PassLoop", "close_after"]
 
@@ -75,9 +75,7 @@ class PassLoop:
         handle: the ledger's actor.
         todo: the sources of the run.
         file_prefix: begins the name of each file that the run writes.
-        lease: checked before anything is published.
-        publish: makes results visible at the end of a pass; None for a sink that needs no such
-            step.
+        publisher: makes results visible; None for a sink that needs no such step.
         read_schema: the schema to read with, None if the input has none that is fixed.
 
     Attributes:
@@ -89,19 +87,18 @@ class PassLoop:
     def __init__(
         self,
         handle: Any,
-        todo: ResumePlan,
+        todo: Todo,
         *,
         run_id: str,
         file_prefix: str,
-        lease: RunLease,
-        publish: Callable[[Sequence[bytes], int], None] | None,
+        publisher: Publisher | None,
         read_schema: pa.Schema | None = None,
     ) -> None:
         self.lost_alone: dict[str, str] = {}
         self.not_tried = 0
         self._handle, self._todo = handle, todo
         self._run_id, self._file_prefix = run_id, file_prefix
-        self._lease, self._publish_results = lease, publish
+        self._publisher = publisher
         self._read_schema = read_schema
         self._digests = todo.pending.digests.to_bytes(NAME_DIGEST_BYTES)
         self._pass_number = 0
@@ -147,30 +144,24 @@ class PassLoop:
             sources = sources.take(np.array(plan.sources))
         crash: str | None = None
         failpoint("run.before_pass")
+        prefix, digests = self._file_prefix, self._digests
+        this = Pass(sources, plan, client, prefix, digests, self._read_schema)
+        publisher = self._publisher
         try:
-            prefix, digests = self._file_prefix, self._digests
-            run_pass(Pass(sources, plan, client, prefix, digests, self._read_schema))
+            with contextlib.nullcontext() if publisher is None else publisher.regularly():
+                run_pass(this)
         except Exception as error:
             if not _is_crash(error):
                 # Complete sources stay complete, even if a row of another source was bad.
-                with contextlib.suppress(Exception):
-                    self._publish()
+                if publisher is not None:
+                    with contextlib.suppress(Exception):
+                        publisher.publish_now()
                 raise
             crash = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         failpoint("run.after_pass")
-        self._publish()
+        if publisher is not None:
+            publisher.publish_now()
         return crash
-
-    def _publish(self) -> None:
-        if self._publish_results is None:
-            return
-        results, rows = ray.get(self._handle.take_unpublished.remote())
-        failpoint("run.before_publish")
-        self._lease.check()
-        if results:
-            self._publish_results(results, rows)
-        failpoint("run.published")
-        ray.get(self._handle.confirm_published.remote())
 
     def _record_lost(self, source: int, crash: str | None) -> None:
         """Commit that ``source`` has failed in this run, for the run may yet end by an error."""

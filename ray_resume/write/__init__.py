@@ -6,7 +6,8 @@ a run the driver tidies the output: files with dead rows are rewritten, small on
 
 May import: `core`, `raydata`, `run.client`, `run.output`, `failpoints`, `errors`; `output`,
 `tidying` and `retyping` also `checkpoint`; `resumable_write`, `targets` and `execution` also
-`read`, `udf` and `run`. Runs in: the driver (`resumable_write`, `targets`, `execution`, `output`,
-`tidying`), workers (the sinks, `row_copies`), the command line (`tidying`). Start reading in:
-`resumable_write`, `targets` and `execution`, then `file_sink`.
+`read`, `udf` and `run`.
+Runs in: the driver (`resumable_write`, `targets`, `execution`, `output`, `tidying`),
+workers (the sinks, `row_copies`), the command line (`tidying`).
+Start reading in: `resumable_write`, `targets` and `execution`, then `file_sink`.
 """

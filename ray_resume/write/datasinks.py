@@ -5,15 +5,17 @@ Importable on workers. Two kinds, told apart by whether ``on_write_complete`` is
 * **durable in write** (SQL, Mongo, ClickHouse, BigQuery, ...): the rows are there when ``write``
   returns. Promise: at least once. A source that did not complete, because of a crash, a torn task
   or a failed row, is written again.
-* **published at the end** (Lance, Iceberg, Delta, ...): ``write`` runs once for each source of a
-  task, and the ledger keeps its result. At the end of a pass, ``on_write_complete`` gets the
-  results of complete sources alone, and then they are committed. A crash before it redoes the run
-  and publishes nothing twice; a crash between the two publishes twice.
+* **published** (Lance, Iceberg, Delta, ...): ``write`` runs once for each source in a flush, and
+  the ledger keeps its result. Every ``publish_interval_s`` and at the end of a pass,
+  ``on_write_complete`` gets the results of complete sources alone, and then they are committed. A
+  crash before it redoes what was not published, and publishes nothing twice. A crash between the
+  two publishes that one publication twice.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import pickle
 import re
@@ -31,6 +33,7 @@ from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import failpoint
 from ray_resume.raydata.datasinks import WRITE_UUID_KWARG_NAME, is_file_datasink
 from ray_resume.run.client import LedgerClient
+from ray_resume.write.flushes import flushes
 from ray_resume.write.source_rows import group_by_source
 
 __all__ = [
@@ -122,11 +125,19 @@ def write_result(results: Sequence[bytes], rows: int) -> WriteResult[Any]:
 
 
 class WrappedDatasink(Datasink[None]):
-    """Writes through ``inner``, without the two columns, and drains what it has written."""
+    """Writes through ``inner``, without the two columns, and drains what it has written.
 
-    def __init__(self, inner: Datasink[Any], client: LedgerClient) -> None:
+    Args:
+        commit_interval_s: rows that are to be published wait at most so long before they are
+            written. Other datasinks get all rows of a task in one call, as in plain Ray Data.
+    """
+
+    def __init__(
+        self, inner: Datasink[Any], client: LedgerClient, commit_interval_s: float = math.inf
+    ) -> None:
         self._inner = inner
         self._client = client
+        self._commit_interval_s = commit_interval_s
         self._publishes_on_complete = publishes_on_complete(inner)
 
     @override
@@ -157,6 +168,13 @@ class WrappedDatasink(Datasink[None]):
 
     @override
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        if not self._publishes_on_complete:
+            self._flush(blocks, ctx)
+            return
+        for some in flushes(blocks, self._commit_interval_s):
+            self._flush(some, ctx)
+
+    def _flush(self, blocks: Iterable[Block], ctx: Any) -> None:
         rows = group_by_source(blocks)
         if not rows:
             return

@@ -52,6 +52,7 @@ class Execution:
         chain: the pipeline, as `raydata.plan.validate` returned it.
         target: where the rows go.
         commit_interval_s: rows wait at most so long before they are written.
+        publish_interval_s: complete rows wait about so long before a table shows them.
         concurrency: how many write tasks may run at once; None leaves it to Ray Data.
         ray_remote_args: the user's, for the write tasks.
     """
@@ -62,6 +63,7 @@ class Execution:
         target: Target,
         *,
         commit_interval_s: float,
+        publish_interval_s: float,
         concurrency: int | None,
         ray_remote_args: Mapping[str, Any],
     ) -> None:
@@ -72,6 +74,7 @@ class Execution:
         self._target = target
         self._read_tasks = chain.read_tasks
         self._commit_interval_s = commit_interval_s
+        self._publish_interval_s = publish_interval_s
         self._concurrency = concurrency
         self._ray_remote_args = ray_remote_args
         self._has_begun = False
@@ -132,6 +135,7 @@ class Execution:
             policies=datasource.options.policies,
             output=self._target.output,
             publish=self._target.publish,
+            publish_interval_s=self._publish_interval_s,
             signature=signature.text,
             code=signature.code,
             max_errored_blocks=self._optimized.dataset.context.max_errored_blocks,

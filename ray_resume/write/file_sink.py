@@ -8,11 +8,10 @@ count.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from ray.data.block import Block, BlockAccessor
+from ray.data.block import Block
 from ray.data.datasource import Datasink
 from typing_extensions import override
 
@@ -21,11 +20,12 @@ from ray_resume.core.messages import Drain
 from ray_resume.failpoints import failpoint
 from ray_resume.run.client import LedgerClient
 from ray_resume.write.conformity import Conformity
+from ray_resume.write.flushes import flushes
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout, unwritten
 from ray_resume.write.source_rows import group_by_source
 
-__all__ = ["FLUSH_BYTES", "FileSink"]
+__all__ = ["FileSink"]
 
 FLUSH_BYTES = 256 << 20
 """A write task that holds so many bytes of rows in memory writes them."""
@@ -78,7 +78,7 @@ class FileSink(Datasink[None]):
             ResumeError: a file cannot be written, or the types of two sources cannot be unified;
                 the message names it, or them.
         """
-        for some in _flushes(blocks, self._commit_interval_s, FLUSH_BYTES):
+        for some in flushes(blocks, self._commit_interval_s):
             self._flush(some)
 
     def _flush(self, blocks: Iterable[Block]) -> None:
@@ -104,21 +104,3 @@ class FileSink(Datasink[None]):
 
     def _digest(self, source: int) -> bytes:
         return self._digests[source * NAME_DIGEST_BYTES : (source + 1) * NAME_DIGEST_BYTES]
-
-
-def _flushes(
-    blocks: Iterable[Block], longest_wait_s: float, most_bytes: int
-) -> Iterator[list[Block]]:
-    """Gather blocks until the first has waited for so long, or they have so many bytes."""
-    held: list[Block] = []
-    held_bytes, due = 0, math.inf
-    for block in blocks:
-        if not held:
-            due = time.monotonic() + longest_wait_s
-        held.append(block)
-        held_bytes += BlockAccessor.for_block(block).size_bytes()
-        if held_bytes >= most_bytes or time.monotonic() >= due:
-            yield held
-            held, held_bytes = [], 0
-    if held:
-        yield held

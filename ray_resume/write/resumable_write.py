@@ -39,6 +39,7 @@ def resumable_write(
     commit_interval_s: float = 10.0,
     target_file_bytes: int | None = None,
     file_per_source: bool = False,
+    publish_interval_s: float = 300.0,
     concurrency: int | None = None,
     lease_wait_s: float | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
@@ -76,6 +77,9 @@ def resumable_write(
         file_per_source: give each source files of its own. By default sources share files, as they
             do with plain Ray Data. They are committed one by one all the same. If one fails, the
             run removes its rows from such a file at its end.
+        publish_interval_s: how often the rows of complete sources are published to a table (Lance,
+            Iceberg, Delta, and any ``Datasink`` that overrides ``on_write_complete``) while the
+            pipeline runs. A kill costs so much work. Each publication is a version of the table.
         append: write into a folder that has data files of others; theirs are left alone. Do not
             pass it to write beside the output of a checkpoint that was removed: its rows would be
             there twice.
@@ -121,6 +125,7 @@ def resumable_write(
         partition_cols=partition_cols,
         schema=schema,
         commit_interval_s=commit_interval_s,
+        publish_interval_s=publish_interval_s,
         target_file_bytes=target_file_bytes,
         file_per_source=file_per_source,
         write_options=write_options,
@@ -136,6 +141,7 @@ def resumable_write(
         chain,
         target_of(sink, chain, options),
         commit_interval_s=commit_interval_s,
+        publish_interval_s=publish_interval_s,
         concurrency=concurrency,
         ray_remote_args=ray_remote_args or {},
     )

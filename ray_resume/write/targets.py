@@ -56,7 +56,7 @@ class SinkOptions:
     """The arguments of ``resumable_write`` that say how to write, as the user gave them.
 
     Raises:
-        ValueError: ``commit_interval_s`` is not more than 0.
+        ValueError: an interval is not more than 0.
     """
 
     format: str
@@ -65,15 +65,15 @@ class SinkOptions:
     partition_cols: Sequence[str] | None
     schema: Any
     commit_interval_s: float
+    publish_interval_s: float
     target_file_bytes: int | None
     file_per_source: bool
     write_options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if not self.commit_interval_s > 0:
-            raise ValueError(
-                f"commit_interval_s must be more than 0 seconds, not {self.commit_interval_s}"
-            )
+        for name in ("commit_interval_s", "publish_interval_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,14 @@ def target_of(sink: Any, chain: Chain, options: SinkOptions) -> Target:
         target = Target("", Output(f"sink=True: {name}"), lambda _: DiscardSink())
     elif isinstance(sink, Datasink):
         _refuse_folder_options(options)
-        target = _datasink_target(sink)
+        target = _datasink_target(sink, options.commit_interval_s)
     else:
         target = _folder_target(sink, chain, options, columns, schema)
     _check_removal(chain, target)
     return target
 
 
-def _datasink_target(sink: Datasink[Any]) -> Target:
+def _datasink_target(sink: Datasink[Any], commit_interval_s: float) -> Target:
     check_datasink(sink)
     publish = None
     if publishes_on_complete(sink):
@@ -137,7 +137,7 @@ def _datasink_target(sink: Datasink[Any]) -> Target:
     return Target(
         type(sink).__name__,
         Output(title_of(sink)),
-        lambda this: WrappedDatasink(sink, this.client),
+        lambda this: WrappedDatasink(sink, this.client, commit_interval_s),
         publish,
         sink.on_write_failed,
     )
