@@ -273,14 +273,15 @@ class RecordingSink(ray.data.Datasink[None]):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_who_shared_a_file_with_one_that_is_gone_is_done_again(
+def test_sources_that_shared_a_file_with_one_that_is_gone_are_not_read_again(
     source: Path, tmp_path: Path
 ) -> None:
     run(source, target=1 << 20)
     assert len(Checkpoint(tmp_path / "ckpt").files()) == 1
     (source / "00001.parquet").unlink()
     summary = run(source, on_source_gone="remove", target=1 << 20)
-    assert (summary.sources_completed, summary.sources_removed) == (2, 1)
+    assert (summary.sources_skipped, summary.sources_removed) == (2, 1)
+    assert summary.rows_read == 0
     assert_output(tmp_path, [*range(5), *range(10, 15)])
 
 

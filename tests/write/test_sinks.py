@@ -102,9 +102,13 @@ def test_partitions(source: Path, tmp_path: Path) -> None:
         parity = ["even/ü" if i % 2 == 0 else None for i in batch["id"]]
         return {**batch, "parity": parity, "third": batch["id"] % 3}
 
+    options: dict[str, Any] = {"file_per_source": True}
+
     def job(columns: list[str]) -> Any:
         ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
-        return resumable_write(ds.map_batches(with_parts), tmp_path / "out", partition_cols=columns)
+        return resumable_write(
+            ds.map_batches(with_parts), tmp_path / "out", partition_cols=columns, **options
+        )
 
     with pytest.raises(ResumeError, match=r"^partition_cols names 'nothing'"):
         job(["nothing"])

@@ -135,8 +135,8 @@ def test_every_type_comes_out_as_from_plain_ray_data(tmp_path: Path) -> None:
 
 @pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_all_files_have_one_schema(packed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("merged", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_all_files_have_one_schema(merged: bool, tmp_path: Path) -> None:
     """Over runs, too: what is written before a type is known gets it when the run is over."""
     (tmp_path / "in").mkdir()
 
@@ -173,7 +173,7 @@ def test_all_files_have_one_schema(packed: bool, tmp_path: Path) -> None:
             override_num_blocks=3,
         )
         ds = ds.map_batches(vary, batch_format="pyarrow")
-        target = 1 << 20 if packed else None
+        target = 1 << 20 if merged else None
         return resumable_write(ds, tmp_path / "out", target_file_bytes=target, **options)
 
     done = 0
