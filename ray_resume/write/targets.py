@@ -6,6 +6,7 @@ run, and the run's side of the output.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from ray.data.datasource import Datasink
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.core.output_schema import is_agreeable
-from ray_resume.errors import NonResumableError
+from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.raydata.plan import Chain
 from ray_resume.raydata.signature import described_values
 from ray_resume.read.datasource import ResumableDatasource
@@ -185,15 +186,29 @@ def _folder_target(
                 retype_output(storage, folder, layout)
                 seen = None
             schema = layout.agreed_columns(agreed.schema)
-        tidy_output(
+        copy = copy_in_tasks(folder, layout, schema)
+        tidied = tidy_output(
             storage,
             folder,
-            copy_in_tasks(folder, layout, schema),
+            copy,
             seen=seen,
             target_file_bytes=target_bytes,
             shard=shard,
             wait_s=_TIDY_WAIT_S,
         )
+        if shard is None:
+            return
+        # Files that shards share are tidied by the last run. As long as another shard is at work,
+        # this run is refused, and does not wait.
+        with contextlib.suppress(CheckpointError):
+            tidy_output(
+                storage,
+                folder,
+                copy,
+                seen=None if tidied.rewritten else seen,
+                target_file_bytes=target_bytes,
+                wait_s=0,
+            )
 
     return Target(
         _described(options, partition_columns, schema),
