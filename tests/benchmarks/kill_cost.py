@@ -113,6 +113,7 @@ SHAPES = {
     "shared checkpoint": Shape(in_tasks, shared=True),
     "merged files": Shape(in_tasks, write=(("target_file_bytes", 64 << 20),)),
     "table": Shape(in_tasks, table=True),
+    "a file per source": Shape(in_tasks, write=(("file_per_source", True),)),
 }
 
 
