@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from snapshots import whole_files
 
@@ -26,13 +28,15 @@ from ray_resume.checkpoint.local import backend as directory_module
 from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record, State
 
 pytestmark = pytest.mark.long
 
-COMMANDS = ("status", "sources", "files", "reset", "compact", "check")
+COMMANDS = ("status", "sources", "files", "parts", "reset", "compact", "tidy", "check")
 NEEDED = {"reset": ["--source", "a"]}
 DEADLINE_S = 30.0
+RUN = "0123456789ab"
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +80,23 @@ def path(tmp_path: Path) -> Path:
     given_up = Record("q", State.QUARANTINED, 5, "run2", error="\x1b[31mboom", failed_runs=3)
     write(directory.path, "run1", 6, done)
     write(directory.path, "run2", 6, [*failed, given_up])
+    return directory.path
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """What a killed run left: a file with rows of two sources, and one row of a third."""
+    directory = LocalBackend(tmp_path / "ckpt")
+    name = f"{directory.ensure()}-{RUN}-{0:016x}-{1:016x}.parquet"
+    (tmp_path / "out").mkdir()
+    directory.bind(str(tmp_path / "out"), "")
+    pq.write_table(pa.table({"id": range(4)}), tmp_path / "out" / name)
+    parts = {"a": FilePart(name, 0, 2, 4), "b\nb": FilePart(name, 3, 1, 4)}
+    records = [
+        Record(source, State.COMPLETED, n, RUN, part.rows, (part,), completed_at=1.7e9)
+        for n, (source, part) in enumerate(parts.items(), 1)
+    ]
+    write(directory.path, RUN, 3, records)
     return directory.path
 
 
@@ -373,6 +394,33 @@ def test_files_one_a_line(path: Path) -> None:
     assert run("files", path).stdout == "".join(f"{file}\n" for file in expected)
     assert run("files", path, "-0").stdout == "".join(f"{file}\0" for file in expected)
     assert json.loads(run("files", path, "--json").stdout) == expected
+
+
+def test_parts_one_a_line(shared: Path) -> None:
+    out = shared.parent / "out"
+    (file,) = out.iterdir()
+    assert run("parts", shared).stdout == f"{file}\t0\t2\ta\n{file}\t3\t1\tb\\nb\n"
+    assert json.loads(run("parts", shared, "--json").stdout) == [
+        {"source_id": "a", "file": str(file), "first_row": 0, "rows": 2},
+        {"source_id": "b\nb", "file": str(file), "first_row": 3, "rows": 1},
+    ]
+
+
+def test_a_file_with_dead_rows_is_told_and_tidied(shared: Path) -> None:
+    (file,) = (shared.parent / "out").iterdir()
+    said = run("status", shared).stdout
+    assert "1 file of these also have rows that do not count" in said
+    assert f"ray-resume tidy {shared}" in said
+    assert run("files", shared).stdout == ""
+    assert run("tidy", shared).stdout == "1 file rewritten.\n"
+    (new,) = (shared.parent / "out").iterdir()
+    assert new != file
+    assert run("files", shared).stdout == f"{new}\n"
+    assert pq.read_table(new).to_pydict() == {"id": [0, 1, 3]}
+    assert run("parts", shared).stdout == f"{new}\t0\t2\ta\n{new}\t2\t1\tb\\nb\n"
+    assert run("tidy", shared).stdout == "The output is tidy.\n"
+    assert f"ray-resume tidy {shared}" not in run("status", shared).stdout
+    assert Checkpoint(shared).check().ok
 
 
 def test_a_path_of_two_lines_is_refused_but_not_lost(tmp_path: Path) -> None:

@@ -346,6 +346,30 @@ def test_a_file_of_several_sources_is_missed_by_those_that_are_completed(job: Jo
     assert "'p1'" in job.problem()
 
 
+def test_rows_that_do_not_count_are_a_note(job: Job) -> None:
+    record = job.done("p", 20, "aaaaaaaaaaaa")
+    file = record.files[0]
+    job.write("aaaaaaaaaaaa", [replace(record, parts=(FilePart(file, 0, 3, 5),))])
+    report = job.check()
+    assert report.ok
+    (note,) = report.notes
+    assert "1 output files also have rows that do not count" in note
+    assert file in note
+    assert "ray-resume tidy" in note
+
+
+def test_rows_that_are_on_record_twice(job: Job) -> None:
+    records = [job.done(f"p{i}", 20 + i, "aaaaaaaaaaaa") for i in range(2)]
+    (job.out / records[1].files[0]).unlink()
+    shared = records[0].files[0]
+    parts = FilePart(shared, 0, 3, 5), FilePart(shared, 2, 3, 5)
+    job.write(
+        "aaaaaaaaaaaa",
+        [replace(record, parts=(part,)) for record, part in zip(records, parts, strict=True)],
+    )
+    assert f"rows that are on record twice: {shared}" in job.problem()
+
+
 def test_rows_without_a_file(job: Job) -> None:
     record = replace(job.done("s0", 1, RUN), parts=())
     (job.out / job.name(RUN, 1)).unlink()
