@@ -48,11 +48,8 @@ def checked_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
     return names
 
 
-Rows = slice | npt.NDArray[np.intp]
-
-
-def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table, Rows]]:
-    """Yield the subfolder of each partition, its rows without ``columns``, and which rows they are.
+def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the rows of each partition without ``columns``, after the subfolder that they go to.
 
     Rows keep their order within a partition. A subfolder is ``""`` or ends with ``/``. Values that
     differ (``-0.0`` and ``0.0``, too) have partitions of their own, all NaNs of a column share one,
@@ -62,7 +59,7 @@ def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
         ResumeError: a column is missing, its type cannot name folders, or no other column is left.
     """
     if not columns:
-        yield "", table, slice(None)
+        yield "", table
         return
     missing = [name for name in columns if name not in table.column_names]
     if missing:
@@ -94,8 +91,7 @@ def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
             if order is None
             else blocks.take(rest, order[start:stop])
         )
-        rows = slice(start, stop) if order is None else order[start:stop]
-        yield _folder(columns, [key[first] for key in keys]), part, rows
+        yield _folder(columns, [key[first] for key in keys]), part
 
 
 def _decoded(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
