@@ -16,7 +16,6 @@ __all__ = [
     "CheckpointError",
     "CheckpointStatus",
     "NonResumableError",
-    "Part",
     "PipelineChangedError",
     "ResumeError",
     "RunSummary",
@@ -30,9 +29,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ray_resume.checkpoint.checkpoint import Checkpoint, Part, SourceRecord
-    from ray_resume.checkpoint.report import CheckReport
-    from ray_resume.checkpoint.status import CheckpointStatus
+    from ray_resume.checkpoint.checkpoint import (
+        Checkpoint,
+        CheckpointStatus,
+        CheckReport,
+        SourceRecord,
+    )
     from ray_resume.errors import (
         CheckpointError,
         NonResumableError,
@@ -47,12 +49,11 @@ if TYPE_CHECKING:
     from ray_resume.write.resumable_write import resumable_write
 
 _HOMES = {
-    "CheckReport": "checkpoint.report",
+    "CheckReport": "checkpoint.checkpoint",
     "Checkpoint": "checkpoint.checkpoint",
     "CheckpointError": "errors",
-    "CheckpointStatus": "checkpoint.status",
+    "CheckpointStatus": "checkpoint.checkpoint",
     "NonResumableError": "errors",
-    "Part": "checkpoint.checkpoint",
     "PipelineChangedError": "errors",
     "ResumeError": "errors",
     "RunSummary": "run.summary",

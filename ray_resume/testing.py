@@ -13,7 +13,6 @@ host: its processes share files that hold the kills to come. This module does no
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import tempfile
 from collections import Counter
@@ -84,7 +83,7 @@ def victim_pid(point: str, folder: str | os.PathLike[str]) -> int | None:
 
 
 def rows_of(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the rows of a checkpoint's output that count, in a local folder.
+    """Read the output files that a checkpoint lists in a local folder, with partition columns.
 
     Values are Python objects; those of partition columns are strings. Rows are in the order of the
     files.
@@ -93,14 +92,11 @@ def rows_of(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     sink = str(Checkpoint(checkpoint).status().sink)
     rows: list[dict[str, Any]] = []
-    parts = sorted(Checkpoint(checkpoint).parts(), key=lambda part: (part.file, part.first_row))
-    for path, of_file in itertools.groupby(parts, key=lambda part: part.file):
+    for path in Checkpoint(checkpoint).files():
         table = pyarrow.dataset.dataset(path, format=path.rpartition(".")[2]).to_table()
         folders = os.path.relpath(path, sink).split("/")[:-1]
         partition = dict(_pair(folder) for folder in folders)
-        for part in of_file:
-            live = table.slice(part.first_row, part.rows).to_pylist()
-            rows += ({**row, **partition} for row in live)
+        rows += ({**row, **partition} for row in table.to_pylist())
     return rows
 
 

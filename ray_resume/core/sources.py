@@ -196,8 +196,7 @@ class SourceTable(Sequence[Source]):
 
 @dataclass(frozen=True)
 class Items:
-    """The items by which the reader finds sources.
-
+    """What sources are found by.
 
     It is ``listed``, or else the id of each without its first ``cut`` characters, after ``base``.
     """

@@ -18,7 +18,6 @@ import pytest
 from fault_jobs import JOBS, Job, write_input
 from job import WITHOUT_TOKENS
 from places import SCRIPTS
-from snapshots import whole_files
 
 import ray_resume
 from ray_resume import Checkpoint, ResumeError
@@ -57,7 +56,6 @@ WORKERS = [
     ("sink.before_drain", "Files", 1),
     ("sink.after_drain", "Files", 0),
     ("datasink.before_write", "Published", 0),
-    ("tidy.copied", "Untidy", 0),
     ("datasink.before_drain", "Published", 1),
     ("datasink.after_drain", "Published", 0),
 ]
@@ -100,9 +98,6 @@ DRIVERS = {
     "cleanup.removing_letter": ("Files", ("letters.written",)),
     "shared.ending": ("SharedFiles", ()),
     "lease.ending": ("Files", ()),
-    "tidy.registered": ("Untidy", ()),
-    "tidy.written": ("Untidy", ()),
-    "tidy.committed": ("Untidy", ()),
     "retyping.written": ("Types", ()),
     "retyping.committed": ("Types", ()),
 }
@@ -296,9 +291,7 @@ class TestCheckExactlyOnce:
             pq.write_table(pa.table({"id": [half, half]}), out / name)
             names.append(name)
         writer = WriterFile.create(directory.path, "0" * 12, {"sources_total": 1})
-        writer.commit(
-            [Record("/in/0", State.COMPLETED, 1, "0" * 12, rows=4, parts=whole_files(*names))]
-        )
+        writer.commit([Record("/in/0", State.COMPLETED, 1, "0" * 12, rows=4, files=tuple(names))])
         writer.close()
         return directory.path
 
