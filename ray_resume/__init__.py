@@ -16,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointStatus",
     "NonResumableError",
+    "Part",
     "PipelineChangedError",
     "ResumeError",
     "RunSummary",
@@ -29,12 +30,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ray_resume.checkpoint.checkpoint import (
-        Checkpoint,
-        CheckpointStatus,
-        CheckReport,
-        SourceRecord,
-    )
+    from ray_resume.checkpoint.checkpoint import Checkpoint, Part, SourceRecord
+    from ray_resume.checkpoint.report import CheckReport
+    from ray_resume.checkpoint.status import CheckpointStatus
     from ray_resume.errors import (
         CheckpointError,
         NonResumableError,
@@ -49,11 +47,12 @@ if TYPE_CHECKING:
     from ray_resume.write.resumable_write import resumable_write
 
 _HOMES = {
-    "CheckReport": "checkpoint.checkpoint",
+    "CheckReport": "checkpoint.report",
     "Checkpoint": "checkpoint.checkpoint",
     "CheckpointError": "errors",
-    "CheckpointStatus": "checkpoint.checkpoint",
+    "CheckpointStatus": "checkpoint.status",
     "NonResumableError": "errors",
+    "Part": "checkpoint.checkpoint",
     "PipelineChangedError": "errors",
     "ResumeError": "errors",
     "RunSummary": "run.summary",

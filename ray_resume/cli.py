@@ -23,7 +23,9 @@ from typing import Any, NoReturn
 from typing_extensions import override
 
 from ray_resume import __version__
-from ray_resume.checkpoint.checkpoint import Checkpoint, CheckpointStatus, last_line, plain
+from ray_resume.checkpoint.checkpoint import Checkpoint
+from ray_resume.checkpoint.report import plain
+from ray_resume.checkpoint.status import CheckpointStatus, last_line
 from ray_resume.errors import ResumeError
 from ray_resume.files import public_uri
 
@@ -151,6 +153,22 @@ def _rebind(options: argparse.Namespace) -> int:
     return _DONE
 
 
+def _parts(options: argparse.Namespace) -> int:
+    parts = Checkpoint(options.checkpoint).parts()
+    if options.json:
+        _print_list(_json(part._asdict()) for part in parts)
+        return _DONE
+    for part in parts:
+        _print(f"{plain(part.file)}\t{part.first_row}\t{part.rows}\t{plain(part.source_id)}")
+    return _DONE
+
+
+def _tidy(options: argparse.Namespace) -> int:
+    rewritten = Checkpoint(options.checkpoint).tidy()
+    _print(f"{_count(rewritten, 'file')} rewritten." if rewritten else "The output is tidy.")
+    return _DONE
+
+
 def _check(options: argparse.Namespace) -> int:
     report = Checkpoint(options.checkpoint).check()
     _print(_json({"ok": report.ok, **asdict(report)}) if options.json else str(report))
@@ -168,6 +186,11 @@ def _status_lines(status: CheckpointStatus, path: str) -> list[str]:
     if status.sink is not None:
         lines.append(
             f"Output: {status.rows} rows in {_count(status.files, 'file')}, {plain(status.sink)}"
+        )
+    if status.unclean:
+        lines.append(
+            f"{_count(status.unclean, 'file')} of these also have rows that do not count, and "
+            "are not listed by `files` until the next run has rewritten them"
         )
     if status.last_completed_at is not None:
         lines.append(f"Last commit: {_moment(status.last_completed_at)}")
@@ -202,6 +225,8 @@ def _next_steps(status: CheckpointStatus, path: str) -> list[str]:
         steps.append(
             (f"ray-resume reset {path} --state quarantined", "to try them again, once mended")
         )
+    if status.unclean and not status.live:
+        steps.append((f"ray-resume tidy {path}", "to rewrite these files now, without a run"))
     if any(not run["alive"] for run in status.runs):
         steps.append((f"ray-resume check {path}", "to prove it sound after the crash"))
     if not steps:
@@ -311,6 +336,11 @@ def _parser() -> argparse.ArgumentParser:
     rebind.add_argument("folder", metavar="NEW_FOLDER", help="where all of its files are now")
 
     add("compact", _compact, "merge the writers' files into one")
+
+    parts = add("parts", _parts, "list where each source's rows are: file, first row, rows, source")
+    parts.add_argument("--json", action="store_true", help="a JSON array of objects")
+
+    add("tidy", _tidy, "rewrite output files that have rows that do not count, remove leftovers")
 
     check = add("check", _check, "prove the checkpoint sound, or name what is damaged")
     check.add_argument("--json", action="store_true", help="one JSON object")

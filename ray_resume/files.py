@@ -94,8 +94,9 @@ def atomic_put(filesystem: Any, path: str, data: Any) -> None:
         OSError: the write failed. A hidden file may be left behind.
     """
     if is_atomic(filesystem):
+        # Not compressed by its name: its content may be so already.
         # One write: an error in a later one would still close the stream, and half would appear.
-        with filesystem.open_output_stream(path) as stream:
+        with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
         return
     folder, _, name = path.rpartition("/")
@@ -106,7 +107,7 @@ def atomic_put(filesystem: Any, path: str, data: Any) -> None:
         fsync_directory(folder)
         return
     filesystem.create_dir(folder, recursive=True)
-    with filesystem.open_output_stream(f"{folder}/{hidden}") as stream:
+    with filesystem.open_output_stream(f"{folder}/{hidden}", compression=None) as stream:
         stream.write(data)
     filesystem.move(f"{folder}/{hidden}", path)
 

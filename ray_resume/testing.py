@@ -13,6 +13,7 @@ host: its processes share files that hold the kills to come. This module does no
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections import Counter
@@ -83,7 +84,7 @@ def victim_pid(point: str, folder: str | os.PathLike[str]) -> int | None:
 
 
 def rows_of(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the output files that a checkpoint lists in a local folder, with partition columns.
+    """Read the rows of a checkpoint's output that count, in a local folder.
 
     Values are Python objects; those of partition columns are strings. Rows are in the order of the
     files.
@@ -92,11 +93,14 @@ def rows_of(checkpoint: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     sink = str(Checkpoint(checkpoint).status().sink)
     rows: list[dict[str, Any]] = []
-    for path in Checkpoint(checkpoint).files():
+    parts = sorted(Checkpoint(checkpoint).parts(), key=lambda part: (part.file, part.first_row))
+    for path, of_file in itertools.groupby(parts, key=lambda part: part.file):
         table = pyarrow.dataset.dataset(path, format=path.rpartition(".")[2]).to_table()
         folders = os.path.relpath(path, sink).split("/")[:-1]
         partition = dict(_pair(folder) for folder in folders)
-        rows += ({**row, **partition} for row in table.to_pylist())
+        for part in of_file:
+            live = table.slice(part.first_row, part.rows).to_pylist()
+            rows += ({**row, **partition} for row in live)
     return rows
 
 

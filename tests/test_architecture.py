@@ -29,12 +29,16 @@ EXTRA: dict[str, set[str]] = {
     "read.resumable_read": {"checkpoint"},
     # To rebind a checkpoint is to look at its output folder.
     "checkpoint.rebinding": {"write.folder"},
-    "checkpoint.checkpoint": {"write.folder"},
+    "checkpoint.checkpoint": {"write.folder", "write.tidying"},
     # It commits records, in the driver.
     "write.retyping": {"checkpoint"},
+    "write.tidying": {"checkpoint"},
     # It verifies and cleans the folder, in the driver.
     "write.output": {"checkpoint"},
-    "write.resumable_write": {"checkpoint.backend", "read", "run", "udf"},
+    # They put the parts of a pipeline together, in the driver.
+    "write.targets": {"checkpoint.backend", "read", "run.pass_loop", "udf.decorator"},
+    "write.execution": {"checkpoint.backend", "read.datasource", "run", "udf.stage"},
+    "write.resumable_write": {"read.datasource", "run.summary", "udf.decorator"},
 }
 
 # Modules outside of the packages: the user's end, and the ground.
@@ -152,6 +156,18 @@ def test_looking_at_a_checkpoint_loads_neither_ray_nor_pyarrow_datasets(tmp_path
         f"LocalBackend({str(tmp_path)!r}).ensure()\n"
         f"ray_resume.Checkpoint({str(tmp_path)!r}).status()\n"
         "print([name for name in ('ray', 'pyarrow.dataset', 'pandas') if name in sys.modules])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+
+
+def test_copying_rows_of_files_loads_no_ray() -> None:
+    script = (
+        "import sys\n"
+        "import ray_resume.write.formats, ray_resume.write.folder, ray_resume.write.row_copies\n"
+        "print([name for name in ('ray', 'lmdb', 'pandas') if name in sys.modules])\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from snapshots import whole_files
 
 import ray_resume
 from ray_resume import Checkpoint, cli
@@ -23,13 +28,15 @@ from ray_resume.checkpoint.local import backend as directory_module
 from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record, State
 
 pytestmark = pytest.mark.long
 
-COMMANDS = ("status", "sources", "files", "reset", "compact", "check")
+COMMANDS = ("status", "sources", "files", "parts", "reset", "compact", "tidy", "check")
 NEEDED = {"reset": ["--source", "a"]}
 DEADLINE_S = 30.0
+RUN = "0123456789ab"
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +60,15 @@ def path(tmp_path: Path) -> Path:
     directory.bind(str(out), "")
     now = time.time()
     done = [
-        Record(name, State.COMPLETED, n, "run1", 10, (f"{name}.parquet",), completed_at=now - 7200)
+        Record(
+            name,
+            State.COMPLETED,
+            n,
+            "run1",
+            10,
+            whole_files(f"{name}.parquet"),
+            completed_at=now - 7200,
+        )
         for n, name in enumerate("ab", 1)
     ]
     for record in done:
@@ -68,16 +83,46 @@ def path(tmp_path: Path) -> Path:
     return directory.path
 
 
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """What a killed run left: a file with rows of two sources, and one row of a third."""
+    directory = LocalBackend(tmp_path / "ckpt")
+    name = f"{directory.ensure()}-{RUN}-{0:016x}-{1:016x}.parquet"
+    (tmp_path / "out").mkdir()
+    directory.bind(str(tmp_path / "out"), "")
+    pq.write_table(pa.table({"id": range(4)}), tmp_path / "out" / name)
+    parts = {"a": FilePart(name, 0, 2, 4), "b\nb": FilePart(name, 3, 1, 4)}
+    records = [
+        Record(source, State.COMPLETED, n, RUN, part.rows, (part,), completed_at=1.7e9)
+        for n, (source, part) in enumerate(parts.items(), 1)
+    ]
+    write(directory.path, RUN, 3, records)
+    return directory.path
+
+
 def run(*arguments: object, answer: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, without a terminal."""
+    command = list(map(str, arguments))
+    printed, told = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n") for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(answer or ""))
+        patch.setattr(sys, "stdout", printed)
+        patch.setattr(sys, "stderr", told)
+        try:
+            code = cli.main(command)
+        except SystemExit as over:
+            code = int(over.code or 0)
+    texts = []
+    for stream in (printed, told):
+        stream.seek(0)
+        texts.append(stream.read())
+    return subprocess.CompletedProcess(command, code, *texts)
+
+
+def run_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, without a terminal."""
-    return subprocess.run(
-        [sys.executable, "-m", "ray_resume", *map(str, arguments)],
-        input=answer or "",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [sys.executable, "-m", "ray_resume", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -157,11 +202,15 @@ def test_changing_something_loads_no_ray(path: Path) -> None:
 
 
 def test_it_starts_in_well_under_a_second(path: Path) -> None:
+    def cpu_s() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     took = []
-    for _ in range(3):
-        started = time.monotonic()
-        assert run("status", path).returncode == 0
-        took.append(time.monotonic() - started)
+    for _ in range(2):
+        started = cpu_s()
+        assert run_alone("status", path).returncode == 0
+        took.append(cpu_s() - started)
     assert min(took) < 1.0
 
 
@@ -347,11 +396,40 @@ def test_files_one_a_line(path: Path) -> None:
     assert json.loads(run("files", path, "--json").stdout) == expected
 
 
+def test_parts_one_a_line(shared: Path) -> None:
+    out = shared.parent / "out"
+    (file,) = out.iterdir()
+    assert run("parts", shared).stdout == f"{file}\t0\t2\ta\n{file}\t3\t1\tb\\nb\n"
+    assert json.loads(run("parts", shared, "--json").stdout) == [
+        {"source_id": "a", "file": str(file), "first_row": 0, "rows": 2},
+        {"source_id": "b\nb", "file": str(file), "first_row": 3, "rows": 1},
+    ]
+
+
+def test_a_file_with_dead_rows_is_told_and_tidied(shared: Path) -> None:
+    (file,) = (shared.parent / "out").iterdir()
+    said = run("status", shared).stdout
+    assert "1 file of these also have rows that do not count" in said
+    assert f"ray-resume tidy {shared}" in said
+    assert run("files", shared).stdout == ""
+    assert run("tidy", shared).stdout == "1 file rewritten.\n"
+    (new,) = (shared.parent / "out").iterdir()
+    assert new != file
+    assert run("files", shared).stdout == f"{new}\n"
+    assert pq.read_table(new).to_pydict() == {"id": [0, 1, 3]}
+    assert run("parts", shared).stdout == f"{new}\t0\t2\ta\n{new}\t2\t1\tb\\nb\n"
+    assert run("tidy", shared).stdout == "The output is tidy.\n"
+    assert f"ray-resume tidy {shared}" not in run("status", shared).stdout
+    assert Checkpoint(shared).check().ok
+
+
 def test_a_path_of_two_lines_is_refused_but_not_lost(tmp_path: Path) -> None:
     directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     directory.bind("/data/o\nut", "")
-    write(directory.path, "run1", 1, [Record("a", State.COMPLETED, 1, "run1", files=("f",))])
+    write(
+        directory.path, "run1", 1, [Record("a", State.COMPLETED, 1, "run1", parts=whole_files("f"))]
+    )
     result = run("files", directory.path)
     assert (result.returncode, result.stdout) == (1, "")
     assert "--null or --json" in result.stderr
@@ -364,7 +442,12 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     directory = LocalBackend(tmp_path / "ckpt")
     directory.ensure()
     directory.bind(f"/data/{name}", "")
-    write(directory.path, "run1", 1, [Record(name, State.COMPLETED, 1, "run1", files=("f",))])
+    write(
+        directory.path,
+        "run1",
+        1,
+        [Record(name, State.COMPLETED, 1, "run1", parts=whole_files("f"))],
+    )
     command = [sys.executable, "-m", "ray_resume", "files", str(directory.path)]
     assert subprocess.run(command, capture_output=True, check=True).stdout == b"/data/caf\xe9/f\n"
     (source,) = json.loads(run("sources", directory.path, "--json").stdout)
@@ -378,7 +461,8 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     directory.ensure()
     directory.bind("/data/out", "")
     records = [
-        Record(f"s{i}", State.COMPLETED, i + 1, "run1", files=(f"{i:0100d}",)) for i in range(5000)
+        Record(f"s{i}", State.COMPLETED, i + 1, "run1", parts=whole_files(f"{i:0100d}"))
+        for i in range(5000)
     ]
     write(directory.path, "run1", 5000, records)
     for command in ("files", "sources"):

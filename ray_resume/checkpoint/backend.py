@@ -33,7 +33,8 @@ from ray_resume.checkpoint.dead_letters import DeadLetterStore
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.objects import Objects
 from ray_resume.checkpoint.output_schemas import SchemaStore
-from ray_resume.core.digests import source_digest
+from ray_resume.checkpoint.ranks import RankDraw
+from ray_resume.checkpoint.read_schemas import ReadSchemaStore
 from ray_resume.core.records import Record
 from ray_resume.core.shards import ArrayTask
 from ray_resume.errors import CheckpointError
@@ -53,7 +54,7 @@ __all__ = [
 T = TypeVar("T")
 
 IDENTITY = "checkpoint.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised by one whenever an older ray_resume could misread what a newer one writes."""
 
 _SINK = "sink.json"
@@ -76,7 +77,7 @@ class Writer(Protocol):
         """
 
     def close(self) -> None:
-        """End writing. What was committed can be read afterwards."""
+        """End writing. The committed records can be read afterwards."""
 
 
 class LedgerLease(Protocol):
@@ -96,15 +97,15 @@ class LedgerLease(Protocol):
 class RunLease(LedgerLease, Protocol):
     """A run's lease in its driver's process."""
 
-    def alone(self, *, wait_s: float) -> bool:
-        """Say whether no other process of this run holds the lease, after ``wait_s`` at most."""
+    def is_last_holder(self, *, wait_s: float) -> bool:
+        """Return whether no other process of this run holds the lease, after ``wait_s`` at most."""
 
     def end(self, *, wait_s: float) -> None:
         """Release the lease: the run is over, once no other process of it holds the lease."""
 
 
 class LedgerBinding(ABC):
-    """What the ledger's process of a run needs of its checkpoint; picklable.
+    """The part of a checkpoint that a run's ledger needs in its process; picklable.
 
     Attributes:
         commit_interval_s: how long a completed source waits for its commit at most, if the storage
@@ -255,36 +256,8 @@ class CheckpointBackend(ABC):
         Raises:
             CheckpointError: more tasks than ``task.count`` ask.
         """
-        folder = f"arrays/{source_digest(task.array).hex()}"
-        drawn: list[str] = []
-
-        def draw() -> int:
-            ranks = self._ranks(folder)
-            if task.index in ranks:
-                return ranks[task.index]
-            if len(ranks) >= task.count:
-                tasks = sorted(ranks, key=ranks.__getitem__)
-                raise CheckpointError(
-                    f"The array ({task.array}) has drawn all its ranks, for the tasks "
-                    f"{', '.join(map(str, tasks))}, and task {task.index} is one more. Is the "
-                    "count right? If the array is another one with the same id, pass "
-                    "shard=(index, count) instead."
-                )
-            rank = min(set(range(task.count)) - set(ranks.values()))
-            drawn[:] = [f"{folder}/{rank:06d}-{task.index}"]
-            self._objects.put(drawn[0], b"")
-            return rank
-
-        return self._exclusively(_new_visitor(), draw, undo=lambda: self._objects.delete(drawn))
-
-    def _ranks(self, folder: str) -> dict[int, int]:
-        """Return the drawn ranks by the task's index."""
-        ranks = {}
-        for name in self._objects.list(folder):
-            match = re.fullmatch(r"([0-9]+)-([0-9]+)", name.rpartition("/")[2])
-            if match:
-                ranks[int(match[2])] = int(match[1])
-        return ranks
+        rank = RankDraw(self._objects, task)
+        return self._exclusively(_new_visitor(), rank.draw, undo=rank.undo)
 
     # Runs.
 
@@ -358,7 +331,11 @@ class CheckpointBackend(ABC):
         """Return the store of the output's schema."""
         return SchemaStore(self._objects)
 
-    # What differs between the kinds.
+    def read_schemas(self) -> ReadSchemaStore:
+        """Return the store of the schemas that runs have read with."""
+        return ReadSchemaStore(self._objects)
+
+    # The differences between the kinds.
 
     @abstractmethod
     def _exclusively(

@@ -1,7 +1,7 @@
-"""Proves a checkpoint sound, or says what is wrong with it, file by file. Changes nothing.
+"""Checks a checkpoint, file by file, and reports all damage. Changes nothing.
 
-Needs no lease: what live runs have committed up to now is looked at with the rest. Each file is
-read in a process of its own, so that no damage keeps the others from being looked at.
+A check needs no lease, and includes what live runs have committed up to now. A process of its own
+reads the files, so that a damaged one does not keep the check from the others.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from ray_resume.checkpoint.backend import CheckpointBackend
-from ray_resume.checkpoint.contents import merged_headers
+from ray_resume.checkpoint.contents import SUPERSEDES, merged_headers
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.report import CheckReport
@@ -25,18 +26,20 @@ from ray_resume.core.digests import Digests, Positions, digest_bytes, source_dig
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.record_log import Flag, RecordLog
 from ray_resume.core.records import Record, State, records_of
+from ray_resume.core.rewrites import file_uses, overlapping_files
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 
 __all__ = ["check"]
 
-# A live run may replace a source's output while we look for it.
+# A live run may replace a source's output while the check looks for it.
 _LOOKS = 3
+
 _EXAMPLES = 3
 
 
 def check(storage: CheckpointBackend) -> CheckReport:
-    """Look at everything in ``storage`` and at the files that it lists.
+    """Check everything in ``storage``, and the output files that it lists.
 
     Raises:
         CheckpointError: there is no checkpoint.
@@ -61,7 +64,7 @@ class _Look:
         self._runs = set(self._look.live)
 
     def was_quiet(self) -> bool:
-        """Say whether nobody was at work since the look began."""
+        """Return whether no run was at work since the look began."""
         now = self._storage.list_runs()
         return not self._look.live and not now.live and now.files == self._look.files
 
@@ -76,19 +79,19 @@ class _Look:
             self._check_writer(reading, damage)
             sound[reading.run_id] = reading.records
             records += len(reading.records)
-            self._problems += damage.told()
-        union = Snapshot(sound)
-        self._check_contradictions(union, sound)
-        files = self._check_output(union)
-        self._check_letters(union)
-        self._say_who_is_about()
+            self._problems += damage.messages()
+        snapshot = Snapshot(sound)
+        self._check_contradictions(snapshot, sound)
+        files = self._check_output(snapshot)
+        self._check_letters(snapshot)
+        self._report_runs()
         return CheckReport(
             checkpoint=self._storage.uri,
             problems=tuple(self._problems),
             notes=tuple(self._notes),
             writers=len(self._look.readings),
             records=records,
-            sources=len(union),
+            sources=len(snapshot),
             files=files,
         )
 
@@ -109,11 +112,15 @@ class _Look:
                 f"is the file of run {reading.header.get('run_id')} under another name",
                 "rename it, or remove it if it is a copy",
             )
+        merged: Mapping[str, Mapping[str, Any]] = {}
         try:
-            runs |= merged_headers(reading.path, reading.header).keys()
+            merged = merged_headers(reading.path, reading.header)
+            runs |= merged.keys()
         except CheckpointError as error:
             self._problems.append(str(error))
         self._runs |= runs
+        for header in (reading.header, *merged.values()):
+            runs |= {run for run in header.get(SUPERSEDES, ()) if isinstance(run, str)}
         log = reading.records
         sequences: set[tuple[str, int]] = set()
         doubtful = _doubtful(log, runs)
@@ -126,59 +133,75 @@ class _Look:
                     damage.add(f"gives the sequence number {record.sequence} twice")
                 sequences.add((record.run_id, record.sequence))
 
-    def _check_contradictions(self, union: Snapshot, logs: dict[str, RecordLog]) -> None:
-        """Two files may say the same of a source; with the same number, it must be the same."""
+    def _check_contradictions(self, snapshot: Snapshot, logs: dict[str, RecordLog]) -> None:
+        """Check that two files with a record of the same source and number have the same record."""
         several = Digests.joined(log.digests for log in logs.values()).duplicates()
         start = 0
         for run_id, log in logs.items():
             here = several[(several >= start) & (several < start + len(log))] - start
             start += len(log)
-            rows = union.find(log.digests.take(here))
-            same = log.column("sequence")[here] == union.column("sequence", rows)
+            rows = snapshot.find(log.digests.take(here))
+            same = log.column("sequence")[here] == snapshot.column("sequence", rows)
             ours = (r for _, batch in log.batches(here[same]) for r in records_of(batch))
             damage = _Damage(self._path_of(run_id))
-            for one, other in zip(ours, union.records(rows[same]), strict=True):
+            for one, other in zip(ours, snapshot.records(rows[same]), strict=True):
                 if one != other and one.run_id == other.run_id:
                     damage.add(f"contradicts another file about {one.source_id!r}")
-            self._problems += damage.told()
+            self._problems += damage.messages()
 
-    def _check_output(self, union: Snapshot) -> int:
+    def _check_output(self, snapshot: Snapshot) -> int:
         """Check the listed files, and return how many there are."""
-        listed = listed_files(union)
+        listed = listed_files(snapshot)
         if self._sink is None:
             if listed and self._checkpoint_id is not None:
                 self._problems.append(
-                    f"{self._storage.uri} lists {len(listed)} output files, but not in which "
-                    "folder: its checkpoint.json is an older one. Restore it from a copy."
+                    f"{self._storage.uri} lists {len(listed)} output files, but does not name "
+                    "their folder: its sink.json is missing. Restore it from a copy."
                 )
             return len(listed)
         if not os.path.isabs(self._sink):
             if listed:
                 self._notes.append(
-                    f"The output is {self._sink}; whether its files are there was not looked at."
+                    f"The output is {self._sink}. The check did not look for its files."
                 )
             return len(listed)
-        self._check_rows_have_files(union)
+        self._check_rows_have_files(snapshot)
+        self._check_parts(snapshot)
         empty: set[str] = set()
         try:
             there = OutputFileSet.of(self._files_there(empty))
         except OSError as error:
             self._problems.append(f"The output folder {self._sink} cannot be read: {error}.")
             return len(listed)
-        self._check_listed(union, there, empty)
-        # What an unreadable file lists, and which runs it stands for, nobody knows.
+        self._check_listed(snapshot, there, empty)
+        # An unreadable file may list any of these files, and may be of any run.
         if all(reading.error is None for reading in self._look.readings):
             self._check_unlisted(there.without(listed))
         return len(listed)
 
-    def _check_rows_have_files(self, union: Snapshot) -> None:
-        rows = union.in_state(State.COMPLETED) & (union.column("rows") != 0)
-        rows &= union.column("flags") & Flag.FILES == 0
-        empty = [record.source_id for record in union.records(np.flatnonzero(rows))]
+    def _check_rows_have_files(self, snapshot: Snapshot) -> None:
+        rows = snapshot.in_state(State.COMPLETED) & (snapshot.column("rows") != 0)
+        rows &= snapshot.column("flags") & Flag.FILES == 0
+        empty = [record.source_id for record in snapshot.records(np.flatnonzero(rows))]
         if empty:
             self._problems.append(
                 f"{len(empty)} completed sources have rows, but list no file: {_some(empty)}. "
                 f"Process them again: {self._reset(empty)}."
+            )
+
+    def _check_parts(self, union: Snapshot) -> None:
+        overlapping = overlapping_files(union)
+        if overlapping:
+            self._problems.append(
+                f"{len(overlapping)} output files have rows that are on record twice: "
+                f"{_some(overlapping)}. Restore the .mdb files from a copy, or process the sources "
+                f"in these files again: Checkpoint({self._storage.uri!r}).reset([...])."
+            )
+        unclean = [file for file, use in file_uses(union).items() if not use.is_clean]
+        if unclean:
+            self._notes.append(
+                f"{len(unclean)} output files also have rows that do not count: {_some(unclean)}. "
+                "The next run rewrites them when it ends, or `ray-resume tidy` does."
             )
 
     def _files_there(self, empty: set[str]) -> Iterator[str]:
@@ -189,12 +212,12 @@ class _Look:
                 empty.add(name)
             yield name
 
-    def _check_listed(self, union: Snapshot, there: OutputFileSet, empty: set[str]) -> None:
+    def _check_listed(self, snapshot: Snapshot, there: OutputFileSet, empty: set[str]) -> None:
         filled = there.without(OutputFileSet.of(empty)) if empty else there
-        completed = union.in_state(State.COMPLETED)
-        # Several sources may share a file; any of them is told. That it is gone hurts those that
-        # are completed.
-        lost = dict(missing_files(union.records(np.flatnonzero(completed)), filled))
+        completed = snapshot.in_state(State.COMPLETED)
+        # Several sources may share a file; the message names any of them. A missing file matters
+        # if one of them is completed.
+        lost = dict(missing_files(snapshot.records(np.flatnonzero(completed)), filled))
         if lost:
             in_vain = len(empty & lost.keys())
             sources = list(dict.fromkeys(lost.values()))
@@ -203,23 +226,23 @@ class _Look:
                 f"{self._sink}{f' or empty ({in_vain})' if in_vain else ''}: {_some(lost)}. Put "
                 f"them back, or process the sources again: {self._reset(sources)}."
             )
-        others = dict(missing_files(union.records(np.flatnonzero(~completed)), filled))
+        others = dict(missing_files(snapshot.records(np.flatnonzero(~completed)), filled))
         if others.keys() - lost.keys():
             self._notes.append(
                 f"{len(others.keys() - lost.keys())} earlier output files of sources that failed "
                 f"or were reset are gone from {self._sink}. New ones take their place."
             )
 
-    def _check_letters(self, union: Snapshot) -> None:
+    def _check_letters(self, snapshot: Snapshot) -> None:
         folder = f"{self._storage.uri}/{FOLDER}"
-        listed = sorted(union.dead_letters())
+        listed = sorted(snapshot.dead_letters())
         there = self._storage.dead_letters().names() if listed else ()
         gone = [name for name in listed if name not in there]
         if gone:
-            # Whoever has dealt with them may have moved them; nobody else knows their rows.
+            # The user may have moved them after dealing with their rows.
             self._notes.append(
                 f"{len(gone)} of {len(listed)} dead letters are gone from {folder}: {_some(gone)}. "
-                "If nobody has dealt with their rows, put them back, or reset their sources."
+                "If their rows are not dealt with yet, put them back, or reset their sources."
             )
 
     def _check_unlisted(self, unlisted: OutputFileSet) -> None:
@@ -236,9 +259,9 @@ class _Look:
         left_over = unlisted.made_by(self._checkpoint_id, over, known=True)
         if left_over:
             self._notes.append(
-                f"{len(left_over)} files in {self._sink} are left-overs of runs that crashed, "
-                f"{sum(map(self._size, left_over))} bytes. The next run removes them when "
-                "it ends. Checkpoint.files() lists what counts."
+                f"{len(left_over)} files in {self._sink} are leftovers of runs that crashed, "
+                f"{sum(map(self._size, left_over))} bytes. The next run removes them when it ends. "
+                "Checkpoint.files() lists the files that count."
             )
 
     def _path_of(self, run_id: str) -> Path | str:
@@ -249,9 +272,9 @@ class _Look:
             return os.stat(f"{self._sink}/{name}").st_size
         return 0
 
-    def _say_who_is_about(self) -> None:
+    def _report_runs(self) -> None:
         for owner in self._look.live.values():
-            self._notes.append(f"At work: {owner}. What it has committed up to now was checked.")
+            self._notes.append(f"At work: {owner}. The check includes its commits up to now.")
         for owner in self._look.killed.values():
             self._notes.append(f"Did not end by itself: {owner}.")
 
@@ -263,7 +286,7 @@ class _Look:
 
 
 class _Damage:
-    """What is wrong with one file: a few of each kind would fill a screen."""
+    """The faults of one file; messages name a few of them, since all would fill a screen."""
 
     def __init__(self, path: Path | str) -> None:
         self._path = path
@@ -272,7 +295,8 @@ class _Damage:
     def add(self, fault: str, way_out: str = "restore it from a copy") -> None:
         self._faults[fault, way_out] += 1
 
-    def told(self) -> Iterator[str]:
+    def messages(self) -> Iterator[str]:
+        """Yield a message for each of the first faults, and one for the rest."""
         total = sum(self._faults.values())
         for shown, (fault, way_out) in enumerate(self._faults):
             if shown == _EXAMPLES:
@@ -282,7 +306,10 @@ class _Damage:
 
 
 def _doubtful(log: RecordLog, runs: set[str]) -> Positions:
-    """Return where records are that columns do not prove sound: of most, no object is made."""
+    """Return the rows of the records that are to be checked one by one.
+
+    Columns prove nearly all records sound, without an object for each.
+    """
     sequence, run = log.column("sequence"), log.column("run")
     known = np.array([run_id in runs for run_id in log.runs], bool)
     sound = known[run] & (sequence > 0) & (log.column("rows") >= 0)

@@ -1,17 +1,15 @@
-"""A checkpoint as its user sees it: what is done, what failed, where the output is.
+"""`Checkpoint`: a checkpoint as its user sees it. It shows what is done and where the output is.
 
-Works without Ray, in any process, also while a run is going on.
+It works without Ray, in any process, also while a run is going on.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import numpy as np
 from typing_extensions import override
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
@@ -19,22 +17,20 @@ from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.location import Location
-from ray_resume.checkpoint.report import CheckReport, plain
-from ray_resume.core.columns import text_of
+from ray_resume.checkpoint.report import CheckReport
+from ray_resume.checkpoint.status import STATES, CheckpointStatus, status_of
 from ray_resume.core.records import Record, State, encode
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.files import public_uri
 
-__all__ = ["CheckReport", "Checkpoint", "CheckpointStatus", "SourceRecord", "last_line", "plain"]
-
-_STATES = {"completed": State.COMPLETED, "failed": State.FAILED, "quarantined": State.QUARANTINED}
+__all__ = ["Checkpoint", "Part", "SourceRecord"]
 
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What is known of one source.
+    """One source on record.
 
     Attributes:
         source_id: its stable identity.
@@ -43,10 +39,10 @@ class SourceRecord:
         files: paths of its output files.
         error: why it failed, else None.
         failed_runs: in how many runs it failed.
-        run_id: the run that said so.
-        completed_at: when it was committed, in seconds since 1970 UTC, else None.
-        failed_at: when it was noted as failed, likewise.
-        dead_letters: paths of the Parquet files with its rows that a stage could not do with.
+        run_id: the run that made the record.
+        completed_at: when it was committed as completed, in seconds since 1970 UTC, else None.
+        failed_at: when it was committed as failed, likewise.
+        dead_letters: paths of the Parquet files with those of its rows that a stage refused.
     """
 
     source_id: str
@@ -61,56 +57,19 @@ class SourceRecord:
     dead_letters: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class CheckpointStatus(Mapping[str, Any]):
-    """Counts of sources; a mapping as well, so that it prints and serialises as one.
+class Part(NamedTuple):
+    """Rows of one source that stand together in one output file.
 
     Attributes:
-        total: sources that the largest run so far listed, those of other shards with them, or
-            more if more are on record.
-        completed, failed, quarantined: sources on record in that state.
-        pending: the others, which the next run will read, failed ones not among them.
-        writers: runs that have a file in the checkpoint.
-        live: of these, how many are at work right now.
-        sink: where the output goes, None before the first run.
-        rows: rows in the output of the completed sources.
-        files: output files that are listed.
-        last_completed_at: when a source was last committed as completed, in seconds since 1970
-            UTC; None if none is.
-        errors: why sources failed or were quarantined: how many sources, by the last line of the
-            error, the most common first, ten at most.
-        runs: who is at work (``alive``), and who ended without saying so: was killed, as a rule,
-            and no run has tidied up since. Dicts of ``run_id, host, pid, started_at,
-            shard, alive``; ``shard`` is None where a run does everything.
+        file: the file's path.
+        first_row: the index of the first of them in the file.
+        rows: how many they are.
     """
 
-    total: int
-    completed: int
-    failed: int
-    quarantined: int
-    pending: int
-    writers: int
-    live: int
-    sink: str | None
+    source_id: str
+    file: str
+    first_row: int
     rows: int
-    files: int
-    last_completed_at: float | None
-    errors: dict[str, int]
-    runs: list[dict[str, Any]]
-
-    @override
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.__dataclass_fields__:
-            raise KeyError(key)
-        return getattr(self, key)
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return (field.name for field in fields(self))
-
-    @override
-    def __len__(self) -> int:
-        return len(fields(self))
 
 
 class Checkpoint:
@@ -123,17 +82,18 @@ class Checkpoint:
             pyarrow knows: ``s3://bucket/path``, ``gs://``, ``abfs://``, ``hdfs://``.
         filesystem: the pyarrow or fsspec filesystem that ``path`` is on; by default, that of the
             URI.
-        publish_interval_s: in a storage that hosts share, what is complete is published at the
-            latest after so many seconds: what a crash costs at most beside what was not complete.
-            (On a local disk it is committed within 0.2 s.)
-        lease_ttl_s: there, a run that gives no sign of life for so long is dead: 30 s by default
-            on object stores, 120 s on network file systems. A run that cannot give one for three
-            quarters of that commits nothing more. 2 s to a day; hosts may give different ones.
-        shared: that hosts share a directory although it looks like a local disk. Network file
-            systems are known for what they are.
+        publish_interval_s: in a storage that hosts share, a run publishes completed sources after
+            so many seconds at the latest. A crash costs these sources, beside those that were not
+            complete. (On a local disk, a run commits them within 0.2 s.)
+        lease_ttl_s: in such a storage, a run without a heartbeat for so long is dead: 30 s by
+            default on object stores, 120 s on network file systems. A run that cannot send one for
+            three quarters of that commits nothing more. 2 s to a day; hosts may give different
+            ones.
+        shared: hosts share the directory, although it looks like a local disk. Network file
+            systems are recognized without this.
 
     Raises:
-        CheckpointError: every method, where the checkpoint is missing, unreadable or of a newer
+        CheckpointError: every method, where the checkpoint is missing, unreadable or of another
             format; the message names the file and the way out.
     """
 
@@ -155,7 +115,7 @@ class Checkpoint:
 
     @property
     def location(self) -> Location:
-        """Where it is, as it was given."""
+        """The place of the checkpoint, as the user gave it."""
         return self._location
 
     @property
@@ -178,31 +138,8 @@ class Checkpoint:
         return self.path
 
     def status(self) -> CheckpointStatus:
-        """Count the sources by state. Sees what a live run has committed up to now."""
-        contents = self._storage.snapshot()
-        counts = _Counts.of(contents.union)
-        known = sum(counts.states[state] for state in _STATES.values())
-        totals = (header.get("sources_total") for header in contents.headers.values())
-        listed = max((total for total in totals if type(total) is int), default=0)
-        total = max(known, listed)
-        return CheckpointStatus(
-            total=total,
-            completed=counts.states[State.COMPLETED],
-            failed=counts.states[State.FAILED],
-            quarantined=counts.states[State.QUARANTINED],
-            pending=total - known,
-            writers=len(contents.files),
-            live=len(contents.live),
-            sink=self._storage.sink(),
-            rows=counts.rows,
-            files=counts.files,
-            last_completed_at=counts.last_completed_at,
-            errors=dict(counts.errors.most_common(10)),
-            runs=[
-                {**asdict(owner), "alive": run_id in contents.live}
-                for run_id, owner in {**contents.killed, **contents.live}.items()
-            ],
-        )
+        """Count the sources by state, including what live runs have committed up to now."""
+        return status_of(self._storage)
 
     def sources(self, state: str | None = None) -> Iterator[SourceRecord]:
         """Yield the sources on record, or those in ``state``, in no particular order.
@@ -210,55 +147,99 @@ class Checkpoint:
         Raises:
             ValueError: ``state`` is not ``"completed"``, ``"failed"`` or ``"quarantined"``.
         """
-        if state is not None and state not in _STATES:
-            raise ValueError(f"state must be one of {', '.join(_STATES)}, not {state!r}")
+        if state is not None and state not in STATES:
+            raise ValueError(f"state must be one of {', '.join(STATES)}, not {state!r}")
         return self._sources(state)
 
     def _sources(self, state: str | None) -> Iterator[SourceRecord]:
-        names = {value: name for name, value in _STATES.items()}
+        names = {value: name for name, value in STATES.items()}
         sink, letters = self._storage.sink(), f"{self.path}/{FOLDER}"
         for record in _in_state(self._storage.snapshot().union, state or "all"):
             yield _public(record, names[record.state], sink, letters)
 
     def files(self) -> list[str]:
-        """Return the paths of the output files, sorted.
+        """Return the paths of the clean output files, sorted: each of their rows counts, once.
 
-        This list is the truth: whatever else is in the output folder is a left-over, or somebody
-        else's. The earlier output of a source that was reset, or has failed since, is in it until
-        new output takes its place.
+        When no run is at work and none was killed, these are all files of this checkpoint in the
+        folder. After a kill, some files may have rows of sources that are not completed, beside
+        others. They are not in the list until the next run, or :meth:`tidy`, has rewritten them;
+        :meth:`parts` knows which of their rows count. The earlier output of a source that was
+        reset, or has failed since, counts until new output takes its place.
         """
         sink, union = self._storage.sink(), self._storage.snapshot().union
-        from ray_resume.core.output_files import listed_files
+        from ray_resume.core.rewrites import clean_files
 
-        return sorted(f"{sink}/{file}" for file in listed_files(union))
+        return sorted(f"{sink}/{file}" for file in clean_files(union))
+
+    def parts(self) -> Iterator[Part]:
+        """Yield where each source's rows are in the output files, in no particular order.
+
+        All rows that count are in these parts, each once, at any moment.
+        """
+        sink = self._storage.sink()
+        for record in self._storage.snapshot().union:
+            for part in record.parts:
+                yield Part(record.source_id, f"{sink}/{part.file}", part.first_row, part.rows)
+
+    def tidy(self, *, filesystem: Any = None) -> int:
+        """Rewrite the output files that are not clean, and remove leftovers, as the next run would.
+
+        Nothing is lost if it is killed at any moment: the old files are removed when the new ones
+        are durable and on record. Files with sources of a run at work stay as they are.
+
+        Args:
+            filesystem: the pyarrow filesystem that the output folder is on; by default, that of
+                its URI.
+
+        Returns:
+            How many files were rewritten.
+
+        Raises:
+            CheckpointError: the output is no folder, a run is at work on the same sources, or a
+                file cannot be read or written. What counted counts.
+        """
+        # The command must start quickly, and seldom needs what this loads.
+        from ray_resume.checkpoint.rebinding import output_folder
+        from ray_resume.write.folder import folder_at
+        from ray_resume.write.tidying import copy_here, tidy_output
+
+        folder = folder_at(output_folder(self._storage), filesystem)
+        wait_s = self._storage.max_death_detection_s
+        try:
+            tidied = tidy_output(self._storage, folder, copy_here(folder), wait_s=wait_s)
+        except OSError as error:
+            raise CheckpointError(
+                f"The output folder {folder.uri} cannot be tidied: {error}. What counted counts."
+            ) from error
+        return tidied.rewritten
 
     def dead_letters(self) -> list[str]:
         """Return the paths of the dead letters, sorted: Parquet files.
 
-        A row stands there as it came into the stage that failed, with three more columns of type
+        They hold rows as they came into the stage that failed, with three more columns of type
         string: ``ray_resume_source``, ``ray_resume_stage`` and ``ray_resume_error``.
         """
-        union = self._storage.snapshot().union
-        return sorted(f"{self.path}/{FOLDER}/{name}" for name in union.dead_letters())
+        snapshot = self._storage.snapshot().union
+        return sorted(f"{self.path}/{FOLDER}/{name}" for name in snapshot.dead_letters())
 
     def reset(self, source_ids: Iterable[str] | None = None, *, state: str | None = None) -> int:
-        """Forget sources, so that the next run processes them anew; return how many.
+        """Reset sources, so that the next run processes them again; return how many.
 
-        Their output files stay until that run has committed new ones in their place. Nothing is
-        deleted: a record that says so is added for each, all in one durable transaction.
+        Their output files stay until that run has committed new ones in their place. A reset
+        deletes nothing: it adds a record for each source, all in one durable transaction.
 
         Args:
-            source_ids: the sources to forget (one id alone will do); or
-            state: ``"completed"``, ``"failed"``, ``"quarantined"``, or ``"all"``: all in it.
+            source_ids: the sources to reset, or a single id; or
+            state: ``"completed"``, ``"failed"``, ``"quarantined"`` or ``"all"``: all sources in it.
 
         Raises:
             ValueError: neither or both of them are given, or there is no such state.
-            CheckpointError: an id is not on record, or a run is at work. Nothing was forgotten.
+            CheckpointError: an id is not on record, or a run is at work. Nothing was reset.
         """
         if (source_ids is None) == (state is None):
             raise ValueError('reset needs the ids of sources, or a state ("all" for everything)')
-        if state is not None and state != "all" and state not in _STATES:
-            raise ValueError(f"state must be one of {', '.join(_STATES)} or all, not {state!r}")
+        if state is not None and state != "all" and state not in STATES:
+            raise ValueError(f"state must be one of {', '.join(STATES)} or all, not {state!r}")
         if source_ids is not None:
             source_ids = [source_ids] if isinstance(source_ids, str) else list(source_ids)
         self._storage.identity()
@@ -268,35 +249,37 @@ class Checkpoint:
         )
         try:
             contents = self._storage.committed_by_dead_runs(run_id)
-            union = contents.union
+            snapshot = contents.union
             records = list(
-                _in_state(union, state or "all")
+                _in_state(snapshot, state or "all")
                 if source_ids is None
-                else self._on_record(union, source_ids)
+                else self._on_record(snapshot, source_ids)
             )
             if records:
-                resets = _resets(records, run_id, union.highest_sequence())
+                resets = _resets(records, run_id, snapshot.highest_sequence())
                 # Imported here, because the command must start quickly.
                 from ray_resume.core.identity import HEADER_KEY, ids_in_headers
 
-                # Their output stays, so how they were called must not be forgotten.
+                # Their output stays, so the way in which their ids were made stays on record, too.
                 ids = ids_in_headers(contents.headers, {record.run_id for record in records})
                 header = {"purpose": "reset", HEADER_KEY: sorted(ids)}
                 self._storage.write_whole(run_id, header, encode(resets))
                 failpoint("reset.committed")
                 lease.check()
+            if state == "all":
+                self._storage.read_schemas().clear()
             return len(records)
         finally:
             lease.end(wait_s=0)
 
     def compact(self) -> int:
-        """Merge the writers' files into one, so that looking and starting stay quick.
+        """Merge the writers' files into one, so that reading the checkpoint stays quick.
 
-        Nothing is forgotten, and nothing is lost if it is killed at any moment: the old files are
-        removed when the new one is whole, durable and read back. Runs wait until it is over.
+        A kill at any moment loses nothing: the old files are removed once the new one is whole,
+        durable and read back. Runs wait for it to end.
 
         Returns:
-            How many files were merged; 0 if there is but one.
+            How many files were merged; 0 if there is only one.
 
         Raises:
             CheckpointError: a run is at work, or a file cannot be read. Nothing was changed.
@@ -304,7 +287,7 @@ class Checkpoint:
         return compact(self._storage, lease_wait_s=self._storage.max_death_detection_s)
 
     def rebind(self, folder: str | os.PathLike[str], *, filesystem: Any = None) -> int:
-        """Say that the output was moved to ``folder``: later runs write there.
+        """Bind the checkpoint to ``folder``, where the output was moved to: later runs write there.
 
         Args:
             folder: a path or URI of the folder, with all of the files that were in the old one.
@@ -324,71 +307,35 @@ class Checkpoint:
         return rebind(self._storage, folder_at(folder, filesystem))
 
     def check(self) -> CheckReport:
-        """Prove the checkpoint sound, or say what is wrong with it; change nothing.
+        """Check the checkpoint and report all damage; change nothing.
 
-        Every record of every file is read (in a process of its own, which a damaged file may take
-        down), and the listed output files are looked for where they are in a local folder. Good
-        to call after a crash, and while runs are at work.
+        The check reads every record of every file, in a process of its own, which a damaged file
+        may take down. If the output folder is local, it looks for the listed files. It may be
+        called after a crash, and while runs are at work.
 
         Raises:
-            CheckpointError: there is no checkpoint. Damage is not raised, but reported.
+            CheckpointError: there is no checkpoint. Damage is in the report, and raises nothing.
         """
         # The command must start quickly, and seldom needs what this loads.
         from ray_resume.checkpoint.check import check
 
         return check(self._storage)
 
-    def _on_record(self, union: Snapshot, source_ids: list[str]) -> Iterator[Record]:
-        known = {source_id: union.get(source_id) for source_id in source_ids}
+    def _on_record(self, snapshot: Snapshot, source_ids: list[str]) -> Iterator[Record]:
+        known = {source_id: snapshot.get(source_id) for source_id in source_ids}
         unknown = [source_id for source_id, record in known.items() if record is None]
         if unknown:
             raise CheckpointError(
                 f"The checkpoint {self.path} has no record of {unknown[0]!r}"
                 + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
-                + ". Nothing was reset. Are the ids spelt as in Checkpoint.sources()?"
+                + ". Nothing was reset. Checkpoint.sources() lists the ids; are these the same?"
             )
         return (r for r in known.values() if r is not None and r.state is not State.RESET)
 
 
-@dataclass
-class _Counts:
-    """What is counted over all records, as columns: there may be millions."""
-
-    states: Counter[State]
-    errors: Counter[str]
-    files: int
-    rows: int
-    last_completed_at: float | None
-
-    @classmethod
-    def of(cls, union: Snapshot) -> _Counts:
-        from ray_resume.core.output_files import listed_files
-
-        completed = union.in_state(State.COMPLETED)
-        times = union.column("completed_at")[completed]
-        times = times[~np.isnan(times)]
-        errors: Counter[str] = Counter()
-        for _, batch in union.batches(np.flatnonzero(~completed)):
-            for error in batch.column("error").drop_null().to_pylist():
-                errors[last_line(text_of(error))] += 1
-        return cls(
-            Counter({state: int(union.in_state(state).sum()) for state in State}),
-            errors,
-            len(listed_files(union)),
-            # Python's numbers do not overflow.
-            sum(union.column("rows")[completed].tolist()),
-            float(times.max()) if len(times) else None,
-        )
-
-
-def last_line(error: str) -> str:
-    """Return the line of an error that says most: of a traceback, the last."""
-    return (error.strip().splitlines() or [""])[-1]
-
-
-def _in_state(union: Snapshot, state: str) -> Iterator[Record]:
-    wanted = set(_STATES.values()) if state == "all" else {_STATES[state]}
-    return iter(union.records(union.in_state(*wanted).nonzero()[0]))
+def _in_state(snapshot: Snapshot, state: str) -> Iterator[Record]:
+    wanted = set(STATES.values()) if state == "all" else {STATES[state]}
+    return iter(snapshot.records(snapshot.in_state(*wanted).nonzero()[0]))
 
 
 def _resets(records: Iterable[Record], run_id: str, highest_sequence: int) -> list[Record]:
@@ -399,7 +346,7 @@ def _resets(records: Iterable[Record], run_id: str, highest_sequence: int) -> li
             sequence=sequence,
             run_id=run_id,
             # Until a completed record replaces them, they stay.
-            files=record.files,
+            parts=record.parts,
             dead_letters=record.dead_letters,
         )
         for sequence, record in enumerate(records, highest_sequence + 1)

@@ -13,10 +13,14 @@ from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 
-__all__ = ["MERGED", "Contents", "merged_headers"]
+__all__ = ["MERGED", "SUPERSEDES", "Contents", "merged_headers"]
 
 MERGED = "merged"
 """The key in a merged file's header of the headers of the files that it replaces, by run id."""
+
+SUPERSEDES = "supersedes"
+"""The key in a tidy's header of the run ids of the records that it supersedes, and which it keeps:
+the run that completed a source stays the same."""
 
 
 @dataclass(frozen=True)

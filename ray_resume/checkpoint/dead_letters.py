@@ -1,8 +1,10 @@
 """Dead letters: rows that failed in a stage with ``on_error="dead_letter"``.
 
 A worker sends them to the ledger's process (`messages.DeadLetter`), because a worker may be on a
-node that does not see the checkpoint. That process writes them as Parquet files into the checkpoint
-(a :class:`DeadLetterStore`). The sources' records list the files that count, as with output files.
+node that does not see the checkpoint. The ledger's process writes them as Parquet files into the
+checkpoint (a :class:`DeadLetterStore`). The sources' records list the files that count, as with
+output files.
+
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class DeadLetterStore:
     def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
         """Remove the letters of ``runs``, all of them over, that no record lists.
 
-        What killed processes left half-written goes, too.
+        Letters that a killed process left half-written go, too.
         """
         doomed = [
             name

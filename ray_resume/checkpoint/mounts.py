@@ -59,7 +59,8 @@ def filesystem_type_of(mounts: str, path: str) -> str | None:
         if not separator or len(fields) < 5 or not kinds[0]:
             continue
         point = _unescaped(fields[4]).rstrip("/")
-        # Of two mounts on one directory the later one is on top.
+        # If two mounts are on one directory, the later one is on top.
+
         if f"{path}/".startswith(f"{point}/") and len(point) >= longest:
             found, longest = kinds[0], len(point)
     return found

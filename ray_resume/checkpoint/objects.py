@@ -1,8 +1,8 @@
-"""What a checkpoint asks of the storage that holds it: whole objects by name.
+"""`Objects`: the storage that holds a checkpoint, as whole objects by name.
 
-That is little, because object stores give no more. An object appears whole under its name or not at
-all. A later read or listing sees it. It can be replaced or deleted. There is no locking, no
-appending, and no "create unless it is there".
+The interface is small, because object stores offer no more. An object appears whole under its name
+or not at all. A later read or listing sees it. It can be replaced or deleted. There is no locking,
+no appending, and no "create unless it is there".
 
 The implementations are `local.objects` and `shared.objects`.
 """

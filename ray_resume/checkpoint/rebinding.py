@@ -15,11 +15,24 @@ from ray_resume.core.records import State
 from ray_resume.errors import CheckpointError
 from ray_resume.write.folder import Folder
 
-__all__ = ["rebind"]
+__all__ = ["output_folder", "rebind"]
 
 _EXAMPLES = 10
 # The name of an output that is no folder begins so.
 _NO_FOLDER = ("datasink ", "sink=True: ")
+
+
+def output_folder(storage: CheckpointBackend) -> str:
+    """Return the path or URI of the folder that a checkpoint is bound to.
+
+    Raises:
+        CheckpointError: it has no output yet, or its output is no folder.
+    """
+    bound = storage.sink()
+    if bound is None or bound.startswith(_NO_FOLDER):
+        what = "has no output yet" if bound is None else f"belongs to {bound}, which is no folder"
+        raise CheckpointError(f"The checkpoint {storage.uri} {what}. There is nothing to do.")
+    return bound
 
 
 def rebind(storage: CheckpointBackend, folder: Folder) -> int:
@@ -30,16 +43,13 @@ def rebind(storage: CheckpointBackend, folder: Folder) -> int:
             the checkpoint has no output folder. Nothing was changed.
     """
     storage.identity()
-    bound = storage.sink()
-    if bound is None or bound.startswith(_NO_FOLDER):
-        what = "has no output yet" if bound is None else f"belongs to {bound}, which is no folder"
-        raise CheckpointError(f"The checkpoint {storage.uri} {what}. There is nothing to rebind.")
+    bound = output_folder(storage)
     run_id = new_run_id()
     lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=storage.max_death_detection_s)
     try:
         union = storage.committed_by_dead_runs(run_id).union
         try:
-            there = OutputFileSet.of(folder.names())
+            there = OutputFileSet.of(folder.list_files())
         except OSError as error:
             raise CheckpointError(
                 f"The folder {folder.uri} cannot be listed: {error}. Nothing was changed."

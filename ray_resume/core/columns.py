@@ -14,8 +14,10 @@ import pyarrow as pa
 
 __all__ = [
     "bytes_of",
+    "counts",
     "fixed",
     "fixed_bytes",
+    "lengths_of",
     "lists",
     "mask_of",
     "numbers",
@@ -30,6 +32,8 @@ TEXT = pa.binary()
 """Texts are binary: ids, and names of files, may hold what is no valid UTF-8 (lone surrogates)."""
 
 TEXTS = pa.list_(pa.field("item", TEXT, nullable=False))
+
+COUNTS = pa.list_(pa.field("item", pa.int64(), nullable=False))
 
 
 def bytes_of(text: str) -> bytes:
@@ -97,13 +101,22 @@ def lists(values: Sequence[Sequence[str]]) -> pa.Array:
     return pa.Array.from_buffers(TEXTS, len(values), buffers, children=[items])
 
 
+def counts(values: Sequence[Sequence[int]]) -> pa.Array:
+    """Make a column of lists of numbers."""
+    items = numbers([number for value in values for number in value], "i8")
+    buffers = [None, _offsets(values)]
+    return pa.Array.from_buffers(COUNTS, len(values), buffers, children=[items])
+
+
 # From Arrow ---------------------------------------------------------------------------------------
 
 
 def numbers_of(column: pa.Array, kind: str, unknown: float = 0) -> npt.NDArray[Any]:
     """Return a copy of a column of numbers, with ``unknown`` where there is none."""
-    found: npt.NDArray[Any] = np.frombuffer(column.buffers()[1] or b"", kind)
-    found = found[column.offset : column.offset + len(column)].copy()
+    # A buffer may be longer than its numbers, by less than one of them, too.
+    stop = column.offset + len(column)
+    found: npt.NDArray[Any] = np.frombuffer(column.buffers()[1] or b"", kind, stop)
+    found = found[column.offset :].copy()
     if column.null_count:
         found[~valid(column)] = unknown
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["FailureLog", "ReadErrors"]
 
-# Of so many failures of a source it is known whether they are repeats.
+# Repeats are recognized among so many failures of a source.
 _MOST_FAILURES = 10_000
 
 # Errors are kept in full up to this many characters together; of what differs after that, so much.
@@ -29,7 +29,7 @@ class _SourceFailures:
 
 
 class FailureLog:
-    """What is known of sources of which rows have failed."""
+    """The failures of rows, by source."""
 
     def __init__(self) -> None:
         self._failures: dict[int, _SourceFailures] = {}

@@ -1,4 +1,4 @@
-"""How output files are called, so that anybody who sees a name can tell whose it is.
+"""How output files are named: a name says which checkpoint and which run wrote the file.
 
 ``<checkpoint>-<run>-<source's digest>-<random>[-<tag>].<format>[.<compression>]``; zeros for the
 digest where several sources share the file. The random part is drawn for each write.
@@ -7,8 +7,6 @@ In a subfolder (a partition) a name has a tag, which stands for that folder. So 
 made in another folder is recognized, and is never removed as a leftover. In the output folder
 itself names have no tag. Before there were tags, names in subfolders had none either: then only a
 record can tell that such a file is no copy.
-
-There may be millions of them, so a name that is spelt as usual also has a short form (`packed`).
 """
 
 from __future__ import annotations
@@ -20,25 +18,15 @@ import secrets
 from dataclasses import dataclass
 
 __all__ = [
-    "ENDINGS",
     "NAME_DIGEST_BYTES",
-    "PACKED_BYTES",
     "SHARED_DIGEST",
     "OutputName",
     "is_usual_run",
-    "packed",
     "stem_of",
-    "unpacked",
 ]
 
 NAME_DIGEST_BYTES = 8
 """How much of a source's digest is in a file name: to tell files apart by eye, not to identify."""
-
-ENDINGS = ("parquet", "json", "csv", "orc", "feather")
-"""The endings that a short form has a number for."""
-
-PACKED_BYTES = 27
-"""Checkpoint (4 bytes), run (6), digest (8), random part (8), number of the ending (1)."""
 
 SHARED_DIGEST = "0" * 2 * NAME_DIGEST_BYTES
 """The digest in the name of a file that may hold rows of several sources."""
@@ -47,13 +35,11 @@ _NAME = re.compile(
     r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})(?:-([0-9a-f]{8}))?"
     r"\.[a-z]+(?:\.[a-z0-9]+)?"
 )
-_BEGINNING = re.compile("([0-9a-f]{8})-([0-9a-f]{12})-")
-_NUMBER_OF = {f".{ending}": bytes((number,)) for number, ending in enumerate(ENDINGS)}
 
 
 @dataclass(frozen=True)
 class OutputName:
-    """The name of an output file, and whose it is.
+    """The name of an output file: its checkpoint, its run, its source.
 
     ``in_place`` says whether the name proves that the file was written where it is.
     """
@@ -84,12 +70,12 @@ class OutputName:
 
 
 def is_usual_run(run_id: str) -> bool:
-    """Say whether a run id is spelt as those that runs draw."""
+    """Return whether a run id has the format of those that runs draw."""
     return len(run_id) == 12 and set(run_id) <= set("0123456789abcdef")
 
 
 def stem_of(prefix: str, digest: bytes | None, folder: str = "") -> str:
-    """Make a name, but for its ending, that nobody has had before.
+    """Make a new name, without its ending; no other file has or had it.
 
     Args:
         prefix: ``<checkpoint>-<run>``.
@@ -105,36 +91,3 @@ def stem_of(prefix: str, digest: bytes | None, folder: str = "") -> str:
 def _tag_of(folder: str) -> str:
     """Return what stands for a subfolder in the names of the files that are written into it."""
     return hashlib.blake2b(folder.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-
-
-def packed(name: str) -> bytes | None:
-    """Return ``PACKED_BYTES`` bytes for a name in no subfolder, with a usual ending; else None."""
-    whose, ending = _whose(name[:22]), _NUMBER_OF.get(name[55:])
-    if whose is None or ending is None or name[38] != "-":
-        return None
-    digits = name[22:38] + name[39:55]
-    try:
-        value = bytes.fromhex(digits)
-    except ValueError:
-        return None
-    # It takes capitals and spaces, too.
-    return whose + value + ending if value.hex() == digits else None
-
-
-@functools.lru_cache(1024)
-def _whose(beginning: str) -> bytes | None:
-    """Pack the beginning of a name, which those of one run have in common."""
-    match = _BEGINNING.fullmatch(beginning)
-    return None if match is None else bytes.fromhex(match[1] + match[2])
-
-
-def unpacked(value: bytes) -> str:
-    """Return the name that :func:`packed` made ``value`` of.
-
-    Raises:
-        ValueError: it is of no name.
-    """
-    if len(value) != PACKED_BYTES or value[26] >= len(ENDINGS):
-        raise ValueError(f"{value!r} is no packed name")
-    text = value.hex()
-    return f"{text[:8]}-{text[8:20]}-{text[20:36]}-{text[36:52]}.{ENDINGS[value[26]]}"

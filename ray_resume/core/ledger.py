@@ -25,16 +25,22 @@ poisoned        POISONED              POISONED                 POISONED
 complete        ALREADY_COMPLETE      ALREADY_COMPLETE         ALREADY_COMPLETE
 ==============  ====================  =======================  ==========================
 
-After each change: sealed and counter == 0 makes the source *balanced*. A balanced source is
-complete at once, and its sums are forgotten, unless it belongs to a *group*.
+After each change: a source that is sealed with counter 0 is *balanced*. It is complete at once, and
+its sums are forgotten.
 
-Groups
-------
-Sources whose rows share an output file form a group (`Pack`), and so do those that share one that
-this run is to replace (``together``): the file counts for all of them or for none. So the sources
-of a group become complete in one step, when all of them are balanced, and are to be committed in
-one transaction. A pack is new as a whole, or a repeat as a whole; one of which some sums are new
-and some are not holds rows twice, so what of it is not complete is poisoned.
+Parts
+-----
+A drain of the sink carries *parts*: where its rows stand in output files. The ledger keeps them
+with the sum, and the completion lists them. Sources that share a file are independent: each one
+completes by itself, whatever becomes of its neighbors.
+
+The parts of a complete source hold each of its rows once. The ledger counts or drops a drain
+together with its parts, so the parts of a source are those whose sums make up its counter. A zero
+counter says (below) that their rows are the whole output of one execution of each call. If a write
+task is executed again, there are two cases. It may drain the same sum for the source. Then the
+ledger drops this repeat with its parts, and these rows are dead in the second file. Or it divides
+the rows among its flushes differently, and drains other sums. Then both executions count, the
+counter is not 0, and the source stays pending for this pass.
 
 Why a zero is never too early
 -----------------------------
@@ -63,11 +69,10 @@ take the place of its per-edge ids, because nothing here acknowledges single row
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ray_resume.core.failure_log import FailureLog, ReadErrors
-from ray_resume.core.groups import Groups
 from ray_resume.core.messages import (
     Applied,
     Completion,
@@ -76,7 +81,6 @@ from ray_resume.core.messages import (
     Failure,
     Message,
     Outcome,
-    Pack,
     ReadFailure,
     Seal,
 )
@@ -119,31 +123,23 @@ class _Counter:
         return Outcome.POISONED
 
     def drain(self, drain: Drain) -> Outcome:
-        outcome = self.outcome_of(drain)
-        if outcome is not Outcome.APPLIED:
-            return outcome
-        if self.drained is None:
-            self.drained = drain
-        else:
-            if self.deltas is None:
-                self.deltas = {self.drained.delta}
-            self.deltas.add(drain.delta)
-            self.drained = _sum(self.drained, drain)
-        return outcome
-
-    def outcome_of(self, drain: Drain) -> Outcome:
-        """Return what `drain` would return, and change nothing."""
         if self.poisoned:
             return Outcome.POISONED
         if self.drained is None:
+            self.drained = drain
             return Outcome.APPLIED
-        seen = (self.drained.delta,) if self.deltas is None else self.deltas
-        return Outcome.REPEATED if drain.delta in seen else Outcome.APPLIED
+        if drain.delta in (self.deltas or (self.drained.delta,)):
+            return Outcome.REPEATED
+        if self.deltas is None:
+            self.deltas = {self.drained.delta}
+        self.deltas.add(drain.delta)
+        self.drained = _sum(self.drained, drain)
+        return Outcome.APPLIED
 
     def completion(self, source: int) -> Completion:
         rows_read = 0 if self.sealed is None else self.sealed.rows
         if self.drained is None:
-            return Completion(source, rows_read, 0, ())
+            return Completion(source, rows_read, 0)
         return Completion(source, rows_read, *self.drained[2:])
 
 
@@ -164,29 +160,18 @@ class Ledger:
         self._complete = bytearray(source_count)
         self._pass_number = 0
         self._counters: dict[int, _Counter] = {}
-        self._groups = Groups()
         self._failed = FailureLog()
         self._read_errors = ReadErrors()
 
-    def begin_pass(self, pass_number: int, together: Iterable[Collection[int]] = ()) -> None:
-        """Start the next armed execution with empty counters; what is complete stays complete.
-
-        Args:
-            together: groups of sources that may only become complete in one step.
-        """
+    def begin_pass(self, pass_number: int) -> None:
+        """Start the next armed execution with empty counters; what is complete stays complete."""
         if pass_number <= self._pass_number:
             raise LedgerError(f"pass {pass_number} begins after pass {self._pass_number}")
         self._pass_number = pass_number
         self._counters = {}
-        self._groups = Groups()
-        for sources in together:
-            self._groups.unite(source for source in sources if not self._complete[source])
 
     def apply(self, message: Message) -> Applied:
-        """Apply every event of ``message``, or raise :class:`LedgerError` and apply none.
-
-        Guarantees: the completions of one group are all in one answer.
-        """
+        """Apply every event of ``message``, or raise :class:`LedgerError` and apply none."""
         self._check(message)
         # From here on nothing raises, so no message is applied by half.
         completions: list[Completion] = []
@@ -200,10 +185,6 @@ class Ledger:
     def is_pending(self, source: int) -> bool:
         """Return whether ``source`` is not complete."""
         return not self._complete[source]
-
-    def waiting(self) -> list[int]:
-        """Return the pending sources that only others of their group keep from completion."""
-        return self._groups.waiting()
 
     def failed(self) -> Collection[int]:
         """Return the pending sources of which rows have failed, in any pass of the run."""
@@ -222,10 +203,8 @@ class Ledger:
         counter = self._counters.get(source)
         if counter is None:
             return "its read did not finish, and nothing of it arrived"
-        if self._groups.is_waiting(source):
-            return "all its rows arrived, but it shares a file with a source that is not complete"
         if counter.poisoned:
-            return "executed again, it gave different rows, or files shared with other sources"
+            return "executed again, it gave different rows"
         if counter.sealed is None:
             return "its read did not finish"
         if counter.drained is None:
@@ -246,20 +225,11 @@ class Ledger:
             )
         count = len(self._complete)
         for event in message.events:
-            if isinstance(event, Pack):
-                sources = [drain.source for drain in event.drains]
-                if not sources or len(set(sources)) < len(sources):
-                    raise LedgerError(f"a pack of the sources {sources}")
-                for drain in event.drains:
-                    if not (0 <= drain.source < count and 0 <= drain.delta < MODULUS):
-                        raise _out_of_range(drain.source, drain.delta, count)
-            # Any event but a pack begins with its source and its sum.
-            elif not (0 <= event[0] < count and 0 <= event[1] < MODULUS):
+            # Any event begins with its source and its sum.
+            if not (0 <= event[0] < count and 0 <= event[1] < MODULUS):
                 raise _out_of_range(event[0], event[1], count)
 
     def _apply_event(self, event: Event, completions: list[Completion]) -> Outcome:
-        if isinstance(event, Pack):
-            return self._apply_pack(event, completions)
         source = event.source
         if self._complete[source]:
             return Outcome.ALREADY_COMPLETE
@@ -269,7 +239,11 @@ class Ledger:
         if counter is None:
             counter = self._counters[source] = _Counter()
         outcome = counter.seal(event) if isinstance(event, Seal) else counter.drain(event)
-        self._settle(source, completions)
+        if counter.is_balanced:
+            self._complete[source] = 1
+            if self._failed.forget(source):
+                self._read_errors.forget(source)
+            completions.append(self._counters.pop(source).completion(source))
         return outcome
 
     def _log_failure(self, failure: Failure | ReadFailure) -> Outcome:
@@ -280,52 +254,13 @@ class Ledger:
             self._read_errors.add(source, failure.cause, transient=failure.transient)
         return Outcome.APPLIED if new else Outcome.REPEATED
 
-    def _apply_pack(self, pack: Pack, completions: list[Completion]) -> Outcome:
-        """Apply all drains of a pack, or none of them."""
-        outcomes = {self._outcome(drain) for drain in pack.drains}
-        if Outcome.APPLIED not in outcomes:
-            order = (Outcome.REPEATED, Outcome.POISONED, Outcome.ALREADY_COMPLETE)
-            return next(outcome for outcome in order if outcome in outcomes)
-        sources = [drain.source for drain in pack.drains if not self._complete[drain.source]]
-        counters = [self._counters.setdefault(source, _Counter()) for source in sources]
-        whole = outcomes == {Outcome.APPLIED}
-        if whole:
-            for counter, drain in zip(counters, pack.drains, strict=True):
-                counter.drain(drain._replace(files=pack.files))
-            self._groups.unite(sources)
-        else:
-            for counter in counters:
-                counter.poisoned = True
-        # Some were balanced before, and must not complete the others if they are no longer.
-        for source in sources:
-            self._groups.settle(source, balanced=False)
-        for source in sources:
-            self._settle(source, completions)
-        return Outcome.APPLIED if whole else Outcome.POISONED
-
-    def _outcome(self, drain: Drain) -> Outcome:
-        """Return what would become of ``drain``."""
-        if self._complete[drain.source]:
-            return Outcome.ALREADY_COMPLETE
-        counter = self._counters.get(drain.source)
-        return Outcome.APPLIED if counter is None else counter.outcome_of(drain)
-
-    def _settle(self, source: int, completions: list[Completion]) -> None:
-        """Complete ``source``, and its group, if that is due now."""
-        balanced = self._counters[source].is_balanced
-        for member in self._groups.settle(source, balanced=balanced):
-            self._complete[member] = 1
-            if self._failed.forget(member):
-                self._read_errors.forget(member)
-            completions.append(self._counters.pop(member).completion(member))
-
 
 def _sum(one: Drain, other: Drain) -> Drain:
     return Drain(
         one.source,
         (one.delta + other.delta) % MODULUS,
         one.rows + other.rows,
-        one.files + other.files,
+        one.parts + other.parts,
         one.results + other.results,
         one.dead_rows + other.dead_rows,
         one.dead_letters + other.dead_letters,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from typing_extensions import override
 
+from ray_resume.core.parts import FilePart
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -25,7 +27,6 @@ __all__ = [
     "Failure",
     "Message",
     "Outcome",
-    "Pack",
     "ReadFailure",
     "Seal",
 ]
@@ -47,28 +48,18 @@ class Seal(NamedTuple):
 class Drain(NamedTuple):
     """Tokens of ``source`` have left the pipeline; ``delta`` is minus their sum, modulo 2**64.
 
-    A sink sends it after ``rows`` rows are durable in ``files``, or are in ``results``, which are
-    still to be published. A stage sends it without any of them; if ``dead_rows`` rows failed there,
-    these rows are durable in ``dead_letters``.
+    A sink sends it after ``rows`` rows are durable: they are the ``parts`` of output files. Or they
+    are in ``results``, which are still to be published. A stage sends it without any of them; if
+    ``dead_rows`` rows failed there, these rows are durable in ``dead_letters``.
     """
 
     source: int
     delta: int
     rows: int = 0
-    files: tuple[str, ...] = ()
+    parts: tuple[FilePart, ...] = ()
     results: tuple[bytes, ...] = ()
     dead_rows: int = 0
     dead_letters: tuple[str, ...] = ()
-
-
-class Pack(NamedTuple):
-    """Rows of several sources are durable together, in the same ``files``.
-
-    It has one drain for each source. These drains have no files of their own.
-    """
-
-    drains: tuple[Drain, ...]
-    files: tuple[str, ...]
 
 
 class Failure(NamedTuple):
@@ -99,8 +90,8 @@ class ReadFailure(NamedTuple):
     transient: bool = False
 
 
-Event: TypeAlias = Seal | Drain | Pack | Failure | ReadFailure
-"""One fact about a source, or about the sources of a pack."""
+Event: TypeAlias = Seal | Drain | Failure | ReadFailure
+"""One fact about a source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,28 +120,25 @@ def _plain(event: Event) -> tuple[Any, ...]:
         return "F", event.source, event.total, event.rows, event.error
     if isinstance(event, ReadFailure):
         return "R", *event
-    if isinstance(event, Pack):
-        return "P", tuple(map(_plain, event.drains)), event.files
-    head = ("D", event.source, event.delta, event.rows, event.files)
+    # The name of a file that many sources share travels once: pickle knows the object again.
+    parts = tuple(map(tuple, event.parts))
+    head = ("D", event.source, event.delta, event.rows, parts)
     if not event.results and not event.dead_rows and not event.dead_letters:
         return head
     return (*head, event.results, event.dead_rows, event.dead_letters)
 
 
-def _event(kind: str, *fields: Any) -> Event:
-    if kind == "P":
-        drains, files = fields
-        return Pack(tuple([Drain(*drain[1:]) for drain in drains]), files)
-    return _KINDS[kind](*fields)
+def _drain(source: int, delta: int, rows: int, parts: Any, *rest: Any) -> Drain:
+    return Drain(source, delta, rows, tuple([FilePart(*part) for part in parts]), *rest)
 
 
 def _message(run_id: str, pass_number: int, events: tuple[tuple[Any, ...], ...]) -> Message:
-    return Message(run_id, pass_number, tuple([_event(*event) for event in events]))
+    return Message(run_id, pass_number, tuple([_KINDS[kind](*fields) for kind, *fields in events]))
 
 
 _KINDS: dict[str, Callable[..., Event]] = {
     "S": Seal,
-    "D": Drain,
+    "D": _drain,
     "F": Failure,
     "R": ReadFailure,
 }
@@ -202,7 +190,7 @@ class Completion(NamedTuple):
     source: int
     rows_read: int
     rows_written: int
-    files: tuple[str, ...]
+    parts: tuple[FilePart, ...] = ()
     results: tuple[bytes, ...] = ()
     dead_rows: int = 0
     dead_letters: tuple[str, ...] = ()

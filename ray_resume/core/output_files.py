@@ -1,7 +1,7 @@
 """Lists of output files, as columns: what a folder holds and what records list, compared at once.
 
-A name in the usual format takes 27 bytes here, in a numpy array. The others, such as those in
-subfolders, are kept as they are.
+There may be millions of names. A name in the standard format, in no subfolder and with one of five
+endings, takes 27 bytes in a numpy array. Other names are kept as text.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from typing_extensions import override
 
 from ray_resume.core.columns import bytes_of, lengths_of, parents_of, text_of, texts
 from ray_resume.core.digests import Positions
-from ray_resume.core.filenames import ENDINGS, PACKED_BYTES, OutputName, is_usual_run, unpacked
+from ray_resume.core.filenames import OutputName, is_usual_run
 from ray_resume.core.snapshot import Records, Snapshot
 
 __all__ = ["OutputFileSet", "listed_files", "missing_files"]
 
 _AT_ONCE = 1 << 16
+
+_ENDINGS = ("parquet", "json", "csv", "orc", "feather")
+# Checkpoint (4 bytes), run (6), digest (8), random part (8), number of the ending (1).
+_COMPACT_BYTES = 27
 
 _RANDOM = slice(18, 26)
 _DASHES = [8, 21, 38]
@@ -36,11 +40,11 @@ Rows = npt.NDArray[np.uint8]
 
 
 class OutputFileSet(Collection[str]):
-    """Names of files: ``usual`` ones packed, an array of shape ``(n, 27)``, and ``others``."""
+    """Names of files: ``compact`` ones, an array of shape ``(n, 27)``, and ``plain`` text."""
 
-    def __init__(self, usual: Rows, others: Collection[str] = ()) -> None:
-        self.usual = usual
-        self.others = frozenset(others)
+    def __init__(self, compact: Rows, plain: Collection[str] = ()) -> None:
+        self.compact = compact
+        self.plain = frozenset(plain)
         self._by_random: tuple[npt.NDArray[np.uint64], Positions] | None = None
 
     @classmethod
@@ -48,49 +52,49 @@ class OutputFileSet(Collection[str]):
         """Make a list of names."""
         if isinstance(names, OutputFileSet):
             return names
-        usual: list[Rows] = [np.empty((0, PACKED_BYTES), np.uint8)]
-        others: list[str] = []
+        compact: list[Rows] = [np.empty((0, _COMPACT_BYTES), np.uint8)]
+        plain: list[str] = []
         rest = iter(names)
         while part := list(itertools.islice(rest, _AT_ONCE)):
-            found, fits = _packed(texts([bytes_of(name) for name in part]))
-            usual.append(found)
-            others += [part[position] for position in np.flatnonzero(~fits).tolist()]
-        return cls(np.concatenate(usual), others)
+            found, fits = _compact(texts([bytes_of(name) for name in part]))
+            compact.append(found)
+            plain += [part[position] for position in np.flatnonzero(~fits).tolist()]
+        return cls(np.concatenate(compact), plain)
 
     @override
     def __len__(self) -> int:
-        return len(self.usual) + len(self.others)
+        return len(self.compact) + len(self.plain)
 
     @override
     def __iter__(self) -> Iterator[str]:
-        data = self.usual.tobytes()
-        for start in range(0, len(data), PACKED_BYTES):
-            yield unpacked(data[start : start + PACKED_BYTES])
-        yield from self.others
+        data = self.compact.tobytes()
+        for start in range(0, len(data), _COMPACT_BYTES):
+            yield _expanded(data[start : start + _COMPACT_BYTES])
+        yield from self.plain
 
     @override
     def __contains__(self, name: object) -> bool:
-        if name in self.others:
+        if name in self.plain:
             return True
         if not isinstance(name, str):
             return False
         one = OutputFileSet.of([name])
-        return bool(len(one.usual) and self.holds(one.usual)[0])
+        return bool(len(one.compact) and self.holds(one.compact)[0])
 
     def holds(self, wanted: Rows) -> npt.NDArray[np.bool_]:
-        """Say of each packed name whether it is here."""
+        """Return for each compact name whether it is in the set."""
         found = np.zeros(len(wanted), bool)
-        if not len(self.usual) or not len(wanted):
+        if not len(self.compact) or not len(wanted):
             return found
         if self._by_random is None:
-            random = _random(self.usual)
+            random = _random(self.compact)
             order = np.argsort(random)
             self._by_random = random[order], order
         ordered, order = self._by_random
         # In ascending order: a million searches that jump about take ten times as long.
         random = _random(wanted)
         asked = np.argsort(random)
-        mine, theirs = _names(self.usual), _names(wanted)
+        mine, theirs = _names(self.compact), _names(wanted)
         # A part at a time, since names are compared whole.
         for start in range(0, len(asked), _AT_ONCE):
             part = asked[start : start + _AT_ONCE]
@@ -106,55 +110,55 @@ class OutputFileSet(Collection[str]):
         return found
 
     def without(self, other: OutputFileSet) -> OutputFileSet:
-        """Return those that are not in ``other``."""
+        """Return the names that are not in ``other``."""
         return OutputFileSet(
-            _where(self.usual, ~other.holds(self.usual)), self.others - other.others
+            _where(self.compact, ~other.holds(self.compact)), self.plain - other.plain
         )
 
     def made_by(self, checkpoint: str, runs: Collection[str], *, known: bool) -> OutputFileSet:
         """Return the output files of ``checkpoint`` that are of ``runs``, or of none of them.
 
-        Those of ``runs`` are sure to have been written where they are: none is a copy of a user's.
+        Each file of ``runs`` was written where it is: none is a copy that a user made.
         """
-        ours = _where(self.usual, self._is_of(checkpoint))
+        ours = _where(self.compact, self._is_of(checkpoint))
         numbers = _numbers(ours[:, 4:10])
         wanted = [int.from_bytes(bytes.fromhex(run), "big") for run in runs if is_usual_run(run)]
         ours = _where(ours, np.isin(numbers, np.array(wanted, np.uint64), invert=not known))
-        others = [
+        plain = [
             name
-            for name in self.others
+            for name in self.plain
             if (parsed := OutputName.parse(name)) is not None
             and parsed.checkpoint == checkpoint
             and (parsed.run_id in runs) == known
             and (parsed.in_place or not known)
         ]
-        return OutputFileSet(ours, others)
+        return OutputFileSet(ours, plain)
 
     def _is_of(self, checkpoint: str) -> npt.NDArray[np.bool_]:
-        heads = np.ascontiguousarray(self.usual[:, :4]).view(np.uint32).ravel()
+        heads = np.ascontiguousarray(self.compact[:, :4]).view(np.uint32).ravel()
         mask: npt.NDArray[np.bool_] = heads == np.frombuffer(bytes.fromhex(checkpoint), np.uint32)
         return mask
 
     def not_of(self, checkpoint: str) -> OutputFileSet:
         """Return the files that are no output files of ``checkpoint``, or may be copies of some."""
-        foreign = _where(self.usual, ~self._is_of(checkpoint))
-        others = [
+        foreign = _where(self.compact, ~self._is_of(checkpoint))
+        plain = [
             name
-            for name in self.others
+            for name in self.plain
             if (parsed := OutputName.parse(name)) is None
             or parsed.checkpoint != checkpoint
             or not parsed.in_place
         ]
-        return OutputFileSet(foreign, others)
+        return OutputFileSet(foreign, plain)
 
     def checkpoints(self) -> Counter[str]:
         """Count the output files of each checkpoint by its id, where they were written."""
-        heads = np.ascontiguousarray(self.usual[:, :4]).view("V4").ravel()
+        heads = np.ascontiguousarray(self.compact[:, :4]).view("V4").ravel()
         ids, counts = np.unique(heads, return_counts=True)
         found = Counter(
             {bytes(head).hex(): count for head, count in zip(ids, counts.tolist(), strict=True)}
         )
-        for name in self.others:
+        for name in self.plain:
             parsed = OutputName.parse(name)
             if parsed is not None and parsed.in_place:
                 found[parsed.checkpoint] += 1
@@ -167,34 +171,34 @@ def _where(rows: Rows, mask: npt.NDArray[np.bool_]) -> Rows:
 
 def listed_files(snapshot: Snapshot, rows: Positions | None = None) -> OutputFileSet:
     """Return the files that the records in ``rows`` list, or all records."""
-    usual: list[Rows] = [np.empty((0, PACKED_BYTES), np.uint8)]
-    others: set[str] = set()
+    compact: list[Rows] = [np.empty((0, _COMPACT_BYTES), np.uint8)]
+    plain: set[str] = set()
     for _, names in _listed(snapshot, rows):
-        found, fits = _packed(names)
-        usual.append(found)
-        others.update(text_of(names[place].as_py()) for place in np.flatnonzero(~fits).tolist())
-    return OutputFileSet(_without_repeats(np.concatenate(usual)), others)
+        found, fits = _compact(names)
+        compact.append(found)
+        plain.update(text_of(names[place].as_py()) for place in np.flatnonzero(~fits).tolist())
+    return OutputFileSet(_without_repeats(np.concatenate(compact)), plain)
 
 
 def missing_files(records: Records, present: OutputFileSet) -> Iterator[tuple[str, str]]:
     """Yield the files of ``records`` that are not ``present``, each with a source that lists it."""
     snapshot = records.snapshot
     listing: list[Positions] = []
-    usual: list[Rows] = [np.empty((0, PACKED_BYTES), np.uint8)]
+    compact: list[Rows] = [np.empty((0, _COMPACT_BYTES), np.uint8)]
     for rows, names in _listed(snapshot, records.rows):
-        found, fits = _packed(names)
-        usual.append(found)
+        found, fits = _compact(names)
+        compact.append(found)
         listing.append(rows[fits])
         for place in np.flatnonzero(~fits).tolist():
             name = text_of(names[place].as_py())
-            if name not in present.others:
+            if name not in present.plain:
                 yield name, snapshot.record(int(rows[place])).source_id
     if listing:
         # All at once: each look-up goes through all that is there.
-        every = np.concatenate(usual)
+        every = np.concatenate(compact)
         rows = np.concatenate(listing)
         for place in np.flatnonzero(~present.holds(every)).tolist():
-            yield unpacked(every[place].tobytes()), snapshot.record(int(rows[place])).source_id
+            yield _expanded(every[place].tobytes()), snapshot.record(int(rows[place])).source_id
 
 
 def _listed(snapshot: Snapshot, rows: Positions | None) -> Iterator[tuple[Positions, pa.Array]]:
@@ -204,28 +208,28 @@ def _listed(snapshot: Snapshot, rows: Positions | None) -> Iterator[tuple[Positi
         yield some[parents_of(files)], files.flatten()
 
 
-def _without_repeats(usual: Rows) -> Rows:
-    """Leave out what is there twice.
+def _without_repeats(compact: Rows) -> Rows:
+    """Return each name once.
 
     A source's own file is in no other record. One that is shared may be in many.
     """
-    shared = ~usual[:, 10:18].any(axis=1)
+    shared = ~compact[:, 10:18].any(axis=1)
     if not shared.any():
-        return usual
-    distinct = np.unique(_names(usual[shared])).view(np.uint8).reshape(-1, PACKED_BYTES)
-    return np.concatenate([usual[~shared], distinct])
+        return compact
+    distinct = np.unique(_names(compact[shared])).view(np.uint8).reshape(-1, _COMPACT_BYTES)
+    return np.concatenate([compact[~shared], distinct])
 
 
-def _packed(names: pa.Array) -> tuple[Rows, npt.NDArray[np.bool_]]:
-    """Pack names, a column of bytes; say of each whether it could be packed."""
+def _compact(names: pa.Array) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """Return the compact form of names, a column of bytes, and which of them have one."""
     if not len(names):
-        return np.empty((0, PACKED_BYTES), np.uint8), np.empty(0, bool)
+        return np.empty((0, _COMPACT_BYTES), np.uint8), np.empty(0, bool)
     offsets = np.frombuffer(names.buffers()[1], np.int32)[names.offset :][: len(names) + 1]
     data = np.frombuffer(names.buffers()[2] or b"", np.uint8)
     lengths = lengths_of(names)
-    packed = np.empty((len(names), PACKED_BYTES), np.uint8)
+    compact = np.empty((len(names), _COMPACT_BYTES), np.uint8)
     fits = np.zeros(len(names), bool)
-    for number, ending in enumerate(ENDINGS):
+    for number, ending in enumerate(_ENDINGS):
         length = _STEM + 1 + len(ending)
         alike = np.flatnonzero((lengths == length) & ~fits)
         if len(alike):
@@ -235,23 +239,29 @@ def _packed(names: pa.Array) -> tuple[Rows, npt.NDArray[np.bool_]]:
                 if len(alike) == len(names)
                 else data[offsets[alike][:, np.newaxis] + np.arange(length)]
             )
-            packed[alike], fits[alike] = _pack(text, number)
-    return (packed if fits.all() else packed[fits]), fits
+            compact[alike], fits[alike] = _compact_alike(text, number)
+    return (compact if fits.all() else compact[fits]), fits
 
 
-def _pack(text: Rows, ending: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
-    """Pack names of one length, one a row; say which of them are as they should be."""
+def _compact_alike(text: Rows, ending: int) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """Do as `_compact` with names of one length, one a row."""
     digits = np.take(_VALUES, np.concatenate([text[:, place] for place in _DIGITS], axis=1))
-    tail = np.frombuffer(f".{ENDINGS[ending]}".encode(), np.uint8)
+    tail = np.frombuffer(f".{_ENDINGS[ending]}".encode(), np.uint8)
     fits = (
         (digits < 16).all(axis=1)
         & (text[:, _DASHES] == ord("-")).all(axis=1)
         & (text[:, _STEM:] == tail).all(axis=1)
     )
-    packed = np.empty((len(text), PACKED_BYTES), np.uint8)
-    packed[:, :26] = digits[:, ::2] << 4 | digits[:, 1::2] & 15
-    packed[:, 26] = ending
-    return packed, fits
+    compact = np.empty((len(text), _COMPACT_BYTES), np.uint8)
+    compact[:, :26] = digits[:, ::2] << 4 | digits[:, 1::2] & 15
+    compact[:, 26] = ending
+    return compact, fits
+
+
+def _expanded(compact: bytes) -> str:
+    text = compact.hex()
+    stem = f"{text[:8]}-{text[8:20]}-{text[20:36]}-{text[36:52]}"
+    return f"{stem}.{_ENDINGS[compact[26]]}"
 
 
 def _random(rows: Rows) -> npt.NDArray[np.uint64]:
@@ -261,7 +271,7 @@ def _random(rows: Rows) -> npt.NDArray[np.uint64]:
 
 def _names(rows: Rows) -> npt.NDArray[np.void]:
     """Look at each row as one value, to compare rows as a whole."""
-    names: npt.NDArray[np.void] = np.ascontiguousarray(rows).view(f"V{PACKED_BYTES}").ravel()
+    names: npt.NDArray[np.void] = np.ascontiguousarray(rows).view(f"V{_COMPACT_BYTES}").ravel()
     return names
 
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from ray_resume.errors import ResumeError
 
-__all__ = ["OutputSchema", "SchemaMismatchError", "conformed", "is_agreeable", "unifiable"]
+__all__ = ["OutputSchema", "SchemaMismatchError", "conform", "is_agreeable", "unifiable"]
 
 _SIGNED = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 _UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
@@ -41,7 +41,7 @@ class SchemaMismatchError(ResumeError):
 
 @dataclass(frozen=True)
 class OutputSchema:
-    """What is agreed on.
+    """The types on which the sinks of all runs have agreed.
 
     Args:
         schema: without metadata, and without columns of extension types.
@@ -78,7 +78,7 @@ class OutputSchema:
                 )
             if kind != known:
                 fields[one.name] = kind
-                # Of a type that two sources made together, the first one is still named.
+                # If two sources made a type together, the first one is still named.
                 if known is None or pa.types.is_null(known):
                     origins[one.name] = source_id
         wider = pa.schema(list(fields.items()))
@@ -149,19 +149,20 @@ def unifiable(schema: pa.Schema) -> pa.Schema:
     return pa.schema([one for one in schema if not _is_left_alone(one.type)])
 
 
-def conformed(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> pa.Table:
+def conform(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> pa.Table:
     """Return the rows of ``table`` with the columns of ``schema``, in its order and types.
 
     Columns that are missing are null. Columns of extension types that ``schema`` does not have
     stay as they are, and where they are if the others are in order.
 
     Args:
-        exactly: a column that is missing, or is not in ``schema``, is an error.
+        exactly: a column that is missing, or is not in ``schema``, is an error, and metadata are
+            those of ``schema`` alone. By default the table's stay where ``schema`` has none.
 
     Raises:
         SchemaMismatchError: a value would change, or a column cannot be cast.
     """
-    if table.schema.equals(schema):
+    if table.schema.equals(schema, check_metadata=exactly or schema.metadata is not None):
         return table
     present = set(table.column_names)
     columns, fields = [], []
@@ -171,7 +172,7 @@ def conformed(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> p
                 raise SchemaMismatchError(one.name, "is in the schema, and not in the rows")
             columns.append(pa.chunked_array([pa.nulls(table.num_rows, one.type)], one.type))
         else:
-            columns.append(_cast(table.column(one.name), one.type, one.name))
+            columns.append(_cast_column(table.column(one.name), one.type, one.name))
         if not one.nullable and columns[-1].null_count:
             raise SchemaMismatchError(one.name, "is not nullable in the schema, and null in a row")
         fields.append(one)
@@ -179,16 +180,19 @@ def conformed(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> p
     for one in table.schema:
         if one.name in known:
             continue
-        if exactly or not _is_left_alone(one.type):
+        if exactly or not (_is_left_alone(one.type) or _is_stored_extension(one)):
             raise SchemaMismatchError(one.name, "is in the rows, and not in the schema")
         columns.append(table.column(one.name))
         fields.append(one)
-    made = pa.table(columns, pa.schema(fields, metadata=table.schema.metadata))
+    metadata = schema.metadata
+    if metadata is None and not exactly:
+        metadata = table.schema.metadata
+    made = pa.table(columns, pa.schema(fields, metadata=metadata))
     in_order = [name for name in table.column_names if name in known] == schema.names
     return made.select(table.column_names) if in_order else made
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
+def _cast_column(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
     if column.type == kind:
         return column
     try:
@@ -221,11 +225,10 @@ def _converted(array: pa.Array, kind: pa.DataType) -> pa.Array:
         inner = _lost_field(array.type, kind)
         if inner is not None:
             raise ValueError(f"field {inner!r} would be lost")
-        # Seldom, and slow: what is inside of lists and maps changes its type.
-        return _made_again(array, kind)
     try:
         return array.cast(kind)
-    except pa.ArrowNotImplementedError:
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        # Seldom, and slow: older versions cannot cast what is inside of some lists and maps.
         return _made_again(array, kind)
 
 
@@ -256,10 +259,17 @@ def _lost_field(one: pa.DataType, kind: pa.DataType) -> str | None:
             if lost is not None:
                 return lost
     elif one.num_fields == kind.num_fields:
-        # Of lists and maps, what is inside stands at the same place, whatever it is called.
+        # The fields inside of lists and maps are compared by position, since names differ.
+
         inside = ((one.field(i).type, kind.field(i).type) for i in range(one.num_fields))
         return next((lost for a, b in inside if (lost := _lost_field(a, b)) is not None), None)
     return None
+
+
+def _is_stored_extension(one: pa.Field) -> bool:
+    """Say whether a column has an extension type, which this process has not loaded."""
+    inside = (one.type.field(i) for i in range(one.type.num_fields))
+    return b"ARROW:extension:name" in (one.metadata or {}) or any(map(_is_stored_extension, inside))
 
 
 def _is_left_alone(kind: pa.DataType) -> bool:

@@ -70,7 +70,6 @@ class PassSchedule:
     Call :meth:`next` and :meth:`record_result` in turn.
 
     Args:
-        together: groups of sources that only complete in the same pass.
         failed_runs: returns in how many earlier runs a source has failed.
 
     Attributes:
@@ -87,15 +86,12 @@ class PassSchedule:
         self,
         source_count: int,
         *,
-        together: Iterable[Collection[int]] = (),
         failed_runs: Callable[[int], int] = lambda source: 0,
     ) -> None:
         self.lost_alone: dict[int, str | None] = {}
         self.not_tried: list[int] = []
-        self._leaders = {source: min(group) for group in together for source in group}
         self._failed_runs = failed_runs
-        # What the latest pass left: `_lost` are those of `_unexplained` that wait for no other.
-        self._unexplained: set[int] = set()
+        # What the latest pass left, without an explanation.
         self._lost: set[int] = set()
         self._crash: str | None = None
         self._pending = source_count
@@ -114,7 +110,6 @@ class PassSchedule:
         pending: Collection[int],
         *,
         failed: Collection[int] = (),
-        waiting: Collection[int] = (),
         crash: str | None = None,
     ) -> None:
         """Record how the pass ended.
@@ -122,11 +117,9 @@ class PassSchedule:
         Args:
             pending: the sources of the run that are not complete.
             failed: those of them of which rows have failed: they wait for the next run.
-            waiting: those of them that only wait for others, with which they share files.
             crash: what a worker died of, if that ended the pass.
         """
-        self._unexplained = set(pending).difference(failed)
-        self._lost = self._unexplained.difference(waiting)
+        self._lost = set(pending).difference(failed)
         self._crash = crash
         self._has_crashed |= crash is not None
         self._has_completed |= len(pending) < self._pending
@@ -140,13 +133,12 @@ class PassSchedule:
     def _plan_passes(self, source_count: int) -> Iterator[PassPlan]:
         """Yield each pass; when the next one is asked for, its result is recorded."""
         yield PassPlan(range(source_count))
-        # Those that wait go with them: in isolated passes, sources share no new files.
-        group = sorted(self._unexplained, key=self._order)
+        group = sorted(self._lost)
         if not group:
             return
         suspects: list[int] = []
         has_freed = False
-        if not self._is_indivisible(group):
+        if len(group) > 1:
             pending = self._pending
             yield self._plan_many(group)
             has_freed = self._pending < pending
@@ -156,9 +148,8 @@ class PassSchedule:
                 # sources as in a pass of one, and only the latter tells which source it is.
                 suspects, group = group, []
             # Lost again and in an earlier run: these need no group to be suspected.
-            known = {self._leader(source) for source in group if self._failed_runs(source)}
-            suspects += [source for source in group if self._leader(source) in known]
-            group = [source for source in group if self._leader(source) not in known]
+            suspects += [source for source in group if self._failed_runs(source)]
+            group = [source for source in group if not self._failed_runs(source)]
         yield from self._split(group, suspects, _MAX_FRUITLESS // 2 if has_freed else 0)
         yield from self._try_alone(suspects)
         if self.not_tried and self._has_crashed and self._passes_left:
@@ -167,72 +158,47 @@ class PassSchedule:
 
     def _split(self, group: list[int], suspects: list[int], fruitless: int) -> Iterator[PassPlan]:
         """Execute halves of ``group``, and halves of what gets lost; add to ``suspects``."""
-        groups = deque(self._halves(group))
+        groups = deque(_halves(group))
         passes_kept = MAX_FURTHER_PASSES - _MAX_SPLITTING_PASSES
         while groups:
             group = groups.popleft()
             hopeless = fruitless == _MAX_FRUITLESS or self._passes_left <= passes_kept
-            if hopeless or self._is_indivisible(group):
+            if hopeless or len(group) == 1:
                 suspects += group
                 continue
             pending = self._pending
             yield self._plan_many(group)
             fruitless = 0 if self._pending < pending else fruitless + 1
-            groups.extend(self._halves(self._lost_of(group)))
+            groups.extend(_halves(self._lost_of(group)))
 
     def _try_alone(self, suspects: Iterable[int]) -> Iterator[PassPlan]:
-        """Execute one source at a time, or one group of sources that complete together."""
-        units = deque(self._in_order_of_trial(suspects))
+        """Execute one source at a time."""
+        sources = deque(sorted(sorted(suspects), key=self._failed_runs))
         fresh = 0
-        while units:
-            unit = units.popleft()
+        while sources:
+            source = sources.popleft()
             # If not all can be executed alone, the last pass is for those that were not.
-            all_fit = not self.not_tried and len(units) < self._passes_left
-            is_fresh = not any(map(self._failed_runs, unit))
+            all_fit = not self.not_tried and len(sources) < self._passes_left
+            is_fresh = not self._failed_runs(source)
             if self._passes_left < (1 if all_fit else 2) or (
                 is_fresh and fresh >= MIN_ALONE and not self._has_completed
             ):
-                self.not_tried += unit
+                self.not_tried.append(source)
                 continue
             fresh += is_fresh
-            yield PassPlan(unit, isolated=True)
-            lost = [source for source in unit if source in self._lost]
-            if len(unit) == 1:
-                self.lost_alone.update((source, self._crash) for source in lost)
-            else:
-                units.extendleft([source] for source in reversed(lost))
+            yield PassPlan([source], isolated=True)
+            if source in self._lost:
+                self.lost_alone[source] = self._crash
         self.not_tried.sort()
-
-    def _in_order_of_trial(self, suspects: Iterable[int]) -> list[list[int]]:
-        units: dict[int, list[int]] = {}
-        for source in sorted(suspects):
-            units.setdefault(self._leader(source), []).append(source)
-        return sorted(units.values(), key=lambda unit: max(map(self._failed_runs, unit)))
 
     def _plan_many(self, group: list[int]) -> PassPlan:
         ignored = max(_MIN_IGNORED, len(group) // _SOURCES_PER_IGNORED)
         return PassPlan(group, isolated=True, ignore_crashes=ignored if self._has_crashed else 0)
 
     def _lost_of(self, group: list[int]) -> list[int]:
-        """Return what is lost of ``group``, and what only completes together with that."""
-        lost = {self._leader(source) for source in group if source in self._lost}
-        return [s for s in group if s in self._unexplained and self._leader(s) in lost]
+        return [source for source in group if source in self._lost]
 
-    def _halves(self, group: list[int]) -> list[list[int]]:
-        """Cut ``group`` near its middle, between sources that need not complete together."""
-        leaders = [self._leader(source) for source in group]
-        cuts = [i for i in range(1, len(group)) if leaders[i] != leaders[i - 1]]
-        if not cuts:
-            return [group] if group else []
-        cut = min(cuts, key=lambda i: abs(2 * i - len(group)))
-        return [group[:cut], group[cut:]]
 
-    def _is_indivisible(self, group: list[int]) -> bool:
-        return self._leader(group[0]) == self._leader(group[-1])
-
-    def _order(self, source: int) -> tuple[int, int]:
-        return self._leader(source), source
-
-    def _leader(self, source: int) -> int:
-        """Return what stands for all sources that complete together with this one."""
-        return self._leaders.get(source, source)
+def _halves(group: list[int]) -> list[list[int]]:
+    middle = len(group) // 2
+    return [half for half in (group[:middle], group[middle:]) if half]

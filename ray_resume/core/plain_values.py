@@ -25,7 +25,7 @@ _ATOMS = (bool, int, float, complex, str, type(None))
 _TYPES_OF = ("builtins", "datetime", "decimal", "numpy")
 _TEXTS = (dt.date, dt.time, dt.timedelta, dt.tzinfo, decimal.Decimal, uuid.UUID, range, slice)
 
-# What is called so may be a credential, or change with one: nothing of it is kept or compared.
+# Values of these names may be credentials, or change with one: they are neither kept nor compared.
 _SECRET = re.compile(
     r"((api|access|secret|private|account|encryption|license|sas)_?keys?|(^|_)token|dsn)$"
     r"|secret|passw|(^|_)pwd|credential|(^|_)auth(_|$)|authorization|storage_options|cookie|headers"
@@ -95,7 +95,8 @@ def _inside(value: Any) -> Iterator[Any]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from (getattr(value, part.name) for part in dataclasses.fields(value))
     elif type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "dtype"):
-        # An array, or a number. Of Python objects it would hold addresses.
+        # An array, or a number. The bytes of an array of Python objects would be addresses.
+
         if value.dtype.hasobject:
             yield value.tolist()
         else:

@@ -5,7 +5,7 @@ The rules are those of `identity`, `gone` and `resume_plan`: here they are put i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -96,28 +96,8 @@ def what_to_do(
         on_pipeline_change=policies.on_pipeline_change,
         code=code,
         on_code_change=policies.on_code_change,
-        listed=listing.listed,
         signatures=[text for text in texts if isinstance(text, str)],
         gone=gone,
         file_of=file_of,
     )
-    return todo, [*([warning] if warning else []), *_who_waits(todo, listing.shard)]
-
-
-def _who_waits(todo: Todo, shard: Shard | None) -> Iterator[str]:
-    if todo.held:
-        yield (
-            f"{len(todo.held)} sources wait, {todo.held[0]} for one: they share output files with "
-            "quarantined sources. Reset those to go on."
-        )
-    if todo.apart:
-        yield (
-            f"{len(todo.apart)} sources of {shard} wait, {todo.apart[0]} for one: they share "
-            "output files with sources of other shards. Run once without shard= to process them."
-        )
-    if todo.kept:
-        yield (
-            f"The output of {len(todo.kept)} sources that are not in the input any more stays, "
-            f"{todo.kept[0]} for one: it is in files with that of quarantined sources, or of other "
-            "shards."
-        )
+    return todo, [warning] if warning else []

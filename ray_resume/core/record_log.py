@@ -1,6 +1,7 @@
-"""The records of one writer's file, in its order: the blocks, and as columns what is asked of all.
+"""`RecordLog`: the records of one writer's file, in its order, as blocks and columns.
 
-A million records take 120 MB. What only some records are asked for stays compressed in the blocks.
+A million records take 120 MB. The fields that only some records are asked for stay compressed in
+the blocks.
 """
 
 from __future__ import annotations

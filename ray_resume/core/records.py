@@ -25,10 +25,13 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from ray_resume.core.columns import (
+    COUNTS,
     TEXT,
     TEXTS,
     bytes_of,
+    counts,
     fixed,
+    lengths_of,
     lists,
     numbers,
     numbers_of,
@@ -36,6 +39,7 @@ from ray_resume.core.columns import (
     texts,
 )
 from ray_resume.core.digests import DIGEST_BYTES, digest_bytes
+from ray_resume.core.parts import FilePart
 from ray_resume.errors import CheckpointError
 
 __all__ = [
@@ -83,7 +87,8 @@ class Fingerprint:
 class Record:
     """One source as one run left it.
 
-    ``files`` are relative to the sink's folder, ``dead_letters`` to the checkpoint's. Times are
+    ``parts`` are where its rows stand in the files of the sink's folder. The files of
+    ``dead_letters`` are relative to the checkpoint's. Times are
     in seconds since 1970, UTC. ``sequence`` orders the records of one source: the highest counts.
     ``pipeline`` stands for the pipeline that the source went through (:func:`pipeline_of`), whose
     signature and code are in the header of the run's file.
@@ -94,7 +99,7 @@ class Record:
     sequence: int
     run_id: str
     rows: int = 0
-    files: tuple[str, ...] = ()
+    parts: tuple[FilePart, ...] = ()
     error: str | None = None
     failed_runs: int = 0
     completed_at: float | None = None
@@ -103,6 +108,11 @@ class Record:
     failed_at: float | None = None
     dead_rows: int = 0
     dead_letters: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that ``parts`` are in, each once."""
+        return tuple(dict.fromkeys(part.file for part in self.parts))
 
 
 def _field(name: str, kind: pa.DataType) -> pa.Field:
@@ -117,7 +127,11 @@ SCHEMA = pa.schema(
         _field("sequence", pa.uint64()),
         _field("run_id", TEXT),
         _field("rows", pa.int64()),
+        # One item for each part, in all four.
         _field("files", TEXTS),
+        _field("first_rows", COUNTS),
+        _field("part_rows", COUNTS),
+        _field("file_rows", COUNTS),
         pa.field("error", TEXT),
         _field("failed_runs", pa.int64()),
         pa.field("completed_at", pa.float64()),
@@ -145,6 +159,7 @@ _CODEC, _LEVEL = "zstd", 1
 _STATES = {state.value: state for state in State}
 _UNREADABLE = (pa.ArrowException, struct.error, EOFError, MemoryError, OSError, ValueError)
 _TIMES = ("completed_at", "failed_at")
+_PARTS = ("files", "first_rows", "part_rows", "file_rows")
 
 
 def dropped_record(source_id: str, sequence: int, run_id: str) -> Record:
@@ -236,7 +251,10 @@ def records_of(batch: pa.RecordBatch) -> Iterator[Record]:
             sequence=columns["sequence"][row],
             run_id=text_of(columns["run_id"][row]),
             rows=columns["rows"][row],
-            files=tuple(map(text_of, columns["files"][row])),
+            parts=tuple(
+                FilePart(text_of(file), *where)
+                for file, *where in zip(*(columns[name][row] for name in _PARTS), strict=True)
+            ),
             error=None if error is None else text_of(error),
             failed_runs=columns["failed_runs"][row],
             completed_at=columns["completed_at"][row],
@@ -251,6 +269,7 @@ def records_of(batch: pa.RecordBatch) -> Iterator[Record]:
 def _batch(records: Sequence[Record]) -> pa.RecordBatch:
     ids = [bytes_of(record.source_id) for record in records]
     errors = [record.error for record in records]
+    every = [record.parts for record in records]
     columns = {
         "digest": fixed([digest_bytes(source) for source in ids], DIGEST_BYTES),
         "source_id": texts(ids),
@@ -258,7 +277,10 @@ def _batch(records: Sequence[Record]) -> pa.RecordBatch:
         "sequence": numbers([record.sequence for record in records], "u8"),
         "run_id": texts([bytes_of(record.run_id) for record in records]),
         "rows": numbers([record.rows for record in records], "i8"),
-        "files": lists([record.files for record in records]),
+        "files": lists([[part.file for part in parts] for parts in every]),
+        "first_rows": counts([[part.first_row for part in parts] for parts in every]),
+        "part_rows": counts([[part.rows for part in parts] for parts in every]),
+        "file_rows": counts([[part.file_rows for part in parts] for parts in every]),
         "error": texts([None if error is None else bytes_of(error) for error in errors]),
         "failed_runs": numbers([record.failed_runs for record in records], "i8"),
         "completed_at": numbers([record.completed_at for record in records], "f8"),
@@ -325,18 +347,29 @@ def _check_values(batch: pa.RecordBatch) -> None:
     for field, column in zip(SCHEMA, batch.columns, strict=True):
         if column.null_count and not field.nullable:
             raise ValueError(f"a record has no {field.name}")
-        if field.type == TEXTS:
+        if field.type in (TEXTS, COUNTS):
             column = column.flatten()
             if column.null_count:
                 raise ValueError(f"{field.name} lists nothing")
         if column.type == TEXT:
             _check_texts(column)
+    _check_parts(batch)
     states = numbers_of(batch.column("state"), "u1")
     if len(states) and not 1 <= states.min() <= states.max() <= len(State):
         raise ValueError("a record is of no known state")
     for name in _TIMES:
         if not np.isfinite(numbers_of(batch.column(name), "f8")).all():
             raise ValueError(f"{name} is no time")
+
+
+def _check_parts(batch: pa.RecordBatch) -> None:
+    lengths = [lengths_of(batch.column(name)) for name in _PARTS]
+    if any((one != lengths[0]).any() for one in lengths[1:]):
+        raise ValueError("a part of a file has no place in it")
+    first, rows, whole = (numbers_of(batch.column(name).flatten(), "i8") for name in _PARTS[1:])
+    # In this order, no sum is too large.
+    if not ((first >= 0) & (rows > 0) & (rows <= whole) & (first <= whole - rows)).all():
+        raise ValueError("a part is not inside of its file")
 
 
 def _check_texts(column: Any) -> None:

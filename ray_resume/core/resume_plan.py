@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from ray_resume.core.digests import DigestIndex, Positions
+from ray_resume.core.digests import Positions
 from ray_resume.core.gone import NOTHING_GONE, Gone
 from ray_resume.core.record_log import Flag, RecordLog
 from ray_resume.core.records import Record, State, pipeline_before, pipeline_of
-from ray_resume.core.sharing import joined, sharing_files
 from ray_resume.core.snapshot import Records, Snapshot
 from ray_resume.core.sources import Fingerprints, Source, SourceTable
-from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
+from ray_resume.errors import PipelineChangedError, SourceChangedError
 
 __all__ = ["Todo", "todo_of"]
 
@@ -63,15 +62,8 @@ class Todo:
     """The sources of a run by what is to be done with them.
 
     ``pending`` are to be read. ``records`` holds what is on record of them, by position in
-    ``pending``. ``together`` are groups of such positions: their earlier output is in the same
-    files, so it can only be replaced in one step. ``held`` sources would have to be read too, but
-    share files with ``quarantined`` ones; ``apart`` likewise, but they share them with sources
-    that were listed and are another shard's. ``recoded`` ones are skipped, though they went
-    through the same pipeline with other code.
-
-    The output of sources that are gone is taken out: of ``removed`` at once, and in the step in
-    which a position of ``pending`` is complete that of the ids that ``replaced`` has for it.
-    That of ``kept`` ones stays for now, for the same reasons as ``held`` and ``apart``.
+    ``pending``. ``recoded`` ones are skipped, though they went through the same pipeline with
+    other code. ``removed`` are gone from the input, and nothing is to list their output any more.
     ``passed_over`` counts new parts of changed files of which the old content is to stay.
     """
 
@@ -80,12 +72,7 @@ class Todo:
     skipped: Records
     quarantined: int
     removed: Records
-    held: Sequence[str] = ()
-    apart: Sequence[str] = ()
-    together: Sequence[Sequence[int]] = ()
     recoded: Sequence[Record] = ()
-    replaced: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    kept: Sequence[str] = ()
     passed_over: int = 0
 
 
@@ -98,7 +85,6 @@ def todo_of(
     on_pipeline_change: str,
     code: str = "",
     on_code_change: str = "warn",
-    listed: Sequence[Source] = (),
     signatures: Iterable[str] = (),
     gone: Gone = NOTHING_GONE,
     file_of: Callable[[str], str | None] = lambda _: None,
@@ -110,7 +96,6 @@ def todo_of(
         signature: of the pipeline that they are to go through now.
         code: stands for the code that the pipeline runs; empty if it is not known.
         on_code_change: whether to "reprocess" what went through other code.
-        listed: all that were listed, if ``sources`` are a share of them.
         signatures: of the pipelines that earlier runs have had, for messages.
         gone: what is on record and not in the input any more, if its output is to be taken out.
         file_of: returns the id of the file that a source is a part of, by the source's id.
@@ -119,8 +104,6 @@ def todo_of(
         SourceChangedError: completed sources have changed, and ``on_source_change`` is "error".
         PipelineChangedError: they went through another pipeline, and ``on_pipeline_change`` is
             "error".
-        CheckpointError: earlier output can not be replaced without that of sources that are not
-            among ``sources``, nor listed.
     """
     sorting = _Sorting(SourceTable.of(sources), union, gone, file_of)
     pipelines = pipeline_of(signature, code), pipeline_before(signature)
@@ -134,12 +117,11 @@ def todo_of(
         raise PipelineChangedError(_pipelines(union.records(otherwise), signature, signatures))
     if on_source_change == "error" and len(sorting.changed):
         raise SourceChangedError(_changes(union.records(sorting.changed)))
-    sorting.group(listed)
     return sorting.todo()
 
 
 class _Sorting:
-    """The sources of a run while they are being sorted; :meth:`judge`, then :meth:`group`.
+    """The sources of a run while they are being sorted: :meth:`judge`, then :meth:`todo`.
 
     The masks ``quarantined``, ``skipped`` and ``again`` are of the sources that are on record:
     each is in one of them. ``passed_over`` is of all sources; by default they are to be read.
@@ -156,14 +138,8 @@ class _Sorting:
         rows = union.find(table.digests)
         self.on_record = np.flatnonzero(rows >= 0)
         self.known = rows[self.on_record]
-        self.place_of = _Places(self.known)
         self.passed_over = np.zeros(len(table), bool)
         self.ignored = 0
-        self.held: list[str] = []
-        self.apart: list[str] = []
-        self.groups: list[list[int]] = []
-        self.replaced: dict[int, list[str]] = {}
-        self.kept: list[str] = []
 
     def judge(
         self, pipelines: tuple[bytes, bytes], *, ignore_changes: bool, restart: bool, recode: bool
@@ -232,93 +208,12 @@ class _Sorting:
         self.ignored = len(ignored)
         self.again &= ~self.passed_over[self.on_record]
 
-    def group(self, listed: Sequence[Source]) -> None:
-        """Find what can only be replaced in one step, and what cannot be replaced now."""
-        union = self.union
-        parts = np.array(sorted(self.parts), np.int64)
-        parts = parts[self.gone.is_own(union, parts)]
-        dropped = np.union1d(self.gone.removed(union), parts).astype(np.int64)
-        at_once = np.ones(len(dropped), bool)
-        seeds = np.concatenate([self.known[self.again], dropped])
-        groups = [*sharing_files(seeds, union), *self._files_with_gone_parts(parts)]
-        for group in joined(groups):
-            new = [-1 - node for node in group if node < 0]
-            rows = [node for node in group if node >= 0]
-            is_dropped = np.isin(rows, dropped)
-            places = self.place_of.of(rows)
-            to_read = [p for p, again in zip(places, _at(self.again, places), strict=True) if again]
-            outside = [
-                row
-                for row, place, drop in zip(rows, places, is_dropped.tolist(), strict=True)
-                if place < 0 and not drop
-            ]
-            if outside:
-                blamed = [*(int(self.known[p]) for p in to_read), *np.array(rows)[is_dropped]]
-                self._refuse_unlisted(outside, blamed, listed)
-            elif not _at(self.quarantined, places).any():
-                if self._replace(new, [p for p in places if p >= 0], np.array(rows)[is_dropped]):
-                    at_once[np.isin(dropped, rows)] = False
-                continue
-            at_once[np.isin(dropped, rows)] = False
-            self.kept += self._ids(np.array(rows)[is_dropped])
-            members = [*self.on_record[to_read].tolist(), *new]
-            self.passed_over[members] = True
-            self.again[to_read] = False
-            (self.apart if outside else self.held).extend(map(self.table.id, members))
-        self.removed = dropped[at_once]
-
-    def _replace(self, new: list[int], places: list[int], dropped: Positions) -> bool:
-        """Have sources replaced in one step, in which others are dropped; False if none is read."""
-        members = sorted([*self.on_record[places].tolist(), *new])
-        if not members:
-            return False
-        self.passed_over[members] = False
-        self.skipped[places] = False
-        self.again[places] = True
-        if len(members) > 1:
-            self.groups.append(members)
-        self.replaced[members[0]] = self._ids(dropped)
-        return True
-
-    def _ids(self, rows: Iterable[int]) -> list[str]:
-        every = np.fromiter(rows, np.int64)
-        return [record.source_id for record in self.union.records(every)]
-
-    def _files_with_gone_parts(self, parts: Positions) -> Iterator[list[int]]:
-        """Put parts that are gone together with those of their file that are to be read."""
-        if not len(parts):
-            return
-        nodes: dict[str, list[int]] = {}
-        for row in parts.tolist():
-            nodes.setdefault(self.parts[row], []).append(row)
-        row_of = dict(zip(self.on_record.tolist(), self.known.tolist(), strict=True))
-        for position in np.flatnonzero(~self.passed_over).tolist():
-            members = nodes.get(self.file_of(self.table.id(position)) or "")
-            if members is not None:
-                members.append(row_of.get(position, -1 - position))
-        yield from nodes.values()
-
-    def _refuse_unlisted(
-        self, outside: Sequence[int], to_blame: Sequence[int], listed: Sequence[Source]
-    ) -> None:
-        """Make sure that the sources in the rows ``outside`` are at least listed, or dropped by
-        the run of another shard.
-
-        Raises:
-            CheckpointError: one is not.
-        """
-        rows = np.array(outside)
-        digests = self.union.digests.take(rows)
-        found = DigestIndex(SourceTable.of(listed).digests).holds(digests)
-        found |= np.isin(rows, list(self.parts))
-        if self.gone.remove:
-            found |= np.isin(rows, self.gone.sources)
-        if not found.all():
-            unlisted = sorted(self._ids(rows[~found]))
-            raise CheckpointError(_out_of_reach(min(self._ids(to_blame)), unlisted))
-
     def todo(self) -> Todo:
         """Return how the sources were sorted."""
+        parts = np.array(sorted(self.parts), np.int64)
+        parts = parts[self.gone.is_own(self.union, parts)]
+        # The parts of a file that are gone go at once: their rows may be in its new parts.
+        removed = np.union1d(self.gone.removed(self.union), parts).astype(np.int64)
         table, union, known, again = self.table, self.union, self.known, self.again
         pending = np.flatnonzero(~self.passed_over)
         numbers = np.searchsorted(pending, self.on_record[again])
@@ -330,17 +225,8 @@ class _Sorting:
             Earlier(numbers, earlier, positions, self.anew[again]),
             union.records(known[self.skipped]),
             int(np.count_nonzero(self.quarantined)),
-            union.records(self.removed),
-            sorted(self.held),
-            sorted(self.apart),
-            [np.searchsorted(pending, group).tolist() for group in self.groups],
+            union.records(removed),
             union.records(known[self.skipped & self.recoded]),
-            {
-                int(np.searchsorted(pending, position)): ids
-                for position, ids in self.replaced.items()
-                if ids
-            },
-            sorted(self.kept),
             self.ignored,
         )
 
@@ -354,29 +240,6 @@ def _same(union: Snapshot, rows: Positions, now: Fingerprints) -> npt.NDArray[np
         & (union.column("mtime_ns", rows) == now.mtimes_ns)
     )
     return same
-
-
-def _at(mask: npt.NDArray[np.bool_], places: Sequence[int]) -> npt.NDArray[np.bool_]:
-    return np.array([place >= 0 and mask[place] for place in places], bool)
-
-
-class _Places:
-    """Where rows of the union stand among the sources that are on record."""
-
-    def __init__(self, known: Positions) -> None:
-        self._order: Positions | None = None
-        self._known = known
-
-    def of(self, rows: Sequence[int]) -> list[int]:
-        """Return the place of each row, -1 if it is not of these sources."""
-        if self._order is None:
-            self._order = np.argsort(self._known)
-            self._sorted = self._known[self._order]
-        at = np.searchsorted(self._sorted, rows)
-        return [
-            int(self._order[i]) if i < len(self._sorted) and self._sorted[i] == row else -1
-            for i, row in zip(at.tolist(), rows, strict=True)
-        ]
 
 
 def _pipelines(otherwise: Sequence[Record], now: str, signatures: Iterable[str]) -> str:
@@ -415,14 +278,4 @@ def _changes(changed: Sequence[Record]) -> str:
         f"completed: {names}{', ...' if len(changed) > 10 else ''}. To process them again, their "
         'new output replacing the old, pass on_source_change="reprocess"; to keep what is there, '
         '"ignore".'
-    )
-
-
-def _out_of_reach(source_id: str, outside: Sequence[str]) -> str:
-    return (
-        f"{source_id} is to be processed again, but shares output files with {len(outside)} "
-        f"sources that are not among this run's, {outside[0]} for one: to replace the file would "
-        "lose their rows. Put them back into the input; or pass to resumable_read "
-        'on_source_gone="remove", to give their output up, or, if the source has only changed, '
-        'on_source_change="ignore", to keep what is there.'
     )

@@ -16,9 +16,9 @@ rank again when they are requeued:
 
 A rank is drawn from the checkpoint, which all tasks share: the first task of an array to ask gets
 0, the next 1, and it is written down durably before it is used (`LocalBackend.rank_of`). A
-requeued task has its array's id and its own index again, and so its rank. That is exact in whatever
-order tasks start. Should the note get lost, shares overlap: then leases keep two tasks from doing
-one source at once, and what is done is skipped.
+requeued task has its array's id and its own index again, and so its rank. Shares are exact in
+whatever order tasks start. If the note gets lost, shares overlap: then leases keep two tasks from
+processing one source at once, and tasks skip the sources that are done.
 
 Nothing that is committed depends on shares: another count, or none, is as good for the next run.
 """
@@ -111,7 +111,7 @@ def shard_of(value: Any, environ: Mapping[str, str]) -> Shard | ArrayTask:
 
 
 class _Environment:
-    """What a scheduler has put into the environment; errors name what was looked for."""
+    """The variables of a scheduler; errors name the variable that is missing."""
 
     def __init__(self, scheduler: str, environ: Mapping[str, str]) -> None:
         self._scheduler = scheduler
@@ -248,7 +248,8 @@ _VARIABLES = {
     "torchrun": ("RANK", "WORLD_SIZE"),
 }
 
-# What shows that another scheduler is at work, and how its users ask for their share.
+# A variable that shows that another scheduler is at work, and how its users ask for their share.
+
 _MARKERS = {
     "slurm": ("SLURM_ARRAY_TASK_ID", '"slurm"'),
     "pbs": ("PBS_ARRAY_INDEX", '("pbs", count)'),

@@ -1,7 +1,7 @@
 """The newest record of each source over several writers' files, as columns. Pure.
 
-Of two records the one with the higher sequence number counts; on a tie, the one of the lower run
-id, whichever files the two are in: the snapshot of any files, merged or not, is the same.
+The record with the higher sequence number counts; on a tie, the one of the lower run id. Their
+files do not matter: the snapshot of merged files is the same as that of the files before.
 """
 
 from __future__ import annotations

@@ -196,7 +196,8 @@ class SourceTable(Sequence[Source]):
 
 @dataclass(frozen=True)
 class Items:
-    """What sources are found by.
+    """The items by which the reader finds sources.
+
 
     It is ``listed``, or else the id of each without its first ``cut`` characters, after ``base``.
     """

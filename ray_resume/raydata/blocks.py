@@ -250,8 +250,8 @@ def _slice(batch: Any, start: int, stop: int) -> Any:
 def _changed(frame: pd.DataFrame, change: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
     """Return ``change(frame)``.
 
-    Ray's columns of Python objects do not survive what pandas does to a whole frame (a slice of
-    their array is no such array), so they go through it as columns of type object.
+    Ray's columns of Python objects do not survive a change that pandas makes to a frame: a slice
+    of their array is no such array. So they go through it as columns of type object.
     """
     special = [i for i, kind in enumerate(frame.dtypes) if isinstance(kind, PythonObjectDtype)]
     if not special:

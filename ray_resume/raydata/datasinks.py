@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.data.datasource import Datasink
-
 from ray_resume.raydata.internals import unknown_ray
 
 try:
@@ -20,10 +18,7 @@ try:
 except ImportError as error:
     raise unknown_ray(error) from error
 
-__all__ = ["GATHERS_BY_SIZE", "WRITE_UUID_KWARG_NAME", "is_file_datasink"]
-
-GATHERS_BY_SIZE = hasattr(Datasink, "min_bytes_per_write")
-"""Whether Ray Data gives a write task as many blocks as its datasink asks for by their size."""
+__all__ = ["WRITE_UUID_KWARG_NAME", "is_file_datasink"]
 
 
 def is_file_datasink(datasink: Any) -> bool:

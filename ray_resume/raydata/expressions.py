@@ -4,7 +4,7 @@ Pure: nothing here executes or plans. Each class of expression is on one of the 
 that is on neither, such as one of a newer Ray, is refused by its name.
 
 A row keeps its token through a projection or a filter. So an expression may be anything that is
-made for each row by itself, also at random: two executions of a task then give different values,
+made for each row by itself, also at random. Two executions of a task then give different values,
 and every row is still there once. A value that depends on the *position* of a row is refused: a
 run that resumes counts from zero again.
 """
@@ -202,13 +202,13 @@ def _refusal(part: Expr) -> Refusal | None:
     kind = _kind(part)
     if kind == "MonotonicallyIncreasingIdExpr":
         return Refusal(
-            "uses monotonically_increasing_id(), which counts from zero again in each run: rows of "
+            "uses monotonically_increasing_id(), which counts from zero again in each run. Rows of "
             "a run and of the one that resumes it would get the same ids.",
             "Use uuid(), or have a @resumable UDF make the id from the row itself.",
         )
     if kind == "RandomExpr" and _of(part, "seed") is not None:
         return Refusal(
-            "uses random(seed=...), whose numbers begin again in each run: rows of a run and of "
+            "uses random(seed=...), whose numbers begin again in each run. Rows of a run and of "
             "the one that resumes it would get the same numbers.",
             "Use random() without a seed; or have a @resumable UDF take a hash of something in the "
             "row, which is the same in every run.",

@@ -1,4 +1,4 @@
-"""Refuses what is wrong about no pipeline: Ray Client, copied folders, and plain writes.
+"""Refuses Ray Client, checkpoints in copied folders, and plain writes.
 
 Internals of Ray's that are used:
 
@@ -51,7 +51,7 @@ def refuse_ray_client() -> None:
         f"{how}, and so it is on none of the cluster's nodes. A run's checkpoint, its locks and "
         "its ledger must be on the node where the driver is. Nothing was started. Have the same "
         "script run in the cluster: ray job submit --address http://HEAD:8265 --working-dir . -- "
-        "python SCRIPT; or start it on one of the nodes, with ray.init() and no ray:// address."
+        "python SCRIPT. Or start it on one of the nodes, with ray.init() and no ray:// address."
     )
 
 

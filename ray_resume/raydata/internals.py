@@ -16,10 +16,10 @@ import ray
 
 __all__ = ["TESTED_RAY", "check_used", "unknown_ray"]
 
-# From the first to before the second. `pyproject.toml` says the same to pip, but an image of a
+# From the first to before the second. `pyproject.toml` says the same to pip. But an image of a
 # cluster often has its own Ray, or gets another one later, and then pip only warns. Here it is an
-# error, not a warning: that no row is lost rests on what Ray does (which read tasks it runs, what
-# its optimizer moves), and a Ray that does it otherwise need not have renamed anything.
+# error: rows are safe only if Ray runs the read tasks, and moves the operators, that it is known
+# to. A Ray that does so differently need not have renamed anything.
 TESTED_RAY = ((2, 56), (2, 61))
 
 

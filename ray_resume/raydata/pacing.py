@@ -1,13 +1,13 @@
 """How long rows may wait inside of a task before they go on to its next step.
 
-Within a task, Ray Data gathers what a step gives out until that makes a block of
-``target_max_block_size`` bytes, and hands it on then, or at the end of the task. Rows of a slow UDF
-are small compared with that, so they wait for the end of the task, and a kill costs the whole
-task. Here a step hands on what it has as soon as the first row has waited for long enough.
+Within a task, Ray Data gathers the outputs of a step until they make a block of
+``target_max_block_size`` bytes. It hands them on then, or at the end of the task. The outputs of a
+slow UDF are small compared with that. So they wait for the end of the task, and a kill costs the
+whole task. Here a step hands on its outputs as soon as the first row has waited for long enough.
 
-A UDF that is called with whole blocks gets one with many small sources in the same way: as a whole,
-and gives nothing out before it has dealt with all of them. If it is called for each source anyway,
-it gets such a block in *slices* of whole sources.
+A UDF that is called with whole blocks gets a block with many small sources as a whole, too. It
+gives nothing out before it has dealt with all of them. If it is called for each source anyway, it
+gets such a block in *slices* of whole sources.
 
 Internals of Ray's that are used:
 

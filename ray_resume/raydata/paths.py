@@ -29,10 +29,10 @@ _one_at_a_time = threading.RLock()
 def resolving() -> Iterator[None]:
     """Let Ray resolve paths in this block: in one thread of ours at a time, and in any of Ray's.
 
-    To resolve a path is to import fsspec's module for HTTP. If what that needs (``aiohttp``) is not
-    installed, each attempt imports it again, and a second thread may see the half of it that the
-    first is importing ("cannot import name 'HTTPFileSystem'"), an error that Ray does not expect.
-    So the module is imported before, or it is missing for all threads while the block runs.
+    To resolve a path is to import fsspec's module for HTTP. If ``aiohttp``, which that needs, is
+    not installed, each attempt imports it again. A second thread may then see half of it, and Ray
+    does not expect the error ("cannot import name 'HTTPFileSystem'"). So the module is imported
+    before, or it is missing for all threads while the block runs.
     """
     with _one_at_a_time:
         if sys.modules.get(_HTTP, ...) is None:

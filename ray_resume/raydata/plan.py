@@ -4,7 +4,7 @@ Internals of Ray's that are used:
 
 * ``Dataset._logical_plan.dag`` and the operator classes: Ray has no public view of a plan, and a
   plan is checked and rewritten before anything runs.
-* ``LogicalOptimizer``: an armed pipeline is what Ray's optimizer makes of the user's, so filters
+* ``LogicalOptimizer``: an armed pipeline is what Ray's optimizer makes of the user's. So filters
   and columns are pushed where plain Ray Data pushes them, and under the same names.
 """
 
@@ -268,15 +268,15 @@ def _check_udf(chain: Chain, operator: Any, is_decorated: Callable[[Any], bool])
             operator,
             f"{_title(operator)} runs a UDF of Ray Data's own, which cannot be decorated.",
             "Say it by with_column, select_columns or rename_columns, or with a @resumable UDF. "
-            "(A sample, or a split into training and test rows: by a hash of something in the "
-            "row, so that it is the same in every run.)",
+            "(Take a sample, or a split into training and test rows, by a hash of something in "
+            "the row, so that it is repeatable.)",
         )
     elif isinstance(operator, _UDF_TYPES) and not is_decorated(operator.fn):
         chain.refuse(
             operator,
             f"{_title(operator)} runs a UDF that is not decorated.",
             "Put @resumable on it, if each call's output comes from that call's rows alone. A UDF "
-            "that buffers, deduplicates or aggregates over calls cannot be resumed: write with "
+            "that buffers, deduplicates or aggregates over calls cannot be resumed. Write with "
             "resumable_write before it, then start a second pipeline from the written files.",
         )
     elif isinstance(operator, Project):

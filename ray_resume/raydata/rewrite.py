@@ -62,7 +62,7 @@ def arm(
         detected_parallelism=None,
         ray_remote_args={"max_retries": retries, **(chain.read.ray_remote_args or {})},
         # With a number of its own choice, Ray would split the output of each read task into many
-        # blocks, and could no longer fuse the read with what follows.
+        # blocks. It could no longer fuse the read with the operators above.
         parallelism=read_tasks,
     )
     for above in chain.operators:
@@ -113,9 +113,9 @@ def _block_wise(operator: Any, below: LogicalOperator, udf: Any, **arguments: An
 
 
 def _projection(operator: Project) -> Callable[[Any], Any]:
-    """Return what makes of a block what a projection does, and keeps the two columns.
+    """Return a UDF that does to a block what a projection does, and keeps the two columns.
 
-    As a UDF, it is out of the reach of Ray's optimizer, and is called with no empty block: Ray's
+    As a UDF, it is out of the reach of Ray's optimizer, and is called with no empty block. Ray's
     own projections fail on those without columns, if they evaluate shared parts first.
     """
     exprs = list(operator.exprs)

@@ -2,7 +2,7 @@
 
 Ray plans such a read as ``ListFiles -> ReadFiles``. The second operator has a *scanner*, which
 knows the schema (that of the first files listed), what to select, and how to read any file. This
-module does for one source what Ray's own read tasks do for many: it makes a reader, and reads one
+module does for one source what Ray's own read tasks do for many. It makes a reader, and reads one
 manifest, which names a file or a row group. So rows, columns and types are the installed version's.
 
 Internals of Ray's that are used, beside those operators:
@@ -49,6 +49,7 @@ try:
     from ray.data._internal.datasource_v2.interfaces.file_manifest import FileManifest
     from ray.data._internal.datasource_v2.interfaces.synthesized_columns import SynthesizedColumn
     from ray.data._internal.logical.operators import Filter, Project, ReadFiles
+    from ray.data._internal.util import unify_schemas_with_validation
 except ImportError as error:
     if tuple(map(int, ray.__version__.split(".")[:2])) >= (2, 60):
         raise unknown_ray(error) from error
@@ -57,7 +58,7 @@ except ImportError as error:
 else:
     _KNOWN = True
 
-__all__ = ["SAMPLED", "Scan", "planned_scan", "reads_with_scans", "scanned_extensions"]
+__all__ = ["SAMPLED", "Scan", "planned_scan", "reads_with_scans", "scanned_extensions", "unified"]
 
 SAMPLED = 16
 """The first files listed, as many as this, decide on the schema of a read, as in Ray."""
@@ -112,6 +113,17 @@ class Scan:
         schema: pa.Schema = self._narrowed(Selection((), _tupled(columns)))[0].infer_schema()
         return schema
 
+    @property
+    def whole_schema(self) -> pa.Schema:
+        """The schema that files are read with, before anything is selected or transformed."""
+        schema: pa.Schema = self.operator.scanner.schema
+        return schema
+
+    def with_schema(self, schema: pa.Schema) -> Scan:
+        """Return a scan that reads files with ``schema``: what they lack is null."""
+        scanner = replace(self.operator.scanner, schema=schema)
+        return Scan(replace(self.operator, scanner=scanner, schema=schema))
+
     def on(self, filesystem: FileSystem) -> Scan:
         """As :meth:`filereads.FileReader.on`."""
         scanner = replace(self.operator.scanner, filesystem=filesystem)
@@ -141,6 +153,15 @@ class Scan:
             return operator, Selection(tuple(left))
         needed, after = left_to_select(selection.columns, left)
         return operator.apply_projection({name: name for name in needed}), after
+
+
+def unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """Return the schema that plain Ray Data makes of those of several files.
+
+    Raises:
+        pyarrow.ArrowException: there is none.
+    """
+    return unify_schemas_with_validation(list(schemas))
 
 
 def _tupled(columns: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -213,7 +234,7 @@ if _KNOWN:
     check_used(
         {
             ReadFiles: "scanner schema block_udf apply_predicate apply_projection infer_schema",
-            ParquetScanner: "create_reader prune_input_split synthesized_columns filesystem",
+            ParquetScanner: "schema create_reader prune_input_split synthesized_columns filesystem",
             SynthesizedColumn: "requires_read_unit_boundaries",
             FileManifest: "construct_manifest",
         }

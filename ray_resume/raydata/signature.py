@@ -1,9 +1,9 @@
 """A pipeline's signature: one line of text that says what its output depends on.
 
 Two pipelines with the same signature make the same columns of the same sources, if their UDFs do
-the same: :mod:`ray_resume.core.code` compares those. A signature is the same whether a
-dataset was iterated over before or not, in every process, and with every version of Ray: between
-two UDFs it is about what filters and projections amount to, however Ray has joined or moved them.
+the same: :mod:`ray_resume.core.code` compares those. A signature is the same whether a dataset was
+iterated over before or not, in every process, and with every version of Ray. Between two UDFs it
+says what filters and projections amount to, however Ray has joined or moved them.
 
 Arguments may be secrets: numbers are shown by name, texts and other values as digests. Constants in
 expressions are shown.

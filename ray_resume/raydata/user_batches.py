@@ -89,8 +89,8 @@ class Outputs:
     """The outputs of the calls for one batch, on their way to Ray Data.
 
     Where the batch was cut by source, neighbours are joined if that keeps every value and type.
-    Ray Data infers the types of each output by itself, and what it makes of outputs of different
-    types need not be what it makes of their rows together: a null among lists is an example.
+    Ray Data infers the types of each output by itself. It may make other types of two outputs than
+    of their rows together: a null among lists is an example.
     """
 
     def __init__(self, batch: Any) -> None:

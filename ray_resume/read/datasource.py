@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from ray_resume.core.tokens import SOURCE_COLUMN, SOURCE_TYPE, TOKEN_COLUMN, TOK
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata.expressions import is_repeatable
 from ray_resume.raydata.filereads import ReadTaskFactory, Selection
-from ray_resume.read.inputs import Input
+from ray_resume.raydata.scans import Scan
+from ray_resume.read.inputs import FileInput, Input
 from ray_resume.read.read_task import PlainReadTask, ResumableReadTask
 from ray_resume.run.client import LedgerClient
 
@@ -125,6 +127,14 @@ class ResumableDatasource(_SourceDatasource):
         super().__init__(input_, sources)
         self.checkpoint = checkpoint
         self.options = options
+
+    def with_schema(self, schema: pa.Schema) -> ResumableDatasource:
+        """Return the same read of Parquet files with another schema; see `scans.Scan`."""
+        assert isinstance(self.input, FileInput)
+        assert isinstance(self.input.files, Scan)
+        changed = copy.copy(self)
+        changed.input = replace(self.input, files=self.input.files.with_schema(schema))
+        return changed
 
     # Ray's optimizer pushes into this read what it would push into that of plain Ray Data.
     @override

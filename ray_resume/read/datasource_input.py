@@ -6,22 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+from typing_extensions import override
 
 from ray_resume.core.sources import Source, SourceTable, refuse_repeated
 from ray_resume.errors import NonResumableError, SourceChangedError
 from ray_resume.raydata.filereads import ReadTaskFactory, Selection
-from ray_resume.read.inputs import ChangeCheck, never_changed, unknown_metadata
+from ray_resume.read.inputs import Input, unknown_metadata
 
 __all__ = ["DatasourceInput"]
 
 
 @dataclass(frozen=True)
-class DatasourceInput:
+class DatasourceInput(Input):
     """The read tasks of a datasource of the user's own.
 
     A source's item is what its task named as its files. A datasource may list when it is asked for
@@ -35,11 +32,9 @@ class DatasourceInput:
     datasource: Datasource
     task_count: int
     source_id: Callable[[ReadTask, int], str] | None = None
-    repeatable: bool = False
-    selects: bool = False
-    reorders: bool = False
 
     @property
+    @override
     def distributed(self) -> bool:
         return bool(self.datasource.supports_distributed_reads)
 
@@ -78,18 +73,7 @@ class DatasourceInput:
         refuse_repeated(sources)
         return cls(datasource.get_name(), sources, datasource, task_count, source_id)
 
-    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
-        return None
-
-    def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
-        return None
-
-    def metadata(self, sources: SourceTable) -> BlockMetadata | None:
-        return None
-
-    def change_check(self) -> ChangeCheck:
-        return never_changed
-
+    @override
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
     ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
@@ -19,7 +20,7 @@ from ray_resume.core.sources import Source, SourceTable
 from ray_resume.files import one_line
 from ray_resume.raydata.filereads import Unreadable
 
-__all__ = ["list_row_groups", "readable"]
+__all__ = ["list_row_groups", "readable", "schemas_of"]
 
 _MAX_REQUESTS = 16
 # Waited before a footer is read again: a store may be busy for a moment.
@@ -63,6 +64,16 @@ def readable(filesystem: FileSystem, paths: Iterable[str], count: int) -> list[s
             if good:
                 return good
     return []
+
+
+def schemas_of(filesystem: FileSystem, paths: Iterable[str]) -> Iterator[tuple[str, pa.Schema]]:
+    """Yield the paths whose footers can be read, and the schemas that these have."""
+    with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+        paths = list(paths)
+        footers = pool.map(lambda path: _footer(filesystem, path), paths)
+        for path, footer in zip(paths, footers, strict=True):
+            if not isinstance(footer, Exception):
+                yield path, footer.schema.to_arrow_schema()
 
 
 def _runs(paths: Iterable[str], count: int) -> Iterator[list[str]]:

@@ -7,11 +7,12 @@ user's datasource is in `datasource_input`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import pyarrow as pa
 import ray.data
 from pyarrow.fs import FileSystem
 from ray.data.block import BlockMetadata
+from typing_extensions import override
 
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.raydata.filereads import (
@@ -30,6 +32,7 @@ from ray_resume.raydata.filereads import (
     row_group_of,
 )
 from ray_resume.raydata.scans import SAMPLED, Scan, planned_scan, reads_with_scans
+from ray_resume.read.fixed_schema import explained
 from ray_resume.read.footers import readable
 from ray_resume.read.listing import has_changed
 from ray_resume.read.workdir import is_local_at
@@ -38,61 +41,72 @@ __all__ = [
     "ChangeCheck",
     "FileInput",
     "Input",
+    "PlannedFiles",
     "file_reader_of",
-    "never_changed",
     "unknown_metadata",
 ]
 
 ChangeCheck: TypeAlias = Callable[[Source], bool]
-"""Says whether a source has changed since it was listed, as far as one can see; picklable."""
+"""Returns whether a source has changed since it was listed, as far as metadata shows; picklable."""
 
 # A dataset knows the names of so many files at most: a million would take 100 MB of the driver.
 _MAX_NAMED_FILES = 10_000
 
 
-class Input(Protocol):
+class Input(ABC):
     """All sources of a read, and how to read them.
 
     There may be millions, so opening has two steps: the driver finds out what they have in common,
-    and the workers open each of them.
+    and the workers open each of them. By default, nothing is known of a source before it is read.
+
+    Attributes:
+        name: a name for the plan, such as ``Parquet``.
+        sources: all sources, in the order in which they are read.
     """
 
-    @property
-    def name(self) -> str:
-        """A name for the plan, such as ``Parquet``."""
-
-    @property
-    def sources(self) -> SourceTable:
-        """All sources, in the order in which they are read."""
+    name: str
+    sources: SourceTable
 
     @property
     def repeatable(self) -> bool:
         """Whether each read of a source gives the same rows in the same order."""
+        return False
 
     @property
     def selects(self) -> bool:
         """Whether plain Ray Data has this reader itself select rows and columns."""
+        return False
 
     @property
     def reorders(self) -> bool:
         """Whether columns that were selected come in the order of the latest selection."""
+        return False
 
     @property
     def distributed(self) -> bool:
-        """Whether any node can read it, and not the driver's alone."""
+        """Whether any node can read it, and not only the driver's."""
+        return True
 
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
-        """Estimate what each of ``sources`` takes in memory, None if that is not known."""
+        """Estimate the bytes in memory of each of ``sources``, None if they are not known."""
+        return None
 
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
         """Return the schema of ``columns`` (None: of all), None if it is not known.
 
         Ray's optimizer goes by it. It is the same in every execution.
         """
+        return None
 
     def metadata(self, sources: SourceTable) -> BlockMetadata | None:
         """Return the metadata that plain Ray Data has of ``sources`` before it reads them."""
+        return None
 
+    def change_check(self) -> ChangeCheck:
+        """Return a check of whether a source has changed since it was listed."""
+        return _never_changed
+
+    @abstractmethod
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
     ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
@@ -103,22 +117,14 @@ class Input(Protocol):
             rest of the selection, to be made after reading.
         """
 
-    def change_check(self) -> ChangeCheck:
-        """Return a check of whether a source has changed since it was listed."""
-
-
-def never_changed(_: Source) -> bool:
-    """Return False: the change check of an input whose changes nothing shows."""
-    return False
-
 
 def unknown_metadata() -> BlockMetadata:
-    """Return the metadata of a read task of which nothing is known before it runs."""
+    """Return the metadata of a read task that knows nothing before it runs."""
     return BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
 
 
 @dataclass(frozen=True)
-class FileInput:
+class FileInput(Input):
     """Files, read by one of Ray's ``read_*`` functions.
 
     ``files`` reads any of them, by paths on ``filesystem``. The driver opens no file, except for
@@ -136,16 +142,20 @@ class FileInput:
     selects: bool = False
 
     @property
+    @override
     def reorders(self) -> bool:
         return isinstance(self.files, Scan)
 
+    @override
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
         # A size that is not known counts as zero.
         return sources.fingerprints.sizes.astype(np.float64) * self.inflation
 
+    @override
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
         return self.files.schema(columns)
 
+    @override
     def metadata(self, sources: SourceTable) -> BlockMetadata | None:
         if len(sources) > _MAX_NAMED_FILES:
             return None
@@ -153,14 +163,30 @@ class FileInput:
         sizes = {row_group_of(source)[0]: source.fingerprint.size for source in sources}
         return self.files.metadata(paths, [sizes[path] for path in paths])
 
+    @override
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
     ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:
         tasks, left = self.files.task_factory(selection)
         return lambda _: tasks, left
 
+    @override
     def change_check(self) -> ChangeCheck:
         return partial(_file_has_changed, self.filesystem)
+
+
+class PlannedFiles(NamedTuple):
+    """How files are read.
+
+    Attributes:
+        reader: reads any of them.
+        columns: those that are selected after that, if any are.
+        sampled: the paths of the files that the schema of the read comes from, if it has one.
+    """
+
+    reader: FileReader
+    columns: list[str] | None = None
+    sampled: Sequence[str] = ()
 
 
 def file_reader_of(
@@ -169,33 +195,32 @@ def file_reader_of(
     arguments: Mapping[str, Any],
     filesystem: FileSystem,
     sources: SourceTable,
-) -> tuple[FileReader, list[str] | None]:
+) -> PlannedFiles:
     """Plan how files are read, over the first of ``sources``, which are all that were listed.
 
-    So the plan is the same in every run, whatever is pending. Files that cannot be opened are
-    skipped.
+    So the plan does not depend on what is pending. Files that cannot be opened are skipped.
 
-    Returns:
-        The reader of the files, and the columns that are selected after that, if any.
+    Raises:
+        ResumeError: no schema holds those of two files; the message names both.
     """
     scanned = reads_with_scans(getattr(reader, "__name__", ""))
 
     # This process plans, others read: there, relative paths may mean something else.
     moved = is_local_at(filesystem)
 
-    def planned(
-        paths: Sequence[str], kwargs: Mapping[str, Any]
-    ) -> tuple[FileReader, list[str] | None]:
+    def planned(paths: Sequence[str], kwargs: Mapping[str, Any]) -> PlannedFiles:
         files: FileReader
         columns = None
         if scanned:
             files, columns = planned_scan(reader, paths, kwargs)
         else:
             files = DatasourceFiles.planned(name, reader, paths, kwargs)
-        return files.on(filesystem) if moved else files, columns
+        # A schema that the user gives is not that of any file.
+        sampled = paths if scanned and kwargs.get("schema") is None else ()
+        return PlannedFiles(files.on(filesystem) if moved else files, columns, sampled)
 
     if not sources:
-        return EachByItself(name, reader, arguments), None
+        return PlannedFiles(EachByItself(name, reader, arguments))
     if reader is not ray.data.read_parquet:
         return planned([sources[0].item], arguments)
     candidates = _not_empty(sources) if scanned else _paths(sources)
@@ -205,12 +230,19 @@ def file_reader_of(
     except Exception:
         good = readable(filesystem, chain(first, candidates), SAMPLED)
     if good:
-        return planned(good, arguments)
+        try:
+            return planned(good, arguments)
+        except pa.ArrowException as error:
+            raise explained(error, filesystem, good if scanned else ()) from error
     if scanned:
         # Without a schema, Ray reads no footer now, and each file by its own schema later.
         return planned(first[:1], {**arguments, "schema": pa.schema([])})
     each = EachByItself(name, reader, arguments)
-    return each.on(filesystem) if moved else each, None
+    return PlannedFiles(each.on(filesystem) if moved else each)
+
+
+def _never_changed(_: Source) -> bool:
+    return False
 
 
 def _paths(sources: SourceTable) -> Iterator[str]:

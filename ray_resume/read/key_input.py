@@ -9,24 +9,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data.block import BlockAccessor
 from ray.data.datasource import ReadTask
+from typing_extensions import override
 
 from ray_resume.core.sources import Source, SourceTable, refuse_repeated
 from ray_resume.errors import ResumeError
 from ray_resume.raydata import user_batches
 from ray_resume.raydata.filereads import ReadTaskFactory, Selection
-from ray_resume.read.inputs import ChangeCheck, never_changed, unknown_metadata
+from ray_resume.read.inputs import Input, unknown_metadata
 
 __all__ = ["KeyInput", "key_sources"]
 
 
 @dataclass(frozen=True)
-class KeyInput:
+class KeyInput(Input):
     """Keys, read by a function of the user's: ``load(key)`` returns or yields tables.
 
     It is not repeatable: a database may give its rows in another order each time.
@@ -35,23 +34,8 @@ class KeyInput:
     name: str
     sources: SourceTable
     load: Callable[[Any], Any]
-    repeatable: bool = False
-    selects: bool = False
-    reorders: bool = False
-    distributed: bool = True
 
-    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
-        return None
-
-    def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
-        return None
-
-    def metadata(self, sources: SourceTable) -> BlockMetadata | None:
-        return None
-
-    def change_check(self) -> ChangeCheck:
-        return never_changed
-
+    @override
     def open(
         self, sources: SourceTable, selection: Selection, data_context: Any
     ) -> tuple[Callable[[range], ReadTaskFactory], Selection]:

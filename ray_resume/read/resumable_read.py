@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data import Dataset
@@ -17,14 +18,16 @@ from ray.data.datasource import Datasource
 from ray_resume.checkpoint.checkpoint import Checkpoint
 from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Policies
+from ray_resume.core.read_schema import ReadSchema
 from ray_resume.core.shards import ArrayTask, Shard, shard_of
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata import guards
 from ray_resume.raydata.paths import is_http, is_local_scheme
-from ray_resume.raydata.scans import reads_with_scans, scanned_extensions
+from ray_resume.raydata.scans import Scan, reads_with_scans, scanned_extensions
 from ray_resume.read.datasource import ResumableDatasource
 from ray_resume.read.datasource_input import DatasourceInput
+from ray_resume.read.fixed_schema import fixed_schema
 from ray_resume.read.footers import list_row_groups
 from ray_resume.read.inputs import FileInput, Input, file_reader_of
 from ray_resume.read.key_input import KeyInput, key_sources
@@ -61,6 +64,8 @@ class ReadOptions:
     files: Collection[str] = ()
     # The folders of the files, if files are read.
     inputs: InputFolders | None = None
+    # The schema of the read, if it is that of some of the files.
+    schema: ReadSchema | None = None
 
 
 def resumable_read(
@@ -83,8 +88,10 @@ def resumable_read(
 
     It lists the sources. For Parquet it opens the footers of the first 16 files, as plain Ray Data
     does, and takes the schema of the read from them (``granularity="row_group"`` reads all
-    footers). Without ``resumable_write`` (``count``, ``take``, ``schema``, ``show``,
-    ``materialize``), the dataset reads as plain Ray Data would, and touches no checkpoint.
+    footers). The checkpoint keeps that schema: later runs read with it, widened by what repaired or
+    added files among the first 16 have more, and a warning says so. Without ``resumable_write``
+    (``count``, ``take``, ``schema``, ``show``, ``materialize``), the dataset reads as plain Ray
+    Data would, with that schema, and changes no checkpoint.
 
     Args:
         reader: one of
@@ -184,6 +191,9 @@ def resumable_read(
     of_type = "local" if kept else filesystem_type(location.path, location.filesystem)
     refuse_overlap(read.folders, "checkpoint", of_type, storage.root, storage.uri)
     storage.ensure()
+    schema = None
+    if read.sampled:
+        read, schema = _with_fixed_schema(read, storage.read_schemas().read())
     if isinstance(share, ArrayTask):
         share = Shard(storage.rank_of(share), share.count)
     sources = read.input.sources
@@ -191,7 +201,7 @@ def resumable_read(
         sources = sources.take(np.flatnonzero(share.of(sources.digests)))
     text = describe_reader(reader, args, kwargs, name=read.input.name, keyed=keys is not None)
     ids = ids_of(read.kind, relative=source_root is not None)
-    options = ReadOptions(policies, share, text, ids, read.files, read.folders)
+    options = ReadOptions(policies, share, text, ids, read.files, read.folders, schema)
     datasource = ResumableDatasource(read.input, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
     guards.refuse_plain_writes(dataset)
@@ -215,6 +225,7 @@ class _Read(NamedTuple):
         files: the ids of the files that sources are parts of, if they are.
         columns: what Ray Data selects above the read, if anything.
         folders: where the files are, if files are read.
+        sampled: the paths of the files that the schema of the read comes from, if it has one.
     """
 
     kind: str
@@ -222,6 +233,17 @@ class _Read(NamedTuple):
     files: Collection[str] = ()
     columns: list[str] | None = None
     folders: InputFolders | None = None
+    sampled: Sequence[str] = ()
+
+
+def _with_fixed_schema(read: _Read, recorded: Sequence[pa.Schema]) -> tuple[_Read, ReadSchema]:
+    """Have files read with a schema that is also that of earlier runs."""
+    assert isinstance(read.input, FileInput)
+    assert isinstance(read.input.files, Scan)
+    scan = read.input.files
+    schema = fixed_schema(scan, recorded, read.input.filesystem, read.sampled)
+    files_input = replace(read.input, files=scan.with_schema(schema.used))
+    return read._replace(input=files_input), schema
 
 
 def _read_keys(
@@ -261,7 +283,7 @@ def _read_files(
         http = is_http(listed.filesystem)
         sources = relative_to(sources, id_of_url(root) if http else root)
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
-    files, columns = file_reader_of(title, reader, arguments, listed.opened_on, sources)
+    files, columns, sampled = file_reader_of(title, reader, arguments, listed.opened_on, sources)
     names: list[str] = []
     if granularity == "row_group":
         names = list(sources.ids())
@@ -276,7 +298,7 @@ def _read_files(
         distributed=distributed,
         selects=name == "read_parquet",
     )
-    return _Read(granularity, files_input, names, columns, listed.folders)
+    return _Read(granularity, files_input, names, columns, listed.folders, sampled)
 
 
 class _Listed(NamedTuple):

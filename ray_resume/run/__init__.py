@@ -11,7 +11,9 @@ The steps of a run, whose order keeps rows safe:
 2. **Skip.** The driver lists the output folder, *then* reads the checkpoint. In the other order,
    a neighbour that starts in between would look like a stranger. The newest record of each
    source, over all dead runs, says what is committed (`core.snapshot`, `core.resume_plan`).
-3. **Ledger.** An actor on the driver's node joins the lease and creates the run's own file.
+3. **Ledger.** An actor on the driver's node (`ledger_actor`) joins the lease and creates the run's
+   own file. In it, `ledger_host` applies messages to the ledger, and `committer` commits what they
+   complete. Each has a lock, and the host's is taken first.
 4. **Passes.** Each pass executes a private copy of the plan. Sources that get lost on the way (a
    worker dies between two blocks) are executed again: all of them, each in a read task of its own,
    then halves of what is lost again, then one source at a time (`core.passes`, `pass_loop`). A
@@ -19,7 +21,8 @@ The steps of a run, whose order keeps rows safe:
    end with an error. Sources that get lost together do not count towards quarantine: one bad row
    would give up hundreds of good files that went through the same tasks.
 5. **End.** The ledger closes. The driver notes which runs are dead, *then* reads the records,
-   *then* removes leftovers; the lease ends.
+   *then* removes leftovers; the lease ends. Then the output is tidied, under a lease of its own
+   (`write.tidying`).
 
 Ray retries a task whose worker died three times here, not for ever as by default: a row that
 kills its worker would stop the job for good.
@@ -32,5 +35,5 @@ with exit code 1. Nothing is lost; the next run removes the leftovers.
 
 May import: `core`, `checkpoint`, `failpoints`, `errors`.
 Runs in: the driver, the ledger's process. `client` runs in workers, too.
-Start reading in: `run`, then `ledger_actor`.
+Start reading in: `run`, then `ledger_host` and `committer`.
 """

@@ -1,4 +1,4 @@
-"""What a run's sinks agree on: one schema for all files of the output. In the ledger's process."""
+"""`Agreement`: one schema for all output files of a run, agreed on in the ledger's process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Agreement:
     """The output's schema, as agreed up to now. Safe to call from several threads.
 
     Args:
-        afresh: no output of earlier runs is to stay, so the types that it had bind nobody.
+        afresh: no output of earlier runs is to stay, so its types do not bind this run.
         stale: then, whether there may be such output for now.
 
-    Guarantees: what was answered is durable, so whatever file was written by it, the next run knows
-    its types. The schema only widens.
+    Guarantees: an answer is durable before a sink gets it, so the next run knows the types of every
+    file. The schema only widens.
     """
 
     def __init__(
@@ -49,15 +49,16 @@ class Agreement:
 
         Args:
             asked: schemas as Arrow encodes them.
-            given: the user has given the only one of them: it takes the place of what was agreed.
+            given: the user has given the only one of them, which replaces the agreed schema.
 
         Returns:
-            The schema that is agreed on now; or what is wrong, if no schema holds them all.
+            The agreed schema; or an explanation, if no schema holds them all.
         """
         with self._lock:
             if self._agreed is None:
                 stored = None if self._afresh else self._box.read()
-                # Files of before stay until their sources are done again.
+                # Earlier files stay until their sources are processed again.
+
                 self._agreed = stored or OutputSchema(
                     pa.schema([]), stale=self._afresh and self._stale
                 )

@@ -47,8 +47,8 @@ class Reply:
 
     def _gone(self, error: RayActorError) -> ResumeError:
         return ResumeError(
-            f"The ledger of run {self.run_id} is gone ({error}). What it had committed is safe. "
-            "Run the same script again to go on from there."
+            f"The ledger of run {self.run_id} is gone ({error}). Its commits are safe. Run the "
+            "same script again to go on from there."
         )
 
 
@@ -59,7 +59,8 @@ class LedgerClient:
     handle: Any
     run_id: str
     pass_number: int
-    # What a test has armed: it arms the worker that this arrives at.
+    # The faults that a test has armed; a worker arms them on arrival.
+
     faults: tuple[Fault, ...] = ()
 
     def submit(self, *events: Event) -> Reply:

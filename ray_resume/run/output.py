@@ -1,6 +1,6 @@
-"""The output of a run, as the run sees it: what to verify before, and what to clean up after.
+"""`Output`: the output of a run, as the driver sees it: it verifies and cleans the output.
 
-Workers write the rows (`write.file_sink`, `write.datasinks`). This is the driver's side.
+Workers write the rows (`write.file_sink`, `write.datasinks`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Output:
     def __init__(self, uri: str) -> None:
         self.uri = uri
 
-    def names(self) -> Collection[str]:
+    def list_files(self) -> Collection[str]:
         """List the output's files by their relative path."""
         return ()
 

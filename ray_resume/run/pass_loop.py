@@ -1,9 +1,8 @@
 """The passes of a run: execute the pipeline until no further pass can complete a source.
 
-Which sources a pass executes is decided in `core.passes`. Here a pass is executed, its end is told
-apart (an error of the user's code, or the crash of a process), its results are published, and a
-source that got lost alone goes on record at once: it counts towards quarantine, however the run
-ends.
+`core.passes` decides which sources a pass executes. The loop executes the pass, and tells an error
+of the user's code from the crash of a process. Then it publishes the results. A source that got
+lost alone goes on record at once: it counts towards quarantine, even if the run then fails.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from ray.exceptions import (
     NodeDiedError,
@@ -24,7 +24,6 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ray_resume.checkpoint.backend import RunLease
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.passes import PassPlan, PassSchedule
 from ray_resume.core.resume_plan import Todo
@@ -32,13 +31,14 @@ from ray_resume.core.sources import SourceTable
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run.client import LedgerClient
-from ray_resume.run.ledger_actor import Progress
+from ray_resume.run.progress import Progress
+from ray_resume.run.publisher import Publisher
 
 __all__ = ["Pass", "PassLoop", "close_after"]
 
 logger = logging.getLogger("ray_resume")
 
-# Errors of Ray's that say that a process or a node died, not that the user's code raised.
+# Ray raises these when a process or a node died. The user's code raised nothing then.
 _CRASHES = (
     WorkerCrashedError,
     OutOfMemoryError,
@@ -55,7 +55,9 @@ _MAX_NAMED = 3
 class Pass:
     """One armed execution: the sources to read, how, the ledger to send to, how to name files.
 
-    ``digests`` is what `FileSink` names the files of each source number with.
+    ``digests`` has the beginning of each source's digest, by its number; `FileSink` puts it into
+    the names of the source's files. ``read_schema`` is the schema to read with, None if the input
+    has none that is fixed.
     """
 
     sources: SourceTable
@@ -63,6 +65,7 @@ class Pass:
     client: LedgerClient
     file_prefix: str
     digests: bytes
+    read_schema: pa.Schema | None = None
 
 
 class PassLoop:
@@ -72,9 +75,8 @@ class PassLoop:
         handle: the ledger's actor.
         todo: the sources of the run.
         file_prefix: begins the name of each file that the run writes.
-        lease: checked before anything is published.
-        publish: makes results visible at the end of a pass; None for a sink that needs no such
-            step.
+        publisher: makes results visible; None for a sink that needs no such step.
+        read_schema: the schema to read with, None if the input has none that is fixed.
 
     Attributes:
         lost_alone: the ids of the sources that got lost although they were executed alone, and
@@ -89,14 +91,15 @@ class PassLoop:
         *,
         run_id: str,
         file_prefix: str,
-        lease: RunLease,
-        publish: Callable[[Sequence[bytes], int], None] | None,
+        publisher: Publisher | None,
+        read_schema: pa.Schema | None = None,
     ) -> None:
         self.lost_alone: dict[str, str] = {}
         self.not_tried = 0
         self._handle, self._todo = handle, todo
         self._run_id, self._file_prefix = run_id, file_prefix
-        self._lease, self._publish_results = lease, publish
+        self._publisher = publisher
+        self._read_schema = read_schema
         self._digests = todo.pending.digests.to_bytes(NAME_DIGEST_BYTES)
         self._pass_number = 0
 
@@ -111,16 +114,13 @@ class PassLoop:
         """
         schedule = PassSchedule(
             len(self._todo.pending),
-            together=self._todo.together,
             failed_runs=self._failed_runs,
         )
         recorded: set[int] = set()
         while (plan := schedule.next()) is not None:
             crash = self._execute_pass(plan, run_pass)
             progress: Progress = ray.get(self._handle.flush.remote())
-            schedule.record_result(
-                progress.pending, failed=progress.failed, waiting=progress.waiting, crash=crash
-            )
+            schedule.record_result(progress.pending, failed=progress.failed, crash=crash)
             lost = schedule.lost_alone.keys() - recorded
             recorded |= lost
             for source in lost:
@@ -135,7 +135,7 @@ class PassLoop:
         return 0 if record is None else record.failed_runs
 
     def _execute_pass(self, plan: PassPlan, run_pass: Callable[[Pass], None]) -> str | None:
-        """Execute a pass and publish; return what a worker died of, if that ended the pass."""
+        """Execute a pass and publish; return the error of the crash, if one ended the pass."""
         self._pass_number += 1
         ray.get(self._handle.begin_pass.remote(self._pass_number))
         client = LedgerClient(self._handle, self._run_id, self._pass_number, armed())
@@ -144,29 +144,24 @@ class PassLoop:
             sources = sources.take(np.array(plan.sources))
         crash: str | None = None
         failpoint("run.before_pass")
+        prefix, digests = self._file_prefix, self._digests
+        this = Pass(sources, plan, client, prefix, digests, self._read_schema)
+        publisher = self._publisher
         try:
-            run_pass(Pass(sources, plan, client, self._file_prefix, self._digests))
+            with contextlib.nullcontext() if publisher is None else publisher.regularly():
+                run_pass(this)
         except Exception as error:
             if not _is_crash(error):
-                # What is complete stays so, also if a row of another source was bad.
-                with contextlib.suppress(Exception):
-                    self._publish()
+                # Complete sources stay complete, even if a row of another source was bad.
+                if publisher is not None:
+                    with contextlib.suppress(Exception):
+                        publisher.publish_now()
                 raise
             crash = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         failpoint("run.after_pass")
-        self._publish()
+        if publisher is not None:
+            publisher.publish_now()
         return crash
-
-    def _publish(self) -> None:
-        if self._publish_results is None:
-            return
-        results, rows = ray.get(self._handle.take_unpublished.remote())
-        failpoint("run.before_publish")
-        self._lease.check()
-        if results:
-            self._publish_results(results, rows)
-        failpoint("run.published")
-        ray.get(self._handle.confirm_published.remote())
 
     def _record_lost(self, source: int, crash: str | None) -> None:
         """Commit that ``source`` has failed in this run, for the run may yet end by an error."""
@@ -211,7 +206,7 @@ class PassLoop:
 
 
 def _is_crash(error: Exception) -> bool:
-    """Say whether a process or a node died; a constructor that raised is the user's to mend."""
+    """Return whether a process or a node died; the user has to fix a constructor that raised."""
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return False
     return isinstance(error, _CRASHES)
@@ -232,13 +227,14 @@ def close_after(error: BaseException, handle: Any, run_id: str) -> Progress | No
         return progress
     except RayActorError as gone:
         fault = ResumeError(
-            f"The ledger of run {run_id} died ({gone}). What it had committed is safe. Run the "
-            "same script again to go on from there."
+            f"The ledger of run {run_id} died ({gone}). Its commits are safe. Run the same script "
+            "again to go on from there."
         )
     except ResumeError as refused:
         fault = refused
     if isinstance(error, Exception):
         raise fault from error
-    # An interrupt may well end all processes of a job at once.
+    # An interrupt may end all processes of a job at once.
+
     logger.warning("%s", fault)
     return None

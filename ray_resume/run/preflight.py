@@ -1,6 +1,6 @@
 """Checks of a run between reading the checkpoint and starting a ledger.
 
-Each refuses the run, or warns of something that the user may not expect.
+Each check refuses the run, or warns of something that the user may not expect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def refuse_other_output(storage: CheckpointBackend, output: str, contents: Conte
     """Make sure that the checkpoint's output, if it has any yet, is ``output``.
 
     Raises:
-        CheckpointError: it is another one.
+        CheckpointError: the checkpoint has another output.
     """
     bound = storage.sink()
     if bound is None or bound == output:
@@ -40,7 +40,7 @@ def refuse_other_output(storage: CheckpointBackend, output: str, contents: Conte
 
 
 def _has_output(union: Snapshot) -> bool:
-    """Say whether output was written: files, or rows that went elsewhere."""
+    """Return whether output was written: files, or rows that went elsewhere."""
     rows = union.column("rows")[union.in_state(State.COMPLETED)]
     return bool(rows.any() or len(union.flagged(Flag.FILES)))
 
@@ -52,7 +52,7 @@ def warn_other_code(
 
     Args:
         now: the code of this run.
-        headers: those of the checkpoint's runs, which say what code they ran.
+        headers: the headers of the checkpoint's runs, which name the code that each ran.
     """
     if not recoded:
         return
@@ -62,7 +62,8 @@ def warn_other_code(
         pipeline_of("")[:4] + example.pipeline[4:]
     )
     if then is not None and then.python != now.python:
-        # Each version of Python compiles in its own way, so nothing is known of the code.
+        # Each version of Python compiles in its own way, so the codes cannot be compared.
+
         return
     names = [] if then is None else now.differing(then)
     logger.warning(

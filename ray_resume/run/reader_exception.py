@@ -8,7 +8,7 @@ from typing import Any
 from ray.exceptions import RayTaskError
 
 from ray_resume.errors import ResumeError
-from ray_resume.run.ledger_actor import Unread
+from ray_resume.run.progress import Unread
 
 __all__ = ["error_of_unread", "exception_of"]
 

@@ -10,30 +10,37 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
+from ray_resume.core.binding import binding_sources
 from ray_resume.core.code import Code
 from ray_resume.core.identity import HEADER_KEY
 from ray_resume.core.planning import Listing, Policies, what_to_do
+from ray_resume.core.read_schema import ReadSchema
 from ray_resume.core.records import dropped_record, encode
 from ray_resume.core.resume_plan import Todo
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run import ledger_actor
-from ray_resume.run.ledger_actor import Progress, RunSpec
 from ray_resume.run.output import Output
 from ray_resume.run.pass_loop import Pass, PassLoop, close_after
 from ray_resume.run.preflight import refuse_other_output, warn_other_code
+from ray_resume.run.progress import Progress
+from ray_resume.run.publisher import Publisher
 from ray_resume.run.reader_exception import error_of_unread
+from ray_resume.run.reading import record_read_schema
+from ray_resume.run.run_spec import RunSpec
 from ray_resume.run.signals import raise_on_sigterm
 from ray_resume.run.summary import RunSummary
 
@@ -54,23 +61,25 @@ _DROPPED_AT_ONCE = 1 << 13
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run is to do, all of it checked."""
+    """The work of a run, all of it checked."""
 
     storage: CheckpointBackend
     listing: Listing
     policies: Policies
     output: Output
-    # How results are made visible, for a sink that does so at the end of a pass; else None.
+    # How results are made visible, for a sink that has such a step; else None.
     publish: Callable[[Sequence[bytes], int], None] | None
     signature: str
-    # Of so many sources the reader may raise, without limit if negative: as Ray Data's own.
+    # The reader may raise for so many sources, without limit if negative, as in Ray Data.
     max_errored_blocks: int = 0
+    publish_interval_s: float = math.inf
     code: Code = field(default_factory=Code)
+    read_schema: ReadSchema | None = None
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What the passes of a run came to.
+    """The outcome of a run's passes.
 
     ``failed`` and ``quarantined`` count sources that failed in this run; the latter have failed in
     too many. ``lost_alone`` and ``not_tried`` are those of `PassLoop`.
@@ -109,7 +118,7 @@ class Run:
             failpoint("run.leased")
             # The driver lists before it reads the checkpoint, so that the checkpoint knows each run
             # whose files are listed: other runs may start at any moment.
-            names = self._plan.output.names()
+            names = self._plan.output.list_files()
             contents = self._plan.storage.committed_by_dead_runs(self._run_id)
             refuse_other_output(self._plan.storage, self._plan.output.uri, contents)
             todo, warnings = what_to_do(
@@ -134,6 +143,7 @@ class Run:
                 self._remove_leftovers(contents, names)
                 nothing = Progress(0, 0, 0, 0, 0, dropped=len(todo.removed))
                 return self._summary(todo, _Outcome(nothing))
+            read_schema = self._record_read_schema(todo, contents)
             self._plan.storage.bind(self._plan.output.uri, self._run_id)
             failpoint("run.bound")
             self._plan.output.prepare()
@@ -141,7 +151,7 @@ class Run:
                 # Ray sets signal handlers of its own when it starts, so ours come after it.
                 handle = ledger_actor.start(self._spec(todo, contents))
                 with raise_on_sigterm():
-                    outcome = self._passes(handle, todo, run_pass)
+                    outcome = self._passes(handle, todo, run_pass, read_schema)
             finally:
                 with raise_on_sigterm():
                     self._clean_up()
@@ -173,7 +183,7 @@ class Run:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
     def _drop(self, todo: Todo, contents: Contents) -> Contents:
-        """Commit that ``removed`` sources have no output, without a ledger's process."""
+        """Commit that ``removed`` sources have no output, without starting a ledger."""
         first = contents.union.highest_sequence() + 1
         records = (
             dropped_record(record.source_id, sequence, self._run_id)
@@ -184,8 +194,29 @@ class Run:
         self._lease.check()
         return storage.committed_by_dead_runs(self._run_id)
 
-    def _passes(self, handle: Any, todo: Todo, run_pass: Callable[[Pass], None]) -> _Outcome:
-        """Run passes, and put what is left on record."""
+    def _record_read_schema(self, todo: Todo, contents: Contents) -> pa.Schema | None:
+        if self._plan.read_schema is None:
+            return None
+        return record_read_schema(
+            self._plan.storage,
+            self._plan.read_schema,
+            self._run_id,
+            completed=len(todo.skipped),
+            afresh=self._is_afresh(todo, contents),
+        )
+
+    def _is_afresh(self, todo: Todo, contents: Contents) -> bool:
+        """Say whether no output is to stay, of any shard, and no other run is at work."""
+        return not contents.live and not binding_sources(contents.union, todo).any()
+
+    def _passes(
+        self,
+        handle: Any,
+        todo: Todo,
+        run_pass: Callable[[Pass], None],
+        read_schema: pa.Schema | None,
+    ) -> _Outcome:
+        """Run passes, then commit the pending sources as failed."""
         try:
             # The ledger keeps the lease from now on, if the driver has kept it until now.
             self._lease.check()
@@ -197,12 +228,12 @@ class Run:
                 todo,
                 run_id=self._run_id,
                 file_prefix=f"{self._checkpoint_id}-{self._run_id}",
-                lease=self._lease,
-                publish=self._plan.publish,
+                publisher=self._publisher(handle),
+                read_schema=read_schema,
             )
             progress = loop.execute(run_pass)
             failed = quarantined = 0
-            if set(progress.pending) - progress.waiting:
+            if progress.pending:
                 proven = self._plan.max_errored_blocks != 0 or self._has_read_some(handle, todo)
                 failed, quarantined = ray.get(handle.mark_rest_failed.remote(proven))
             failpoint("run.before_close")
@@ -219,14 +250,19 @@ class Run:
         finally:
             ray.kill(handle)
 
+    def _publisher(self, handle: Any) -> Publisher | None:
+        if self._plan.publish is None:
+            return None
+        return Publisher(handle, self._lease, self._plan.publish, self._plan.publish_interval_s)
+
     def _has_read_some(self, handle: Any, todo: Todo) -> bool:
-        """Say whether the reader has read any source in this run or an earlier one."""
+        """Return whether the reader has read any source in this run or an earlier one."""
         return len(todo.skipped) > 0 or bool(ray.get(handle.flush.remote()).completed)
 
     def _raise_unread(self, todo: Todo, progress: Progress) -> None:
-        """Raise what a reader raised, if of more sources than may have errors.
+        """Raise the reader's error, if it raised for more sources than may have errors.
 
-        The run has gone on to its end, and what failed is on record.
+        The run has gone on to its end, and the failed sources are on record.
         """
         unread, allowed = progress.unread, self._plan.max_errored_blocks
         if unread is None or allowed < 0 or unread.count <= allowed:
@@ -257,12 +293,8 @@ class Run:
             signature=self._plan.signature,
             code=self._plan.code.digest(),
             commit_at_the_end=self._plan.publish is not None,
-            schema_afresh=not len(todo.skipped)
-            and not contents.live
-            and self._plan.listing.shard is None,
-            together=todo.together,
+            schema_afresh=self._is_afresh(todo, contents),
             faults=armed(),
-            replaced=todo.replaced,
             header=self._header(),
         )
 
@@ -280,7 +312,7 @@ class Run:
         # A ledger's process that lives on, although it was closed or killed, may yet commit files.
         # They are left to the clean-up of a later run.
         try:
-            if not self._lease.alone(wait_s=_ACTOR_EXIT_S):
+            if not self._lease.is_last_holder(wait_s=_ACTOR_EXIT_S):
                 logger.warning("The ledger of run %s lives on; leftovers stay.", self._run_id)
                 return
             self._lease.check()
@@ -305,7 +337,7 @@ class Run:
             sources_skipped=len(todo.skipped) + todo.passed_over,
             sources_completed=progress.committed,
             sources_failed=outcome.failed,
-            sources_pending=unfinished + len(todo.held) + len(todo.apart),
+            sources_pending=unfinished,
             sources_quarantined=todo.quarantined + outcome.quarantined,
             rows_read=progress.rows_read,
             rows_written=progress.rows_written,

@@ -1,7 +1,7 @@
 """SIGTERM, which SLURM and Kubernetes send before SIGKILL, ends a run as Ctrl-C does.
 
-Uncaught, both end the process with the exit code that a shell reports for them, 143 and 130. (On
-its way out, Ray makes Python forget that a signal was the reason, and 1 is what is left.)
+Uncaught, both end the process with the exit code that a shell reports for them, 143 and 130.
+(Without these classes, Ray's own exit handlers would make it 1.)
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class Interrupted(SystemExit, KeyboardInterrupt):
 def raise_on_sigterm() -> Iterator[None]:
     """Raise :class:`Terminated` in the main thread when SIGTERM arrives; see the module.
 
-    A handler of the user's own, or that he ignores the signal, stays as it is. (Ray's own handler
-    exits with a code of its own.) In another thread nothing is changed: Python has all signals
-    handled by the main one.
+    A handler that the user has set, or SIG_IGN, stays as it is. (Ray's own handler exits with
+    another code.) In another thread this changes nothing: Python handles all signals in the main
+    one.
+
     """
     before = signal.getsignal(signal.SIGTERM)
     ours = threading.current_thread() is threading.main_thread() and _may_be_replaced(before)

@@ -1,4 +1,4 @@
-"""What a run has to say when it is over."""
+"""`RunSummary`: the outcome of a run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class RunSummary:
 
     ``sources_total`` is the sum of the other five ``sources_`` counts. ``sources_skipped`` were
     completed by earlier runs. ``rows_read``, ``rows_written`` and ``files`` belong to
-    ``sources_completed``. ``sources_removed`` counts sources that were not in the input any more
-    and whose output was removed. ``duration_s`` is wall time in seconds.
+    ``sources_completed``. ``sources_removed`` counts sources that are no longer in the input, whose
+    output the run removed. ``duration_s`` is wall time in seconds.
 
-    A source gets lost if its worker dies, for one. ``lost_alone`` says of each source that got
-    lost although it was executed alone, by its id, how. ``sources_not_tried`` counts those that got
-    lost with others, and were not executed alone in this run. Both are among ``sources_failed`` and
-    ``sources_quarantined``, but only the first come nearer to quarantine.
+    A source gets lost if its worker dies, for example. ``lost_alone`` has the sources that got lost
+    although each was executed alone, by their ids, with the reason. ``sources_not_tried`` counts
+    those that got lost with others, and were not executed alone in this run. Both are among
+    ``sources_failed`` and ``sources_quarantined``, but only the former come nearer to quarantine.
     """
 
     run_id: str
@@ -50,8 +50,8 @@ class RunSummary:
         )
         if self.sources_removed:
             text += (
-                f" The output of {self.sources_removed} sources that are not in the input any more "
-                "was removed."
+                f" The run removed the output of {self.sources_removed} sources that are no longer "
+                "in the input."
             )
         if self.rows_dead_lettered:
             text += f" {self.rows_dead_lettered} rows went to the dead letters."
@@ -71,7 +71,7 @@ class RunSummary:
         if self.sources_quarantined:
             text += (
                 f" {self.sources_quarantined} sources are quarantined: they failed in too many "
-                "runs, and are passed over until they are reset."
+                "runs, and runs skip them until they are reset."
             )
         if self.sources_pending:
             text += f" {self.sources_pending} sources are pending; run again to go on."

@@ -4,8 +4,8 @@ The decorator only marks a UDF, so nothing can behave differently outside of an 
 Arming makes new operators with callables of the same name, which hold the ledger's handle. No run
 state is in the dataset's context.
 
-An output of a generator is held back as a block, not as a shallow copy: the next step of the UDF
-may refill the arrays and lists that it has yielded, and plain Ray Data converts them at once.
+A worker holds a generator's output back as a block, not as a shallow copy. The generator's next
+step may refill the arrays and lists that it has yielded, and plain Ray Data converts them at once.
 
 May import: `core`, `raydata`, `run.client`, `failpoints`, `errors`.
 Runs in: workers.

@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class StageOptions:
-    """What the decorator was told."""
+    """The options that the decorator got."""
 
     one_to_one: bool = False
     origin: str | None = None
@@ -64,11 +64,11 @@ def resumable(
 ) -> F | Callable[[F], F]:
     """Declare that a UDF may be part of a resumable pipeline.
 
-    Outside ``resumable_write`` it has no effect. **The contract: what a call returns comes from
-    that call's rows, and nothing is kept for a later call.** A UDF that buffers, deduplicates or
-    aggregates over calls must stay undecorated; nothing can detect it, and its rows would be lost
-    after a crash. What a UDF does besides (files, requests) it does again for each source that is
-    executed again.
+    Outside ``resumable_write`` it has no effect. **The contract**: each call's output comes from
+    that call's rows, and nothing is kept for a later call. A UDF that buffers, deduplicates or
+    aggregates over calls must stay undecorated. Nothing can detect it, and its rows would be lost
+    after a crash. A UDF that also writes files or sends requests does so again for each source that
+    is executed again.
 
     It serves UDFs for
 
@@ -83,16 +83,16 @@ def resumable(
     a decorated one is decorated itself. Expressions (``with_column``, ``filter(expr=...)``),
     ``select_columns``, ``rename_columns`` and ``drop_columns`` need no decorator.
 
-    Ray Data takes the values that a UDF returns when it would in a plain pipeline, or earlier:
-    those of async UDFs as soon as they are returned. A batch of ``map_batches`` with rows of
-    several sources is given to the UDF in parts, one call for each source, unless an option says
+    Ray Data takes the values that a UDF returns when it would in a plain pipeline, or earlier. It
+    takes those of async UDFs as soon as they are returned. A batch of ``map_batches`` may have rows
+    of several sources. The UDF gets it in parts, one call for each source, unless an option says
     how output rows and input rows belong together:
 
     Args:
         one_to_one: output row i comes from input row i. Batches stay whole; another number of
             rows is an error.
         origin: the name of a column with the position (``int64``, 0 .. n-1) of each row in the
-            call's input, which the UDF gets beside the others and returns with its rows: for
+            call's input. The UDF gets it beside the others and returns it with its rows: for
             filters, fan-outs and shuffles on whole batches. It does not reach the next stage.
         sink: the UDF itself makes its input durable before it returns, in a system of its own;
             what it returns is discarded. It is the last operator, and ``resumable_write(ds)`` has
@@ -101,13 +101,12 @@ def resumable(
             ``"raise"``: the job fails as plain Ray Data would, and what was complete stays
             complete. ``"mark_failed"``: they are failed (see :func:`mark_failed`), and the job goes
             on. ``"dead_letter"``: they are written, with the error, to the checkpoint's dead
-            letters, and their sources can complete; so are rows given to ``mark_failed``. Of a
-            generator that raised, what it had yielded before stays; in a row-wise UDF a call is a
-            row.
-        isolate: with ``on_error="mark_failed"`` or ``"dead_letter"``: when a call of many rows
-            raises, call the UDF again with either half of them, and so on, until the rows are
-            found that it raises for: one bad image of 256 costs 16 more calls, and fails alone.
-            Only for UDFs that may be called twice with the same rows.
+            letters, and their sources can complete; so are rows given to ``mark_failed``. Rows
+            that a generator yielded before it raised stay. In a row-wise UDF a call is a row.
+        isolate: when a call of many rows raises, call the UDF again with either half of them, and
+            so on, until it finds the bad rows. It needs ``on_error="mark_failed"`` or
+            ``"dead_letter"``. One bad image of 256 costs 16 more calls, and fails alone. Only for
+            UDFs that may be called twice with the same rows.
 
     Raises:
         NonResumableError: the object cannot be a UDF, or carries other options already.
@@ -180,7 +179,7 @@ def _decorate(options: StageOptions, udf: Any) -> Any:
 
 
 def _marked_function(options: StageOptions, udf: Any) -> Any:
-    # A wrapper, so that the function itself, which may be somebody else's, is not marked.
+    # A wrapper, so that the function itself, which may belong to a library, is not marked.
     if inspect.isgeneratorfunction(udf):
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """Which rows of a UDF call have failed, and why: collected while the call runs.
 
 :func:`mark_failed` is what users call. It finds the call that it was made in by a context variable,
-since a UDF has no other way to know it; `stage` and `row_udfs` enter the :class:`Scope` of a call
+since a UDF has no other way to know it. `stage` and `row_udfs` enter the :class:`Scope` of a call
 around each step of the user's code.
 """
 
@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from ray_resume.core.error_text import text_of
 from ray_resume.errors import ResumeError
-from ray_resume.raydata.pool_actors import EXITS, die_as_if_killed
+from ray_resume.raydata.pool_actors import die_as_if_killed
 
 __all__ = [
     "Failures",
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Raised:
-    """What a step of a UDF ended with, in the place of an output."""
+    """The error that a step of a UDF ended with, in the place of an output."""
 
     error: Exception
 
@@ -97,7 +97,7 @@ class Scope:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         global _running
-        if isinstance(error, EXITS):
+        if isinstance(error, SystemExit):
             die_as_if_killed(error)
         _scope.reset(self._token)
         with _count:
@@ -128,9 +128,9 @@ def mark_failed(error: object, rows: Any = None) -> None:
     ``on_error="dead_letter"`` the rows go to the checkpoint's dead letters instead, and the source
     can complete.
 
-    Return no output for these rows; a generator marks a row before it yields its output. (Of a
-    ``one_to_one`` UDF, output row i then comes from the i-th row that has not failed; a row for
-    each input row will do as well, those of the failed ones are removed.) Outside
+    Return no output for these rows; a generator marks a row before it yields its output. (Output
+    row i of a ``one_to_one`` UDF then comes from the i-th row that has not failed. It may also
+    return a row for each input row: those of the failed ones are removed.) Outside
     ``resumable_write`` it does nothing.
 
     Args:

@@ -1,7 +1,13 @@
 """Write rows and drain them; `resumable_write` puts a pipeline together.
 
-May import: `core`, `raydata`, `run.client`, `run.output`, `failpoints`, `errors`; `output` also
-`checkpoint`; `resumable_write` also `read`, `udf` and `run`.
-Runs in: the driver (`resumable_write`, `output`), workers (the sinks).
-Start reading in: `resumable_write`, then `file_sink`.
+A flush of a write task is one file with rows of many sources (`file_sink`, `layout`). At the end of
+a run the driver tidies the output: files with dead rows are rewritten, small ones merged
+(`tidying`, `row_copies`), files with old types retyped (`retyping`).
+
+May import: `core`, `raydata`, `run.client`, `run.output`, `failpoints`, `errors`; `output`,
+`tidying` and `retyping` also `checkpoint`; `resumable_write`, `targets` and `execution` also
+`read`, `udf` and `run`.
+Runs in: the driver (`resumable_write`, `targets`, `execution`, `output`, `tidying`),
+workers (the sinks, `row_copies`), the command line (`tidying`).
+Start reading in: `resumable_write`, `targets` and `execution`, then `file_sink`.
 """

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from ray_resume.core.messages import Failure
-from ray_resume.core.output_schema import SchemaMismatchError, conformed, is_agreeable, unifiable
+from ray_resume.core.output_schema import SchemaMismatchError, conform, is_agreeable, unifiable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import ResumeError
 from ray_resume.run.client import LedgerClient
@@ -50,7 +50,7 @@ class Conformity:
         failures: list[Failure] = []
         for some in rows:
             try:
-                kept.append(replace(some, table=self._conformed(some.table, schema)))
+                kept.append(replace(some, table=self._conform(some.table, schema)))
             except SchemaMismatchError:
                 kept.extend(self._one_by_one(some.alone(), schema, failures))
         return kept, failures
@@ -64,11 +64,11 @@ class Conformity:
         # Other runs may have had other partition columns.
         return self.layout.agreed_columns(agreed)
 
-    def _conformed(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    def _conform(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
         if self.layout.schema is not None:
-            return conformed(table, schema, exactly=True)
+            return conform(table, schema, exactly=True)
         partitions = [name for name in self.layout.partition_columns if name in table.column_names]
-        made = conformed(table.drop_columns(partitions), schema)
+        made = conform(table.drop_columns(partitions), schema)
         for name in partitions:
             made = made.append_column(table.schema.field(name), table.column(name))
         return made
@@ -78,7 +78,7 @@ class Conformity:
     ) -> Iterator[SourceRows]:
         for one in alone:
             try:
-                yield replace(one, table=self._conformed(one.table, schema))
+                yield replace(one, table=self._conform(one.table, schema))
             except SchemaMismatchError as error:
                 (drain,) = one.drains()
                 source = self.client.name_of(drain.source)

@@ -5,15 +5,17 @@ Importable on workers. Two kinds, told apart by whether ``on_write_complete`` is
 * **durable in write** (SQL, Mongo, ClickHouse, BigQuery, ...): the rows are there when ``write``
   returns. Promise: at least once. A source that did not complete, because of a crash, a torn task
   or a failed row, is written again.
-* **published at the end** (Lance, Iceberg, Delta, ...): ``write`` runs once for each source of a
-  task, and the ledger keeps its result. At the end of a pass, ``on_write_complete`` gets the
-  results of complete sources alone, and then they are committed. A crash before it redoes the run
-  and publishes nothing twice; a crash between the two publishes twice.
+* **published** (Lance, Iceberg, Delta, ...): ``write`` runs once for each source in a flush, and
+  the ledger keeps its result. Every ``publish_interval_s`` and at the end of a pass,
+  ``on_write_complete`` gets the results of complete sources alone, and then they are committed. A
+  crash before it redoes what was not published, and publishes nothing twice. A crash between the
+  two publishes that one publication twice.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import pickle
 import re
@@ -31,6 +33,7 @@ from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import failpoint
 from ray_resume.raydata.datasinks import WRITE_UUID_KWARG_NAME, is_file_datasink
 from ray_resume.run.client import LedgerClient
+from ray_resume.write.flushes import flushes
 from ray_resume.write.source_rows import group_by_source
 
 __all__ = [
@@ -44,8 +47,8 @@ __all__ = [
 
 _WIPING_MODES = {"overwrite", "create", "error", "errorifexists", "ignore"}
 
-# What says where Ray's own datasinks write to. No addresses with credentials in them, since a
-# checkpoint keeps it.
+# The attributes that say where Ray's own datasinks write to. None has an address with credentials
+# in it, since a checkpoint keeps their values.
 _PLACES: dict[str, tuple[str, ...]] = {
     "_BaseLanceDatasink": ("uri",),
     "BigQueryDatasink": ("project_id", "dataset"),
@@ -63,8 +66,8 @@ def check_datasink(datasink: Datasink[Any]) -> None:
     """Make sure that a resumable pipeline may write to ``datasink``.
 
     Raises:
-        NonResumableError: it writes files in a folder, or wipes or insists on emptiness at its
-            start, which on a resume would destroy or refuse what earlier runs have written.
+        NonResumableError: it writes files in a folder; or it wipes the table or insists on an
+            empty one at its start. On a resume that would destroy or refuse earlier runs' rows.
     """
     name = type(datasink).__name__
     if is_file_datasink(datasink):
@@ -80,11 +83,11 @@ def check_datasink(datasink: Datasink[Any]) -> None:
         )
     for attribute in ("mode", "_mode"):
         mode = getattr(datasink, attribute, None)
-        # Of some enums the value says it, of others, such as ClickHouse's, the name.
-        for spelt in (getattr(mode, "value", mode), getattr(mode, "name", mode)):
-            if str(spelt).lower() in _WIPING_MODES:
+        # Some enums say it by their value, others, such as ClickHouse's, by their name.
+        for said in (getattr(mode, "value", mode), getattr(mode, "name", mode)):
+            if str(said).lower() in _WIPING_MODES:
                 raise NonResumableError(
-                    f"{name} is in mode {str(spelt).lower()!r}, which runs again on each resume "
+                    f"{name} is in mode {str(said).lower()!r}, which runs again on each resume "
                     "and would wipe or refuse what earlier runs have written. Use its append mode, "
                     "and create or empty the table once, before the first run."
                 )
@@ -93,7 +96,7 @@ def check_datasink(datasink: Datasink[Any]) -> None:
 def title_of(datasink: Datasink[Any]) -> str:
     """Name ``datasink`` for people and for the checkpoint, with its place where that is known.
 
-    Of a datasink that is not Ray's own, two with one name count as the same.
+    Two datasinks with one name count as the same if they are not Ray's own.
     """
     known = (_PLACES[kind.__name__] for kind in type(datasink).__mro__ if kind.__name__ in _PLACES)
     places = (_place(attribute, datasink) for attribute in next(known, ()))
@@ -122,11 +125,19 @@ def write_result(results: Sequence[bytes], rows: int) -> WriteResult[Any]:
 
 
 class WrappedDatasink(Datasink[None]):
-    """Writes through ``inner``, without the two columns, and drains what it has written."""
+    """Writes through ``inner``, without the two columns, and drains what it has written.
 
-    def __init__(self, inner: Datasink[Any], client: LedgerClient) -> None:
+    Args:
+        commit_interval_s: rows that are to be published wait at most so long before they are
+            written. Other datasinks get all rows of a task in one call, as in plain Ray Data.
+    """
+
+    def __init__(
+        self, inner: Datasink[Any], client: LedgerClient, commit_interval_s: float = math.inf
+    ) -> None:
         self._inner = inner
         self._client = client
+        self._commit_interval_s = commit_interval_s
         self._publishes_on_complete = publishes_on_complete(inner)
 
     @override
@@ -157,13 +168,20 @@ class WrappedDatasink(Datasink[None]):
 
     @override
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        if not self._publishes_on_complete:
+            self._flush(blocks, ctx)
+            return
+        for some in flushes(blocks, self._commit_interval_s):
+            self._flush(some, ctx)
+
+    def _flush(self, blocks: Iterable[Block], ctx: Any) -> None:
         rows = group_by_source(blocks)
         if not rows:
             return
         failpoint("datasink.before_write")
         drains = [drain for some in rows for drain in some.drains()]
         if self._publishes_on_complete:
-            # Of what is published, each source is to be published or not on its own.
+            # Each source is published or not on its own, so each has a result of its own.
             alone = (one.table for some in rows for one in some.alone())
             results = [self._inner.write(iter([table]), _fresh(ctx)) for table in alone]
             drains = [

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, TypeVar
 
+from pyarrow import NativeFile
 from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
 
 from ray_resume.errors import CheckpointError
@@ -56,19 +57,32 @@ class Folder:
         """Create the folder if it is missing."""
         self._tried(lambda: self.filesystem.create_dir(self.path, recursive=True))
 
-    def names(self) -> Iterator[str]:
+    def list_files(self) -> Iterator[str]:
         """List the files in it by their relative path, subfolders too; none if it is missing."""
+        return (name for name, _ in self.sizes())
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """List the files as :meth:`names` does, each with its size in bytes."""
         base = self.path.rstrip("/") + "/"
         selector = FileSelector(self.path, allow_not_found=True, recursive=True)
         infos = self._tried(lambda: self.filesystem.get_file_info(selector))
-        return (path_of(info).removeprefix(base) for info in infos if info.is_file)
+        return ((path_of(info).removeprefix(base), info.size) for info in infos if info.is_file)
+
+    def open(self, name: str) -> NativeFile:
+        """Open a file for reading at any position.
+
+        Raises:
+            FileNotFoundError: it is missing.
+            OSError: it cannot be read.
+        """
+        return self._tried(lambda: self.filesystem.open_input_file(f"{self.path}/{name}"))
 
     def remove(self, name: str) -> None:
         """Remove a file; not an error if it is gone."""
         with contextlib.suppress(FileNotFoundError):
             self._tried(lambda: self.filesystem.delete_file(f"{self.path}/{name}"))
 
-    def write(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
+    def write_file(self, name: str, write: Callable[[IO[bytes]], None]) -> None:
         """Write a file, perhaps in a subfolder. It has its final name only when it is whole.
 
         On a local file system it survives a power cut after :meth:`sync`.

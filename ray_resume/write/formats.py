@@ -1,7 +1,7 @@
 """The file formats of a folder sink: how a table becomes the bytes of one file.
 
 The options of a write are those of plain Ray Data's ``write_*`` methods, as far as they mean
-something here; each other one is refused with what to use instead.
+something here. Each other one is refused with what to use instead.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import pyarrow as pa
-from ray.data.block import BlockAccessor
 
-__all__ = ["FORMATS", "TYPED", "FileFormat", "checked_format"]
+__all__ = [
+    "FORMATS",
+    "TYPED",
+    "FileFormat",
+    "checked_format",
+    "for_orc",
+    "parsed_suffix",
+    "unsliced",
+]
 
 Options = Mapping[str, Any]
 
@@ -41,13 +48,16 @@ def _write_csv(table: pa.Table, file: IO[bytes], options: Options) -> None:
 
 
 def _write_json(table: pa.Table, file: IO[bytes], options: Options) -> None:
+    # Not above: the command line copies files, and loads no Ray.
+    from ray.data.block import BlockAccessor
+
     # As Ray Data writes it: a line for each row.
     settings = {"orient": "records", "lines": True, **options}
     BlockAccessor.for_block(table).to_pandas().to_json(file, **settings)
 
 
 def _write_orc(table: pa.Table, file: IO[bytes], options: Options) -> None:
-    importlib.import_module("pyarrow.orc").write_table(table, file, **options)
+    importlib.import_module("pyarrow.orc").write_table(for_orc(table), file, **options)
 
 
 def _write_feather(table: pa.Table, file: IO[bytes], options: Options) -> None:
@@ -62,7 +72,7 @@ FORMATS: dict[str, Callable[[pa.Table, IO[bytes], Options], None]] = {
     "feather": _write_feather,
 }
 
-# What plain Ray Data calls a function that returns more options.
+# The names by which plain Ray Data takes a function that returns more options.
 _OPTIONS_FN = {
     "parquet": "arrow_parquet_args_fn",
     "csv": "arrow_csv_args_fn",
@@ -85,16 +95,16 @@ _ENDINGS = {
 }
 
 _SMALL_FILES = (
-    "By default each source has files of its own; target_file_bytes=... lets small sources share "
-    "files of about that size."
+    "A write task writes a file every commit_interval_s; target_file_bytes=... merges small files "
+    "at the end of the run."
 )
 # Options of plain Ray Data's that mean something else here, and what to use instead.
 _SUBSTITUTES = {
     "min_rows_per_file": _SMALL_FILES,
     "num_rows_per_file": _SMALL_FILES,
     "min_bytes_per_file": _SMALL_FILES,
-    "mode": "A resumable write only ever adds the rows of new sources: append=True lets it write "
-    "beside files of others; to write everything again, remove the output folder and the "
+    "mode": "A resumable write only ever adds the rows of new sources. append=True lets it write "
+    "beside files of others. To write everything again, remove the output folder and the "
     "checkpoint.",
     "filename_provider": "File names say which run wrote a file, so ray_resume gives them; "
     "Checkpoint(...).files() lists the files.",
@@ -129,19 +139,19 @@ class FileFormat:
         """The ending of the files, by which readers know format and compression."""
         codec = self.stream_compression
         if self.name == "json" and codec is None:
-            codec = _codec_of(self._resolved().get("compression"))
+            codec = _codec_of(self.resolved().get("compression"))
         return self.name if codec is None else f"{self.name}.{_ENDINGS[codec]}"
 
-    def write(self, table: pa.Table, file: IO[bytes]) -> None:
+    def write_table(self, table: pa.Table, file: IO[bytes]) -> None:
         """Write ``table`` as one file."""
         write = FORMATS[self.name]
         if self.stream_compression is None:
-            write(table, file, self._resolved())
+            write(table, file, self.resolved())
             return
         # Closing it would close the file as well, which is yet to be made durable.
         buffer = pa.BufferOutputStream()
         with pa.CompressedOutputStream(buffer, self.stream_compression) as stream:
-            write(table, stream, self._resolved())
+            write(table, stream, self.resolved())
         file.write(buffer.getvalue())
 
     def schema_of(self, file: IO[bytes]) -> pa.Schema:
@@ -160,10 +170,37 @@ class FileFormat:
             return importlib.import_module("pyarrow.orc").ORCFile(file).read()
         return importlib.import_module("pyarrow.feather").read_table(file)
 
-    def _resolved(self) -> dict[str, Any]:
-        # A copy for each file: writers may change what they are given.
+    @property
+    def has_header(self) -> bool:
+        """Whether the first row of a CSV file has the names of the columns."""
+        options = self.resolved()
+        given = options.get("write_options")
+        header = options.get("include_header") if given is None else given.include_header
+        return header is None or bool(header)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the options of one file: a copy, which its writer may change."""
         more = {} if self.options_fn is None else self.options_fn()
         return {**self.options, **more}
+
+
+def unsliced(table: pa.Table) -> pa.Table:
+    """Return a copy that has no rows in memory but its own, if ``table`` is a slice."""
+    buffer = pa.BufferOutputStream()
+    # Arrow cuts what it sends to what is used.
+    with pa.ipc.new_stream(buffer, table.schema) as stream:
+        stream.write_table(table)
+    return pa.ipc.open_stream(buffer.getvalue()).read_all()
+
+
+def for_orc(table: pa.Table) -> pa.Table:
+    """Return what pyarrow writes correctly: of slices of structs, it takes nulls of other rows."""
+    return unsliced(table) if any(map(_has_struct, table.schema.types)) else table
+
+
+def _has_struct(kind: pa.DataType) -> bool:
+    inside = (kind.field(i).type for i in range(kind.num_fields))
+    return bool(pa.types.is_struct(kind)) or any(map(_has_struct, inside))
 
 
 def checked_format(name: str, options: Options) -> FileFormat:
@@ -195,12 +232,25 @@ def checked_format(name: str, options: Options) -> FileFormat:
     try:
         checked = FileFormat(name, rest, options_fn, compression, max_rows)
         assert checked.suffix
-        checked.write(pa.table({"x": pa.array([1], pa.int64())}), io.BytesIO())
+        checked.write_table(pa.table({"x": pa.array([1], pa.int64())}), io.BytesIO())
     except (TypeError, ValueError, KeyError, AttributeError, OSError, pa.ArrowException) as error:
         raise ValueError(
             f"resumable_write got options that {name} files are not written with: {error}"
         ) from error
     return checked
+
+
+def parsed_suffix(suffix: str) -> tuple[str, str | None]:
+    """Return the format of files that end so, and the codec that they are compressed with.
+
+    Raises:
+        ValueError: no format is written so.
+    """
+    name, _, ending = suffix.partition(".")
+    codecs = {ending: codec for codec, ending in _ENDINGS.items()} if name in _STREAMED else {}
+    if name not in FORMATS or (ending and ending not in codecs):
+        raise ValueError(f"{suffix!r} is the ending of no format")
+    return name, codecs.get(ending)
 
 
 def _is_default(option: str, value: Any) -> bool:

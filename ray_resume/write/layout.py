@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
 
 from ray_resume.core.filenames import stem_of
+from ray_resume.core.parts import FilePart
+from ray_resume.core.tokens import SourceArray
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import failpoint
 from ray_resume.write.folder import Folder, fault_of
 from ray_resume.write.formats import FileFormat
 from ray_resume.write.partitions import partitions_of
+from ray_resume.write.source_rows import SourceRows
 
 __all__ = ["Layout", "unwritten"]
 
@@ -34,44 +38,57 @@ class Layout:
     def agreed_columns(self, schema: pa.Schema) -> pa.Schema:
         """Return those columns of ``schema`` that files have."""
         kept = [one for one in schema if one.name not in self.partition_columns]
-        return pa.schema(kept)
+        return pa.schema(kept, metadata=schema.metadata)
 
-    def write(
-        self, folder: Folder, prefix: str, digest: bytes | None, table: pa.Table
-    ) -> list[str]:
-        """Write ``table`` as one file, or some for each partition; return their names.
+    def write_files(
+        self, folder: Folder, prefix: str, digest: bytes | None, rows: SourceRows
+    ) -> dict[int, list[FilePart]]:
+        """Write ``rows`` as one file, or some for each partition.
 
         ``prefix`` and ``digest`` are what `core.filenames.stem_of` makes them of.
+
+        Returns:
+            Where the rows of each source are, by its number.
 
         Raises:
             ResumeError: a file cannot be written; the message names it. Or the partition columns
                 are not such of ``table``.
         """
-        names = []
+        parts: dict[int, list[FilePart]] = {}
         suffix = self.format.suffix
-        for subfolder, part in partitions_of(table, self.partition_columns):
-            for rows in self._pieces(part):
+        sources = np.repeat(rows.sources, np.diff(rows.starts))
+        for subfolder, table, places in partitions_of(rows.table, self.partition_columns):
+            here = sources[places]
+            most = self.format.max_rows or table.num_rows
+            for start in range(0, table.num_rows, most):
                 name = f"{subfolder}{stem_of(prefix, digest, subfolder)}.{suffix}"
                 try:
-                    folder.write(name, partial(self._write_file, rows))
+                    folder.write_file(name, partial(self._write_file, table.slice(start, most)))
                 except OSError as error:
                     raise unwritten(f"file {folder.uri}/{name}", error) from error
                 failpoint("sink.written")
-                names.append(name)
-        return names
+                for source, part in _parts_of(name, here[start : start + most]):
+                    parts.setdefault(source, []).append(part)
+        return parts
 
-    def _write_file(self, part: pa.Table, file: IO[bytes]) -> None:
-        self.format.write(part, file)
+    def _write_file(self, table: pa.Table, file: IO[bytes]) -> None:
+        self.format.write_table(table, file)
 
-    def _pieces(self, part: pa.Table) -> Iterator[pa.Table]:
-        most = self.format.max_rows or part.num_rows
-        return (part.slice(start, most) for start in range(0, part.num_rows, most))
+
+def _parts_of(name: str, sources: SourceArray) -> Iterator[tuple[int, FilePart]]:
+    """Yield the part of each source in a file whose rows are of ``sources``, ascending."""
+    starts = np.flatnonzero(np.append(True, sources[1:] != sources[:-1]))
+    counts = np.diff(np.append(starts, len(sources)))
+    for source, first, count in zip(
+        sources[starts].tolist(), starts.tolist(), counts.tolist(), strict=True
+    ):
+        yield source, FilePart(name, first, count, len(sources))
 
 
 def unwritten(what: str, error: OSError) -> ResumeError:
     """Make the error for output that cannot be written: which kind of fault, and what to do."""
     fault, remedy = fault_of(error)
     return ResumeError(
-        f"The output {what} cannot be written: {error}. {fault} Its rows count for nobody, and "
-        f"what was committed is safe. {remedy}, and run again."
+        f"The output {what} cannot be written: {error}. {fault} Its rows do not count, and "
+        f"committed output is safe. {remedy}, and run again."
     )

@@ -15,7 +15,7 @@ from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.filenames import OutputName
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
-from ray_resume.core.snapshot import Records
+from ray_resume.core.snapshot import Records, Snapshot
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.run.output import Output
@@ -31,17 +31,21 @@ class FolderOutput(Output):
 
     Args:
         append: files that ray_resume did not make may be in the folder.
+
+    Attributes:
+        seen_at_end: the records by which a run removed leftovers at its end.
     """
 
     def __init__(self, folder: Folder, *, append: bool) -> None:
         super().__init__(folder.uri)
         self.folder = folder
+        self.seen_at_end: Snapshot | None = None
         self.append = append
 
     @override
-    def names(self) -> Collection[str]:
+    def list_files(self) -> Collection[str]:
         try:
-            return OutputFileSet.of(self.folder.names())
+            return OutputFileSet.of(self.folder.list_files())
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -57,14 +61,14 @@ class FolderOutput(Output):
         inside = checkpoint.root.removeprefix(f"{self.folder.path.rstrip('/')}/") + "/"
         present = OutputFileSet.of(names)
         present = OutputFileSet(
-            present.usual, [name for name in present.others if not name.startswith(inside)]
+            present.compact, [name for name in present.plain if not name.startswith(inside)]
         )
         known = contents.headers.keys() | contents.live.keys()
         unknown = present.made_by(checkpoint_id, known, known=False)
         if unknown:
             raise CheckpointError(
                 f"The output folder {self.uri} has {len(unknown)} files of runs that the "
-                f"checkpoint {checkpoint.uri} does not know, {next(iter(unknown))} among them: a "
+                f"checkpoint {checkpoint.uri} does not know, {next(iter(unknown))} among them. A "
                 "writer's file (.mdb) was removed from it, or it was restored from an older copy. "
                 "Going on would write their rows a second time. Put it back, or remove those files "
                 "too."
@@ -166,7 +170,8 @@ class FolderOutput(Output):
         contents: Contents,
         names: Collection[str] | None = None,
     ) -> None:
-        there = OutputFileSet.of(self.folder.names() if names is None else names)
+        self.seen_at_end = contents.union
+        there = OutputFileSet.of(self.folder.list_files() if names is None else names)
         left = there.made_by(checkpoint_id, runs, known=True)
         # The records are looked at only where there is something that they may list.
         for name in left.without(listed_files(contents.union)) if left else ():

@@ -48,8 +48,11 @@ def checked_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
     return names
 
 
-def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the rows of each partition without ``columns``, after the subfolder that they go to.
+Rows = slice | npt.NDArray[np.intp]
+
+
+def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table, Rows]]:
+    """Yield the subfolder of each partition, its rows without ``columns``, and which rows they are.
 
     Rows keep their order within a partition. A subfolder is ``""`` or ends with ``/``. Values that
     differ (``-0.0`` and ``0.0``, too) have partitions of their own, all NaNs of a column share one,
@@ -59,7 +62,7 @@ def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
         ResumeError: a column is missing, its type cannot name folders, or no other column is left.
     """
     if not columns:
-        yield "", table
+        yield "", table, slice(None)
         return
     missing = [name for name in columns if name not in table.column_names]
     if missing:
@@ -91,7 +94,8 @@ def partitions_of(table: pa.Table, columns: Sequence[str]) -> Iterator[tuple[str
             if order is None
             else blocks.take(rest, order[start:stop])
         )
-        yield _folder(columns, [key[first] for key in keys]), part
+        rows = slice(start, stop) if order is None else order[start:stop]
+        yield _folder(columns, [key[first] for key in keys]), part, rows
 
 
 def _decoded(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

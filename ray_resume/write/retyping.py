@@ -1,4 +1,4 @@
-"""After a run: files that were written before the output's schema became what it is are replaced.
+"""After a run: replace files that were written before the output's schema became what it is.
 
 Invariant: killed at any moment, either the old files count or the new ones. New files are named
 after the run that wrote the old ones, so a later run removes them if no record lists them. Their
@@ -34,8 +34,8 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
     While another run is at work nothing is done: it, or the next run, does this at its end.
 
     Raises:
-        ResumeError: the checkpoint or the output cannot be read or written. What was committed is
-            as it was; the next run tries again.
+        ResumeError: the checkpoint or the output cannot be read or written. Committed output is as
+            it was; the next run tries again.
     """
     agreed = storage.schemas().read()
     if agreed is None or not agreed.stale:
@@ -52,7 +52,9 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
         contents = storage.committed_by_dead_runs(run_id)
         records = [record for record in contents.union if record.files]
         files = sorted({file for record in records for file in record.files})
-        schema = layout.agreed_columns(agreed.schema)
+        # The user's own has metadata as well, which is not agreed on.
+        given = layout.schema if agreed.given else None
+        schema = layout.agreed_columns(agreed.schema if given is None else given)
         done = rewrite_in_tasks(folder, layout, files, schema)
         failpoint("retyping.written")
         if done.kept:
@@ -88,6 +90,8 @@ def _superseding(
     for record in records:
         if any(file in renamed for file in record.files):
             sequence += 1
-            files = tuple(renamed.get(file, file) for file in record.files)
-            found.append(replace(record, run_id=run_id, sequence=sequence, files=files))
+            parts = tuple(
+                part._replace(file=renamed.get(part.file, part.file)) for part in record.parts
+            )
+            found.append(replace(record, run_id=run_id, sequence=sequence, parts=parts))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -12,19 +12,23 @@ import pyarrow as pa
 import ray
 
 from ray_resume.core.filenames import OutputName, stem_of
-from ray_resume.core.output_schema import SchemaMismatchError, conformed
+from ray_resume.core.output_schema import SchemaMismatchError, conform
+from ray_resume.core.rewrites import Rewrite
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout
+from ray_resume.write.tidying import copied
 
-__all__ = ["Rewritten", "rewrite_in_tasks"]
+__all__ = ["Rewritten", "copy_in_tasks", "rewrite_in_tasks"]
 
-# So many files are looked at by one task, if there are enough of them.
+# One task looks at so many files, if there are enough of them.
 _FILES_OF_TASK = 64
+# New files are written by so many tasks at most.
+_COPY_TASKS = 256
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What was made of some files: new names by old ones, and why others stay as they are."""
+    """Some files after rewriting: new names by old ones, and why others stay as they are."""
 
     renamed: Mapping[str, str]
     kept: Mapping[str, str]
@@ -47,6 +51,35 @@ def rewrite_in_tasks(
     return Rewritten(renamed, kept)
 
 
+def copy_in_tasks(
+    folder: Folder, layout: Layout, schema: pa.Schema | None
+) -> Callable[[Sequence[tuple[Rewrite, str]]], list[str | None]]:
+    """Return a function that writes the new files of rewrites in Ray tasks; see `tidying.Copy`."""
+
+    def copy(rewrites: Sequence[tuple[Rewrite, str]]) -> list[str | None]:
+        remote: Any = ray.remote(_copied)
+        step = -(-len(rewrites) // _COPY_TASKS) or 1
+        tasks = [
+            remote.remote(folder, layout, rewrites[start : start + step], schema)
+            for start in range(0, len(rewrites), step)
+        ]
+        return [fault for faults in ray.get(tasks) for fault in faults]
+
+    return copy
+
+
+def _copied(
+    folder: Folder,
+    layout: Layout,
+    rewrites: Sequence[tuple[Rewrite, str]],
+    schema: pa.Schema | None,
+) -> list[str | None]:
+    return [
+        copied(folder, rewrite, name, format=layout.format, schema=schema)
+        for rewrite, name in rewrites
+    ]
+
+
 def _rewritten(
     folder: Folder, layout: Layout, names: Sequence[str], schema: pa.Schema
 ) -> tuple[dict[str, str], dict[str, str]]:
@@ -61,25 +94,25 @@ def _rewritten(
                 if _alike(layout.format.schema_of(file), expected):
                     continue
                 file.seek(0)
-                table = conformed(layout.format.read(file), schema)
+                table = conform(layout.format.read(file), schema)
         except SchemaMismatchError as error:
             kept[name] = str(error)
             continue
         new = _renamed(name)
-        folder.write(new, partial(_write, layout, table))
+        folder.write_file(new, partial(_write, layout, table))
         renamed[name] = new
     folder.sync(renamed.values())
     return renamed, kept
 
 
 def _write(layout: Layout, table: pa.Table, file: IO[bytes]) -> None:
-    layout.format.write(table, file)
+    layout.format.write_table(table, file)
 
 
 def _as_stored(layout: Layout, table: pa.Table) -> pa.Schema:
     """Return the schema that the rows have when they come back from a file."""
     buffer = io.BytesIO()
-    layout.format.write(table, buffer)
+    layout.format.write_table(table, buffer)
     buffer.seek(0)
     return layout.format.schema_of(buffer)
 
@@ -94,7 +127,7 @@ def _alike(schema: pa.Schema, expected: pa.Schema) -> bool:
 
 
 def _renamed(name: str) -> str:
-    """Make a name that nobody has had before, of the same run and source, in the same folder."""
+    """Make a name that no file has had before, of the same run and source, in the same folder."""
     subfolder, _, bare = name.rpartition("/")
     parsed = OutputName.parse(name)
     assert parsed is not None, f"{name} is no output file of ray_resume"

@@ -20,7 +20,7 @@ from ray_resume.raydata import blocks as batches
 
 __all__ = ["SourceRows", "group_by_source"]
 
-# Rows in pieces of fewer bytes than this are sorted by copying them.
+# Rows in pieces of fewer bytes than this are copied when they are sorted.
 _SMALL_PIECE_BYTES = 1 << 16
 
 
@@ -77,8 +77,8 @@ class SourceRows:
 def group_by_source(blocks: Iterable[Block]) -> list[SourceRows]:
     """Gather the rows of a write task, of each source in the order in which they came.
 
-    Blocks of different schemas stay apart, but for a source that has rows in several: what Ray Data
-    would make of these is made of them.
+    Blocks of different schemas stay apart, but for a source that has rows in several: these are
+    joined as Ray Data would join them.
 
     Raises:
         ValueError: there are rows, and no columns.
@@ -153,7 +153,7 @@ def _starts(sources: SourceArray) -> npt.NDArray[np.int64]:
 
 def _ordered(table: pa.Table, sources: SourceArray, order: npt.NDArray[np.intp]) -> pa.Table:
     """Return the rows of ``table`` in ``order``, which sorts ``sources``."""
-    # Not nbytes, which older versions cannot tell of every type.
+    # Older versions have no nbytes of some types.
     if table.get_total_buffer_size() < len(_starts(sources)) * _SMALL_PIECE_BYTES:
         return batches.take(table, order)
     return batches.sliced(table, order)

@@ -42,6 +42,7 @@ class Shape:
     write: tuple[tuple[str, Any], ...] = ()
     fan_out: int = 1
     shared: bool = False
+    table: bool = False
 
     @property
     def rows(self) -> int:
@@ -110,7 +111,9 @@ SHAPES = {
     "large sources": Shape(in_tasks, files=8, rows_per_file=500),
     "fan-out": Shape(fanned_out, fan_out=10),
     "shared checkpoint": Shape(in_tasks, shared=True),
-    "shared files": Shape(in_tasks, write=(("target_file_bytes", 64 << 20),)),
+    "merged files": Shape(in_tasks, write=(("target_file_bytes", 64 << 20),)),
+    "table": Shape(in_tasks, table=True),
+    "a file per source": Shape(in_tasks, write=(("file_per_source", True),)),
 }
 
 
@@ -138,6 +141,27 @@ def checkpoint_of(shape: Shape, work: str) -> Any:
     return Checkpoint(f"{work}/checkpoint")
 
 
+def table_in(work: str) -> Any:
+    """Return a datasink whose files count once their names are published."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from ray.data.datasource import Datasink
+
+    class Table(Datasink[str]):
+        def write(self, blocks: Any, ctx: Any) -> str:
+            os.makedirs(f"{work}/files", exist_ok=True)
+            name = f"{os.urandom(8).hex()}.parquet"
+            pq.write_table(pa.concat_tables(blocks), f"{work}/files/{name}")
+            return name
+
+        def on_write_complete(self, write_result: Any) -> None:
+            os.makedirs(f"{work}/out", exist_ok=True)
+            for name in write_result.write_returns:
+                os.rename(f"{work}/files/{name}", f"{work}/out/{name}")
+
+    return Table()
+
+
 def job(name: str, work: str, interval_s: float) -> None:
     """Run the job of a shape in this process."""
     import ray
@@ -155,7 +179,13 @@ def job(name: str, work: str, interval_s: float) -> None:
     )
     ds = shape.transform(ds, Slow(work))
     begun = time.perf_counter()
-    summary = resumable_write(ds, f"{work}/out", commit_interval_s=interval_s, **dict(shape.write))
+    summary = resumable_write(
+        ds,
+        table_in(work) if shape.table else f"{work}/out",
+        commit_interval_s=interval_s,
+        publish_interval_s=interval_s,
+        **dict(shape.write),
+    )
     print(f"{time.perf_counter() - begun:.1f} s: {summary}", flush=True)
 
 

@@ -2,16 +2,16 @@
 
     python tests/benchmarks/scale.py plan [--sources 1000000]
     python tests/benchmarks/scale.py ledger [--sources 10000000] [--events 10]
-    python tests/benchmarks/scale.py memory [--sources 1000000]
+    python tests/benchmarks/scale.py memory [--sources 1000000] [--events 10]
     python tests/benchmarks/scale.py actor [--senders 4] [--seconds 5]
     python tests/benchmarks/scale.py run [--sources 1000000] [--plain]
 
 `plan` makes a checkpoint of a finished job, and does what a run that finds nothing to do does, but
-for listing files; then what `status` does. `ledger` sends a message for every few sources through
-the ledger's host into the store, without Ray. `memory` weighs what the host keeps of sources that
-are pending or complete. `actor` has processes send messages to a real actor until it is saturated.
-`run` is a whole job over tiny files, which share output files, and the same job run again; with
-`--plain`, plain Ray Data does it too, beside it.
+for listing files; then what `status` does. `ledger` sends a message for every few sources, which
+share a file, through the ledger's host into the store, without Ray. `memory` weighs what the host
+keeps of sources that are pending or complete. `actor` has processes send messages to a real actor
+until it is saturated. `run` is a whole job over tiny files, which share output files, and the same
+job run again; with `--plain`, plain Ray Data does it too, beside it.
 Each prints figures, as JSON. Timings of a shared machine drift by a factor of two.
 """
 
@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_resume.core.digests import source_digest
+from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
 
 RUN = "0123456789ab"
@@ -118,7 +119,7 @@ def make_finished(path: Path, count: int) -> str:
                 number + 1,
                 RUN,
                 rows=100,
-                files=(file_of(checkpoint, number, source_digest(name)),),
+                parts=(FilePart(file_of(checkpoint, number, source_digest(name)), 0, 100, 100),),
                 completed_at=1.7e9 + number / 1000,
                 fingerprint=Fingerprint(SIZE, MTIME_NS),
                 pipeline=pipeline,
@@ -150,7 +151,7 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
     class ListedFolder:
         uri = path = "/out"
 
-        def names(self) -> Iterator[str]:
+        def list_files(self) -> Iterator[str]:
             with names.open() as file:
                 for line in file:
                     yield line.rstrip("\n")
@@ -171,10 +172,10 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
         lease = Lease.acquire(path, Owner.here("f" * 12), claim, wait_s=0)
     listing = Clock()
     with listing.step("output"):
-        for _ in folder.names():
+        for _ in folder.list_files():
             pass
     with clock.step("names"):
-        present = output.names()
+        present = output.list_files()
     with clock.step("read"):
         contents = directory.committed_by_dead_runs("f" * 12)
     with clock.step("todo"):
@@ -184,7 +185,6 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
             on_source_change="reprocess",
             signature=SIGNATURE,
             on_pipeline_change="error",
-            listed=sources,
         )
     with clock.step("gone"):
         assert contents.union.completed_outside(sources.digests) == (0, None)
@@ -269,7 +269,8 @@ def host_of(count: int, *, commit_interval_s: float) -> Iterator[Any]:
     from ray_resume.checkpoint.claims import Claim, Owner
     from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
     from ray_resume.checkpoint.local.lease import Lease
-    from ray_resume.run.ledger_actor import LedgerHost, RunSpec
+    from ray_resume.run.ledger_host import LedgerHost
+    from ray_resume.run.run_spec import RunSpec
 
     work = Path(tempfile.mkdtemp(prefix="ray-resume-scale-"))
     LocalBackend(work).ensure()
@@ -302,18 +303,22 @@ def sources_of(count: int) -> Any:
     return SourceTable.of_files(paths, [SIZE] * count, [MTIME_NS] * count)
 
 
-def files_of(numbers: range, digests: bytes) -> list[str]:
-    """Name a file for each of some sources, as a sink does."""
+def parts_of(numbers: range, digests: bytes, each: int) -> list[FilePart]:
+    """Say where the rows of some sources are, ten each: ``each`` of them share a file."""
     from ray_resume.core.filenames import stem_of
 
     prefix = f"aaaaaaaa-{RUN}"
-    return [
-        stem_of(prefix, digests[16 * number : 16 * number + 8]) + ".parquet" for number in numbers
-    ]
+    parts = []
+    for start in range(0, len(numbers), each):
+        some = numbers[start : start + each]
+        digest = digests[16 * some[0] : 16 * some[0] + 8] if len(some) == 1 else None
+        name = f"{stem_of(prefix, digest)}.parquet"
+        parts += [FilePart(name, 10 * place, 10, 10 * len(some)) for place in range(len(some))]
+    return parts
 
 
 def run_ledger(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Complete every source: a seal and a drain with a file each, some sources in a message."""
+    """Complete every source: a seal and a drain each, some sources in a message and in a file."""
     from ray_resume.checkpoint.local.backend import COMMIT_INTERVAL_S
     from ray_resume.core.messages import Drain, Message, Seal
     from ray_resume.core.tokens import MODULUS
@@ -330,13 +335,13 @@ def run_ledger(arguments: argparse.Namespace) -> dict[str, Any]:
             part = range(start, min(start + 100_000, count))
             making = time.perf_counter()
             # What workers do: it is not the ledger's work.
-            files = files_of(part, digests)
+            parts = parts_of(part, digests, each)
             messages = []
             for first in range(0, len(part), each):
                 some = part[first : first + each]
                 seals = tuple(Seal(number, number + 1, 10) for number in some)
                 drains = tuple(
-                    Drain(number, MODULUS - number - 1, 10, (files[number - start],))
+                    Drain(number, MODULUS - number - 1, 10, (parts[number - start],))
                     for number in some
                 )
                 messages += [Message(RUN, 1, seals), Message(RUN, 1, drains)]
@@ -366,13 +371,13 @@ def run_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     from ray_resume.core.messages import Drain, Message, Seal
     from ray_resume.core.tokens import MODULUS
 
-    count = arguments.sources
+    count, each = arguments.sources, arguments.events
     digests = sources_of(count).digests.to_bytes()
     # What is loaded once, with the first message, is not a source's.
     with host_of(2, commit_interval_s=3600) as host:
-        files = files_of(range(2), digests)
-        host.apply(Message(RUN, 1, (Seal(0, 1, 10), Drain(1, 1, 10, (files[0],)))))
-        host.apply(Message(RUN, 1, (Drain(0, MODULUS - 1, 10, (files[0],)),)))
+        parts = parts_of(range(2), digests, 1)
+        host.apply(Message(RUN, 1, (Seal(0, 1, 10), Drain(1, 1, 10, (parts[1],)))))
+        host.apply(Message(RUN, 1, (Drain(0, MODULUS - 1, 10, (parts[0],)),)))
         host.flush()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
@@ -386,11 +391,14 @@ def run_memory(arguments: argparse.Namespace) -> dict[str, Any]:
         weigh("pending")
         for start in range(0, count, 10_000):
             part = range(start, min(start + 10_000, count))
-            files = files_of(part, digests)
-            for number in part:
-                drain = Drain(number, MODULUS - number - 1, 10, (files[number - start],))
-                host.apply(Message(RUN, 1, (drain,)))
-        files.clear()
+            parts = parts_of(part, digests, each)
+            for first in range(0, len(part), each):
+                drains = tuple(
+                    Drain(number, MODULUS - number - 1, 10, (parts[number - start],))
+                    for number in part[first : first + each]
+                )
+                host.apply(Message(RUN, 1, drains))
+        parts.clear()
         weigh("pending, with rows in a file")
         # As bad as in any order: every second one first.
         for what, rest in (("half of them complete", 0), ("complete", 1)):
@@ -415,6 +423,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
     from ray_resume.checkpoint.local.lease import Lease
     from ray_resume.run import ledger_actor
+    from ray_resume.run.run_spec import RunSpec
 
     ray.init(
         "local",
@@ -432,7 +441,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
             lease = Lease.acquire(path, Owner.here(RUN), Claim(None), wait_s=0)
             count = min(arguments.most, each * 400_000)
             handle = ledger_actor.start(
-                ledger_actor.RunSpec(
+                RunSpec(
                     run_id=RUN,
                     binding=LocalLedgerBinding(str(path), str(lease.path), RUN),
                     sources=sources_of(count),
@@ -502,11 +511,14 @@ def send(
     answer_s = 0.0
     for start in range(first, first + count - each + 1, each):
         numbers = range(start, start + each)
-        # As a sink does, each by its source: of any other name a record cannot be as short.
-        files = [file_of("aaaaaaaa", n, source_digest(path_of(n))) for n in numbers]
-        events = tuple(Seal(n, n + 1, 10) for n in numbers) + tuple(
-            Drain(n, MODULUS - n - 1, 10, (file,)) for n, file in zip(numbers, files, strict=True)
+        # As a sink does, which drains the sources of a file in one message.
+        file = file_of("aaaaaaaa", start, source_digest(path_of(start)) if each == 1 else bytes(8))
+        seals = tuple(Seal(n, n + 1, 10) for n in numbers)
+        drains = tuple(
+            Drain(n, MODULUS - n - 1, 10, (FilePart(file, 10 * (n - start), 10, 10 * each),))
+            for n in numbers
         )
+        events = seals + drains
         waiting.append(handle.apply.remote(Message(RUN, 1, events)))
         messages, sources = messages + 1, sources + each
         if len(waiting) >= in_flight:
@@ -569,7 +581,7 @@ def job(kind: str, work: Path, count: int) -> dict[str, Any]:
                 ds = resumable_read(ray.data.read_text, str(work / "in"), checkpoint=work / "ckpt")
             same = resumable(lambda batch: batch, one_to_one=True)
             with clock.step("run"):
-                summary = resumable_write(ds.map_batches(same), out, target_file_bytes=1 << 20)
+                summary = resumable_write(ds.map_batches(same), out)
             assert (summary.sources_completed, summary.sources_skipped) == (
                 (count, 0) if kind == "job" else (0, count)
             )
@@ -629,7 +641,7 @@ def main() -> None:
         command = commands.add_parser(name)
         command.set_defaults(run=run)
         command.add_argument("--sources", type=int, default=sources)
-        if name == "ledger":
+        if name in ("ledger", "memory"):
             command.add_argument("--events", type=int, default=10)
         if name == "actor":
             command.add_argument("--senders", type=int, default=3)

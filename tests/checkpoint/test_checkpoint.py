@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from snapshots import whole_files
 
 from ray_resume import Checkpoint, CheckpointError, CheckpointStatus, SourceRecord
 from ray_resume.checkpoint.claims import Claim, Owner
@@ -32,7 +33,7 @@ def record(source_id: str, state: State, sequence: int, run_id: str, *files: str
         sequence,
         run_id,
         rows=0 if failed else 10,
-        files=files,
+        parts=whole_files(*files),
         error="boom" if failed else None,
         failed_runs=3 if state is State.QUARANTINED else int(failed),
         completed_at=None if failed else 1.7e9,
@@ -98,6 +99,7 @@ def test_status_counts_the_newest_records(path: Path) -> None:
         "sink": SINK,
         "rows": 30,
         "files": 4,
+        "unclean": 0,
         "last_completed_at": 1.7e9,
         "errors": {"boom": 2},
         "runs": [],
@@ -110,7 +112,7 @@ def test_status_is_a_mapping_with_attributes(path: Path) -> None:
     assert isinstance(status, CheckpointStatus)
     assert json.loads(json.dumps(dict(status))) == dict(status)
     assert {key: getattr(status, key) for key in status} == dict(status)
-    assert (len(status), "total" in status, "get" in status) == (13, True, False)
+    assert (len(status), "total" in status, "get" in status) == (14, True, False)
     with pytest.raises(KeyError):
         status["keys"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import lmdb
 import pytest
 from raw_store import put, put_block, put_record, scatter_records
+from snapshots import whole_files
 
 from ray_resume import Checkpoint, CheckpointError, CheckReport
 from ray_resume.checkpoint.claims import Claim, Owner
@@ -22,6 +23,7 @@ from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.checkpoint.local.reader import read_writers
 from ray_resume.core.digests import source_digest
+from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record, State, encode
 
 pytestmark = pytest.mark.long
@@ -55,7 +57,13 @@ class Job:
         (self.out / name).write_bytes(b"rows")
         at = 1.7e9
         return Record(
-            source_id, State.COMPLETED, sequence, run_id, rows=3, files=(name,), completed_at=at
+            source_id,
+            State.COMPLETED,
+            sequence,
+            run_id,
+            rows=3,
+            parts=whole_files(name),
+            completed_at=at,
         )
 
     def write(self, run_id: str, records: list[Record]) -> None:
@@ -221,7 +229,7 @@ def test_a_child_that_was_killed_is_not_called_damage(
     )
     (reading,) = read_writers({RUN: (job.file(), False)})
     assert reading.error is not None
-    assert "says nothing about the file" in str(reading.error)
+    assert "The file may be sound" in str(reading.error)
     assert "signal 9" in str(reading.error)
 
 
@@ -236,8 +244,8 @@ def test_a_child_that_was_killed_is_not_called_damage(
         (lambda r: replace(r, sequence=0), "impossible numbers"),
         (lambda r: replace(r, rows=-1), "impossible numbers"),
         (lambda r: replace(r, sequence=2), "sequence number 2 twice"),
-        (lambda r: replace(r, files=("../x",)), "outside of the output folder"),
-        (lambda r: replace(r, files=("/etc/x",)), "outside of the output folder"),
+        (lambda r: replace(r, parts=whole_files("../x")), "outside of the output folder"),
+        (lambda r: replace(r, parts=whole_files("/etc/x")), "outside of the output folder"),
     ],
 )
 def test_a_record_that_cannot_be(job: Job, change: Callable[[Record], Record], told: str) -> None:
@@ -325,15 +333,45 @@ def test_a_file_of_several_sources_is_missed_by_those_that_are_completed(job: Jo
     records = [job.done(f"p{i}", 20 + i, "aaaaaaaaaaaa") for i in range(3)]
     for record in records:
         (job.out / record.files[0]).unlink()
-    job.write("aaaaaaaaaaaa", [replace(record, files=(shared,)) for record in records])
+    job.write(
+        "aaaaaaaaaaaa",
+        [
+            replace(record, parts=(FilePart(shared, 3 * n, 3, 9),))
+            for n, record in enumerate(records)
+        ],
+    )
     assert job.check().ok
     Checkpoint(job.path).reset(["p0", "p2"])
     (job.out / shared).unlink()
     assert "'p1'" in job.problem()
 
 
+def test_rows_that_do_not_count_are_a_note(job: Job) -> None:
+    record = job.done("p", 20, "aaaaaaaaaaaa")
+    file = record.files[0]
+    job.write("aaaaaaaaaaaa", [replace(record, parts=(FilePart(file, 0, 3, 5),))])
+    report = job.check()
+    assert report.ok
+    (note,) = report.notes
+    assert "1 output files also have rows that do not count" in note
+    assert file in note
+    assert "ray-resume tidy" in note
+
+
+def test_rows_that_are_on_record_twice(job: Job) -> None:
+    records = [job.done(f"p{i}", 20 + i, "aaaaaaaaaaaa") for i in range(2)]
+    (job.out / records[1].files[0]).unlink()
+    shared = records[0].files[0]
+    parts = FilePart(shared, 0, 3, 5), FilePart(shared, 2, 3, 5)
+    job.write(
+        "aaaaaaaaaaaa",
+        [replace(record, parts=(part,)) for record, part in zip(records, parts, strict=True)],
+    )
+    assert f"rows that are on record twice: {shared}" in job.problem()
+
+
 def test_rows_without_a_file(job: Job) -> None:
-    record = replace(job.done("s0", 1, RUN), files=())
+    record = replace(job.done("s0", 1, RUN), parts=())
     (job.out / job.name(RUN, 1)).unlink()
     job.put(source_digest("s0"), record)
     assert "have rows, but list no file: s0" in job.problem()
@@ -397,7 +435,7 @@ def test_a_run_at_work_is_looked_at_and_told(job: Job) -> None:
     report = job.check()
     assert report.ok
     assert any(f"Did not end by itself: run {run_id}" in note for note in report.notes)
-    assert any("left-overs" in note for note in report.notes)
+    assert any("leftovers" in note for note in report.notes)
 
 
 def test_what_a_live_run_replaces_meanwhile_is_no_damage(

@@ -17,7 +17,7 @@ from conftest import ids_in, write_file
 from hypothesis import given
 from hypothesis import strategies as st
 from raw_store import put_block
-from snapshots import snapshot_of
+from snapshots import snapshot_of, whole_files
 
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.checkpoint.claims import Claim, Owner
@@ -35,8 +35,8 @@ DEADLINE_S = 30.0
 
 
 def done(source_id: str, sequence: int, run_id: str) -> Record:
-    files = (f"{source_id}-{sequence}",)
-    return Record(source_id, State.COMPLETED, sequence, run_id, rows=sequence, files=files)
+    parts = whole_files(f"{source_id}-{sequence}")
+    return Record(source_id, State.COMPLETED, sequence, run_id, rows=sequence, parts=parts)
 
 
 def fill(path: Path, runs: int, sources: int = 20) -> LocalBackend:

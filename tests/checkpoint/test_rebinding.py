@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 from conftest import ids_in, write_file, write_source
+from snapshots import whole_files
 
 from ray_resume import Checkpoint, CheckpointError, RunSummary, resumable_read, resumable_write
 from ray_resume.checkpoint.claims import Claim, Owner
@@ -34,7 +35,7 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         (out / file).write_bytes(b"rows")
         state = State.FAILED if name == "c" else State.COMPLETED
-        records.append(Record(name, state, number, RUN, rows=1, files=(file,)))
+        records.append(Record(name, state, number, RUN, rows=1, parts=whole_files(file)))
     writer = WriterFile.create(directory.path, RUN, {"sources_total": 3})
     writer.commit(records)
     writer.close()

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from ray_resume.core import failure_log
 from ray_resume.core.failure_log import FailureLog
 
+# It needs none of the libraries whose oldest versions are tested.
+pytestmark = pytest.mark.long
+
 FAILURES = st.tuples(
     st.integers(0, 3), st.integers(0, 4), st.integers(1, 9), st.sampled_from("abc")
 )

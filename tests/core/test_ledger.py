@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -24,10 +24,10 @@ from ray_resume.core.messages import (
     Failure,
     Message,
     Outcome,
-    Pack,
     ReadFailure,
     Seal,
 )
+from ray_resume.core.parts import FilePart
 from ray_resume.core.tokens import MODULUS, shares
 from ray_resume.errors import ResumeError
 
@@ -40,7 +40,7 @@ APPLIED, REPEATED, POISONED, ALREADY_COMPLETE = (
     Outcome.ALREADY_COMPLETE,
 )
 Event = Seal | Drain
-AnyEvent = Seal | Drain | Pack | ReadFailure
+AnyEvent = Seal | Drain | ReadFailure
 
 
 def new_ledger(source_count: int = 3) -> Ledger:
@@ -72,6 +72,11 @@ def plain(value: Any) -> Any:
 
 def minus(value: int) -> int:
     return -value % MODULUS
+
+
+def parts(*files: str) -> tuple[FilePart, ...]:
+    """A part of two rows in each of some files of four."""
+    return tuple(FilePart(file, 1, 2, 4) for file in files)
 
 
 # The table ---------------------------------------------------------------------------------------
@@ -161,28 +166,28 @@ def test_poison_ends_with_the_pass() -> None:
 
 def test_a_completion_lists_what_was_counted() -> None:
     ledger = new_ledger()
-    first = Drain(1, minus(1), rows=10, files=("a", "b"))
+    first = Drain(1, minus(1), rows=10, parts=parts("a", "b"))
     send(ledger, first)
     send(ledger, first)
-    send(ledger, first._replace(rows=99, files=("of the second attempt",)))
+    send(ledger, first._replace(rows=99, parts=parts("of the second attempt")))
     send(ledger, Drain(1, minus(2)))
-    send(ledger, Drain(0, minus(3), rows=7, files=("another source's",)))
+    send(ledger, Drain(0, minus(3), rows=7, parts=parts("another source's")))
     send(ledger, Seal(1, 6, rows=20), Seal(1, 6, rows=21))
-    applied = send(ledger, Drain(1, minus(3), rows=4, files=("c",)))
-    assert applied == Applied((APPLIED,), (Completion(1, 20, 14, ("a", "b", "c")),))
+    applied = send(ledger, Drain(1, minus(3), rows=4, parts=parts("c")))
+    assert applied == Applied((APPLIED,), (Completion(1, 20, 14, parts("a", "b", "c")),))
 
 
 @pytest.mark.parametrize(
     "file", ["aaaaaaaa-0123456789ab-0123456789abcdef-0123456789abcdef.csv", "f"]
 )
 def test_a_file_is_listed_whatever_comes_first(file: str) -> None:
-    drain, seal = Drain(0, minus(5), rows=2, files=(file,)), Seal(0, 5, rows=3)
+    drain, seal = Drain(0, minus(5), rows=2, parts=parts(file)), Seal(0, 5, rows=3)
     for first, second in ((drain, seal), (seal, drain)):
         ledger = new_ledger()
         assert send(ledger, first).completions == ()
-        assert send(ledger, second).completions == (Completion(0, 3, 2, (file,)),)
+        assert send(ledger, second).completions == (Completion(0, 3, 2, parts(file)),)
         together = send(new_ledger(), first, second)
-        assert together.completions == (Completion(0, 3, 2, (file,)),)
+        assert together.completions == (Completion(0, 3, 2, parts(file)),)
 
 
 def test_one_message_completes_several_sources() -> None:
@@ -336,16 +341,15 @@ def test_messages_cannot_be_changed() -> None:
         message.run_id = "nur"  # type: ignore[misc]
 
 
-SENT: list[Seal | Drain | Pack | Failure | ReadFailure] = [
+SENT: list[Seal | Drain | Failure | ReadFailure] = [
     Seal(1, MODULUS - 1, 3),
     Seal(1, 0),
     Drain(2, 5),
-    Drain(2, 5, 7, ("a", "b")),
-    Drain(2, 5, 7, ("a",), (b"r",), 1, ("l",)),
+    Drain(2, 5, 7, parts("a", "b")),
+    Drain(2, 5, 7, parts("a"), (b"r",), 1, ("l",)),
     Drain(2, 5, results=(b"",)),
     Drain(2, 5, dead_rows=1),
     Drain(2, 5, dead_letters=("l",)),
-    Pack((Drain(1, 2), Drain(2, 3, 4, dead_rows=1)), ("f",)),
     Failure(1, 2, 3, "boom"),
     ReadFailure(1, 2, 3, "damaged"),
     ReadFailure(1, 2, 0, "away", b"pickled", transient=True),
@@ -357,7 +361,9 @@ def test_a_message_arrives_as_it_was_sent(event: AnyEvent | Failure) -> None:
     message = Message("run", 1, (event, *SENT))
     back = pickle.loads(pickle.dumps(message))
     assert back == message
-    assert [type(part) for part in back.events] == [type(part) for part in message.events]
+    assert [type(one) for one in back.events] == [type(one) for one in message.events]
+    for one in back.events:
+        assert all(type(part) is FilePart for part in getattr(one, "parts", ()))
 
 
 def test_a_source_that_could_not_be_read_is_pending_until_it_is_read_whole() -> None:
@@ -417,171 +423,42 @@ def test_explain(before: tuple[Event, ...], said: str) -> None:
     assert re.search(said, ledger.explain(0))
 
 
-# Groups ------------------------------------------------------------------------------------------
+# Sources that share files ------------------------------------------------------------------------
 
 
-def pack(file: str, *deltas: tuple[int, int]) -> Pack:
-    return Pack(tuple(Drain(source, minus(delta), 1) for source, delta in deltas), (file,))
+def completed(applied: Applied) -> dict[int, tuple[FilePart, ...]]:
+    return {completion.source: completion.parts for completion in applied.completions}
 
 
-def completed(applied: Applied) -> dict[int, tuple[str, ...]]:
-    return {completion.source: completion.files for completion in applied.completions}
-
-
-def test_sources_of_one_file_complete_in_one_step() -> None:
-    events: list[AnyEvent] = [Seal(0, 5), Seal(1, 6), pack("f", (0, 5), (1, 6))]
-    for order in itertools.permutations(events):
-        ledger = new_ledger()
-        assert not completed(send(ledger, *order[:2]))
-        assert completed(send(ledger, order[2])) == {0: ("f",), 1: ("f",)}
-
-
-def test_a_group_grows_with_every_file_that_joins_two() -> None:
-    ledger = new_ledger(4)
-    send(ledger, Seal(0, 5), Seal(1, 7), Seal(2, 9), Seal(3, 1))
-    send(ledger, pack("f", (0, 5), (1, 3)), Drain(3, 4))
-    assert ledger.waiting() == [0]
-    send(ledger, pack("h", (1, 4), (2, 5)))
-    assert ledger.waiting() == [0, 1]
-    assert completed(send(ledger, Drain(2, minus(4), 1, ("i",)))) == {
-        0: ("f",),
-        1: ("f", "h"),
-        2: ("h", "i"),
-    }
-    assert ledger.pending() == [3]
-
-
-def test_a_source_that_waits_says_so_and_is_waiting_no_more_in_the_next_pass() -> None:
+def test_sources_of_one_file_complete_one_by_one() -> None:
+    zero, one = FilePart("f", 0, 2, 5), FilePart("f", 2, 3, 5)
+    flush = (Drain(0, minus(5), 2, (zero,)), Drain(1, minus(6), 3, (one,)))
     ledger = new_ledger()
-    send(ledger, Seal(0, 5), pack("f", (0, 5), (1, 6)))
-    assert ledger.waiting() == [0]
-    assert "shares a file" in ledger.explain(0)
-    ledger.begin_pass(2)
-    assert ledger.waiting() == []
+    send(ledger, Seal(0, 5))
+    assert completed(send(ledger, *flush)) == {0: (zero,)}
+    assert ledger.pending() == [1, 2]
+    assert completed(send(ledger, Seal(1, 6))) == {1: (one,)}
 
 
-def test_a_pack_counts_as_a_whole_or_not_at_all() -> None:
+def test_rows_that_come_again_in_another_file_are_dead_there() -> None:
+    """A write task dies after its flush; the next execution has the rows of another source, too."""
+    first, again = parts("f"), parts("g")
     ledger = new_ledger()
-    whole = pack("f", (0, 5), (1, 6))
-    assert send(ledger, whole).outcomes == (APPLIED,)
-    assert send(ledger, replaced(whole, "g")).outcomes == (REPEATED,)
-    # Of these, the rows of source 0 are in "f" already.
-    assert send(ledger, pack("h", (0, 5), (2, 7))).outcomes == (POISONED,)
-    assert not completed(send(ledger, Seal(0, 5), Seal(1, 6), Seal(2, 7)))
-    ledger.begin_pass(2)
-    assert ledger.pending() == [0, 1, 2]
+    send(ledger, Seal(1, 7), Drain(0, minus(5), 2, first))
+    applied = send(ledger, Drain(0, minus(5), 2, again), Drain(1, minus(7), 2, again))
+    assert applied.outcomes == (REPEATED, APPLIED)
+    assert completed(applied) == {1: again}
+    assert completed(send(ledger, Seal(0, 5))) == {0: first}
 
 
-def test_a_late_pack_leaves_what_is_complete_and_poisons_the_rest() -> None:
+def test_rows_that_come_again_with_others_of_their_source_leave_it_pending() -> None:
+    """Another execution divides the rows among its flushes differently."""
+    one, two, three = shares(5, 3).tolist()
     ledger = new_ledger()
-    assert completed(send(ledger, Seal(0, 5), Drain(0, minus(5), 1, ("f",)))) == {0: ("f",)}
-    assert send(ledger, pack("g", (0, 5), (1, 6))).outcomes == (POISONED,)
-    assert not completed(send(ledger, Seal(1, 6), Drain(1, minus(6))))
-    assert send(ledger, pack("g", (0, 5))).outcomes == (ALREADY_COMPLETE,)
-
-
-def test_a_source_that_is_poisoned_while_it_waits_keeps_its_group() -> None:
-    ledger = new_ledger()
-    send(ledger, Seal(0, 5), pack("f", (0, 5), (1, 6)), Seal(0, 4))
-    assert not completed(send(ledger, Seal(1, 6)))
-    assert ledger.waiting() == [1]
-
-
-@pytest.mark.parametrize("again_first", [False, True])
-def test_a_source_whose_rows_come_again_while_it_waits_completes_nobody(again_first: bool) -> None:
-    """All rows of source 1 are in "f"; "g" has some of them again, and the last of source 0."""
-    ledger = new_ledger()
-    send(ledger, Seal(0, 5), Seal(1, 6), pack("f", (0, 2), (1, 6)))
-    assert ledger.waiting() == [1]
-    last, again = (0, 3), (1, 4)
-    assert not completed(
-        send(ledger, pack("g", *((again, last) if again_first else (last, again))))
-    )
-    assert ledger.waiting() == [0]
-
-
-def test_together() -> None:
-    ledger = Ledger("run", 4)
-    ledger.begin_pass(1, together=[(0, 1), (1, 2)])
-    assert not completed(send(ledger, Seal(0, 0), Seal(2, 0)))
-    assert set(completed(send(ledger, Seal(3, 0)))) == {3}
-    ledger.begin_pass(2, together=[(0, 1, 3)])
-    assert set(completed(send(ledger, Seal(2, 0), pass_number=2))) == {2}
-    assert set(completed(send(ledger, Seal(0, 0), Seal(1, 0), pass_number=2))) == {0, 1}
-
-
-@pytest.mark.parametrize("bad", [Pack((), ("f",)), pack("f", (0, 1), (0, 2)), pack("f", (9, 1))])
-def test_an_illegal_pack_changes_nothing(bad: Pack) -> None:
-    ledger = new_ledger()
-    was = state(ledger)
-    with pytest.raises(LedgerError):
-        send(ledger, Seal(0, 5), bad)
-    assert state(ledger) == was
-
-
-def replaced(whole: Pack, file: str) -> Pack:
-    return whole._replace(files=(file,))
-
-
-GROUP_SOURCES = 3
-# None: exactly what is left of the source, as luck seldom draws.
-PACKS = st.lists(
-    st.tuples(st.integers(0, GROUP_SOURCES - 1), st.none() | st.integers(0, 3)),
-    min_size=1,
-    max_size=3,
-    unique_by=lambda drain: drain[0],
-)
-TOGETHER = st.lists(st.sets(st.integers(0, GROUP_SOURCES - 1)), max_size=2)
-
-
-@settings(deadline=None, max_examples=500)
-@given(
-    st.lists(
-        st.one_of(
-            PACKS, PACKS, st.builds(Seal, st.integers(0, GROUP_SOURCES - 1), st.integers(0, 4))
-        ),
-        max_size=10,
-    ).flatmap(
-        lambda drawn: st.permutations(range(GROUP_SOURCES)).map(
-            lambda order: [*(Seal(source, 4 + source) for source in order[:2]), *drawn]
-        )
-    ),
-    TOGETHER,
-)
-def test_what_is_listed_is_listed_for_all_that_share_it(
-    drawn: list[Seal | list[tuple[int, int | None]]], together: list[set[int]]
-) -> None:
-    ledger = Ledger("run", GROUP_SOURCES)
-    ledger.begin_pass(1, together)
-    sources_of: dict[str, set[int]] = {}
-    done: set[int] = set()
-    seals: dict[int, set[int]] = {source: set() for source in range(GROUP_SOURCES)}
-    drained = dict.fromkeys(range(GROUP_SOURCES), 0)
-    for number, one in enumerate(drawn):
-        if isinstance(one, Seal):
-            if one.source not in done:
-                seals[one.source].add(one.total)
-            step = completed(send(ledger, one))
-        else:
-            deltas = [
-                (source, sum(seals[source]) - drained[source] if delta is None else delta)
-                for source, delta in one
-            ]
-            sources_of[f"f{number}"] = {source for source, _ in one}
-            applied = send(ledger, pack(f"f{number}", *deltas))
-            if applied.outcomes == (APPLIED,):
-                for source, delta in deltas:
-                    drained[source] += delta
-            step = completed(applied)
-        for source in step:
-            assert seals[source] == {drained[source]}, "all of it arrived, and once"
-        assert not step.keys() & done
-        done |= step.keys()
-        for file in {file for files in step.values() for file in files}:
-            assert all(file in step[source] for source in sources_of[file])
-        for group in together:
-            assert group.isdisjoint(step) or group <= step.keys()
-    assert sorted([*done, *ledger.pending()]) == list(range(GROUP_SOURCES))
+    send(ledger, Seal(0, 5), Drain(0, minus(one), 2, parts("f")))
+    send(ledger, Drain(0, minus(one + two), 4, parts("g")), Drain(0, minus(three), 2, parts("h")))
+    assert 0 in ledger.pending()
+    assert not completed(send(ledger, Drain(0, minus(two + three), 4, parts("i"))))
 
 
 # Any history, against a model --------------------------------------------------------------------
@@ -590,14 +467,15 @@ SOURCE_COUNT = 3
 # Few and small values, so that sums often meet.
 VALUES = st.sampled_from([0, 1, 2, 3, 5, MODULUS - 1, MODULUS - 2, MODULUS - 3, MODULUS - 5])
 NAMES = st.lists(st.text("abc", min_size=1, max_size=2), max_size=2).map(tuple)
+PARTS = NAMES.map(lambda names: parts(*names))
 EVENTS = st.one_of(
     st.builds(Seal, st.integers(0, SOURCE_COUNT - 1), VALUES, st.integers(0, 3)),
-    st.builds(Drain, st.integers(0, SOURCE_COUNT - 1), VALUES, st.integers(0, 3), NAMES),
+    st.builds(Drain, st.integers(0, SOURCE_COUNT - 1), VALUES, st.integers(0, 3), PARTS),
     st.builds(
         Drain,
         st.integers(0, SOURCE_COUNT - 1),
         VALUES,
-        files=NAMES,
+        parts=PARTS,
         results=st.lists(st.binary(max_size=1), max_size=2).map(tuple),
         dead_rows=st.integers(0, 2),
         dead_letters=NAMES,
@@ -636,7 +514,7 @@ class Model:
                 event.source,
                 seals[0].rows,
                 sum(drain.rows for drain in drains.values()),
-                tuple(file for drain in drains.values() for file in drain.files),
+                tuple(part for drain in drains.values() for part in drain.parts),
                 tuple(result for drain in drains.values() for result in drain.results),
                 sum(drain.dead_rows for drain in drains.values()),
                 tuple(letter for drain in drains.values() for letter in drain.dead_letters),
@@ -673,7 +551,8 @@ class AnyHistory(RuleBasedStateMachine):
         history = self.models[source].history
         total = sum({e.total for e in history if isinstance(e, Seal)})
         total += sum({e.delta for e in history if isinstance(e, Drain)})
-        event = Seal(source, minus(total)) if with_seal else Drain(source, minus(total), 1, ("z",))
+        drain = Drain(source, minus(total), 1, parts("z"))
+        event = Seal(source, minus(total)) if with_seal else drain
         self.deliver(self.pass_number, [event])
 
     @rule(events=st.lists(EVENTS, max_size=2), bad=BAD_EVENTS)

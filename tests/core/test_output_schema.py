@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ray_resume.core.output_schema import (
     OutputSchema,
     SchemaMismatchError,
-    conformed,
+    conform,
     unifiable,
 )
 
@@ -126,7 +126,7 @@ def test_no_value_changes(columns: list[Any]) -> None:
         # What is in it does not widen it again.
         assert schema.widened(pa.schema([("x", array.type)]), "again") is schema
         try:
-            made = conformed(pa.table({"x": array}), schema.schema)
+            made = conform(pa.table({"x": array}), schema.schema)
         except SchemaMismatchError:
             assert pa.types.is_integer(array.type)
             assert any(abs(value) > 2**53 for value in array.to_pylist() if value is not None)
@@ -143,15 +143,15 @@ def test_no_value_changes(columns: list[Any]) -> None:
 def test_columns_that_are_missing_or_more() -> None:
     table = pa.table({"b": [1, 2], "a": pa.array([1, 2], pa.int8())}, metadata={"k": "v"})
     schema = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("c", pa.string())])
-    made = conformed(table, schema)
+    made = conform(table, schema)
     assert made.to_pydict() == {"a": [1, 2], "b": [1, 2], "c": [None, None]}
     assert made.schema.metadata == {b"k": b"v"}
     for columns, column in ((["a", "b", "c"], "c"), (["a"], "b")):
         with pytest.raises(SchemaMismatchError, match="is in the") as caught:
-            conformed(table, pa.schema([schema.field(name) for name in columns]), exactly=True)
+            conform(table, pa.schema([schema.field(name) for name in columns]), exactly=True)
         assert caught.value.column == column
     with pytest.raises(SchemaMismatchError, match="without loss"):
-        conformed(pa.table({"a": [1.5]}), pa.schema([("a", pa.int64())]))
+        conform(pa.table({"a": [1.5]}), pa.schema([("a", pa.int64())]))
 
 
 def test_extension_types_stay_as_they_are() -> None:
@@ -161,7 +161,7 @@ def test_extension_types_stay_as_they_are() -> None:
     table = pa.table({"image": tensor, "n": pa.array([1], pa.int8())})
     found = OutputSchema(pa.schema([])).widened(table.schema, "a")
     assert found.schema.names == ["n"]
-    made = conformed(table, pa.schema([("n", pa.int64())]))
+    made = conform(table, pa.schema([("n", pa.int64())]))
     assert made.column_names == ["image", "n"]
     assert made.schema.field("image").type == kind
 
@@ -191,11 +191,11 @@ def test_no_field_inside_of_a_list_or_map_gets_lost(inside: Any) -> None:
     for fields in ([("a", pa.int64())], [("a", pa.int64()), ("b", pa.struct([("d", pa.int8())]))]):
         schema = pa.schema([("x", inside(pa.struct(fields)))])
         with pytest.raises(SchemaMismatchError, match=r"'[bc]' would be lost"):
-            conformed(table, schema)
+            conform(table, schema)
     wide = inside(
         pa.struct([("b", pa.struct([("c", pa.int64()), ("e", pa.int8())])), ("a", pa.int64())])
     )
-    made = conformed(table, pa.schema([("x", wide)])).column("x").to_pylist()
+    made = conform(table, pa.schema([("x", wide)])).column("x").to_pylist()
     assert made[1] is None
     assert (
         dict(made[0])["k"]["b"]["c"] == 2 if pa.types.is_map(whole) else made[0][0]["b"]["c"] == 2
@@ -220,21 +220,21 @@ def test_no_value_is_cut_off(value: Any, kind: pa.DataType) -> None:
         given = pa.map_(pa.string(), pa.float64())
     table = pa.table({"x": pa.array([None, value], given)})
     with pytest.raises(SchemaMismatchError, match="column 'x'"):
-        conformed(table, pa.schema([("x", kind)]))
+        conform(table, pa.schema([("x", kind)]))
 
 
 @pytest.mark.parametrize("values", [{"x": [1, None]}, {"y": [1, 2]}])
 def test_a_null_where_none_may_be_is_a_mismatch(values: dict[str, Any]) -> None:
     schema = pa.schema([pa.field("x", pa.int64(), nullable=False), ("y", pa.int64())])
     with pytest.raises(SchemaMismatchError, match=r"column 'x'.* not nullable"):
-        conformed(pa.table(values), schema)
-    assert conformed(pa.table({"x": [1], "y": [None]}), schema).schema == schema
+        conform(pa.table(values), schema)
+    assert conform(pa.table({"x": [1], "y": [None]}), schema).schema == schema
 
 
 def test_values_inside_of_lists_get_wider_types() -> None:
     values = [[1, None, float("nan")], None, []]
     table = pa.table({"x": pa.array(values, pa.list_(pa.float32()))})
-    made = conformed(table, pa.schema([("x", pa.large_list(pa.float64()))]))
+    made = conform(table, pa.schema([("x", pa.large_list(pa.float64()))]))
     assert str(made["x"].to_pylist()) == str(values).replace("[1,", "[1.0,")
 
 
@@ -256,3 +256,38 @@ def test_extension_types_do_not_travel_to_processes_that_do_not_know_them() -> N
     travels = unifiable(schema)
     assert list(travels) == [plain]
     assert travels.metadata is None
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["7", None], pa.int64()),
+        ([dt.datetime(2026, 1, 2), None], pa.string()),
+        ([[1, None], None, []], pa.list_(pa.string())),
+        ([["7"], None], pa.list_(pa.int8())),
+        ([[dt.datetime(2026, 1, 2)]], pa.large_list(pa.string())),
+        ([{"a": 1, "b": ["7"]}, None], pa.struct([("a", pa.string()), ("b", pa.list_(pa.int8()))])),
+        ([[{"a": "1"}]], pa.list_(pa.struct([("a", pa.int8())]))),
+    ],
+)
+def test_what_arrow_casts_is_cast_inside_of_lists_as_well(values: Any, kind: Any) -> None:
+    table, schema = pa.table({"x": values}), pa.schema([("x", kind)])
+    # Plain Ray Data casts a table before it writes it.
+    assert conform(table, schema, exactly=True).equals(table.cast(schema))
+    one = pa.table({"x": ["no number"]})
+    with pytest.raises(SchemaMismatchError, match=r"column 'x'.*no number"):
+        conform(one, pa.schema([("x", pa.int64())]), exactly=True)
+
+
+def test_metadata_are_those_of_the_users_schema() -> None:
+    field = pa.field("x", pa.int64(), nullable=False, metadata={"unit": "m"})
+    schema = pa.schema([field, ("y", pa.string())], metadata={"owner": "me"})
+    for kind in (pa.int8(), pa.int64()):
+        x = pa.array([1], kind)
+        table = pa.table({"x": x, "y": ["a"]}, metadata={"pandas": "{}"})
+        for wanted in (schema, schema.remove_metadata()):
+            made = conform(table, wanted, exactly=True)
+            assert made.schema.equals(table.cast(wanted).schema, check_metadata=True)
+        # What a run has agreed on by itself has none.
+        kept = conform(table, pa.schema([("x", pa.int64()), ("y", pa.string())])).schema.metadata
+        assert kept == {b"pandas": b"{}"}

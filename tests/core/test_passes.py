@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from ray_resume.core.passes import MAX_FURTHER_PASSES, MIN_ALONE, PassPlan, PassSchedule
 
+# It needs none of the libraries whose oldest versions are tested.
+pytestmark = pytest.mark.long
+
 
 def again(sources: Sequence[int], *, ignoring: int = 0) -> PassPlan:
     return PassPlan(list(sources), isolated=True, ignore_crashes=ignoring)
@@ -44,17 +47,6 @@ def test_a_source_with_failed_rows_is_not_executed_again() -> None:
     schedule.record_result([1], failed=[1])
     assert schedule.next() is None
     assert schedule.lost_alone == {}
-
-
-def test_those_who_wait_for_others_are_executed_again_and_never_to_blame() -> None:
-    schedule = PassSchedule(3)
-    schedule.record_result([0, 1, 2], failed=[1], waiting=[0])
-    assert schedule.next() == again([0, 2])
-    schedule.record_result([0, 1, 2], failed=[1], waiting=[0])
-    assert schedule.next() == again([2])
-    schedule.record_result([0, 1, 2], failed=[1], waiting=[])
-    assert schedule.next() is None
-    assert schedule.lost_alone == {2: None}
 
 
 def test_after_a_crash_the_others_go_on_and_the_culprit_is_found() -> None:
@@ -125,13 +117,8 @@ def test_an_error_that_was_ignored_is_raised_in_the_end() -> None:
 @settings(max_examples=50)
 @given(st.integers(1, 40), st.data())
 def test_it_ends_and_blames_only_what_got_lost_alone(count: int, data: st.DataObject) -> None:
-    cuts = data.draw(st.lists(st.integers(0, count), max_size=6).map(sorted))
-    pairs = zip([0, *cuts], [*cuts, count], strict=True)
-    together = [range(start, stop) for start, stop in pairs if stop - start > 1]
     runs = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
-    schedule = PassSchedule(
-        count, together=data.draw(st.sampled_from([(), together])), failed_runs=runs.__getitem__
-    )
+    schedule = PassSchedule(count, failed_runs=runs.__getitem__)
     pending = set(range(count))
     passes = 0
     while (plan := schedule.next()) is not None:
@@ -144,9 +131,7 @@ def test_it_ends_and_blames_only_what_got_lost_alone(count: int, data: st.DataOb
         failed = data.draw(some)
         crash = data.draw(st.sampled_from([None, "crash"]))
         before = dict(schedule.lost_alone)
-        schedule.record_result(
-            pending, failed=failed, waiting=data.draw(some) - failed, crash=crash
-        )
+        schedule.record_result(pending, failed=failed, crash=crash)
         new = schedule.lost_alone.keys() - before.keys()
         assert new <= set(plan.sources) & pending - failed
         assert not new or (len(plan.sources) == 1 and passes > 1 and not plan.ignore_crashes)
@@ -273,30 +258,3 @@ def test_a_few_that_die_alone_are_found_in_as_many_passes(count: int, poison: se
     assert job.failed_runs == dict.fromkeys(job.poison, 1)
     assert len(job.done) == count - len(job.poison)
     assert job.passes[0] <= 1 + 1 + 2 + len(job.poison)
-
-
-def test_sources_that_complete_together_are_not_split_until_they_are_lost_by_themselves() -> None:
-    together = [[0, 2, 4], [1, 3]]
-    schedule = PassSchedule(6, together=together)
-    schedule.record_result(range(6), crash="worker died")
-    plan = schedule.next()
-    assert plan is not None
-    assert list(plan.sources) == [0, 2, 4, 1, 3, 5]
-    schedule.record_result(range(6))
-    plans = []
-    pending = set(range(6))
-    while (plan := schedule.next()) is not None:
-        plans.append(list(plan.sources))
-        # Source 3 kills its worker, and what is executed with it is lost.
-        lost = set(plan.sources) if 3 in plan.sources else set()
-        waiting = set()
-        for group in (*together, [5]):
-            executed = set(group) & set(plan.sources) - lost
-            if executed == set(group):
-                pending -= executed
-            else:
-                waiting |= executed
-        schedule.record_result(pending, waiting=waiting)
-    assert plans == [[1, 3, 5], [0, 2, 4], [1, 3], [1], [3], [5]]
-    assert pending == {1, 3}
-    assert schedule.lost_alone == {3: None}

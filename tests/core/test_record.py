@@ -17,7 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ray_resume.core import records as records_module
+from ray_resume.core.columns import numbers_of
 from ray_resume.core.digests import source_digest
+from ray_resume.core.parts import FilePart
 from ray_resume.core.record_log import Flag, RecordLog
 from ray_resume.core.records import (
     MAX_BLOCK_BYTES,
@@ -39,6 +41,14 @@ texts = anything | anything.map(lambda text: (text + "\nß")[:8] * 1250)
 numbers = st.integers(-(2**63), 2**63 - 1)
 times = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 
+parts = st.builds(
+    lambda file, before, rows, after: FilePart(file, before, rows, before + rows + after),
+    texts,
+    st.integers(0, 2**61),
+    st.integers(1, 2**61),
+    st.integers(0, 2**61),
+)
+
 records = st.builds(
     Record,
     source_id=texts,
@@ -46,7 +56,7 @@ records = st.builds(
     sequence=st.integers(0, 2**64 - 1),
     run_id=anything,
     rows=numbers,
-    files=st.lists(texts, max_size=4).map(tuple),
+    parts=st.lists(parts, max_size=4).map(tuple),
     error=st.none() | texts,
     failed_runs=numbers,
     completed_at=times,
@@ -64,7 +74,7 @@ FULL = Record(
     sequence=258,
     run_id="run",
     rows=3,
-    files=("a-1.parquet", "b"),
+    parts=(FilePart("a-1.parquet", 5, 2, 9), FilePart("b", 0, 1, 1)),
     error="boom",
     failed_runs=2,
     completed_at=1.5,
@@ -75,28 +85,17 @@ FULL = Record(
     dead_letters=("d",),
 )
 
-# FULL, as format 3 of the store has it.
+# FULL, as format 4 of the store has it.
 BLOCK = (
-    "5f1013b801e80400000000000028b52ffd60e803f5090026d33837606b33ac01d4a8204f632220e89501a1ba36"
-    "90d3a34e13105a57c63711593df4f0049b48439d0644c8ee6562f1d0886deff268bb6d99022300240026009292"
-    "d3c85bad560bb45747183ebd526ae4b4c323a5c753a93722800352214b775dd71531de8b17af458bb762c54b91"
-    "a294c23b7122d5412a26e6bdbcbc96968f959792f24e4eda1e2e051c9f0a0b185808b5d65a6badb5366aadb5d6"
-    "04b41cde8e1d6f68e8ddb8f16ad4783102ff0637932a528bb3796079361e488210103a1dcd254d044be203ca78"
-    "0e20309009107124407f58a4210388c99290b121c3c9203081e3c28769a8610cb7a22485690ed01b85e1115008"
-    "de20818804dd7e0621bb86284bd82e60de62dd71b360f0e7e1db04d62e65823ccacaf64010ca61d580830d0fb4"
-    "2500abd46774bce5598fb71834f8ac828f4710ab86ae54b5980a"
-)
-
-# FULL, as format 3 of the store has it.
-BLOCK = (
-    "5f1013b801e80400000000000028b52ffd60e803f5090026d33837606b33ac01d4a8204f632220e89501a1ba36"
-    "90d3a34e13105a57c63711593df4f0049b48439d0644c8ee6562f1d0886deff268bb6d99022300240026009292"
-    "d3c85bad560bb45747183ebd526ae4b4c323a5c753a93722800352214b775dd71531de8b17af458bb762c54b91"
-    "a294c23b7122d5412a26e6bdbcbc96968f959792f24e4eda1e2e051c9f0a0b185808b5d65a6badb5366aadb5d6"
-    "04b41cde8e1d6f68e8ddb8f16ad4783102ff0637932a528bb3796079361e488210103a1dcd254d044be203ca78"
-    "0e20309009107124407f58a4210388c99290b121c3c9203081e3c28769a8610cb7a22485690ed01b85e1115008"
-    "de20818804dd7e0621bb86284bd82e60de62dd71b360f0e7e1db04d62e65823ccacaf64010ca61d580830d0fb4"
-    "2500abd46774bce5598fb71834f8ac828f4710ab86ae54b5980a"
+    "3f824e6f01500600000000000028b52ffd605005d50b0086163f37508b92d628b7ddc30142d1368b3ff51a7325"
+    "90b0127c9c2d38733edaebf7f4097fdd970b7406657710d7bdb678acbd9035e1d808d9320529002d0029001123"
+    "5e8810ede5a5a5f4aeeb9aa07dfd60dcf242a3524b237029f47c347a2b011c30fa70e5324dd314274f5e93266f"
+    "c992500d2f27e73a72e40d19720509f27efcb87af4783b768c3e18ad58f152a478274e7c4abc011ba605241a14"
+    "1834a8c069adb5d65a6bad6a55ab5ad55a6bad4926ddba7badbd9d9d3765ca8b12e50d7f073748029ad15c6064"
+    "36179b07059d15848c0c8b4301ae9aaa5c5944c870686c6036071018c008501a8e8d3fa6305ce860c94810c980"
+    "d188149840628143808aa87118b5a42049619a03b09314321c11400c9a29818804dd7e067f06b0a4e4ab61aebb"
+    "31f601df36812c70d319fde26219a10168fd0910813e780db6c66adcdbae419453e633f0c3463ef0818fb378ad"
+    "1a5809da8ecd6d831640b1699b1d38ff8a7bd6c4159deed4be62694bc64c4f54963eaa12adb6320e15"
 )
 
 
@@ -169,7 +168,8 @@ def read_or_refused(block: bytes) -> None:
     RecordLog([block])
 
 
-SOUND = decode(next(encode([PLAIN, FULL, replace(PLAIN, source_id="b", files=("x",) * 3)])))
+THRICE = replace(PLAIN, source_id="b", parts=(FilePart("x", 1, 2, 3),) * 3)
+SOUND = decode(next(encode([PLAIN, FULL, THRICE])))
 
 
 @given(st.binary())
@@ -358,3 +358,11 @@ def test_records_are_found_whatever_was_looked_at_before(asked: list[str]) -> No
     for name in asked:
         position = (ord(name) * len(asked)) % 12
         assert log.record(position) == every[position]
+
+
+def test_numbers_in_a_buffer_that_is_longer_than_they_are() -> None:
+    data = pa.py_buffer(np.array([1, 2, 3], "u8").tobytes() + b"x")
+    column = pa.Array.from_buffers(pa.uint64(), 3, [None, data])
+    assert numbers_of(column, "u8").tolist() == [1, 2, 3]
+    assert numbers_of(column.slice(1, 1), "u8").tolist() == [2]
+    assert numbers_of(column.slice(3), "u8").tolist() == []

@@ -24,7 +24,9 @@ from simulator import (
     Faults,
     History,
     Kind,
+    Made,
     Operator,
+    Overlapping,
     PassRun,
     Pipeline,
     Plain,
@@ -33,7 +35,6 @@ from simulator import (
     Shipped,
     Stage,
     Truth,
-    Unpacked,
     first_wrong,
     random_pipeline,
     simulate,
@@ -42,6 +43,7 @@ from simulator import (
 from ray_resume.core import tokens
 from ray_resume.core.ledger import Ledger
 from ray_resume.core.messages import Drain, Message, Seal
+from ray_resume.core.parts import FilePart
 from ray_resume.core.tokens import MODULUS
 
 pytestmark = pytest.mark.long
@@ -131,13 +133,16 @@ SMALL = {
         (READ, Operator((Stage(Kind.KEEP), Stage(Kind.FILTER, batch_rows=2, whole=True))), WRITE),
         block_rows=3,
     ),
-    "packed files": Pipeline(
+    "flushes of one row, of three": Pipeline(
         (2, 3, 0, 2),
         (READ, WRITE),
         block_rows=4,
-        blocks_per_task=1,
+        blocks_per_task=2,
         sources_per_read=4,
-        packed=2,
+        flush_rows=3,
+    ),
+    "a file for each source": Pipeline(
+        (2, 3), (READ, WRITE), blocks_per_task=1, file_per_source=True
     ),
     "everything dropped": Pipeline((5, 2), (Operator((Stage(Kind.DROP_ALL, 2),)), WRITE)),
 }
@@ -177,7 +182,7 @@ def test_every_order_completes_each_source_at_its_last_message(name: str) -> Non
                 delivery.give(sent)
                 to_come = set().union(*(late.sources() for late in order[position + 1 :]))
                 heard_of = set().union(*(done.sources() for done in order[: position + 1]))
-                assert delivery.completed == heard_of - run.with_mates(to_come)
+                assert delivery.completed == heard_of - to_come
             assert not delivery.wrong
             assert ledger.pending() == []
 
@@ -190,7 +195,7 @@ def test_every_set_of_lost_messages_leaves_their_sources_pending(name: str) -> N
             for lost in itertools.combinations(run.sent, size):
                 ledger = deliver(run, (s for s in run.sent if s not in lost), len(pipeline.rows))
                 of_lost = set().union(*(sent.sources() for sent in lost))
-                assert set(ledger.pending()) == run.with_mates(of_lost)
+                assert set(ledger.pending()) == of_lost
 
 
 @pytest.mark.parametrize("faults", [RETRIES, HARSH], ids=["retries", "harsh"])
@@ -206,9 +211,8 @@ def test_every_order_of_a_pass_with_mixed_executions(faults: Faults) -> None:
         tried += 1
         for order in itertools.permutations(run.sent):
             pending = set(deliver(run, order, len(sources)).pending())
-            disturbed = run.with_mates(run.disturbed)
-            assert pending <= disturbed
-            completed += len(set(sources) & disturbed - pending)
+            assert pending <= run.disturbed
+            completed += len(set(sources) & run.disturbed - pending)
     assert tried > 10
     assert completed > 0
 
@@ -265,8 +269,8 @@ def test_positional_tokens_let_mixtures_pass(faults: Faults) -> None:
 
 
 @pytest.mark.parametrize("faults", [RETRIES, LOSSES, HARSH], ids=["retries", "losses", "harsh"])
-def test_parts_of_a_packed_file_do_not_count_for_themselves(faults: Faults) -> None:
-    assert first_wrong(1_000, faults, Unpacked) is not None
+def test_parts_of_a_source_that_was_divided_otherwise_do_not_count(faults: Faults) -> None:
+    assert first_wrong(1_000, faults, Overlapping) is not None
 
 
 def test_positional_tokens_are_right_while_nothing_is_executed_again() -> None:
@@ -283,25 +287,31 @@ def test_shares_that_are_not_drawn_anew_let_mixtures_pass(
 
 def test_the_truth_tells_what_is_wrong() -> None:
     truth = Truth()
+
+    def fault(*files: list[int], dropped: Iterable[Made] = ()) -> str | None:
+        parts = [FilePart(truth.write(units), 0, len(units), len(units)) for units in files]
+        return truth.fault(0, parts, [*dropped])
+
     rows = truth.read(0, 3, steady=True)
-    assert truth.fault(0, [truth.write(rows)], []) is None
-    assert truth.fault(0, [truth.write(rows[:2])], []) == "rows are missing"
-    assert truth.fault(0, [], []) == "rows are missing"
-    again = [truth.write(rows), truth.write(rows[2:])]
-    assert truth.fault(0, again, []) == "rows are there twice"
+    assert fault(rows) is None
+    assert fault(rows[:2]) == "rows are missing"
+    assert fault() == "rows are missing"
+    assert fault(rows, rows[2:]) == "rows are there twice"
+    # Another source's rows may be in the same file, and are in no part.
+    file = truth.write([truth.unit(), *rows])
+    assert truth.fault(0, [FilePart(file, 1, 3, 4)], []) is None
+    assert truth.fault(0, [FilePart(file, 0, 3, 4)], []) == "rows are missing"
 
     first, second = truth.made(0, rows), truth.made(0, rows)
     first.outputs += [truth.unit(), truth.unit()]
     second.outputs += [truth.unit(), truth.unit()]
-    assert truth.fault(0, [truth.write(first.outputs)], []) is None
-    both = [truth.write(first.outputs), truth.write(second.outputs)]
-    assert truth.fault(0, both, []) == "rows are there twice"
-    mixture = [first.outputs[0], second.outputs[1]]
-    assert truth.fault(0, [truth.write(mixture)], []) == "a call's output is there in part"
+    assert fault(first.outputs) is None
+    assert fault(first.outputs, second.outputs) == "rows are there twice"
+    assert fault([first.outputs[0], second.outputs[1]]) == "a call's output is there in part"
 
     nothing = truth.made(0, rows)
-    assert truth.fault(0, [], [nothing]) is None
-    assert truth.fault(0, [truth.write(rows)], [nothing]) == "rows are there twice"
+    assert fault(dropped=[nothing]) is None
+    assert fault(rows, dropped=[nothing]) == "rows are there twice"
 
 
 def test_a_seed_gives_one_history() -> None:
@@ -319,4 +329,4 @@ def test_there_are_pipelines_of_every_kind() -> None:
     assert any(len(pipeline.operators) > 3 for pipeline in pipelines)
     assert any(pipeline.unsteady for pipeline in pipelines)
     assert any(operator.writes and operator.stages for operator in operators)
-    assert any(pipeline.packed > 1 for pipeline in pipelines)
+    assert any(pipeline.file_per_source for pipeline in pipelines)

@@ -9,6 +9,7 @@ output must be, without Ray.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import numpy as np
 Batch: TypeAlias = Any
 
 MOMENT_S = 0.08
+RUNTIME_ENV_MARK = "RAY_RESUME_TEST_MARK"
 
 
 def drop_sevenths(batch: Batch) -> Batch:
@@ -42,12 +44,20 @@ class Score:
         return {"id": batch["id"], "score": batch["id"] * self.factor}
 
 
+class ScoreWithEnvironment(Score):
+    """Fails where the runtime_env of the user's job did not reach."""
+
+    def __init__(self, factor: int) -> None:
+        assert os.environ[RUNTIME_ENV_MARK] == "kept"
+        super().__init__(factor)
+
+
 def rows_of(rows: int) -> list[tuple[int, int]]:
     """Return the sorted ``(id, score)`` rows of the output for the ids ``0 .. rows - 1``."""
     return sorted((i, i * 3) for i in range(rows) if i % 7 for _ in range(i % 3))
 
 
-def scored(ds: Any) -> Any:
+def scored(ds: Any, score: type = Score) -> Any:
     """Filter, fan out and score a dataset of ids."""
     from ray.data import ActorPoolStrategy
 
@@ -56,7 +66,7 @@ def scored(ds: Any) -> Any:
     ds = ds.map_batches(resumable(drop_sevenths), batch_size=40, num_cpus=0.5)
     ds = ds.map_batches(resumable(fan_out), batch_size=100, num_cpus=0.4)
     return ds.map_batches(
-        resumable(Score),
+        resumable(score),
         fn_constructor_args=(3,),
         batch_size=64,
         compute=ActorPoolStrategy(size=1),
@@ -81,10 +91,12 @@ def main() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            runtime_env={"env_vars": {RUNTIME_ENV_MARK: "kept"}},
         )
     ray.data.DataContext.get_current().enable_progress_bars = False
     ds = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint)
-    print(resumable_write(scored(ds.select_columns(["id"])), out), flush=True)
+    ds = scored(ds.select_columns(["id"]), Score if address else ScoreWithEnvironment)
+    print(resumable_write(ds, out), flush=True)
 
 
 if __name__ == "__main__":

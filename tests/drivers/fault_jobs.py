@@ -215,6 +215,45 @@ class Failing(Job):
         assert Checkpoint(self.checkpoint).check().ok
 
 
+class Untidy(Job):
+    """All sources share a file. One of them fails at first, so the file has rows of it as well."""
+
+    def run(self) -> RunSummary:
+        self._run_once(refused=2 * ROWS + 5)
+        return self._run_once(refused=None)
+
+    def _run_once(self, refused: int | None) -> RunSummary:
+        @resumable(on_error="mark_failed")
+        def doubt(batch: Batch) -> Batch:
+            failed = batch["id"] == (-1 if refused is None else refused)
+            if failed.any():
+                mark_failed("not mended yet", failed)
+            return {"id": batch["id"][~failed]}
+
+        ds = resumable_read(
+            ray.data.read_parquet,
+            str(self.folder / "in"),
+            checkpoint=self.checkpoint,
+            override_num_blocks=1,
+            on_code_change="ignore",
+        )
+        return resumable_write(ds.map_batches(doubt), self.folder / "out")
+
+    def check(self) -> None:
+        check_exactly_once(self.checkpoint, ({"id": i} for i in range(FILES * ROWS)))
+        there = set(map(str, (self.folder / "out").iterdir()))
+        assert set(Checkpoint(self.checkpoint).files()) == there
+
+    def check_truth(self) -> None:
+        assert Checkpoint(self.checkpoint).check().ok
+        done = {
+            int(Path(source.source_id).stem)
+            for source in Checkpoint(self.checkpoint).sources("completed")
+        }
+        ids = sorted(row["id"] for row in rows_of(self.checkpoint))
+        assert ids == [i for i in range(FILES * ROWS) if i // ROWS in done]
+
+
 class Table(Datasink[str]):
     """Files that somebody else's table lists: one line of JSON for what is published at once."""
 
@@ -287,6 +326,7 @@ JOBS = {
         AsyncFiles,
         Types,
         Failing,
+        Untidy,
         Published,
         PublishedTwice,
         LongNames,

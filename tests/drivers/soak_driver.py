@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from driver import rows_of, scored
@@ -98,14 +98,22 @@ class Pair(Scored):
     parts = 2
 
 
-class Packed(Pipeline):
-    """Sources share files."""
+class Merged(Pipeline):
+    """Sources share many small files, which each run merges at its end."""
+
+    options: ClassVar[dict[str, Any]] = {"target_file_bytes": 1 << 14, "commit_interval_s": 0.3}
 
     def run(self, part: int) -> Any:
         from ray_resume import resumable, resumable_write
 
         ds = self._read(part).map_batches(resumable(slowly), batch_size=50, num_cpus=0.5)
-        return resumable_write(ds, self.out, target_file_bytes=5 * ROWS * 8)
+        return resumable_write(ds, self.out, **self.options)
+
+
+class Alone(Merged):
+    """Each source has files of its own."""
+
+    options: ClassVar[dict[str, Any]] = {"file_per_source": True}
 
 
 class Keys(Pipeline):
@@ -170,7 +178,7 @@ class SharedPair(Shared, Pair):
 
 PIPELINES: dict[str, Callable[[Path], Pipeline]] = {
     kind.__name__: kind
-    for kind in (Scored, Pair, Packed, Keys, Partitioned, Letters, Shared, SharedPair)
+    for kind in (Scored, Pair, Merged, Alone, Keys, Partitioned, Letters, Shared, SharedPair)
 }
 
 

@@ -238,8 +238,8 @@ def test_shards_of_one_process_after_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_sources_packed_with_those_of_other_shards_wait_for_a_run_of_all(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_sources_that_share_files_with_those_of_other_shards_are_done_by_their_own(
+    tmp_path: Path,
 ) -> None:
     write_source(tmp_path / "in", files=6, rows=10)
 
@@ -253,14 +253,17 @@ def test_sources_packed_with_those_of_other_shards_wait_for_a_run_of_all(
 
     assert run(None) == (6, 0)
     checkpoint = Checkpoint(tmp_path / "ckpt")
-    before = checkpoint.files()
+    (before,) = checkpoint.files()
     checkpoint.reset(state="completed")
-    shares = [run((index, 2)) for index in range(2)]
-    assert [completed for completed, _ in shares] == [0, 0]
-    assert sum(pending for _, pending in shares) == 6
-    assert "Run once without shard= to process them." in caplog.text
-    assert (checkpoint.files(), ids_in(tmp_path / "out")) == (before, list(range(60)))
-    assert run(None) == (6, 0)
+    share = sum(Shard(0, 2).holds(path.name) for path in (tmp_path / "in").iterdir())
+    assert 0 < share < 6
+    assert run((0, 2)) == (share, 0)
+    # The rows of the other share have been copied out of the file.
+    assert before not in checkpoint.files()
+    assert checkpoint.files() == sorted(map(str, (tmp_path / "out").iterdir()))
+    assert ids_in(tmp_path / "out") == list(range(60))
+    assert run((1, 2)) == (6 - share, 0)
+    assert checkpoint.files() == sorted(map(str, (tmp_path / "out").iterdir()))
     assert ids_in(tmp_path / "out") == list(range(60))
 
 

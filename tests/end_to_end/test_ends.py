@@ -182,7 +182,7 @@ def test_what_ray_lost_fails_no_source() -> None:
 
 
 def test_a_read_is_repeated_as_often_as_tasks_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_resume.raydata.retries._MAX_BACKOFF_S", 0)
+    monkeypatch.setattr("ray_resume.read.read_task._MAX_BACKOFF_S", 0)
     reads: list[int] = []
 
     def flaky() -> Iterator[Any]:
@@ -222,6 +222,9 @@ def test_a_reading_that_is_abandoned_seals_nothing() -> None:
     assert listener.events == []
 
 
+PARQUET = Layout(FileFormat("parquet"))
+
+
 def rows_of(sources: list[int]) -> pa.Table:
     n = len(sources)
     return batches.with_tracking_columns(
@@ -229,11 +232,13 @@ def rows_of(sources: list[int]) -> pa.Table:
     )
 
 
-def sink_into(folder: Path, listener: Listener) -> FileSink:
+def sink_into(
+    folder: Path, listener: Listener, *, layout: Layout = PARQUET, **options: Any
+) -> FileSink:
     here = Folder(LocalFileSystem(), str(folder), str(folder))
-    layout = Layout(FileFormat("parquet"))
     client: Any = listener
-    return FileSink(here, layout, "cccccccc-aaaaaaaaaaaa", bytes(2 * NAME_DIGEST_BYTES), client)
+    digests = bytes(2 * NAME_DIGEST_BYTES)
+    return FileSink(here, layout, "cccccccc-aaaaaaaaaaaa", digests, client, **options)
 
 
 def test_what_is_drained_is_there_under_its_final_name(tmp_path: Path) -> None:
@@ -241,11 +246,58 @@ def test_what_is_drained_is_there_under_its_final_name(tmp_path: Path) -> None:
     block = rows_of([0, 1, 0])
     sink_into(tmp_path, listener).write([block], None)
     drains = [event for event in listener.events if isinstance(event, Drain)]
-    assert listener.seen == {drain.files[0]: drain.rows for drain in drains}
+    assert listener.seen == {part.file: part.file_rows for drain in drains for part in drain.parts}
+    assert all(sum(part.rows for part in drain.parts) == drain.rows for drain in drains)
     _, sources, values = batches.split_tracking_columns(block)
     assert {drain.source: drain.delta for drain in drains} == {
         source: -token_sum(values[sources == source]) % MODULUS for source in (0, 1)
     }
+
+
+@pytest.mark.parametrize(
+    ("most_rows", "partition_columns", "file_per_source", "files"),
+    [
+        (None, (), False, 1),
+        (None, (), True, 2),
+        (4, (), False, 3),
+        (None, ("k",), False, 2),
+        (3, ("k",), False, 4),
+        (3, ("k",), True, 5),
+    ],
+)
+def test_parts_say_which_rows_of_a_file_are_whose(
+    most_rows: int | None,
+    partition_columns: tuple[str, ...],
+    file_per_source: bool,
+    files: int,
+    tmp_path: Path,
+) -> None:
+    sources = [1, 0, 1, 1, 0, 0, 1, 0, 1, 1, 1, 1]
+    block = rows_of(sources)
+    block = block.append_column("k", pa.array([i // 2 % 2 for i in range(12)]))
+    layout = Layout(FileFormat("parquet", max_rows=most_rows), partition_columns)
+    listener = Listener()
+    sink = sink_into(tmp_path, listener, layout=layout, file_per_source=file_per_source)
+    sink.write([block.slice(0, 5), block.slice(5)], None)
+    (first, second) = listener.events
+    assert isinstance(first, Drain)
+    assert isinstance(second, Drain)
+    found: dict[int, list[int]] = {0: [], 1: []}
+    rows: dict[str, list[int]] = {}
+    for drain in (first, second):
+        assert sum(part.rows for part in drain.parts) == drain.rows
+        for name, start, count, whole in drain.parts:
+            ids = pq.ParquetFile(tmp_path / name).read().column("id").to_pylist()
+            assert len(ids) == whole
+            found[drain.source] += ids[start : start + count]
+            rows.setdefault(name, []).extend(range(start, start + count))
+            assert ids[start : start + count] == sorted(ids[start : start + count])
+    assert {source: sorted(ids) for source, ids in found.items()} == {
+        source: [i for i, owner in enumerate(sources) if owner == source] for source in (0, 1)
+    }
+    # Each row of each file is somebody's, once.
+    assert len(rows) == len(list(tmp_path.rglob("*.parquet"))) == files
+    assert all(sorted(places) == list(range(len(places))) for places in rows.values())
 
 
 def test_a_write_that_fails_drains_nothing_and_leaves_nothing(tmp_path: Path) -> None:

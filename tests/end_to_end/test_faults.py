@@ -18,6 +18,7 @@ import pytest
 from fault_jobs import JOBS, Job, write_input
 from job import WITHOUT_TOKENS
 from places import SCRIPTS
+from snapshots import whole_files
 
 import ray_resume
 from ray_resume import Checkpoint, ResumeError
@@ -56,6 +57,7 @@ WORKERS = [
     ("sink.before_drain", "Files", 1),
     ("sink.after_drain", "Files", 0),
     ("datasink.before_write", "Published", 0),
+    ("tidy.copied", "Untidy", 0),
     ("datasink.before_drain", "Published", 1),
     ("datasink.after_drain", "Published", 0),
 ]
@@ -98,6 +100,9 @@ DRIVERS = {
     "cleanup.removing_letter": ("Files", ("letters.written",)),
     "shared.ending": ("SharedFiles", ()),
     "lease.ending": ("Files", ()),
+    "tidy.registered": ("Untidy", ()),
+    "tidy.written": ("Untidy", ()),
+    "tidy.committed": ("Untidy", ()),
     "retyping.written": ("Types", ()),
     "retyping.committed": ("Types", ()),
 }
@@ -291,7 +296,9 @@ class TestCheckExactlyOnce:
             pq.write_table(pa.table({"id": [half, half]}), out / name)
             names.append(name)
         writer = WriterFile.create(directory.path, "0" * 12, {"sources_total": 1})
-        writer.commit([Record("/in/0", State.COMPLETED, 1, "0" * 12, rows=4, files=tuple(names))])
+        writer.commit(
+            [Record("/in/0", State.COMPLETED, 1, "0" * 12, rows=4, parts=whole_files(*names))]
+        )
         writer.close()
         return directory.path
 

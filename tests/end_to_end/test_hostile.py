@@ -24,6 +24,7 @@ from conftest import ids_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_store import put, put_block
+from snapshots import whole_files
 from test_failures import Desk, batch_of, x_of
 
 from ray_resume import (
@@ -268,7 +269,15 @@ def test_a_terminal_gets_no_control_characters(
         kind = (State.COMPLETED, State.FAILED, State.QUARANTINED)[number % 3]
         file = name.replace("\n", "") if arguments == ["files"] else name
         record = Record(
-            name, kind, 1 + number, RUN, 1, (file,), f"boom\n{name}", 1, completed_at=1e300
+            name,
+            kind,
+            1 + number,
+            RUN,
+            1,
+            whole_files(file),
+            f"boom\n{name}",
+            1,
+            completed_at=1e300,
         )
         records.append(record)
     put_block(path / f"{RUN}.mdb", next(encode(records)))

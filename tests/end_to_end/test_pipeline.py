@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import RUNTIME_ENV_MARK, holders, ids_in, snapshot, write_file, write_source
+from conftest import holders, ids_in, snapshot, write_file, write_source
 from ray.data import ActorPoolStrategy, Dataset
 
 from ray_resume import (
@@ -234,7 +234,6 @@ def test_many_sources_share_few_read_tasks_and_options_of_the_reader_work(tmp_pa
 
     @resumable
     def noting(batch: Batch) -> Batch:
-        assert os.environ[RUNTIME_ENV_MARK] == "kept"
         assert "lmdb" not in sys.modules, "workers must not import lmdb"
         context = ray.get_runtime_context()
         (seen / str(context.get_task_id())).touch()
@@ -568,8 +567,9 @@ def test_the_ledgers_start_up_errors_reach_the_user(tmp_path: Path) -> None:
     from ray_resume.checkpoint.local.backend import LocalLedgerBinding
     from ray_resume.core.sources import SourceTable
     from ray_resume.run import ledger_actor
+    from ray_resume.run.run_spec import RunSpec
 
-    spec = ledger_actor.RunSpec(
+    spec = RunSpec(
         run_id="cccccccccccc",
         binding=LocalLedgerBinding(
             str(tmp_path), str(tmp_path / "cccccccccccc.lease"), "cccccccccccc"

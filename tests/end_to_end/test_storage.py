@@ -149,11 +149,11 @@ def test_a_file_that_could_not_be_written_is_not_in_the_bucket(s3: S3, tmp_path:
         raise RuntimeError("a format that cannot hold it")
 
     with pytest.raises(RuntimeError):
-        folder.write("a/b.parquet", fail)
-    assert list(folder.names()) == []
+        folder.write_file("a/b.parquet", fail)
+    assert list(folder.list_files()) == []
 
     def succeed(file: Any) -> None:
         file.write(b"whole")
 
-    folder.write("a/b.parquet", succeed)
-    assert list(folder.names()) == ["a/b.parquet"]
+    folder.write_file("a/b.parquet", succeed)
+    assert list(folder.list_files()) == ["a/b.parquet"]

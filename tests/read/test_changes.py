@@ -5,10 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.core.code import Code, digest_of_code
 from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
 from ray_resume.core.resume_plan import Todo, todo_of
 from ray_resume.core.sources import Source
@@ -358,86 +354,3 @@ def test_other_code_is_noted_and_processed_again_if_asked(
     assert ids_in(tmp_path / "out") == list(range(0, 150, 10))
     assert run(10).sources_skipped == 3
     assert "other code" not in caplog.text
-
-
-LIMIT = 3
-
-
-def helper(value: int) -> int:
-    return value + LIMIT
-
-
-def uses_helper(row: dict[str, Any]) -> dict[str, Any]:
-    return {"id": helper(row["id"])}
-
-
-def uses_helper_too(row: dict[str, Any]) -> dict[str, Any]:
-    return {"id": helper(row["id"])}
-
-
-def takes_any(row: Any, **_: Any) -> Any:
-    return row
-
-
-def takes_none(row: Any, **_: Any) -> Any:
-    return None
-
-
-class WithState:
-    bound = 1
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"id": row["id"] + self.start + self.bound}
-
-
-def test_digests_of_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    def times(n: Any) -> Any:
-        return lambda row: row["id"] * n
-
-    same = [
-        (uses_helper, uses_helper_too),
-        (uses_helper, resumable(uses_helper)),
-        (times(2), times(2)),
-        (times(object()), times(object())),
-        (WithState(1), WithState(1)),
-        (functools.partial(takes_any, a=1), functools.partial(takes_any, a=1)),
-    ]
-    for one, other in same:
-        assert digest_of_code(one) == digest_of_code(other)
-    different = [
-        *(uses_helper, helper, times(2), times(3), WithState, WithState(1), WithState(2), len),
-        *(WithState(1).__call__, functools.partial(takes_any, a=1), lambda row: {"a", "b", "c"}),
-        *(functools.partial(takes_any, a=2), lambda row: {"a", "b"}, json.dumps),
-        *(functools.partial(takes_none, a=2), resumable(functools.partial(takes_none, a=1))),
-    ]
-    digests = [digest_of_code(udf) for udf in different]
-    assert len(set(digests)) >= len(different) - 1
-    monkeypatch.setattr(sys.modules[__name__], "LIMIT", 4)
-    assert digest_of_code(uses_helper) != digests[0]
-    monkeypatch.setattr(WithState, "bound", 2)
-    assert digest_of_code(WithState) != digests[4]
-    # The same in every process, whatever the hashes of texts there.
-    script = "import test_changes as t; print(t.digest_of_code(lambda row: {'a', 'b', 'c'}))"
-    path = os.pathsep.join(sys.path)
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": seed},
-            check=True,
-            capture_output=True,
-        ).stdout
-        for seed in ("1", "2", "3")
-    }
-    assert len(outputs) == 1
-
-
-def test_a_record_of_before_says_nothing_of_code() -> None:
-    assert pipeline_of("s")[4:] == bytes(4)
-    assert pipeline_of("s", "code")[:4] == pipeline_of("s")[:4]
-    assert Code.read({"signature": "s"}) is None
-    code = Code.of([("map(f)", helper), ("map(g)", uses_helper)])
-    assert Code.read(json.loads(json.dumps({"code": code.header()}))) == code
-    assert code.differing(Code.of([("map(f)", helper), ("map(g)", helper)])) == ["map(g)"]

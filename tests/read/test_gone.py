@@ -13,7 +13,7 @@ import pytest
 import ray
 from conftest import ids_in, write_file, write_source
 from pyarrow.fs import LocalFileSystem
-from snapshots import snapshot_of
+from snapshots import snapshot_of, whole_files
 
 from ray_resume import (
     Checkpoint,
@@ -100,8 +100,8 @@ def test_the_same_file_under_another_path_is_known_by_its_looks() -> None:
 def test_what_was_reset_or_failed_and_has_output_goes_too_and_only_from_its_share() -> None:
     file = f"aaaaaaaa-{RUN}-{source_digest('r')[:8].hex()}-0123456789abcdef.parquet"
     union = union_of(
-        Record("r", State.RESET, 1, RUN, files=(file,)),
-        Record("s", State.FAILED, 2, RUN, error="boom", files=(file, "x")),
+        Record("r", State.RESET, 1, RUN, parts=whole_files(file)),
+        Record("s", State.FAILED, 2, RUN, error="boom", parts=whole_files(file, "x")),
         Record("t", State.RESET, 3, RUN),
         Record("u", State.FAILED, 4, RUN, error="boom"),
         *(done(f"v{number}") for number in range(20)),
@@ -127,7 +127,9 @@ def test_other_ids_are_refused_while_output_of_the_old_ones_is_there() -> None:
         refuse_other_ids(union, {}, other, "/ckpt")  # of a version that did not note it
         bare = union_of(Record("/d/a", State.FAILED, 1, RUN, error="boom"))
         refuse_other_ids(bare, headers, other, "/ckpt")
-    several = union_of(Record("a", State.RESET, 1, RUN, files=("x.parquet", "y.parquet")))
+    several = union_of(
+        Record("a", State.RESET, 1, RUN, parts=whole_files("x.parquet", "y.parquet"))
+    )
     reset = {RUN: {HEADER_KEY: [ids_of("file"), ids_of("key")]}}
     with pytest.raises(CheckpointError, match="keys"):
         refuse_other_ids(several, reset, ids_of("file"), "/ckpt")
@@ -252,7 +254,7 @@ def test_output_follows_the_input(source: Path, tmp_path: Path) -> None:
     write_file(source / "00007.parquet", 100, 105)
     summary = run(source, on_source_gone="remove")
     assert (summary.sources_completed, summary.sources_removed) == (1, 1)
-    assert "1 sources that are not in the input any more was removed" in str(summary)
+    assert "removed the output of 1 sources that are no longer in the input" in str(summary)
     assert_output(tmp_path, [*range(10, 15), *range(100, 105)])
     write_file(source / "00000.parquet", 0, 5)
     assert run(source).sources_completed == 1
@@ -271,14 +273,15 @@ class RecordingSink(ray.data.Datasink[None]):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_who_shared_a_file_with_one_that_is_gone_is_done_again(
+def test_sources_that_shared_a_file_with_one_that_is_gone_are_not_read_again(
     source: Path, tmp_path: Path
 ) -> None:
     run(source, target=1 << 20)
     assert len(Checkpoint(tmp_path / "ckpt").files()) == 1
     (source / "00001.parquet").unlink()
     summary = run(source, on_source_gone="remove", target=1 << 20)
-    assert (summary.sources_completed, summary.sources_removed) == (2, 1)
+    assert (summary.sources_skipped, summary.sources_removed) == (2, 1)
+    assert summary.rows_read == 0
     assert_output(tmp_path, [*range(5), *range(10, 15)])
 
 

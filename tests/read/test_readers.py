@@ -186,9 +186,9 @@ def test_readers_for_files(case: str, tmp_path: Path) -> None:
     plain = [row["digest"] for row in reader(str(source), **options).map(digest_of).take_all()]
     assert len(plain) >= FILES
     assert ids_in(tmp_path / "out", "digest") == sorted(plain)
-    assert job().sources_skipped == FILES
     write(source / f"9{suffix}", 9)
-    assert job().sources_completed == 1
+    second = job()
+    assert (second.sources_skipped, second.sources_completed) == (FILES, 1)
 
 
 def test_spellings_of_a_path_are_one_source(tmp_path: Path, monkeypatch: Any) -> None:

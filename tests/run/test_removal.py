@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from snapshots import whole_files
 
 from ray_resume import Checkpoint
 from ray_resume.checkpoint.local.backend import LocalBackend
@@ -65,7 +66,7 @@ def prepare(folder: Path) -> None:
     for number, name in enumerate("abc", 1):
         file = f"{stem_of(prefix, source_digest(name)[:8])}.parquet"
         (out / file).write_text(name)
-        records.append(Record(name, State.COMPLETED, number, RUN, rows=1, files=(file,)))
+        records.append(Record(name, State.COMPLETED, number, RUN, rows=1, parts=whole_files(file)))
     header = {"sources_total": 3, HEADER_KEY: ids_of("file")}
     writer = WriterFile.create(directory.path, RUN, header)
     writer.commit(records)

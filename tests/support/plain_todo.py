@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ray_resume.core.filenames import OutputName
 from ray_resume.core.records import Record, State, pipeline_of
 from ray_resume.core.sources import Source
-from ray_resume.errors import CheckpointError, PipelineChangedError, SourceChangedError
+from ray_resume.errors import PipelineChangedError, SourceChangedError
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,7 @@ class PlainTodo:
     records: dict[str, Record]
     skipped: set[str]
     quarantined: int
-    held: list[str]
-    apart: list[str]
-    together: set[frozenset[str]]
     removed: set[str] = field(default_factory=set)
-    replaced: set[frozenset[str]] = field(default_factory=set)
-    kept: set[str] = field(default_factory=set)
     passed_over: int = 0
 
 
@@ -81,9 +75,8 @@ def plain_todo_of(
             again[source.source_id] = record if fresh else replace(record, failed_runs=0)
     if otherwise and on_pipeline_change == "error":
         raise PipelineChangedError
-    own = {source.source_id for source in sources}
     known = {source.source_id for source in listed}
-    new = own - on_record.keys()
+    new = {source.source_id for source in sources} - on_record.keys()
     # What is not listed, and of that what belongs to a listed file.
     outside = {
         source_id
@@ -100,97 +93,10 @@ def plain_todo_of(
     new |= {s for s, r in again.items() if r.state is State.RESET and not r.files}
     ignored = {source_id for source_id in new if gone.file_of(source_id) in whole}
     again = {source_id: record for source_id, record in again.items() if source_id not in ignored}
-    elsewhere = {part for part in going if not gone.is_own(part)}
-    dropped = going - elsewhere
+    removed = {part for part in going if gone.is_own(part)}
     if gone.remove:
-        dropped |= {source_id for source_id in outside - parts if gone.is_own(source_id)}
-        elsewhere |= outside - parts - dropped
-    # Parts that go, and those of their file that are to be read, are of one step.
-    to_be_read = again.keys() | (new - ignored)
-    steps = [
-        {part for part in going & dropped if gone.file_of(part) == file}
-        | {source_id for source_id in to_be_read if gone.file_of(source_id) == file}
-        for file in {gone.file_of(part) for part in going & dropped}
-    ]
-    held: set[str] = set()
-    apart: set[str] = set()
-    kept: set[str] = set()
-    together = set()
-    replaced = set()
-    removed = set(dropped)
-    for group in groups_of(on_record, steps):
-        if not group & (again.keys() | dropped):
-            continue
-        to_read = group & to_be_read
-        beyond = group - own - dropped
-        if beyond:
-            if beyond - known - elsewhere:
-                raise CheckpointError
-            apart |= to_read
-            kept |= group & dropped
-        elif group & quarantined:
-            held |= to_read
-            kept |= group & dropped
-        else:
-            members = group & own
-            if len(members) > 1:
-                together.add(frozenset(members))
-            again |= {mate: on_record[mate] for mate in group & skipped}
-            skipped -= group
-            if not members:
-                continue
-            if group & dropped:
-                replaced.add(frozenset(group & dropped))
-        removed -= group
-    passed_over = skipped | quarantined | held | apart | ignored
+        removed |= {source_id for source_id in outside - parts if gone.is_own(source_id)}
+    passed_over = skipped | quarantined | ignored
     pending = [s.source_id for s in sources if s.source_id not in passed_over]
     records = {source_id: r for source_id, r in again.items() if source_id in pending}
-    return PlainTodo(
-        pending,
-        records,
-        skipped,
-        len(quarantined),
-        sorted(held),
-        sorted(apart),
-        together,
-        removed,
-        replaced,
-        kept,
-        len(ignored),
-    )
-
-
-def groups_of(on_record: Mapping[str, Record], steps: Iterable[set[str]]) -> list[set[str]]:
-    """Join whoever shares a file, or is of one of ``steps``, until nothing changes.
-
-    Returns what has more than one member, or is one of ``steps``.
-    """
-    steps = [set(step) for step in steps]
-    groups = [{source_id} for source_id in on_record]
-    groups += [{source_id} for step in steps for source_id in step if source_id not in on_record]
-    shared = {source_id: shared_files(record) for source_id, record in on_record.items()}
-
-    def meet(one: set[str], other: set[str]) -> bool:
-        files = set().union(*(shared.get(s, set()) for s in one))
-        return bool(files & set().union(*(shared.get(s, set()) for s in other))) or any(
-            one & step and other & step for step in steps
-        )
-
-    joined = True
-    while joined:
-        joined = False
-        for one in groups:
-            for other in groups:
-                if one is not other and meet(one, other):
-                    one |= other
-                    groups.remove(other)
-                    joined = True
-                    break
-            if joined:
-                break
-    return [group for group in groups if len(group) > 1 or group in steps]
-
-
-def shared_files(record: Record) -> set[str]:
-    names = {file: OutputName.parse(file) for file in record.files}
-    return {file for file, name in names.items() if name is not None and name.is_shared}
+    return PlainTodo(pending, records, skipped, len(quarantined), removed, len(ignored))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -31,13 +31,12 @@ from ray_resume.core.messages import (
     Applied,
     Completion,
     Drain,
-    Event,
     Message,
     Outcome,
-    Pack,
     ReadFailure,
     Seal,
 )
+from ray_resume.core.parts import FilePart
 from ray_resume.core.tokens import MODULUS, SourceArray, TokenArray
 
 RUN = "run"
@@ -115,22 +114,33 @@ class Careless(Shipped):
     seals_what_it_could_not_read = True
 
 
-class Unpacked(Shipped):
-    """As shipped, but of a packed file each source's part counts for itself."""
+class Overlapping(Shipped):
+    """As shipped, but a part whose drain is a repeat takes the place of the first one's."""
 
     def ledger(self, source_count: int) -> Counters:
-        return _UnpackedLedger(RUN, source_count)
+        return _OverlappingLedger(RUN, source_count)
 
 
-class _UnpackedLedger(Ledger):
+class _OverlappingLedger(Ledger):
+    """Lists the parts that came last, whether they counted or not."""
+
+    def __init__(self, run_id: str, source_count: int) -> None:
+        super().__init__(run_id, source_count)
+        self._latest: dict[int, tuple[FilePart, ...]] = {}
+
+    def begin_pass(self, pass_number: int) -> None:
+        super().begin_pass(pass_number)
+        self._latest = {}
+
     def apply(self, message: Message) -> Applied:
-        events: list[Event] = []
-        for event in message.events:
-            if isinstance(event, Pack):
-                events += [drain._replace(files=event.files) for drain in event.drains]
-            else:
-                events.append(event)
-        return super().apply(replace(message, events=tuple(events)))
+        for event in message.events if message.pass_number == self._pass_number else ():
+            if isinstance(event, Drain) and event.parts:
+                self._latest[event.source] = self._latest.get(event.source, ()) + event.parts
+        applied = super().apply(message)
+        completions = tuple(
+            done._replace(parts=self._latest.get(done.source, ())) for done in applied.completions
+        )
+        return applied._replace(completions=completions)
 
 
 class _PositionalAccount(lineage.CallAccount):
@@ -193,11 +203,11 @@ class PlainLedger:
                 self._value[source] += event.total
             else:
                 self._value[source] += event.delta
-                self._files[source] += event.files
+                self._parts[source] += event.parts
             zero = self._value[source] % MODULUS == 0
             if zero and source in self._sealed and not self._complete[source]:
                 self._complete[source] = True
-                completions.append(Completion(source, 0, 0, self._files[source]))
+                completions.append(Completion(source, 0, 0, self._parts[source]))
         return Applied((Outcome.APPLIED,) * len(message.events), tuple(completions))
 
     def pending(self) -> list[int]:
@@ -209,7 +219,7 @@ class PlainLedger:
     def _start(self) -> None:
         self._value: Counter[int] = Counter()
         self._sealed: set[int] = set()
-        self._files: defaultdict[int, tuple[str, ...]] = defaultdict(tuple)
+        self._parts: defaultdict[int, tuple[FilePart, ...]] = defaultdict(tuple)
         # Messages are kept, so that no other gets the same id.
         self._seen: dict[int, Message] = {}
 
@@ -247,7 +257,6 @@ class Truth:
         self._reads: defaultdict[int, list[list[int]]] = defaultdict(list)
         self._made: defaultdict[int, list[Made]] = defaultdict(list)
         self._files: dict[str, list[int]] = {}
-        self._sources: dict[str, set[int]] = {}
 
     def unit(self) -> int:
         self._next_unit += 1
@@ -267,24 +276,25 @@ class Truth:
         self._made[source].append(made)
         return made
 
-    def write(self, units: list[int], sources: Iterable[int] = ()) -> str:
+    def write(self, units: list[int]) -> str:
         name = f"file-{len(self._files)}"
         self._files[name] = units
-        self._sources[name] = set(sources)
         return name
 
-    def sources_in(self, file: str) -> set[int]:
-        return self._sources[file]
+    def rows_in(self, part: FilePart) -> list[int]:
+        units = self._files[part.file]
+        assert len(units) == part.file_rows
+        return units[part.first_row : part.first_row + part.rows]
 
-    def fault(self, source: int, files: Sequence[str], dropped: Sequence[Made]) -> str | None:
-        """Say what is wrong if ``files`` are taken for the whole output of ``source``.
+    def fault(self, source: int, parts: Sequence[FilePart], dropped: Sequence[Made]) -> str | None:
+        """Say what is wrong if ``parts`` are taken for the whole output of ``source``.
 
         Args:
             dropped: executions that made nothing, whose report of it was counted.
         """
         count: Counter[int] = Counter()
-        for name in files:
-            count.update(self._files[name])
+        for part in parts:
+            count.update(self.rows_in(part))
         gone = {id(made) for made in dropped}
         # A call comes after the calls that made its inputs, so backwards all outputs are counted.
         for made in reversed(self._made[source]):
@@ -353,7 +363,8 @@ class Pipeline:
     sources_per_read: int = 2
     blocks_per_task: int = 2
     block_rows: int = 4
-    packed: int = 1
+    flush_rows: int = 8
+    file_per_source: bool = False
 
 
 @dataclass(frozen=True)
@@ -414,7 +425,8 @@ def random_pipeline(rng: random.Random) -> Pipeline:
         sources_per_read=rng.randint(1, 3),
         blocks_per_task=rng.randint(1, 3),
         block_rows=rng.randint(1, 6),
-        packed=rng.choice((1, 1, 2, 3)),
+        flush_rows=rng.choice((1, 3, 8, 100)),
+        file_per_source=rng.random() < 0.2,
     )
 
 
@@ -439,22 +451,9 @@ class Sent:
     def sources(self) -> set[int]:
         return {part.source for part in _parts(self.message)}
 
-    def packs(self) -> list[set[int]]:
-        return [
-            {drain.source for drain in event.drains}
-            for event in self.message.events
-            if isinstance(event, Pack)
-        ]
-
 
 def _parts(message: Message) -> list[Seal | Drain]:
-    parts: list[Seal | Drain] = []
-    for event in message.events:
-        if isinstance(event, Pack):
-            parts += event.drains
-        elif isinstance(event, (Seal, Drain)):
-            parts.append(event)
-    return parts
+    return [event for event in message.events if isinstance(event, (Seal, Drain))]
 
 
 class PassRun:
@@ -483,14 +482,6 @@ class PassRun:
         self._faults = faults
         self._rng = rng
         self._run(sources)
-
-    def with_mates(self, sources: set[int]) -> set[int]:
-        """Add all that share a file with one of ``sources``: what keeps it keeps them too."""
-        sources = set(sources)
-        packs = [pack for sent in self.sent for pack in sent.packs()]
-        while more := [pack for pack in packs if pack & sources and not pack <= sources]:
-            sources |= set().union(*more)
-        return sources
 
     def _run(self, sources: Sequence[int]) -> None:
         blocks: list[Block] = []
@@ -524,9 +515,9 @@ class PassRun:
             for event in events:
                 if isinstance(event, Sent) and rng.random() < 0.6:
                     self.sent.append(event)
-                    # A write of the same rows drains the same sum: a repeat, which is harmless.
-                    if not operator.writes or operator.stages or sources:
-                        self.disturbed |= event.sources()
+                    # A write that divides the same rows into the same flushes drains the same
+                    # sums: repeats, which are harmless. It may divide them otherwise.
+                    self.disturbed |= event.sources()
         events = self._execute(operator, sources, self._lost_and_made_again(inputs))
         blocks = [event for event in events if isinstance(event, Block)]
         self.sent += [event for event in events if isinstance(event, Sent)]
@@ -636,22 +627,23 @@ class PassRun:
             events.append(self._sent(seals))
 
     def _write(self, batches: Iterator[list[Row]], events: list[Block | Sent]) -> None:
-        parts = list(_by_source([row for rows in batches for row in rows]).items())
-        made: list[Drain | Pack] = []
-        for start in range(0, len(parts), self._pipeline.packed):
-            together = parts[start : start + self._pipeline.packed]
-            units = [row.unit for _, rows in together for row in rows]
-            file = self.truth.write(units, (source for source, _ in together))
-            drains = [
-                Drain(source, -sum(row.token for row in rows) % MODULUS, len(rows))
-                for source, rows in together
-            ]
-            if len(drains) == 1:
-                made.append(drains[0]._replace(files=(file,)))
+        # A flush may come at any moment: another execution divides the rows otherwise.
+        for rows in self._cut(batches, self._pipeline.flush_rows):
+            together = _by_source(rows)
+            drains: list[Drain] = []
+            if self._pipeline.file_per_source:
+                files = [{source: part} for source, part in together.items()]
             else:
-                made.append(Pack(tuple(drains), (file,)))
-        if made:
-            events.append(self._sent(made))
+                files = [together]
+            for of_file in files:
+                units = [row.unit for part in of_file.values() for row in part]
+                file, first = self.truth.write(units), 0
+                for source, part in of_file.items():
+                    delta = -sum(row.token for row in part) % MODULUS
+                    place = FilePart(file, first, len(part), len(units))
+                    drains.append(Drain(source, delta, len(part), (place,)))
+                    first += len(part)
+            events.append(self._sent(drains))
 
     def _stage(
         self, stage: Stage, batches: Iterator[list[Row]], events: list[Block | Sent]
@@ -737,7 +729,7 @@ class PassRun:
 
     def _sent(
         self,
-        events: Sequence[Seal | Drain | Pack | ReadFailure],
+        events: Sequence[Seal | Drain | ReadFailure],
         dropped: dict[int, Made] | None = None,
     ) -> Sent:
         return Sent(Message(RUN, self._pass_number, tuple(events)), dropped or {})
@@ -791,24 +783,18 @@ class Delivery:
                 identity = event.delta if self._protocol.delta_is_identity else id(sent)
                 made = sent.dropped.get(event.source)
                 self._counted[event.source].setdefault(identity, made)
-        completions = self._ledger.apply(sent.message).completions
-        for completion in completions:
+        for completion in self._ledger.apply(sent.message).completions:
             self._check(completion)
-        listed = {completion.source: set(completion.files) for completion in completions}
-        for file in set().union(*listed.values()):
-            for source in self._truth.sources_in(file):
-                if file not in listed.get(source, ()):
-                    self.wrong.append(f"{file} is listed, and not for source {source}")
 
     def _check(self, completion: Completion) -> None:
         source = completion.source
         if source in self.completed:
             self.wrong.append(f"source {source} completed twice")
         self.completed.add(source)
-        if len(set(completion.files)) < len(completion.files):
-            self.wrong.append(f"source {source} lists a file twice: {completion.files}")
+        if len(set(completion.parts)) < len(completion.parts):
+            self.wrong.append(f"source {source} lists a part twice: {completion.parts}")
         dropped = [made for made in self._counted[source].values() if made is not None]
-        fault = self._truth.fault(source, completion.files, dropped)
+        fault = self._truth.fault(source, completion.parts, dropped)
         if fault is not None:
             self.wrong.append(f"source {source} is complete, but {fault}")
 
@@ -890,7 +876,7 @@ def _run_pass(
     pending = set(ledger.pending())
     for source in pending:
         ledger.explain(source)
-    disturbed = run.with_mates(run.disturbed)
+    disturbed = run.disturbed
     history.wrong += delivery.wrong
     history.stuck += [f"source {source}: nothing happened to it" for source in pending - disturbed]
     history.sources += len(sources)

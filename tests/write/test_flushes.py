@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume.write.file_sink import _flushes
+from ray_resume.write.flushes import flushes
 
 
 def block_of(rows: int) -> pa.Table:
@@ -22,11 +22,11 @@ def block_of(rows: int) -> pa.Table:
 @given(st.lists(st.integers(0, 50), max_size=20), st.integers(1, 2000))
 def test_a_flush_has_the_bytes_it_may_have(counts: list[int], most_bytes: int) -> None:
     blocks = [block_of(count) for count in counts]
-    flushes = list(_flushes(blocks, math.inf, most_bytes))
-    assert list(chain(*flushes)) == blocks
-    for flush in flushes[:-1]:
+    found = list(flushes(blocks, math.inf, most_bytes))
+    assert list(chain(*found)) == blocks
+    for flush in found[:-1]:
         assert sum(block.nbytes for block in flush) >= most_bytes
-    for flush in flushes:
+    for flush in found:
         # One block less would not have been enough.
         assert sum(block.nbytes for block in flush[:-1]) < most_bytes
 
@@ -42,4 +42,4 @@ def test_no_row_waits_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
             yield block_of(1)
 
     # How long the first block took is not counted: none of its rows waited.
-    assert [len(flush) for flush in _flushes(blocks(), 10, 1 << 30)] == [4, 2, 1]
+    assert [len(flush) for flush in flushes(blocks(), 10, 1 << 30)] == [4, 2, 1]

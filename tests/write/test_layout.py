@@ -72,7 +72,7 @@ def test_folders_are_called_as_arrow_calls_them(name: str, tmp_path: Path) -> No
         )
         ours = {
             folder.removesuffix("/"): rows.column("id").to_pylist()
-            for folder, rows in partitions_of(table, columns)
+            for folder, rows, _ in partitions_of(table, columns)
         }
         assert ours == layout_of(root)
 
@@ -84,7 +84,7 @@ def test_types_that_arrow_does_not_partition_by_in_every_version() -> None:
         (pa.array(["a", None, "b", "a"], pa.string_view()), {"k=a/", "k=b/", DEFAULT}),
     ):
         table = pa.table({"id": range(4), "k": keys})
-        assert {folder for folder, _ in partitions_of(table, ["k"])} == folders
+        assert {folder for folder, _, _ in partitions_of(table, ["k"])} == folders
 
 
 DEFAULT = "k=__HIVE_DEFAULT_PARTITION__/"
@@ -111,16 +111,17 @@ def test_each_row_is_in_its_partition_in_order(rows: list[Any], length: int) -> 
     expected: dict[tuple[str, int], list[int]] = {}
     for i, (f, n) in enumerate(rows):
         expected.setdefault((repr(f), n), []).append(i)
-    found = [part.column("id").to_pylist() for _, part in partitions_of(table, ["f", "n"])]
+    parts = list(partitions_of(table, ["f", "n"]))
+    found = [part.column("id").to_pylist() for _, part, _ in parts]
     assert sorted(found) == sorted(expected.values())
-    folders = [folder for folder, _ in partitions_of(table, ["f", "n"])]
-    assert len(set(folders)) == len(folders)
+    assert [np.arange(len(rows))[which].tolist() for _, _, which in parts] == found
+    assert len({folder for folder, _, _ in parts}) == len(parts)
 
 
 def test_many_partition_columns_with_many_values() -> None:
     columns = {f"c{i}": np.arange(5000) * (i + 1) % 4999 for i in range(6)}
     table = pa.table({"id": range(5000), **columns})
-    parts = [part.column("id").to_pylist() for _, part in partitions_of(table, list(columns))]
+    parts = [part.column("id").to_pylist() for _, part, _ in partitions_of(table, list(columns))]
     # Rows 0 and 4999 are alike.
     assert sorted(parts) == [[0, 4999], *([i] for i in range(1, 4999))]
 
@@ -193,7 +194,7 @@ def test_compressed_text_is_called_so_that_readers_see_it(
     assert written.suffix == f"{given}.gz"
     path = tmp_path / f"rows.{written.suffix}"
     with path.open("wb") as file:
-        written.write(pa.table({"x": [1, 2]}), file)
+        written.write_table(pa.table({"x": [1, 2]}), file)
         assert not file.closed
     assert len(gzip.decompress(path.read_bytes()).splitlines()) == (2 if given == "json" else 3)
     rows = pd.read_json(path, lines=True) if given == "json" else pd.read_csv(path)
@@ -204,7 +205,7 @@ def test_compressed_text_is_called_so_that_readers_see_it(
 def test_options_of_plain_ray_data() -> None:
     def written(name: str, options: dict[str, Any]) -> bytes:
         buffer = io.BytesIO()
-        checked_format(name, options).write(pa.table({"x": [1, 2]}), buffer)
+        checked_format(name, options).write_table(pa.table({"x": [1, 2]}), buffer)
         return buffer.getvalue()
 
     options: dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,13 @@ def test_partitions(source: Path, tmp_path: Path) -> None:
         parity = ["even/ü" if i % 2 == 0 else None for i in batch["id"]]
         return {**batch, "parity": parity, "third": batch["id"] % 3}
 
+    options: dict[str, Any] = {"file_per_source": True}
+
     def job(columns: list[str]) -> Any:
         ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
-        return resumable_write(ds.map_batches(with_parts), tmp_path / "out", partition_cols=columns)
+        return resumable_write(
+            ds.map_batches(with_parts), tmp_path / "out", partition_cols=columns, **options
+        )
 
     with pytest.raises(ResumeError, match=r"^partition_cols names 'nothing'"):
         job(["nothing"])
@@ -312,3 +317,36 @@ def test_a_udf_as_sink(source: Path, tmp_path: Path) -> None:
     sent = sorted(int(i) for path in out.iterdir() for i in path.read_text().split())
     assert sent == list(range(600))
     assert resumable_write(read().map_batches(send, batch_size=150)).sources_skipped == 7
+
+
+@pytest.mark.extended
+def test_a_table_is_published_while_the_pass_goes_on(source: Path, tmp_path: Path) -> None:
+    """The last source waits until others are visible and committed, and then fails."""
+    seen = tmp_path / "seen"
+
+    @resumable
+    def waiting(batch: Any) -> Any:
+        deadline = time.monotonic() + 60
+        while 599 in batch["id"] and not seen.exists():
+            if (
+                Checkpoint(tmp_path / "ckpt").status().completed
+                and Table(tmp_path / "table").rows()
+            ):
+                seen.touch()
+                raise RuntimeError("a bad row")
+            assert time.monotonic() < deadline, "nothing was published"
+            time.sleep(0.1)
+        return batch
+
+    def job() -> Any:
+        ds = resumable_read(
+            ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt", override_num_blocks=7
+        ).map_batches(waiting, batch_size=None)
+        sink = Table(tmp_path / "table")
+        return resumable_write(ds, sink, commit_interval_s=0.2, publish_interval_s=0.5)
+
+    with pytest.raises(Exception, match="a bad row"):
+        job()
+    summary = job()
+    assert summary.sources_skipped >= 1
+    assert Table(tmp_path / "table").rows() == list(range(600))

@@ -166,9 +166,9 @@ def test_what_is_tried_again_and_how_often(
 
     if times >= calls:
         with pytest.raises(type(error)):
-            folder.write("name", write)
+            folder.write_file("name", write)
     else:
-        folder.write("name", write)
+        folder.write_file("name", write)
     assert filesystem.calls == calls
     assert len(pauses) == calls - 1
     # As in plain Ray Data: from a second on, doubled up to 32 seconds, and a fifth of chance.

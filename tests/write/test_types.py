@@ -135,8 +135,8 @@ def test_every_type_comes_out_as_from_plain_ray_data(tmp_path: Path) -> None:
 
 @pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_all_files_have_one_schema(packed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("merged", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_all_files_have_one_schema(merged: bool, tmp_path: Path) -> None:
     """Over runs, too: what is written before a type is known gets it when the run is over."""
     (tmp_path / "in").mkdir()
 
@@ -173,7 +173,7 @@ def test_all_files_have_one_schema(packed: bool, tmp_path: Path) -> None:
             override_num_blocks=3,
         )
         ds = ds.map_batches(vary, batch_format="pyarrow")
-        target = 1 << 20 if packed else None
+        target = 1 << 20 if merged else None
         return resumable_write(ds, tmp_path / "out", target_file_bytes=target, **options)
 
     done = 0
@@ -229,7 +229,8 @@ def test_a_schema_of_the_users(tmp_path: Path) -> None:
         value = [1.0, 2.0, 2.5, None][i]
         table = pa.table({"v": pa.array([value], pa.float64()), "id": [i], "p": [i % 2]})
         pq.write_table(table, tmp_path / f"in/{i}.parquet")
-    schema = pa.schema([("id", pa.int32()), ("v", pa.int64()), ("p", pa.int8())])
+    first = pa.field("id", pa.int32(), nullable=False, metadata={"unit": "m"})
+    schema = pa.schema([first, ("v", pa.int64()), ("p", pa.int8())], metadata={"owner": "me"})
 
     def job(schema: Any, **options: Any) -> Any:
         ds = resumable_read(
@@ -249,8 +250,14 @@ def test_a_schema_of_the_users(tmp_path: Path) -> None:
     assert failed.error is not None
     assert failed.source_id in failed.error
     assert "column 'v'" in failed.error
-    expected = pa.schema([("id", pa.int32()), ("v", pa.int64())])
+    plain = ray.data.read_parquet([str(tmp_path / f"in/{i}.parquet") for i in (0, 1, 3)])
+    plain.write_parquet(str(tmp_path / "plain"), partition_cols=["p"], schema=schema)
+    (expected,) = schemas_in(tmp_path / "plain")
     assert schemas_in(tmp_path / "out") == [expected]
+    paths = [*(tmp_path / "plain").rglob("*.parquet"), *(tmp_path / "out").rglob("*.parquet")]
+    for path in paths:
+        assert pq.read_schema(path).metadata == {b"owner": b"me"}
+        assert pq.read_schema(path).field("id").metadata[b"unit"] == b"m"
     # Another schema is another pipeline; what it can hold is written again.
     wider = pa.schema([("id", pa.int64()), ("v", pa.float64()), ("p", pa.int8())])
     with pytest.raises(PipelineChangedError, match="v: int64"):
@@ -293,7 +300,7 @@ def test_a_run_that_is_refused_changes_no_file(
     pq.write_table(pa.table({"id": [2], "x": [3]}), source / "o.parquet")
     with monkeypatch.context() as patch:
         # As if the driver had been killed before the files get one schema.
-        patch.setattr("ray_resume.write.resumable_write.retype_output", lambda *_: None)
+        patch.setattr("ray_resume.write.targets.retype_output", lambda *_: None)
         run(out)
     shutil.copytree(out, copy)
     before = {path: path.read_bytes() for path in copy.rglob("*.parquet")}

@@ -26,7 +26,7 @@ from typing_extensions import override
 from ray_resume.checkpoint.backend import CheckpointBackend, LedgerBinding
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.checkpoint.local.lease import Lease, guard, known_runs, live_runs
+from ray_resume.checkpoint.local.lease import Lease, exclusive_lock, known_runs, live_runs
 from ray_resume.checkpoint.local.lmdb_file import (
     WriterFile,
     remove_half_made,
@@ -142,7 +142,7 @@ class LocalBackend(CheckpointBackend):
         with contextlib.ExitStack() as stack:
             # Without the right to write there, one may still look.
             with contextlib.suppress(CheckpointError):
-                stack.enter_context(guard(self.path))
+                stack.enter_context(exclusive_lock(self.path))
             return Contents(*known_runs(self.path), self.writers())
 
     @override
@@ -160,7 +160,7 @@ class LocalBackend(CheckpointBackend):
     @override
     def remove_writers(self, files: Mapping[str, Path | str]) -> None:
         """Remove writers' files. A listing under the lock sees all of them or none."""
-        with guard(self.path):
+        with exclusive_lock(self.path):
             for path in files.values():
                 failpoint("compact.removing")
                 Path(path).unlink(missing_ok=True)
@@ -173,7 +173,7 @@ class LocalBackend(CheckpointBackend):
     def _exclusively(
         self, who: str, act: Callable[[], T], *, undo: Callable[[], None] = lambda: None
     ) -> T:
-        with guard(self.path):
+        with exclusive_lock(self.path):
             return act()
 
     @override
@@ -187,7 +187,7 @@ class LocalBackend(CheckpointBackend):
     @override
     def _read_dead_runs(self, own: str) -> Contents:
         self._refuse_remote()
-        with guard(self.path):
+        with exclusive_lock(self.path):
             live = live_runs(self.path)
             live.pop(own, None)
             files = {run: path for run, path in self.writers().items() if run not in live}

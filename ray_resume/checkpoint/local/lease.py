@@ -1,15 +1,15 @@
 """Leases: which runs are alive.
 
-A run's lease is the file ``<run id>.lease`` in the checkpoint directory, with a shared flock on it
-for as long as a process of the run lives: its driver takes it, the ledger's process joins it.
+A run's lease is the file ``<run id>.lease`` in the checkpoint directory. Each process of the run
+has a shared flock on it for as long as it lives: the driver takes it, the ledger's process joins.
 The kernel drops a dead process's lock, so there is nothing to time out on one host, and a
-stopped process keeps it. Leases are taken and inspected under one exclusive lock on ``lock``, so
-that a look at all leases and the taking of a new one are one step.
+stopped process keeps it. A process takes or inspects leases under one exclusive lock on the file
+``lock``. To look at all leases and to take a new one is then a single step.
 
 A run is dead when its lease is not locked, or the file is gone. A child that C code forked from a
 process of the run still holds the lock when that process was killed. (Other children close it, see
 `file_lock`.) So a lease also names its holders. If the kernel knows all of them to be dead, the run
-is dead, whichever child holds the lock. If a holder is not named, or is in a container that this
+is dead, even if a child holds the lock. If a holder is not named, or is in a container that this
 process cannot see, the lock decides.
 
 ::
@@ -37,13 +37,13 @@ from ray_resume.core.filenames import is_usual_run
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 
-__all__ = ["Lease", "guard", "known_runs", "live_runs"]
+__all__ = ["Lease", "exclusive_lock", "known_runs", "live_runs"]
 
 _SUFFIX = ".lease"
-_GUARD = "lock"
+_LOCK_FILE = "lock"
 _POLL_INTERVAL_S = 0.1
-# The guard is held for moments, on a slow disk for seconds.
-_GUARD_WAIT_S = 60.0
+# A process holds the exclusive lock for moments, on a slow disk for seconds.
+_LOCK_WAIT_S = 60.0
 _HOLDERS = 2
 _HOLDER_BYTES = 96
 _HEAD_BYTES = 1 << 14
@@ -61,12 +61,13 @@ class Lease:
         """Take the lease of run ``owner.run_id`` as soon as no live run shares a source with it.
 
         Raises:
-            CheckpointError: after ``wait_s`` seconds one still does; the message names its owner.
+            CheckpointError: a live run still does after ``wait_s`` seconds; the message names its
+                owner.
         """
         deadline = time.monotonic() + wait_s
         path = directory / f"{owner.run_id}{_SUFFIX}"
         while True:
-            with guard(directory):
+            with exclusive_lock(directory):
                 rival = _first_rival(directory, claim)
                 if rival is None:
                     return cls._create(path, owner, claim)
@@ -75,9 +76,9 @@ class Lease:
             time.sleep(_POLL_INTERVAL_S)
 
     @classmethod
-    def hold(cls, directory: Path, owner: Owner) -> Lease:
-        """Hold a lease that claims nothing, whoever else does; those of the dead stay there."""
-        with guard(directory):
+    def hold_unclaimed(cls, directory: Path, owner: Owner) -> Lease:
+        """Hold a lease that claims no source, so that it never waits; leave dead runs' leases."""
+        with exclusive_lock(directory):
             return cls._create(directory / f"{owner.run_id}{_SUFFIX}", owner, Claim(frozenset()))
 
     @classmethod
@@ -87,7 +88,7 @@ class Lease:
         except OSError as error:
             raise CheckpointError(f"The lease {path} cannot be written: {error}.") from error
         try:
-            if not lock.lock(shared=True, wait_s=_GUARD_WAIT_S):
+            if not lock.lock(shared=True, wait_s=_LOCK_WAIT_S):
                 raise OSError("another process keeps it locked")
             failpoint("lease.created")
             with os.fdopen(os.dup(lock.fileno()), "wb") as file:
@@ -101,9 +102,9 @@ class Lease:
         return cls(path, lock)
 
     @staticmethod
-    def is_abandoned(path: Path) -> bool:
-        """Say whether there is a lease at ``path`` that no process of this host holds."""
-        with contextlib.suppress(CheckpointError), guard(path.parent):
+    def is_orphaned(path: Path) -> bool:
+        """Return whether there is a lease at ``path`` that no process of this host holds."""
+        with contextlib.suppress(CheckpointError), exclusive_lock(path.parent):
             return path.exists() and not _is_held(path)
         return False
 
@@ -112,15 +113,15 @@ class Lease:
         """Hold the lease at ``path`` in this process too.
 
         Raises:
-            CheckpointError: it is gone: the run that took it has ended.
+            CheckpointError: the lease is gone, because the run that took it has ended.
         """
-        with guard(path.parent):
-            # A lease that nobody holds may have been passed over already: a dead run stays dead.
+        with exclusive_lock(path.parent):
+            # Another run may have skipped a lease that no process holds: a dead run stays dead.
             if not _is_held(path):
                 raise CheckpointError(f"The lease {path} is gone: its run has ended.")
             lock = FileLock(path, os.O_RDWR)
             try:
-                if not lock.lock(shared=True, wait_s=_GUARD_WAIT_S):
+                if not lock.lock(shared=True, wait_s=_LOCK_WAIT_S):
                     raise OSError("another process keeps it locked")
                 _add_holder(lock)
             except OSError as error:
@@ -134,7 +135,7 @@ class Lease:
         """Make sure that the lease is still held.
 
         Raises:
-            CheckpointError: it was released, or its file was removed or replaced.
+            CheckpointError: the lease was released, or its file was removed or replaced.
         """
         with contextlib.suppress(OSError):
             if self._lock.is_open and os.path.samestat(
@@ -142,29 +143,29 @@ class Lease:
             ):
                 return
         raise CheckpointError(
-            f"The lease {self.path} is lost: somebody removed it, and another run may have "
-            "started. This run commits nothing more; run again to go on."
+            f"The lease {self.path} is lost: its file was removed or replaced, and another run may "
+            "have started. This run commits nothing more; run again to go on."
         )
 
     def release(self) -> None:
-        """Let go in this process; the run is dead once none of its processes holds the lease."""
+        """Release the lease in this process; the run is dead once no process of it holds it."""
         self._lock.close()
 
-    def alone(self, *, wait_s: float) -> bool:
-        """Say whether no other process of this run holds the lease, after ``wait_s`` at most.
+    def is_last_holder(self, *, wait_s: float) -> bool:
+        """Return whether no other process of this run holds the lease, after ``wait_s`` at most.
 
         While one does, it may still commit.
         """
         deadline = time.monotonic() + wait_s
         while self._lock.is_open:
-            # Turning a shared lock into an exclusive one can let go of it for a moment; under the
-            # guard nobody looks.
-            with guard(self.path.parent):
+            # To turn a shared lock into an exclusive one can release it for a moment. No other
+            # process looks at it then, because this one has the exclusive lock.
+            with exclusive_lock(self.path.parent):
                 try:
                     if self._lock.lock() or self._others_are_dead():
                         return True
                 finally:
-                    if not self._lock.lock(shared=True, wait_s=_GUARD_WAIT_S):
+                    if not self._lock.lock(shared=True, wait_s=_LOCK_WAIT_S):
                         self.release()
             if time.monotonic() >= deadline:
                 break
@@ -182,7 +183,7 @@ class Lease:
         is alive for as long as that process is.
         """
         with contextlib.suppress(CheckpointError):
-            if self.alone(wait_s=wait_s):
+            if self.is_last_holder(wait_s=wait_s):
                 with contextlib.suppress(CheckpointError):
                     self.check()
                     failpoint("lease.ending")
@@ -191,39 +192,39 @@ class Lease:
 
 
 def live_runs(directory: Path) -> dict[str, Owner]:
-    """Return the runs whose lease is held right now. Call it under :func:`guard` to rely on it."""
+    """Return the runs whose lease is held; under :func:`exclusive_lock` this can be relied on."""
     return known_runs(directory)[0]
 
 
 def known_runs(directory: Path) -> tuple[dict[str, Owner], dict[str, Owner]]:
-    """Return the live runs, and those that ended without removing their lease, as it seems killed.
+    """Return the live runs, and those that ended without removing their lease: killed, it seems.
 
-    Call it under :func:`guard`: to look at a lease that nobody holds is to hold it for a moment,
-    and whoever looks at it then takes its run for a live one.
+    Call it under :func:`exclusive_lock`. To inspect a lease that no process holds is to hold it for
+    a moment, and another process would take its run for a live one.
     """
     live: dict[str, Owner] = {}
     killed: dict[str, Owner] = {}
     for path in _lease_files(directory):
         held = _is_held(path)
-        # One that is gone by now has ended as it should.
+        # A run whose lease is gone by now has ended as it should.
         if held or path.exists():
             (live if held else killed)[path.name.removesuffix(_SUFFIX)] = _read_owner(path)
     return live, killed
 
 
 @contextlib.contextmanager
-def guard(directory: Path) -> Iterator[None]:
-    """Hold the checkpoint's exclusive lock. For moments: nothing slow belongs under it.
+def exclusive_lock(directory: Path) -> Iterator[None]:
+    """Hold the checkpoint's exclusive lock, for moments only: nothing slow belongs under it.
 
     Raises:
         CheckpointError: the directory cannot be written to.
     """
-    path = directory / _GUARD
+    path = directory / _LOCK_FILE
     try:
         try:
             lock = FileLock(path, os.O_RDWR | os.O_CREAT)
         except PermissionError:
-            # Somebody who may only look can still keep out of the others' way.
+            # A process that may only read can still keep out of the others' way.
             lock = FileLock(path, os.O_RDONLY)
     except OSError as error:
         raise CheckpointError(
@@ -231,10 +232,10 @@ def guard(directory: Path) -> Iterator[None]:
             "this process may write to."
         ) from error
     try:
-        if not lock.lock(wait_s=_GUARD_WAIT_S):
+        if not lock.lock(wait_s=_LOCK_WAIT_S):
             raise CheckpointError(
                 f"The checkpoint {directory} is locked: another process has held {path} for more "
-                f"than {_GUARD_WAIT_S:g} s. That process was stopped, or it is the child of one "
+                f"than {_LOCK_WAIT_S:g} s. Its holder was stopped, or is the child of a process "
                 f"that was killed. Find it (fuser -v {path}), end it, and run again."
             )
         yield
@@ -243,11 +244,11 @@ def guard(directory: Path) -> Iterator[None]:
 
 
 def _lease_files(directory: Path) -> list[Path]:
-    """List the leases in ``directory``, and no file of others that is called like one."""
+    """List the leases in ``directory``, without files of others that are named like leases."""
     return [
         path
         for path in sorted(directory.glob(f"*{_SUFFIX}"))
-        # The name of a run's lease says whose it is, even if nothing was written into it yet.
+        # The name of a run's lease identifies the run, even if nothing is written into it yet.
         if is_usual_run(path.stem) or _read_owner(path).pid
     ]
 
@@ -255,10 +256,10 @@ def _lease_files(directory: Path) -> list[Path]:
 def _first_rival(directory: Path, claim: Claim) -> Owner | None:
     for path in _lease_files(directory):
         if not _is_held(path):
-            # Its run was killed. The run's writer file says what it did; this says nothing more.
+            # Its run was killed. The run's writer file has its records; the lease adds nothing.
             path.unlink(missing_ok=True)
             continue
-        # It may end, and remove its lease, between the two looks at it.
+        # The run may end, and remove its lease, while this process reads it.
         with contextlib.suppress(FileNotFoundError):
             if claim.overlaps(_read_claim(path)):
                 return _read_owner(path)
@@ -280,14 +281,14 @@ def _is_held(path: Path) -> bool:
 
 
 def _holder_lines(*holders: str) -> list[bytes]:
-    # Of a fixed length, so that a holder that joins writes its line in place.
+    # The length is fixed, so that a holder that joins writes its line in place.
     lines = [*holders, *[""] * (_HOLDERS - len(holders))]
     fit = (line if len(line) <= _HOLDER_BYTES else UNKNOWN for line in lines)
     return [line.ljust(_HOLDER_BYTES).encode() + b"\n" for line in fit]
 
 
 def _holders(lock: FileLock) -> list[str]:
-    """Return the processes that hold a lease; none if it does not say."""
+    """Return the processes that hold a lease; none if the lease does not name them."""
     lines = os.pread(lock.fileno(), _HEAD_BYTES, 0).split(b"\n", _HOLDERS + 1)[1:-1]
     if [len(line) for line in lines] != [_HOLDER_BYTES] * _HOLDERS or not lines[0].strip():
         return []
@@ -299,7 +300,7 @@ def _add_holder(lock: FileLock) -> None:
     holders = _holders(lock)
     if not holders:
         return
-    # If there are more of them than lines, the last line says that not all are known.
+    # If there are more holders than lines, the last line says that not all are known.
     known = [*holders, this_process()] if len(holders) < _HOLDERS else [holders[0], UNKNOWN]
     owner = os.pread(lock.fileno(), _HEAD_BYTES, 0).partition(b"\n")[0]
     os.pwrite(lock.fileno(), b"".join(_holder_lines(*known)), len(owner) + 1)
@@ -311,7 +312,7 @@ def _read_owner(path: Path) -> Owner:
             return Owner.of(json.loads(file.readline()))
     except (OSError, ValueError, TypeError, RecursionError):
         pass
-    # It is being written, or was when its run was killed: it is known by its name alone.
+    # It is being written, or was when its run was killed. Only its name is known then.
     return Owner(path.name.removesuffix(_SUFFIX), "unknown", 0, time.time())
 
 
@@ -320,5 +321,6 @@ def _read_claim(path: Path) -> Claim:
     try:
         return Claim.from_bytes(parts[-1])
     except CheckpointError:
-        # It is being written, or was damaged: whatever its run does, it keeps others out.
+        # It is being written, or was damaged: its run may have claimed every source.
+
         return Claim(None)

@@ -1,14 +1,14 @@
-"""The store: one LMDB file per writer. The only import of lmdb.
+"""The store: one LMDB file per writer. Only this module imports lmdb.
 
 A writer's file is called ``<run id>.mdb`` and appears under that name only as a valid store.
 Records are added and superseded, never deleted. They stand in blocks (`records.encode`), whose
-keys are their numbers in the file, so that they fill its pages from left to right: with random
-keys, each commit would write most of the pages of a large file again. As long as the last block is
-small, a commit replaces it by one that holds its records and the new ones: a run that commits one
+keys are their numbers in the file. So blocks fill its pages from left to right: with random keys,
+each commit would write most of the pages of a large file again. As long as the last block is small,
+a commit replaces it by one that holds its records and the new ones. So a run that commits one
 record at a time writes few blocks.
 
 Guarantees of :meth:`WriterFile.commit`: when it returns, the records survive the death of the
-process and of the machine (LMDB with ``sync`` and ``metasync``, its defaults); if it raises or the
+process and of the machine (LMDB with ``sync`` and ``metasync``, its defaults). If it raises or the
 process dies inside it, either all of the call's records are there or none.
 """
 
@@ -44,7 +44,7 @@ __all__ = [
     "writer_files",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised by one whenever an older ray_resume could misread what a newer one writes."""
 
 SUFFIX = ".mdb"
@@ -56,20 +56,20 @@ _NASCENT = ".new"
 # A sparse address range, not disk space: the file grows as it is written.
 _INITIAL_MAP_BYTES = 16 << 20
 _LOW_DISK_BYTES = 1 << 20
-# A block of less is replaced by the next commit: 200 records, as a rule.
+# The next commit replaces a block of fewer bytes. They hold some 200 records.
 _SMALL_BLOCK_BYTES = 1 << 14
 _KEY = struct.Struct(">Q").pack
-# What LMDB makes it for the 126 readers that py-lmdb asks for.
+# The size that LMDB gives the lock file, for the 126 readers that py-lmdb asks for.
 _LOCK_FILE_BYTES = 8192
 
-# py-lmdb refuses to open one file twice in a process, so whoever reads holds this lock for as long
-# as the file is open; so does a writer that opens, moves or closes its map under such a reader.
+# py-lmdb refuses to open one file twice in a process, so a reader holds this lock for as long as
+# the file is open. A writer holds it when it opens, moves or closes its map, for it may be read.
 _reading = threading.Lock()
 _own: dict[str, WriterFile] = {}
 
 
 class WriterFile:
-    """The one file that this process writes. Not thread-safe; one owner, one thread at a time."""
+    """The one file that this process writes. It has one owner, and one thread uses it at a time."""
 
     def __init__(self, path: Path, env: Any) -> None:
         self._path = path
@@ -81,7 +81,7 @@ class WriterFile:
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """The path of the file."""
         return self._path
 
     @classmethod
@@ -110,7 +110,7 @@ class WriterFile:
         self.append(list(encode(records)))
 
     def append(self, blocks: Sequence[bytes]) -> None:
-        """Do as :meth:`commit`, with blocks of records (see `records.encode`)."""
+        """Commit blocks of records (see `records.encode`), as :meth:`commit` does."""
         # Imported here, because a process that only reads the file for another needs no pyarrow.
         from ray_resume.core.records import decode, encode_batches
 
@@ -125,14 +125,14 @@ class WriterFile:
         except (_lmdb().Error, OSError) as error:
             raise CheckpointError(
                 f"The checkpoint file {self._path} cannot be written: {_why(self._path, error)}. "
-                "What was committed before is safe. Free space or mend the disk, and run again."
+                "All earlier commits are safe. Free space or repair the disk, and run again."
             ) from error
         self._count = first + len(blocks)
         if blocks:
             self._last = blocks[-1] if len(blocks[-1]) < _SMALL_BLOCK_BYTES else None
 
     def blocks(self) -> list[bytes]:
-        """Return everything that was committed, as blocks of records (see `records.encode`)."""
+        """Return all committed records, as blocks (see `records.encode`)."""
         blocks: list[bytes] = []
         read_writer_into(self._path, lambda _: None, blocks.append, live=True)
         return blocks
@@ -181,10 +181,10 @@ def write_whole(
 
 
 def remove_half_made(directory: Path) -> None:
-    """Remove what killed processes left of files that never got their name.
+    """Remove the files of killed processes that never got their final name.
 
-    Files of others stay: only a run's own have the id of a run in their name.
-    Call it when no run is alive, under a lease that keeps others out.
+    Only names with the id of a run in them are removed: other files belong to the user. Call it
+    when no run is alive, under a lease that keeps others out.
     """
     for pattern in (f".*{SUFFIX}{_NASCENT}*", f"*{SUFFIX}-lock"):
         for path in directory.glob(pattern):
@@ -205,8 +205,8 @@ def read_writer(path: Path, *, live: bool) -> tuple[dict[str, Any], RecordLog]:
     """Read a writer's file: its header, and its records.
 
     Args:
-        live: whether its writer may be at work on this host, so that LMDB's lock is needed. What
-            is read then is a snapshot, good to look at, not to skip by.
+        live: whether its writer may be at work on this host, so that LMDB's lock is needed. The
+            records are a snapshot then: good for reports, and not to skip sources by.
 
     Raises:
         CheckpointError: it is damaged, foreign, or of another format; the message names it.
@@ -226,20 +226,20 @@ def read_writer_into(
     *,
     live: bool,
 ) -> None:
-    """Read a writer's file in parts, as one look at it: there may be millions of records.
+    """Read a writer's file block by block, in one transaction: there may be millions of records.
 
     Args:
-        take_header: is given the header, first.
-        take: is given a block of records (see `records.encode`), time and again.
+        take_header: called first, with the header.
+        take: called with each block of records (see `records.encode`).
         live: as in :func:`read_writer`.
 
     Raises:
-        CheckpointError: as :func:`read_writer`; some of it may have been given by then.
+        CheckpointError: as :func:`read_writer`; some blocks may have been read by then.
     """
-    with _reading, _told(path):
+    with _reading, _reading_errors(path):
         own = _own.get(os.path.realpath(path))
         if own is not None:
-            # Its databases are open: to open them again waits for a commit, with the GIL held.
+            # Its databases are open. To open them again waits for a commit, with the GIL held.
             _read(path, own._env, own._meta, own._records, take_header, take)
             return
         while True:
@@ -251,7 +251,7 @@ def read_writer_into(
                     _read(path, env, meta, records, take_header, take)
                     return
             except _lmdb().MapResizedError:
-                continue  # Its writer has made it grow since it was opened.
+                continue  # Its writer has made the file grow since this process opened it.
 
 
 def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> Any:
@@ -270,9 +270,9 @@ def _open(path: Path, *, readonly: bool = False, lock: bool = True) -> Any:
 
 
 def _reserve(lock_file: Path) -> None:
-    """Have the disk keep room for LMDB's lock file.
+    """Reserve disk space for LMDB's lock file.
 
-    LMDB makes it with a hole in it and maps that: on a full disk, touching it is a SIGBUS.
+    LMDB makes a sparse file and maps it: on a full disk, a write to the map raises SIGBUS.
     """
     if not hasattr(os, "posix_fallocate"):
         return
@@ -280,7 +280,7 @@ def _reserve(lock_file: Path) -> None:
         descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return  # Somebody who only looks; LMDB knows how to do without.
+            return  # This process may only read. LMDB does without the lock file then.
         raise
     try:
         os.posix_fallocate(descriptor, 0, _LOCK_FILE_BYTES)
@@ -300,12 +300,12 @@ def _put_all(
     replaced: bytes | None = None,
     named: bool = False,
 ) -> None:
-    """Put ``items`` in one durable transaction; the map grows as it must.
+    """Put ``items`` in one durable transaction; the map grows as needed.
 
     Args:
-        items: their keys are higher than those that are there, and ascending.
-        replaced: the value that the first of them takes the place of, which is the last.
-        named: whether the file has its name already, so that it counts what is put there.
+        items: their keys are ascending, and higher than all keys in the file.
+        replaced: the last value in the file, which the first item replaces.
+        named: whether the file has its name already, so that a commit to it counts.
     """
     while True:
         try:
@@ -331,12 +331,12 @@ def _put_all(
 def _unmade(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"The checkpoint file {path} cannot be made: {_why(path, error)}. "
-        "See that the directory exists, is writable and has space, and run again."
+        "Make sure that the directory exists, is writable and has space, and run again."
     )
 
 
 def _why(path: Path, error: Exception) -> str:
-    """Spell ``error``. LMDB calls it an input/output error if half of a write found room."""
+    """Format ``error``. If the disk fills up during a write, LMDB reports an input/output error."""
     with contextlib.suppress(OSError):
         disk = os.statvfs(path.parent)
         free = disk.f_bavail * disk.f_frsize
@@ -346,15 +346,15 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _lmdb() -> Any:
-    # Workers import users' modules, and those import ray_resume. Only a process that opens a store
-    # may load lmdb, since LMDB forbids to carry an open file over a fork.
+    # Workers import users' modules, which import ray_resume. Only a process that opens a store may
+    # load lmdb, since LMDB forbids to carry an open file over a fork.
     import lmdb
 
     return lmdb
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _reading_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError:
@@ -381,9 +381,10 @@ def _read(
 
 
 def _check_whole(path: Path, env: Any) -> None:
-    # LMDB does not check it, and touching a page of its map that is not in the file is a SIGBUS.
+    # LMDB does not check it, and to read a page of its map that is not in the file raises SIGBUS.
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    size = path.stat().st_size  # Looked at last: a live writer's file grows, and pages come first.
+    # Read after `needed`: a live writer's file grows, and it writes pages before it counts them.
+    size = path.stat().st_size
     if size < needed:
         raise OSError(f"it is cut short, {size} bytes of at least {needed}")
 
@@ -394,14 +395,14 @@ def _header(path: Path, text: bytes | None) -> dict[str, Any]:
         version = header["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is an LMDB file, but not one of ray_resume's. Move it elsewhere."
+            f"{path} is an LMDB file, but ray_resume did not make it. Move it elsewhere."
         ) from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {version}, and this ray_resume reads format {FORMAT_VERSION}. "
             + (
-                "It is of a version before the first release: go on with that one, or start over "
-                "with an empty checkpoint and an empty output folder."
+                "A version before the first release made it: go on with that version, or start "
+                "over with an empty checkpoint and an empty output folder."
                 if type(version) is int and version < FORMAT_VERSION
                 else "Upgrade ray_resume (pip install -U ray-resume), and run again."
             )

@@ -35,8 +35,8 @@ class LocalObjects:
                 fsync_directory(folder)
         except OSError as error:
             raise CheckpointError(
-                f"The checkpoint file {path} cannot be written: {error}. What was committed before "
-                "is safe. Free space or make the directory writable, and run again."
+                f"The checkpoint file {path} cannot be written: {error}. Earlier commits are safe. "
+                "Free space or make the directory writable, and run again."
             ) from error
 
     replace = put
@@ -88,7 +88,8 @@ class LocalObjects:
         folders = [self.path]
         for part in name.split("/")[:-1]:
             folders.append(f"{folders[-1]}/{part}")
-            # Not recursive: a checkpoint that was removed must not appear again, half empty.
+            # One level at a time: a checkpoint that was removed must not appear again, half empty.
+
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folders[-1])
         return folders[::-1]

@@ -1,9 +1,9 @@
 """Reads writers' files in a process of its own, which a damaged file may take down.
 
-LMDB trusts the pages that it maps: one that a power cut left full of zeros, or a failing disk full
-of noise, ends the process that reads it (an assertion, or a signal). Here that ends a child, and
-is an error like any other that names the file. One child reads any number of files; if it dies,
-another one goes on with the next file.
+LMDB trusts the pages that it maps. A power cut may leave a page full of zeros, a failing disk one
+full of noise, and such a page ends the process that reads it (by an assertion, or a signal). Here
+it ends a child, and the parent raises an error that names the file. One child reads any number of
+files; if it dies, another child goes on with the next file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reading", "read_writers"]
 
-# A damaged file could also make LMDB walk in circles. So long no sound file takes.
+# A damaged file could also make LMDB walk in circles. No sound file takes so long.
 _TIMEOUT_S = 600
 
 _SIGNS_OF_DAMAGE = {
@@ -39,7 +39,7 @@ _SIGNS_OF_DAMAGE = {
     signal.SIGSEGV,
 }
 
-# The child imports this very ray_resume, wherever the parent has it from.
+# The child imports the same ray_resume as its parent.
 _CHILD = (
     "import marshal, sys\n"
     "path, files = marshal.load(sys.stdin.buffer)\n"
@@ -51,7 +51,7 @@ _CHILD = (
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read from one writer's file: its header and records, or why it cannot be read."""
+    """One writer's file as it was read: its header and records, or why it cannot be read."""
 
     run_id: str
     path: Path | str
@@ -63,7 +63,7 @@ class Reading:
 def read_writers(files: Mapping[str, tuple[Path, bool]]) -> Iterator[Reading]:
     """Read ``{run id: (path, live)}`` in that order; see :func:`.lmdb_file.read_writer_into`.
 
-    Nothing is raised for a file that cannot be read, nor does it keep others from being read.
+    A file that cannot be read raises nothing, and does not keep the others from being read.
     """
     rest = [(run_id, os.fspath(path), live) for run_id, (path, live) in files.items()]
     while rest:
@@ -73,8 +73,8 @@ def read_writers(files: Mapping[str, tuple[Path, bool]]) -> Iterator[Reading]:
 
 
 def _read_in_child(files: list[tuple[str, str, bool]]) -> Iterator[Reading]:
-    """Read ``files`` up to the first that takes the child down, that one included."""
-    # In a session of its own, so that Ctrl-C is for the parent, which then ends it.
+    """Read ``files`` up to and including the first that takes the child down."""
+    # The child has a session of its own, so that Ctrl-C reaches the parent only, which ends it.
     child = subprocess.Popen(
         [sys.executable, "-c", _CHILD],
         stdin=subprocess.PIPE,
@@ -89,7 +89,7 @@ def _read_in_child(files: list[tuple[str, str, bool]]) -> Iterator[Reading]:
             with contextlib.suppress(BrokenPipeError):
                 marshal.dump(([str(path) for path in sys.path], files), child.stdin)
                 child.stdin.close()
-            # While the child starts, which needs no pyarrow: it takes as long to load.
+            # It takes as long to load as the child, which needs no pyarrow, takes to start.
             from ray_resume.core.record_log import RecordLog
 
             for run_id, path, _ in list(files):
@@ -138,14 +138,14 @@ def _fatal(path: str, child: subprocess.Popen[bytes]) -> CheckpointError:
     if -code in _SIGNS_OF_DAMAGE:
         how = ", ".join([signal.Signals(-code).name, *last])
         return CheckpointError(
-            f"The checkpoint file {path} cannot be read: reading it ended the process that tried "
-            f"({how}). It is damaged: restore it from a copy, or start over with an empty "
-            "checkpoint and an empty output folder."
+            f"The checkpoint file {path} cannot be read: the process that read it died ({how}). "
+            "It is damaged: restore it from a copy, or start over with an empty checkpoint and an "
+            "empty output folder."
         )
     how = ", ".join([f"exit code {code}" if code >= 0 else f"signal {-code}", *last])
     return CheckpointError(
-        f"The checkpoint file {path} could not be read: the process that was to read it ended "
-        f"({how}). That says nothing about the file; was the machine out of memory? Try again."
+        f"The checkpoint file {path} could not be read: the process that read it was ended "
+        f"({how}). The file may be sound; was the machine out of memory? Try again."
     )
 
 

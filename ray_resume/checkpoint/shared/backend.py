@@ -16,9 +16,9 @@ Nothing here locks: there may be no lock that spans hosts. These rules keep rows
   then the successor removes the lease.
 * A run publishes a commit *before* it makes sure that no process could have declared it dead. So
   each successor has seen the commit. If the run cannot make sure, it commits nothing more.
-* LMDB stays on the driver's own disk, in a scratch directory. What is published is what is in
-  there. A lock in the same directory proves to a successor on the same host that a run is dead,
-  without waiting.
+* LMDB stays on the driver's own disk, in a scratch directory. The ledger's process publishes the
+  records in it. A lock in the same directory proves to a successor on the same host that a run is
+  dead, without waiting.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class SharedBackend(CheckpointBackend):
         deadline = self._clock() + wait_s
         run_id = owner.run_id
         folder = self._scratch_folder()
-        lock = Lease.hold(folder, owner)
+        lock = Lease.hold_unclaimed(folder, owner)
         file = LeaseFile(owner, self._ttl_s, scratch.boot_id(), str(lock.path), claim.shard)
         heart: Heartbeat | None = None
         try:
@@ -176,7 +176,8 @@ class SharedBackend(CheckpointBackend):
         """Note the live and the killed runs, and list the writers' files; read none of them.
 
         A run that has been silent for long, by the storage's clock and this host's, counts as
-        killed. That is good enough for reports, and nothing is decided by it.
+        killed. For reports this is exact enough; no run relies on it.
+
         """
         live, killed = self._leases.owners()
         # Another thread may scan at the same time.

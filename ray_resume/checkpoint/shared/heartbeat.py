@@ -115,7 +115,7 @@ class Heartbeat:
 
 
 class HeartbeatMonitor:
-    """What this process has seen of other runs' heartbeats. Pure; not thread-safe."""
+    """The heartbeats of other runs that this process has seen. Pure; only one thread may use it."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[Mapping[str, ObjectInfo], float]] = {}

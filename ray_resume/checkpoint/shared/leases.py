@@ -81,14 +81,14 @@ class SharedLease:
         """
         self._heart.check()
 
-    def alone(self, *, wait_s: float) -> bool:
+    def is_last_holder(self, *, wait_s: float) -> bool:
         """Say whether no other process of this run holds the lease, after ``wait_s`` at most."""
-        return self.lock.alone(wait_s=wait_s)
+        return self.lock.is_last_holder(wait_s=wait_s)
 
     def end(self, *, wait_s: float) -> None:
         """Release the lease: the run is over, once no other process of it holds the lease."""
         with contextlib.suppress(CheckpointError):
-            if self.alone(wait_s=wait_s) and self._heart.is_alive():
+            if self.is_last_holder(wait_s=wait_s) and self._heart.is_alive():
                 # Without a lease, no successor fences this run. Its clean-up usually did already.
                 self._published.fence_own(self._run_id)
                 failpoint("shared.ending")
@@ -226,4 +226,4 @@ class LeaseFile:
         if self.lock is None or self.boot is None or self.boot != scratch.boot_id():
             return False
         # Containers of one host may not see each other's files: a missing file proves nothing.
-        return Lease.is_abandoned(Path(self.lock))
+        return Lease.is_orphaned(Path(self.lock))

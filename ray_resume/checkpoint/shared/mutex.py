@@ -40,7 +40,7 @@ def boottime_s() -> float:
 
 
 class TurnExpiredError(Exception):
-    """A process was too slow, and others may be inside. What it did must be undone."""
+    """A process was too slow, and others may be inside. It must undo its changes."""
 
 
 class Turn:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 _MAX_REQUESTS = 16
 _RETRY_DELAYS_S = (0.1, 0.3, 1.0, 2.0, 4.0, 4.0)
 
-# Errors that a retry cannot mend, in pyarrow's words.
+# Errors that a retry cannot fix, in pyarrow's words.
 _FINAL = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH"
     # The status of an answer, not a part of a name.
@@ -106,9 +106,9 @@ class StoredObjects:
                 delay_s = next(delays, None)
                 if delay_s is None or _is_final(error):
                     raise CheckpointError(
-                        f"The checkpoint {self.uri} fails: cannot {what} ({one_line(error)}). What "
-                        "was committed before is safe. See that the storage can be reached and "
-                        "written to with this process's credentials, and run again."
+                        f"The checkpoint {self.uri} fails: cannot {what} ({one_line(error)}). "
+                        "Earlier commits are safe. Make sure that this process can reach the "
+                        "storage and write to it with its credentials, and run again."
                     ) from error
                 time.sleep(delay_s)
 

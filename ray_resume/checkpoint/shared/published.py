@@ -17,9 +17,9 @@ from ray_resume.checkpoint.shared.segments import (
     decode,
     encode,
     fence_name,
+    full_name,
     is_fence,
     last_number,
-    whole_name,
 )
 from ray_resume.core.record_log import RecordLog
 from ray_resume.errors import CheckpointError
@@ -30,7 +30,7 @@ RUN_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class PublishedRuns:
-    """What runs have published below ``runs/``."""
+    """The segments that runs have published below ``runs/``."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
@@ -93,7 +93,7 @@ class PublishedRuns:
         self, run_id: str, header: Mapping[str, Any], blocks: Iterable[bytes]
     ) -> Reading:
         """Publish one segment with all records of a run, and read it back."""
-        name = whole_name(1)
+        name = full_name(1)
         self._objects.put(f"runs/{run_id}/{name}", encode({**header, "run_id": run_id}, blocks))
         (reading,) = self.read({run_id: [name]})
         return reading

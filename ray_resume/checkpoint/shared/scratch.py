@@ -43,7 +43,7 @@ def remove_dead_runs(scratch: Path, known: Container[str]) -> None:
     A lock stays while its run is ``known``, because it proves the run dead.
     """
     for lock in scratch.glob("*.lease"):
-        if lock.stem not in known and Lease.is_abandoned(lock):
+        if lock.stem not in known and Lease.is_orphaned(lock):
             for path in (*scratch.glob(f"{lock.stem}.mdb*"), lock):
                 with contextlib.suppress(OSError):
                     path.unlink()

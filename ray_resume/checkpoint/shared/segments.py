@@ -1,13 +1,14 @@
 """Segments: the immutable pieces in which a run's records are published; and which of them count.
 
-A run numbers what it publishes from 1. A *part* has the records of one commit, a *whole* all of
-the run's records up to its number, so that the parts before it can go. Number 1 has the run's
-header and no records: a run is known before it writes any row.
+A run numbers its segments from 1. An *incremental* segment (``<number>.part``) has the records of
+one commit. A *full* one (``<number>.whole``) has all of the run's records up to its number, so that
+the run can remove the segments before it. Number 1 has the run's header and no records, so that a
+run is known before it writes any row.
 
-A *fence* says up to which number the segments of a run count. It is put up by a successor that has
-found the run dead, or by the run itself when it ends, before anybody relies on what it has left:
-whatever it may still publish has a higher number, and counts for nobody. Of several fences the
-lowest holds.
+A *fence* says up to which number the segments of a run count. The run itself puts it up when it
+ends, or else a successor that has found the run dead does, before any run relies on the segments.
+A segment that the run still publishes later has a higher number, and does not count. If there are
+several fences, the lowest holds.
 
 Pure: bytes and names, no storage.
 """
@@ -31,14 +32,14 @@ __all__ = [
     "decode",
     "encode",
     "fence_name",
+    "full_name",
+    "incremental_name",
     "is_fence",
     "last_number",
-    "part_name",
-    "whole_name",
 ]
 
 _MAGIC = b"ray-resume segment\n"
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _LENGTHS = struct.Struct("<IQ")  # of the header, in bytes; of the blocks, in number
 _LENGTH_BYTES = 8
 _CHECKSUM_BYTES = 16
@@ -47,23 +48,23 @@ _SEGMENT = re.compile(r"([0-9]{9})\.(part|whole)")
 _FENCE = re.compile(r"fence-[0-9a-f]{12}-([0-9]{9})")
 
 
-def part_name(number: int) -> str:
+def incremental_name(number: int) -> str:
     """Name the segment that has the records of one commit."""
     return f"{number:09d}.part"
 
 
-def whole_name(number: int) -> str:
+def full_name(number: int) -> str:
     """Name the segment that has all records up to this one."""
     return f"{number:09d}.whole"
 
 
 def fence_name(by: str, last: int) -> str:
-    """Name the fence by which run ``by`` says that ``last`` is the last segment that counts."""
+    """Name the fence of run ``by``, with ``last`` as the last segment that counts."""
     return f"fence-{by}-{last:09d}"
 
 
 def is_fence(name: str) -> bool:
-    """Say whether ``name`` is that of a fence."""
+    """Return whether ``name`` is that of a fence."""
     return _FENCE.fullmatch(name) is not None
 
 
@@ -74,13 +75,13 @@ def last_number(names: Iterable[str]) -> int:
 
 
 def counted_segments(names: Collection[str]) -> list[str]:
-    """Return which segments of a run hold what counts of it, in their order.
+    """Return the segments that hold all records of a run that count, in their order.
 
     Args:
         names: all segments and fences of the run.
 
     Raises:
-        CheckpointError: one of them is missing.
+        CheckpointError: a segment is missing.
     """
     fences = [int(match[1]) for name in names if (match := _FENCE.fullmatch(name))]
     limit = min(fences, default=None)
@@ -91,13 +92,13 @@ def counted_segments(names: Collection[str]) -> list[str]:
             if limit is None or segment.number <= limit:
                 found.append(segment)
     found.sort()
-    start = max((i for i, segment in enumerate(found) if segment.is_whole), default=0)
+    start = max((i for i, segment in enumerate(found) if segment.is_full), default=0)
     counted = found[start:]
     if not counted:
         if limit:
             raise CheckpointError(f"segment {limit} is missing")
         return []
-    first = counted[0].number if counted[0].is_whole else 1
+    first = counted[0].number if counted[0].is_full else 1
     expected = range(first, first + len(counted))
     missing = set(expected) - {segment.number for segment in counted}
     if missing:
@@ -112,12 +113,12 @@ class Segment:
     """One segment by its name."""
 
     number: int
-    is_whole: bool
+    is_full: bool
     name: str
 
 
 def encode(header: Mapping[str, Any], blocks: Iterable[bytes]) -> bytes:
-    """Spell a header, plain JSON data, and blocks of records (see `records.encode`)."""
+    """Encode a header, plain JSON data, and blocks of records (see `records.encode`)."""
     every = list(blocks)
     text = json.dumps({**header, "segment_format": _FORMAT_VERSION}).encode()
     body = b"".join(
@@ -133,10 +134,10 @@ def encode(header: Mapping[str, Any], blocks: Iterable[bytes]) -> bytes:
 
 
 def decode(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """Read what :func:`encode` wrote.
+    """Decode a segment that :func:`encode` made.
 
     Raises:
-        CheckpointError: it is anything else, or of a newer format.
+        CheckpointError: ``data`` is anything else, or of another format.
     """
     if not data.startswith(_MAGIC):
         raise CheckpointError("it is not one of ray_resume's")
@@ -152,7 +153,7 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
         raise CheckpointError(f"its header cannot be read ({error!r})") from error
     if version != _FORMAT_VERSION:
         way_out = (
-            "it is of a version before the first release. Go on with that one, or start over"
+            "a version before the first release made it. Go on with that version, or start over"
             if type(version) is int and version < _FORMAT_VERSION
             else "upgrade it"
         )

@@ -1,6 +1,7 @@
-"""What a run's ledger publishes to a storage that hosts share, and where it finds that.
+"""Publishes a run's records to a storage that hosts share, from the ledger's process.
 
-Invariant: what :meth:`SharedWriter.commit` has returned from is seen by whoever calls the run dead.
+Invariant: once :meth:`SharedWriter.commit` has returned, each run that declares this one dead sees
+the records.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from ray_resume.checkpoint.objects import Objects
 from ray_resume.checkpoint.shared.heartbeat import Heartbeat
 from ray_resume.checkpoint.shared.leases import SharedLease
 from ray_resume.checkpoint.shared.segments import encode as encode_segment
-from ray_resume.checkpoint.shared.segments import part_name, whole_name
+from ray_resume.checkpoint.shared.segments import full_name, incremental_name
 from ray_resume.core.records import Record, encode
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 
 __all__ = ["SharedLedgerBinding", "SharedWriter"]
 
-# So many parts, or so large a part of all records in them, are published anew as one.
-_FEW_PARTS = 64
-_MAX_PARTS = 1000
+# So many incremental segments, or so large a share of all records in them, are published again as
+# one full segment.
+_FEW_SEGMENTS = 64
+_MAX_SEGMENTS = 1000
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,13 @@ class SharedLedgerBinding(LedgerBinding):
 class SharedWriter:
     """Commits to LMDB on this host's disk, and publishes what was committed there.
 
-    Not thread-safe; one owner, one thread at a time. What is published has a number, and no name
-    is ever used twice. Making it makes the run known by its header, before it writes any row.
+    It is not thread-safe: one owner, one thread at a time. Each segment has a new number, so that
+    no name is used twice. The constructor publishes the run's header, so that the run is known
+    before it writes any row.
 
     Raises:
-        CheckpointError: the storage fails, or the run may have been called dead.
+        CheckpointError: the storage fails, or the run may have been declared dead.
+
     """
 
     def __init__(
@@ -94,64 +98,71 @@ class SharedWriter:
         self._local = local
         self._number = 0
         self._published: list[str] = []
-        self._in_parts = self._in_whole = 0
+        self._bytes_incremental = self._bytes_full = 0
         self._uncertain = False
-        self._publish(part_name, ())
+        self._publish(incremental_name, ())
 
     def commit(self, records: Iterable[Record]) -> None:
         """Publish ``records`` in one object. When this returns, every successor will see them.
 
         Raises:
-            CheckpointError: a disk or the storage fails, or this run may have been called dead.
-                Whether they count is not known, and nothing more may be committed.
+            CheckpointError: a disk or the storage fails, or this run may have been declared dead.
+                The records may count or not, and nothing more may be committed.
         """
         if self._uncertain:
-            # Its number may be missing for ever, and what comes after it could not be read.
+            # Its number may be missing for ever. No run could read the segments after it then.
             raise CheckpointError(
                 f"Run {self._run_id} does not know whether its last commit counts, so it commits "
-                "nothing more. What was committed before is safe; run again to go on."
+                "nothing more. Its earlier commits are safe; run again to go on."
             )
         self._uncertain = True
         blocks = list(encode(records))
         self._local.append(blocks)
         failpoint("shared.before_publish")
-        self._publish(part_name, blocks)
-        self._in_parts += sum(map(len, blocks))
-        parts = len(self._published)
-        if parts >= _MAX_PARTS or (parts >= _FEW_PARTS and self._in_parts * 4 >= self._in_whole):
-            self._publish_whole()
+        self._publish(incremental_name, blocks)
+        self._bytes_incremental += sum(map(len, blocks))
+        if self._is_fragmented():
+            self._publish_full()
         self._uncertain = False
 
     def close(self) -> None:
         """Publish everything in one object in place of many, as far as that can be done."""
         try:
-            # All is published; that it is in many pieces costs time, no rows.
+            # All is published. Many segments cost the next run time, and no rows.
             with contextlib.suppress(CheckpointError):
-                self._publish_whole()
+                self._publish_full()
         finally:
             self._local.close()
             with contextlib.suppress(OSError):
                 self._local.path.unlink()
 
-    def _publish_whole(self) -> None:
+    def _is_fragmented(self) -> bool:
+        count = len(self._published)
+        grown = self._bytes_incremental * 4 >= self._bytes_full
+        return count >= _MAX_SEGMENTS or (count >= _FEW_SEGMENTS and grown)
+
+    def _publish_full(self) -> None:
         if len(self._published) < 2:
             return
         before, self._published = self._published, []
-        self._publish(whole_name, self._local.blocks())
+        self._publish(full_name, self._local.blocks())
         failpoint("shared.whole")
-        # Confirmed, so whoever puts up a fence has seen the whole, and needs no part of it; and
-        # nobody has put one up already, whatever this host's clock is worth.
+        # `_publish` has confirmed the lease: a run that puts up a fence later has seen the full
+        # segment, and needs no other. The check makes sure that there is no fence yet, even if
+        # this host's clock is wrong.
         self._lease.check()
         self._objects.delete(before)
-        self._in_parts, self._in_whole = 0, self._in_whole + self._in_parts
+        self._bytes_full += self._bytes_incremental
+        self._bytes_incremental = 0
 
     def _publish(self, name_of: Callable[[int], str], blocks: Iterable[bytes]) -> None:
         self._lease.confirm()
         self._number += 1
         name = f"runs/{self._run_id}/{name_of(self._number)}"
-        header = self._header if name_of is whole_name or self._number == 1 else {}
+        header = self._header if name_of is full_name or self._number == 1 else {}
         self._objects.put(name, encode_segment(header, blocks))
         failpoint("shared.published")
-        # Only now it is known that nobody had called this run dead when it was put there.
+        # Only now is it known that no run had declared this one dead when the object was put there.
+
         self._lease.confirm()
         self._published.append(name)

@@ -19,7 +19,7 @@ import pytest
 
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local import lease as lease_module
-from ray_resume.checkpoint.local.lease import Lease, guard, known_runs, live_runs
+from ray_resume.checkpoint.local.lease import Lease, exclusive_lock, known_runs, live_runs
 from ray_resume.checkpoint.local.process import this_process
 from ray_resume.core.digests import source_digest
 from ray_resume.errors import CheckpointError
@@ -278,17 +278,17 @@ def test_a_dead_run_cannot_be_joined(tmp_path: Path) -> None:
 
 def test_alone_until_another_process_joins_and_again_after(tmp_path: Path) -> None:
     lease = acquire(tmp_path, "holder")
-    assert lease.alone(wait_s=0)
+    assert lease.is_last_holder(wait_s=0)
     with process(JOIN, tmp_path) as ledger:
-        assert not lease.alone(wait_s=0.2)
+        assert not lease.is_last_holder(wait_s=0.2)
         # Asking must not cost the lease.
         assert not is_free(tmp_path)
         lease.check()
         threading.Timer(0.2, ledger.kill).start()
-        assert lease.alone(wait_s=20)
+        assert lease.is_last_holder(wait_s=20)
     assert not is_free(tmp_path)
     lease.end(wait_s=0)
-    assert not lease.alone(wait_s=0)
+    assert not lease.is_last_holder(wait_s=0)
 
 
 def test_end_leaves_the_lease_to_the_process_that_still_holds_it(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_nobody_sees_the_lease_free_while_its_holder_asks_whether_it_is_alone(
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", slow_flock)
-    assert lease.alone(wait_s=0)
+    assert lease.is_last_holder(wait_s=0)
     rival.join(DEADLINE_S)
     assert answers == [False]
     lease.check()
@@ -425,18 +425,18 @@ PARENT = """
 import ctypes, multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
 from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.checkpoint.local.lease import Lease, guard
+from ray_resume.checkpoint.local.lease import Lease, exclusive_lock
 
 folder, how, then = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 lease = Lease.acquire(folder, Owner.here("holder"), Claim(None), wait_s=0)
 
-def hold_guard():
-    with guard(folder):
+def hold_lock():
+    with exclusive_lock(folder):
         entered.set()
         forked.wait()
 
 entered, forked = threading.Event(), threading.Event()
-thread = threading.Thread(target=hold_guard)
+thread = threading.Thread(target=hold_lock)
 thread.start()
 entered.wait()
 child = eval(how)
@@ -446,7 +446,7 @@ if child == 0:
         lease.end(wait_s=0)
         assert lease.path.exists()
     time.sleep(60)
-if then == "die in the guard":
+if then == "die in the lock":
     print(child, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 forked.set()
@@ -501,17 +501,17 @@ def test_a_forked_child_does_not_keep_a_lease_that_was_released(tmp_path: Path, 
         assert is_free(tmp_path)
 
 
-def test_a_guard_that_a_dead_process_left_to_its_child_is_an_error_that_says_so(
+def test_a_lock_that_a_dead_process_left_to_its_child_is_an_error_that_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody can tell what the child does, so nobody enters in its place, but nobody hangs."""
-    monkeypatch.setattr(lease_module, "_GUARD_WAIT_S", 0.2)
-    with parent(tmp_path, "C", "die in the guard") as (driver, _):
+    monkeypatch.setattr(lease_module, "_LOCK_WAIT_S", 0.2)
+    with parent(tmp_path, "C", "die in the lock") as (driver, _):
         driver.wait()
         with pytest.raises(CheckpointError, match=rf"fuser -v {tmp_path}/lock"):
             acquire(tmp_path, "second")
     assert is_free(tmp_path)
-    with parent(tmp_path, "os.fork", "die in the guard") as (driver, _):
+    with parent(tmp_path, "os.fork", "die in the lock") as (driver, _):
         driver.wait()
         assert is_free(tmp_path)
 
@@ -577,14 +577,14 @@ def test_a_started_program_does_not_keep_the_lease(tmp_path: Path, how: str) -> 
             assert time.monotonic() < deadline
 
 
-def test_the_guard_excludes(tmp_path: Path) -> None:
+def test_the_exclusive_lock_excludes(tmp_path: Path) -> None:
     inside = threading.Event()
 
     def enter() -> None:
-        with guard(tmp_path):
+        with exclusive_lock(tmp_path):
             inside.set()
 
-    with guard(tmp_path):
+    with exclusive_lock(tmp_path):
         entering = threading.Thread(target=enter, daemon=True)
         entering.start()
         assert not inside.wait(0.1)

@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from ray_resume.checkpoint.local import process as process_module
 from ray_resume.checkpoint.local.process import is_dead, this_process
 
+# It needs none of the libraries whose oldest versions are tested.
+pytestmark = pytest.mark.long
+
 
 def identity_of(pid: int) -> str:
     return this_process().rpartition(" ")[0] + f" {pid}"

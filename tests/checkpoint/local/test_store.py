@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_store import MemoryStore, MemoryUnion, Store
 from raw_store import put_block
-from snapshots import snapshot_of
+from snapshots import snapshot_of, whole_files
 
 from ray_resume.checkpoint.local import lmdb_file
 from ray_resume.checkpoint.local.lmdb_file import (
@@ -41,8 +41,8 @@ DEADLINE_S = 20.0
 def done(source_id: str, sequence: int = 1, run_id: str = "run", size: int = 0) -> Record:
     """A completed source, its record at least ``size`` bytes long, whatever compresses it."""
     noise = random.Random(f"{source_id} {sequence}").randbytes(size).hex()
-    files = (noise,) if size else ()
-    return Record(source_id, State.COMPLETED, sequence, run_id, files=files)
+    parts = whole_files(noise) if size else ()
+    return Record(source_id, State.COMPLETED, sequence, run_id, parts=parts)
 
 
 def records_in(path: Path, *, live: bool = False) -> dict[str, Record]:
@@ -382,6 +382,7 @@ COMMIT_GROUPS = """
 import itertools, os, sys
 from pathlib import Path
 from ray_resume.checkpoint.local import lmdb_file as store
+from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record, State
 
 directory, run_id, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -392,7 +393,7 @@ for group in itertools.count(1):
     noise = [os.urandom(group * 37 % 1000).hex() for _ in range(size)]
     writer.commit([
         Record(names.format(run_id=run_id, group=group, k=k), State.COMPLETED, group, run_id,
-               files=(noise[k],))
+               parts=(FilePart(noise[k], 0, 1, 1),))
         for k in range(size)
     ])
     print(group, flush=True)
@@ -424,6 +425,7 @@ COMMIT_WHEN_ASKED = """
 import os, sys
 from pathlib import Path
 from ray_resume.checkpoint.local import lmdb_file as store
+from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record, State
 
 store._INITIAL_MAP_BYTES = 1 << 16
@@ -431,7 +433,8 @@ writer = store.WriterFile.create(Path(sys.argv[1]), "run", {})
 for group, _ in enumerate(sys.stdin, 1):
     noise = [os.urandom(500 * group).hex() for _ in range(100)]
     writer.commit([
-        Record(f"s{k}", State.COMPLETED, group, "run", files=(noise[k],)) for k in range(100)
+        Record(f"s{k}", State.COMPLETED, group, "run", parts=(FilePart(noise[k], 0, 1, 1),))
+        for k in range(100)
     ])
     print(group, flush=True)
 """
@@ -613,10 +616,12 @@ FORKED = """
 import ctypes, itertools, os, signal, sys, threading
 from pathlib import Path
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record, State
 
 def done(number):
-    return Record(f"s{number}", State.COMPLETED, number + 1, "run", files=("f" * 3000,))
+    parts = (FilePart("f" * 3000, 0, 1, 1),)
+    return Record(f"s{number}", State.COMPLETED, number + 1, "run", parts=parts)
 
 writer = WriterFile.create(Path(sys.argv[1]), "run", {})
 numbers = itertools.count()

@@ -14,9 +14,9 @@ from ray_resume.checkpoint.shared.segments import (
     decode,
     encode,
     fence_name,
+    full_name,
+    incremental_name,
     last_number,
-    part_name,
-    whole_name,
 )
 from ray_resume.errors import CheckpointError
 
@@ -54,10 +54,10 @@ def test_anything_else_is_told(data: bytes) -> None:
 
 
 def test_a_newer_format_asks_for_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_FORMAT_VERSION", 3)
+    monkeypatch.setattr(segments, "_FORMAT_VERSION", segments._FORMAT_VERSION + 1)
     newer = encode({}, [])
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"format 3.*upgrade"):
+    with pytest.raises(CheckpointError, match=r"format 4.*upgrade"):
         decode(newer)
 
 
@@ -66,16 +66,16 @@ def test_an_older_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "_FORMAT_VERSION", 1)
     older = encode({}, [])
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"format 1, .* format 2; .* start over"):
+    with pytest.raises(CheckpointError, match=r"format 1, .* format 3; .* start over"):
         decode(older)
 
 
 def test_the_header_is_plain_data() -> None:
-    assert json.dumps({"run_id": "a", "segment_format": 2}).encode() in encode({"run_id": "a"}, [])
+    assert json.dumps({"run_id": "a", "segment_format": 3}).encode() in encode({"run_id": "a"}, [])
 
 
 def names_of(numbers: range, wholes: set[int]) -> list[str]:
-    return [whole_name(n) if n in wholes else part_name(n) for n in numbers]
+    return [full_name(n) if n in wholes else incremental_name(n) for n in numbers]
 
 
 @given(st.integers(1, 12), st.sets(st.integers(1, 12)), st.lists(st.integers(0, 12)), st.data())
@@ -103,13 +103,13 @@ def test_what_counts(last: int, wholes: set[int], fences: list[int], data: st.Da
 @pytest.mark.parametrize(
     ("names", "missing"),
     [
-        ([part_name(2)], 1),
-        ([part_name(1), part_name(3)], 2),
-        ([whole_name(4), part_name(6)], 5),
-        ([part_name(1), part_name(2), fence_name("a" * 12, 3)], 3),
-        ([whole_name(4), fence_name("a" * 12, 3)], 3),
+        ([incremental_name(2)], 1),
+        ([incremental_name(1), incremental_name(3)], 2),
+        ([full_name(4), incremental_name(6)], 5),
+        ([incremental_name(1), incremental_name(2), fence_name("a" * 12, 3)], 3),
+        ([full_name(4), fence_name("a" * 12, 3)], 3),
         ([fence_name("a" * 12, 2)], 2),
-        ([part_name(5), fence_name("a" * 12, 4), part_name(1)], 2),
+        ([incremental_name(5), fence_name("a" * 12, 4), incremental_name(1)], 2),
     ],
 )
 def test_a_missing_segment_is_told(names: list[str], missing: int) -> None:
@@ -118,6 +118,6 @@ def test_a_missing_segment_is_told(names: list[str], missing: int) -> None:
 
 
 def test_other_names_are_passed_over() -> None:
-    assert counted_segments(["readme", "1.part", "fence-x-1", part_name(1), ".000000002.part"]) == [
-        part_name(1)
-    ]
+    assert counted_segments(
+        ["readme", "1.part", "fence-x-1", incremental_name(1), ".000000002.part"]
+    ) == [incremental_name(1)]

@@ -301,7 +301,8 @@ def test_a_killed_run_of_another_host_is_dead_when_it_was_silent_for_long(
 
 
 STOPPED = """
-from ray_resume.run.ledger_actor import LedgerHost, RunSpec
+from ray_resume.run.ledger_host import LedgerHost
+from ray_resume.run.run_spec import RunSpec
 from ray_resume.errors import ResumeError
 from ray_resume.core.messages import Message, Seal
 from ray_resume.core.sources import Source, SourceTable
@@ -388,7 +389,7 @@ def test_a_successor_that_dies_when_it_has_fenced(
 def test_what_is_committed_is_there_for_everybody_and_ends_up_in_one_object(
     place: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_writer, "_FEW_PARTS", 4)
+    monkeypatch.setattr(shared_writer, "_FEW_SEGMENTS", 4)
     storage = opened(place)
     lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
     ledger, writer = storage.bind_ledger(run(1), lease).open({"sources_total": 20})
@@ -478,7 +479,7 @@ def test_parts_stay_when_somebody_has_put_up_a_fence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock of a virtual machine that was paused does not know of it."""
-    monkeypatch.setattr(shared_writer, "_FEW_PARTS", 3)
+    monkeypatch.setattr(shared_writer, "_FEW_SEGMENTS", 3)
     storage = opened(Location(str(tmp_path), shared=True, lease_ttl_s=TTL_S))
     lease = storage.acquire(Owner.here(run(1)), Claim(None), wait_s=0)
     ledger, writer = storage.bind_ledger(run(1), lease).open({})

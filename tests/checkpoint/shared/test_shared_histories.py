@@ -2,7 +2,7 @@
 
 The shipped code of `backend`, `mutex`, `heartbeat` and `segments` runs in a `world`; only Ray, LMDB
 and the kernel's locks are left out. Each run takes its lease, reads what is done, writes a file
-for each of its pending sources, commits, and cleans up, as `run` and `ledger_actor` do. Driver and
+for each of its pending sources, commits, and cleans up, as `run` and `ledger_host` do. Driver and
 ledger are two processes, which stop and die each by itself, or with their host. Storages fail,
 before or after the effect, and what was under way lands later. Compactions and resets come between.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from snapshots import whole_files
 from world import World, WorldLock, WorldObjects
 
 from ray_resume.checkpoint.checkpoint import _resets
@@ -45,8 +46,10 @@ SOURCES = 6
 def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process is on a host of its own: no lock proves anything."""
     monkeypatch.setattr(scratch, "boot_id", lambda: None)
-    monkeypatch.setattr(Lease, "hold", classmethod(lambda cls, directory, owner: NoLock()))
-    monkeypatch.setattr(shared_writer, "_FEW_PARTS", 3)
+    monkeypatch.setattr(
+        Lease, "hold_unclaimed", classmethod(lambda cls, directory, owner: NoLock())
+    )
+    monkeypatch.setattr(shared_writer, "_FEW_SEGMENTS", 3)
     monkeypatch.setattr(os, "urandom", lambda count: chance.randbytes(count))
 
 
@@ -57,7 +60,7 @@ chance = random.Random()
 class NoLock:
     path = Path(os.devnull)
 
-    def alone(self, *, wait_s: float) -> bool:
+    def is_last_holder(self, *, wait_s: float) -> bool:
         return True
 
     def end(self, *, wait_s: float) -> None: ...
@@ -167,7 +170,14 @@ class Ledger:
         for source, file in files.items():
             self._sequence += 1
             records.append(
-                Record(source, State.COMPLETED, self._sequence, self.run_id, rows=1, files=(file,))
+                Record(
+                    source,
+                    State.COMPLETED,
+                    self._sequence,
+                    self.run_id,
+                    rows=1,
+                    parts=whole_files(file),
+                )
             )
         writer.commit(records)
         for source in files:

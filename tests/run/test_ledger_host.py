@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from snapshots import whole_files
 
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
@@ -22,13 +23,19 @@ from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.ledger import LedgerError
 from ray_resume.core.messages import DeadLetter, Drain, Message, Outcome, Seal
+from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.run.ledger_actor import Failed, LedgerHost, RunSpec
+from ray_resume.run.ledger_host import LedgerHost
+from ray_resume.run.record_factory import Failed
+from ray_resume.run.run_spec import RunSpec
 
 DEADLINE_S = 20.0
+
+# Three rows in two files.
+TWO = (FilePart("a", 0, 2, 2), FilePart("b", 5, 1, 9))
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -104,7 +111,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 def test_flush_commits_what_is_complete_and_tells_the_rest(run: Run) -> None:
-    run.apply(Seal(0, 5, rows=2), Drain(0, MODULUS - 5, rows=3, files=("a", "b")))
+    run.apply(Seal(0, 5, rows=2), Drain(0, MODULUS - 5, rows=3, parts=TWO))
     run.apply(Seal(1, 7, rows=4))
     run.apply(Seal(3, 0))
     assert run.committed() == {}
@@ -124,7 +131,7 @@ def test_flush_commits_what_is_complete_and_tells_the_rest(run: Run) -> None:
         1,
         "run",
         rows=3,
-        files=("a", "b"),
+        parts=TWO,
         completed_at=committed["s0"].completed_at,
         fingerprint=Fingerprint(0, 0),
         pipeline=pipeline_of("read>f"),
@@ -169,7 +176,7 @@ def test_close_commits_and_refuses_what_comes_later(run: Run) -> None:
     assert set(records_in(run.file)) == {"s0"}
     assert run.host.close().committed == 1
     # It lets go of its share of the lease, and so does the driver in turn.
-    assert run.lease.alone(wait_s=0)
+    assert run.lease.is_last_holder(wait_s=0)
 
 
 def test_illegal_messages_change_nothing(run: Run) -> None:
@@ -258,7 +265,7 @@ def test_it_does_not_start_without_its_lease(tmp_path: Path) -> None:
 
 def test_a_source_fails_until_it_is_quarantined_and_keeps_its_old_files(tmp_path: Path) -> None:
     first = Run(tmp_path, "run0")
-    first.apply(Seal(0, 5), Drain(0, MODULUS - 5, rows=1, files=("old",)))
+    first.apply(Seal(0, 5), Drain(0, MODULUS - 5, rows=1, parts=whole_files("old")))
     first.end()
 
     def newest() -> Record:
@@ -407,7 +414,8 @@ sys.stdin.read()
 HOST = """
 import os, signal, sys, time
 from pathlib import Path
-from ray_resume.run.ledger_actor import LedgerHost, RunSpec
+from ray_resume.run.ledger_host import LedgerHost
+from ray_resume.run.run_spec import RunSpec
 from ray_resume.checkpoint.local.backend import LocalLedgerBinding
 from ray_resume.errors import ResumeError
 from ray_resume.core.messages import Message, Seal
@@ -515,22 +523,16 @@ def test_letters_of_a_source_that_is_complete_are_not_kept(run: Run) -> None:
 # Output that is nobody's any more.
 
 
-def test_sources_are_dropped_at_once_or_in_the_step_in_which_others_take_their_place(
-    tmp_path: Path,
-) -> None:
-    run = Run(tmp_path, together=[[0, 1]], replaced={0: ["x", "y"]}, first_sequence=7)
-    run.host.drop(["gone"])
-    assert {name: r.state for name, r in run.committed().items()} == {"gone": State.RESET}
-    assert (run.committed()["gone"].files, run.committed()["gone"].sequence) == ((), 8)
+def test_sources_are_dropped_at_once(tmp_path: Path) -> None:
+    run = Run(tmp_path, first_sequence=7)
+    run.host.drop(["gone", "x"])
+    assert {name: r.state for name, r in run.committed().items()} == {
+        "gone": State.RESET,
+        "x": State.RESET,
+    }
+    assert run.committed()["gone"].files == ()
     run.apply(Seal(0, 0))
-    run.apply(Seal(2, 0))
-    run.host.flush()
-    # One of the group is not complete, so nothing takes the place of anything.
-    assert run.committed().keys() == {"gone", "s2"}
-    run.apply(Seal(1, 0))
     progress = run.host.flush()
-    assert run.committed().keys() == {"gone", "s0", "s1", "s2", "x", "y"}
-    assert (progress.committed, progress.dropped) == (3, 3)
-    assert sorted(record.sequence for record in run.committed().values()) == list(range(8, 14))
-    assert run.committed()["x"].state is State.RESET
+    assert (progress.committed, progress.dropped) == (1, 2)
+    assert sorted(record.sequence for record in run.committed().values()) == [8, 9, 10]
     run.end()

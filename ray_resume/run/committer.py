@@ -1,0 +1,202 @@
+"""`Committer`: decides when the ledger's process commits, and stops it if a commit fails.
+
+It owns the run's lease, its writer file, and the queue of completed sources that are to be
+committed. It knows no rule about counters, and none about bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from ray_resume.core.messages import Completion
+from ray_resume.core.records import State
+from ray_resume.errors import ResumeError
+from ray_resume.failpoints import failpoint
+from ray_resume.run.record_factory import Failed, RecordFactory
+from ray_resume.run.run_spec import RunSpec
+
+__all__ = ["Committer"]
+
+
+class Committer:
+    """Commits in groups, soon after sources are complete. Safe to call from several threads.
+
+    Each commit checks the lease first. After a commit has failed, the committer refuses everything:
+    a group got lost, so that nothing may be called committed any more.
+
+    Raises:
+        CheckpointError: on construction, if the lease is gone or the file cannot be made.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._run_id = spec.run_id
+        self._commit_interval_s = spec.binding.commit_interval_s
+        self._publishes = spec.commit_at_the_end
+        self._lease, self._writer = spec.binding.open(spec.header)
+        self._records = RecordFactory(spec)
+        self._queue: list[Completion] = []
+        self._unpublished: list[Completion] = []
+        self._publishing: list[Completion] = []
+        self._committed = self._dropped = 0
+        self._fault: ResumeError | None = None
+        self._open = True
+        # A commit holds `_commits` from its first record to its last, so that commits happen one at
+        # a time. `_state` guards the queue, the counts and the fault, for moments only, so that
+        # completions are queued while a commit is on its way. `_commits` is taken before `_state`.
+        self._commits = threading.Lock()
+        self._state = threading.Condition()
+        threading.Thread(target=self._commit_regularly, daemon=True).start()
+
+    def check_open(self) -> None:
+        """Raise the error that stopped the commits; or an error, if the run has ended."""
+        with self._state:
+            if self._fault is not None:
+                raise self._fault
+            if not self._open:
+                raise ResumeError(f"Run {self._run_id} has ended; this message came too late.")
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many sources are committed, and how many are dropped."""
+        with self._state:
+            return self._committed, self._dropped
+
+    def add(self, completions: Sequence[Completion]) -> None:
+        """Queue completions. They are committed soon; or once published, if the sink publishes."""
+        with self._state:
+            if self._publishes:
+                self._unpublished.extend(completions)
+            else:
+                self._queue.extend(completions)
+                self._state.notify_all()
+
+    def commit(self) -> None:
+        """Commit the queue. If that fails, it raises nothing; :meth:`check_open` does from now on.
+
+        Once the committer is closed or has failed, it does nothing.
+        """
+        with self._commits:
+            with self._state:
+                if self._fault is not None or not self._open:
+                    return
+                group, self._queue = self._queue, []
+            if not group:
+                return
+            try:
+                now = time.time()
+                # Objects of a kilobyte each: the writer encodes them as they are made.
+                records = (self._records.completed(completion, now) for completion in group)
+                self._lease.check()
+                failpoint("ledger.before_commit")
+                self._writer.commit(records)
+                failpoint("ledger.committed")
+            except Exception as error:
+                # Any error at all: nothing may be called complete after a group got lost.
+                fault = ResumeError(
+                    f"Run {self._run_id} cannot commit: {error!r}. Its earlier commits are safe; "
+                    "run again to go on."
+                )
+                self.stop(error if isinstance(error, ResumeError) else fault)
+                return
+            with self._state:
+                self._committed += len(group)
+
+    def flush(self) -> None:
+        """Commit the queue.
+
+        Raises:
+            CheckpointError: the lease is lost or the store cannot be written.
+        """
+        self.commit()
+        with self._state:
+            if self._fault is not None:
+                raise self._fault
+
+    def stop(self, fault: ResumeError) -> None:
+        """Commit nothing from now on, and raise ``fault`` in its place, or an earlier one."""
+        with self._state:
+            self._fault = self._fault or fault
+
+    def fail(self, failed: Mapping[int, Failed]) -> int:
+        """Commit pending sources, by number, as failed in this run, or as quarantined by now.
+
+        Returns:
+            How many are quarantined now.
+
+        Raises:
+            CheckpointError: the lease is lost or the store cannot be written.
+        """
+        with self._commits:
+            now = time.time()
+            records = [self._records.failed(source, how, now) for source, how in failed.items()]
+            self._lease.check()
+            failpoint("ledger.failing")
+            self._writer.commit(records)
+            return sum(record.state is State.QUARANTINED for record in records)
+
+    def drop(self, source_ids: Sequence[str]) -> None:
+        """Commit that sources have no output any more: their files become leftovers.
+
+        Raises:
+            CheckpointError: the lease is lost or the store cannot be written.
+        """
+        with self._commits:
+            records = [self._records.dropped(source_id) for source_id in source_ids]
+            self._lease.check()
+            failpoint("ledger.before_commit")
+            self._writer.commit(records)
+            failpoint("ledger.committed")
+            with self._state:
+                self._dropped += len(records)
+
+    def take_unpublished(self) -> tuple[list[bytes], int]:
+        """Return the write results, and the number of rows, of the sources to be published.
+
+        Raises:
+            CheckpointError: the lease is lost, so that nothing may be published.
+        """
+        self._lease.check()
+        with self._state:
+            self.check_open()
+            self._publishing, self._unpublished = self._unpublished, []
+            results = [result for done in self._publishing for result in done.results]
+            return results, sum(done.rows_written for done in self._publishing)
+
+    def confirm_published(self) -> None:
+        """Commit in one transaction what :meth:`take_unpublished` returned: it is visible now.
+
+        Raises:
+            CheckpointError: the lease is lost or the store cannot be written.
+        """
+        with self._state:
+            self._queue, self._publishing = self._queue + self._publishing, []
+        self.flush()
+
+    def close(self) -> None:
+        """Close the file and release the lease. Sources that are still queued stay uncommitted."""
+        with self._commits, self._state:
+            if self._open:
+                self._open = False
+                self._state.notify_all()
+                failpoint("ledger.closing")
+                self._writer.close()
+                self._lease.release()
+                failpoint("ledger.closed")
+
+    def _commit_regularly(self) -> None:
+        while True:
+            with self._state:
+                self._state.wait_for(lambda: self._queue or not self._open)
+                if not self._open:
+                    return
+            self._wait_for_company()
+            self.commit()
+            with self._state:
+                if self._fault is not None:
+                    return
+
+    def _wait_for_company(self) -> None:
+        """Let what completes within the interval share a commit; a run that ends waits no more."""
+        with self._state:
+            self._state.wait_for(lambda: not self._open, timeout=self._commit_interval_s)

@@ -1,0 +1,254 @@
+"""`LedgerHost`: the ledger of a run, with all that answers the driver and the workers.
+
+A thin shell around three parts: every rule about counters is in `core.ledger`, every rule about
+when to commit in `committer`, every rule about the output's schema in `agreement`.
+
+It is plain Python, tested without Ray; `ledger_actor` puts it into an actor.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Mapping, Sequence
+
+from ray_resume.core.file_count import FileCount
+from ray_resume.core.ledger import Ledger, LedgerError
+from ray_resume.core.messages import Applied, DeadLetter, Drain, Message
+from ray_resume.core.tokens import MODULUS
+from ray_resume.errors import CheckpointError
+from ray_resume.failpoints import failpoint
+from ray_resume.run.agreement import Agreement
+from ray_resume.run.committer import Committer
+from ray_resume.run.progress import Progress, Unread
+from ray_resume.run.record_factory import Failed
+from ray_resume.run.run_spec import RunSpec
+
+__all__ = ["LedgerHost"]
+
+# So many failed sources are committed in one transaction.
+_FAILED_AT_ONCE = 10_000
+
+
+class LedgerHost:
+    """Applies messages, and has the committer commit what they complete. Thread-safe.
+
+    Raises:
+        CheckpointError: on construction, if the lease is gone or the file cannot be made.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._sources = spec.sources
+        self._ledger = Ledger(spec.run_id, len(spec.sources))
+        self._completed = self._rows_read = self._rows_written = self._dead_rows = 0
+        self._files = FileCount()
+        # How many sources each source of `mark_lost` has added to those that are quarantined.
+        self._lost: dict[int, int] = {}
+        self._letters = spec.binding.dead_letters()
+        self._agreement = Agreement(
+            spec.binding.schemas(),
+            spec.run_id,
+            self.name_of,
+            afresh=spec.schema_afresh,
+            stale=spec.first_sequence > 0,
+        )
+        # `_lock` guards the ledger and the counts, for moments only. A thread that holds it may
+        # enter the committer; the committer never calls the host, so the order is always the same.
+        self._lock = threading.Lock()
+        self._committer = Committer(spec)
+
+    def begin_pass(self, pass_number: int) -> None:
+        """Start a pass with empty counters."""
+        with self._lock:
+            self._ledger.begin_pass(pass_number)
+
+    def apply(self, message: Message) -> Applied:
+        """Apply a message, and queue the completed sources; this does not wait for their commit.
+
+
+
+        Raises:
+            ResumeError: the message is illegal, the host is closed, or a commit failed.
+        """
+        failpoint("ledger.before_apply")
+        with self._lock:
+            self._committer.check_open()
+            applied = self._ledger.apply(message)
+            done = applied.completions
+            if done:
+                self._committer.add(done)
+                self._completed += len(done)
+                self._rows_read += sum([one.rows_read for one in done])
+                self._rows_written += sum([one.rows_written for one in done])
+                self._dead_rows += sum([one.dead_rows for one in done])
+                for one in done:
+                    self._files.add(one.parts)
+            failpoint("ledger.applied")
+            return applied
+
+    def write_dead_letters(
+        self, run_id: str, pass_number: int, letters: Sequence[DeadLetter]
+    ) -> Applied:
+        """Write dead letters durably, then drain what their rows carried; otherwise as `apply`."""
+        with self._lock:
+            self._committer.check_open()
+            for letter in letters:
+                if not 0 <= letter.source < len(self._sources):
+                    raise LedgerError(f"source number {letter.source} is not in this run's table")
+            ids = [self._id_of_pending(letter.source) for letter in letters]
+        try:
+            drains = tuple(
+                Drain(
+                    letter.source,
+                    -letter.total % MODULUS,
+                    dead_rows=len(letter.errors),
+                    # A complete source has its letters already: a task that was executed again
+                    # sends them a second time.
+                    dead_letters=()
+                    if source_id is None
+                    else (self._letters.write(run_id, source_id, letter),),
+                )
+                for letter, source_id in zip(letters, ids, strict=True)
+            )
+        except CheckpointError as error:
+            # The run ends by this error, and not by what Ray makes of it on its way through a UDF.
+            self._committer.commit()
+            self._committer.stop(error)
+            raise
+        return self.apply(Message(run_id, pass_number, drains))
+
+    def agree(self, asked: Sequence[tuple[bytes, int]], given: bool) -> tuple[bytes, str | None]:
+        """Agree on a schema for the output; see `Agreement.widen`."""
+        self._committer.check_open()
+        return self._agreement.widen(asked, given)
+
+    def name_of(self, source: int) -> str:
+        """Return the id of a source, for messages; a complete one is called by its number."""
+        with self._lock:
+            return self._id_of_pending(source) or f"source number {source}"
+
+    def flush(self) -> Progress:
+        """Commit everything that is complete, and return how far the run is.
+
+        Raises:
+            CheckpointError: the lease is lost or the store cannot be written.
+        """
+        self._committer.flush()
+        with self._lock:
+            committed, dropped = self._committer.counts()
+            pending = self._ledger.pending()
+            return Progress(
+                self._completed,
+                committed,
+                self._rows_read,
+                self._rows_written,
+                int(self._files),
+                array("i", pending),
+                frozenset(self._ledger.failed()),
+                self._dead_rows,
+                self._why(pending[0]) if pending else None,
+                self._unread(),
+                dropped,
+            )
+
+    def take_unpublished(self) -> tuple[list[bytes], int]:
+        """Return what is to be published; see `Committer.take_unpublished`."""
+        return self._committer.take_unpublished()
+
+    def confirm_published(self) -> None:
+        """Commit what was published; see `Committer.confirm_published`."""
+        self._committer.confirm_published()
+
+    def drop(self, source_ids: Sequence[str]) -> None:
+        """Commit that sources have no output any more; see `Committer.drop`."""
+        self._committer.drop(source_ids)
+
+    def mark_lost(self, source: int, crash: str | None) -> str | None:
+        """Commit that ``source`` got lost although it was executed alone; this counts as a failure.
+
+        Args:
+            crash: the error of its worker's death, if the worker died.
+
+        Returns:
+            How it got lost; None if it is complete, by a message that came late.
+        """
+        with self._lock:
+            self._committer.check_open()
+            if not self._ledger.is_pending(source):
+                return None
+            why = self._ledger.explain(source)
+        if crash is not None:
+            why = f"a worker died whenever it was executed ({crash})"
+        how = Failed(f"rows unaccounted for: {why}", counts_toward_quarantine=True)
+        self._lost[source] = self.fail({source: how})
+        return how.error
+
+    def mark_rest_failed(self, *, unread_counts: bool = True) -> tuple[int, int]:
+        """Commit the pending sources as failed.
+
+        Args:
+            unread_counts: a source that could not be read comes nearer to quarantine. If not, the
+                reader itself may be at fault.
+
+        Returns:
+            How many have failed, and how many of these are quarantined now, both with those of
+            :meth:`mark_lost`.
+        """
+        with self._lock:
+            self._committer.check_open()
+            failed = self._ledger.pending()
+        quarantined = sum(self._lost.get(source, 0) for source in failed)
+        rest = [source for source in failed if source not in self._lost]
+        for start in range(0, len(rest), _FAILED_AT_ONCE):
+            part = rest[start : start + _FAILED_AT_ONCE]
+            with self._lock:
+                why = {source: self._how(source, unread_counts) for source in part}
+            quarantined += self.fail(why)
+        return len(failed), quarantined
+
+    def fail(self, failed: Mapping[int, Failed]) -> int:
+        """Commit sources, by number, as failed; a complete one stays so.
+
+        Returns:
+            How many are quarantined now.
+        """
+        with self._lock:
+            self._committer.check_open()
+            pending = {s: how for s, how in failed.items() if self._ledger.is_pending(s)}
+        return self._committer.fail(pending)
+
+    def close(self) -> Progress:
+        """Commit what is complete, then refuse every later message and close the file."""
+        try:
+            return self.flush()
+        finally:
+            # Under the lock, since a message is applied and queued in one step or refused.
+            with self._lock:
+                self._committer.close()
+
+    def _id_of_pending(self, source: int) -> str | None:
+        return self._sources.id(source) if self._ledger.is_pending(source) else None
+
+    def _why(self, source: int) -> str:
+        return self._ledger.failure(source) or self._ledger.explain(source)
+
+    def _unread(self) -> Unread | None:
+        errors = self._ledger.read_errors()
+        sources = errors.sources()
+        if not sources:
+            return None
+        # The first whose exception is known.
+        first = next((source for source in sources if errors.cause(source)), None)
+        first = next(iter(sources)) if first is None else first
+        return Unread(len(sources), self._sources.id(first), self._why(first), errors.cause(first))
+
+    def _how(self, source: int, unread_counts: bool) -> Failed:
+        failure = self._ledger.failure(source)
+        if failure is None:
+            why = self._ledger.explain(source)
+            return Failed(f"rows unaccounted for: {why}", counts_toward_quarantine=False)
+        errors = self._ledger.read_errors()
+        spared = errors.is_transient(source) or not unread_counts
+        return Failed(
+            failure, counts_toward_quarantine=source not in errors.sources() or not spared
+        )

@@ -1,0 +1,201 @@
+"""One execution of a pipeline: a run, whose passes are armed copies of the user's dataset.
+
+Runs in the driver. The user's dataset and its context stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ray.data import Dataset
+from ray.exceptions import RayError, RayTaskError
+
+from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.core.planning import Listing
+from ray_resume.errors import ResumeError
+from ray_resume.raydata import guards, rewrite
+from ray_resume.raydata.pacing import pace
+from ray_resume.raydata.plan import Chain
+from ray_resume.raydata.signature import Signature, signature_of
+from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
+from ray_resume.run.pass_loop import Pass
+from ray_resume.run.run import Run, RunPlan
+from ray_resume.run.summary import RunSummary
+from ray_resume.udf.stage import instrument, instrument_predicate
+from ray_resume.write.targets import Target
+
+__all__ = ["Execution"]
+
+logger = logging.getLogger("ray_resume")
+
+_TARGET_BLOCK_BYTES = 128 << 20
+
+# Beyond so many, a read task for each source would cost more than it tells.
+_MOST_ISOLATED = 1000
+
+# How often Ray retries a task whose worker died: nodes come and go, but a row that kills its worker
+# kills the next one too.
+_RETRIES = 3
+_RETRIES_ALONE = 1
+
+# Rows may wait so long in each step of a task, before they wait in the sink.
+_LONGEST_WAIT_IN_STEP_S = 1.0
+
+
+class Execution:
+    """A pipeline, its target and how to execute it; call :meth:`run` once.
+
+    Args:
+        chain: the pipeline, as `raydata.plan.validate` returned it.
+        target: where the rows go.
+        commit_interval_s: rows wait at most so long before they are written.
+        publish_interval_s: complete rows wait about so long before a table shows them.
+        concurrency: how many write tasks may run at once; None leaves it to Ray Data.
+        ray_remote_args: the user's, for the write tasks.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        target: Target,
+        *,
+        commit_interval_s: float,
+        publish_interval_s: float,
+        concurrency: int | None,
+        ray_remote_args: Mapping[str, Any],
+    ) -> None:
+        self._optimized = chain.optimized()
+        datasource = self._optimized.datasource
+        assert isinstance(datasource, ResumableDatasource)
+        self._datasource = datasource
+        self._target = target
+        self._read_tasks = chain.read_tasks
+        self._commit_interval_s = commit_interval_s
+        self._publish_interval_s = publish_interval_s
+        self._concurrency = concurrency
+        self._ray_remote_args = ray_remote_args
+        self._has_begun = False
+
+    def run(self, lease_wait_s: float | None) -> RunSummary:
+        """Execute the pipeline as one run, and tell the target how it ended.
+
+        Args:
+            lease_wait_s: how many seconds to wait for another run on the same sources.
+
+        Raises:
+            Exception: as ``resumable_write``.
+        """
+        signature = self._signature()
+        storage = self._datasource.checkpoint.open()
+        run = Run(self._plan(storage, signature))
+        has_ended_well = False
+        try:
+            summary = run.execute(self._execute_pass, lease_wait_s=lease_wait_s)
+            has_ended_well = True
+            return summary
+        except Exception as error:
+            # As plain Ray Data does, but once a run: the results of its passes were published.
+            if self._has_begun and self._target.failed is not None:
+                self._target.failed(error)
+            raise
+        finally:
+            # A run that was refused leaves the output alone: its folder or layout may be wrong.
+            if self._target.ended is not None and (self._has_begun or has_ended_well):
+                try:
+                    self._target.ended(storage)
+                except (ResumeError, RayError, OSError) as error:
+                    logger.warning("The output stays untidy until the next run ends: %s", error)
+
+    def _signature(self) -> Signature:
+        datasource = self._datasource
+        return signature_of(
+            self._optimized,
+            read=datasource.options.reader.text,
+            read_udfs=datasource.options.reader.udfs,
+            predicates=datasource.predicates,
+            columns=datasource.selected_columns,
+            input_names=datasource.column_names,
+            write=self._target.described,
+        )
+
+    def _plan(self, storage: CheckpointBackend, signature: Signature) -> RunPlan:
+        datasource = self._datasource
+        return RunPlan(
+            storage=storage,
+            listing=Listing(
+                datasource.sources,
+                datasource.input.sources,
+                datasource.options.ids,
+                datasource.options.files,
+                datasource.options.shard,
+            ),
+            policies=datasource.options.policies,
+            output=self._target.output,
+            publish=self._target.publish,
+            publish_interval_s=self._publish_interval_s,
+            signature=signature.text,
+            code=signature.code,
+            max_errored_blocks=self._optimized.dataset.context.max_errored_blocks,
+            read_schema=datasource.options.schema,
+        )
+
+    def _execute_pass(self, this: Pass) -> None:
+        self._has_begun = True
+        datasink = self._target.datasink(this)
+        retries = _RETRIES_ALONE if this.plan.isolated else _RETRIES
+        armed = self._arm(this, retries)
+        remote_args = {"max_retries": retries, **self._ray_remote_args}
+        if self._optimized.ends_in_actors:
+            # If actors and reads have taken all CPUs, Ray lets writes wait for one until the reads
+            # are over. Nothing can be committed before.
+            remote_args.setdefault("num_cpus", 0)
+        with _ours_first():
+            armed.write_datasink(
+                datasink, ray_remote_args=remote_args, concurrency=self._concurrency
+            )
+
+    def _arm(self, this: Pass, retries: int) -> Dataset:
+        """Return a copy of the dataset that reads the sources of a pass and accounts for rows."""
+        read = self._datasource
+        if this.read_schema is not None:
+            read = read.with_schema(this.read_schema)
+        source = ArmedDatasource(read, this.sources, this.plan.sources, this.client)
+        armed = rewrite.arm(
+            self._optimized,
+            source,
+            self._read_tasks_of(this, source),
+            retries,
+            lambda method, udf: instrument(udf, this.client, method),
+            lambda expression: instrument_predicate(expression, this.client),
+        )
+        pace(armed, min(_LONGEST_WAIT_IN_STEP_S, self._commit_interval_s))
+        guards.allow_write(armed)
+        if armed.context.max_errored_blocks >= 0:
+            armed.context.max_errored_blocks += this.plan.ignore_crashes
+        return armed
+
+    def _read_tasks_of(self, this: Pass, source: ArmedDatasource) -> int:
+        """Return how many read tasks a pass has."""
+        if this.plan.isolated and len(this.sources) <= _MOST_ISOLATED:
+            return len(this.sources)
+        if self._read_tasks is not None:
+            return self._read_tasks
+        context = self._optimized.dataset.context
+        return source.preferred_read_tasks(context.target_max_block_size or _TARGET_BLOCK_BYTES)
+
+
+@contextlib.contextmanager
+def _ours_first() -> Iterator[None]:
+    """Raise an error of ray_resume's own as it is, not below the frames of the task it ended."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        if not isinstance(cause, ResumeError):
+            raise
+        # Ray adds lines to it about retries, which there are none of.
+        message = str(cause).partition("\nFailed to apply UDF transform")[0]
+        raise type(cause)(message) from None

@@ -1,0 +1,215 @@
+"""Tidy the output: rewrite files with dead rows, merge small files, remove leftovers.
+
+Rows of a file are dead if their source failed, got lost, was replaced, or was drained twice (see
+`core.ledger`). A tidy brings about what users expect of the folder: each file holds rows of
+completed sources alone, each once, and nothing else of this checkpoint is there.
+
+A tidy is a small run: it has a run id and a lease on the sources in the files that it rewrites. So
+no other run commits these sources meanwhile, and none removes the new files. The order keeps rows
+safe: take the lease, *then* read what dead runs committed, register as a writer, write the new
+files durably, commit the records that supersede the old ones in one transaction, close, *then* read
+the records again, and only then remove files that no record lists.
+
+Runs in the driver, or in the command without Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
+from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.checkpoint.contents import SUPERSEDES, Contents
+from ray_resume.core.filenames import stem_of
+from ray_resume.core.rewrites import (
+    Rewrite,
+    moves_of,
+    plan_rewrites,
+    records_in,
+    still_due,
+    superseding,
+)
+from ray_resume.core.shards import Shard
+from ray_resume.core.snapshot import Snapshot
+from ray_resume.errors import ResumeError
+from ray_resume.failpoints import failpoint
+from ray_resume.write.folder import Folder
+from ray_resume.write.formats import FileFormat
+from ray_resume.write.output import FolderOutput
+from ray_resume.write.row_copies import copy_rows
+
+__all__ = ["Copy", "Tidied", "copied", "copy_here", "tidy_output"]
+
+logger = logging.getLogger("ray_resume")
+
+Copy = Callable[[Sequence[tuple[Rewrite, str]]], Iterable[str | None]]
+"""Writes the new file of each rewrite, under its name; returns what is wrong with each, or None."""
+
+
+def copied(
+    folder: Folder,
+    rewrite: Rewrite,
+    name: str,
+    *,
+    format: FileFormat | None = None,
+    schema: pa.Schema | None = None,
+) -> str | None:
+    """Write the new file of a rewrite; return what is wrong with its old files, or None."""
+    try:
+        copy_rows(folder, rewrite.parts, name, format=format, schema=schema)
+    except ResumeError as error:
+        return str(error)
+    failpoint("tidy.copied")
+    return None
+
+
+def copy_here(folder: Folder) -> Copy:
+    """Return a function that writes new files in this process, as their old ones were written."""
+    return lambda rewrites: [copied(folder, rewrite, name) for rewrite, name in rewrites]
+
+
+@dataclass(frozen=True)
+class Tidied:
+    """What a tidy did: so many files were rewritten, and became so many."""
+
+    rewritten: int = 0
+    files: int = 0
+
+
+def tidy_output(
+    storage: CheckpointBackend,
+    folder: Folder,
+    copy: Copy,
+    *,
+    seen: Snapshot | None = None,
+    target_file_bytes: int | None = None,
+    shard: Shard | None = None,
+    wait_s: float,
+) -> Tidied:
+    """Rewrite the files of the output that are not clean, and remove leftovers.
+
+    Files with sources of a live run stay as they are: that run, or a later one, tidies them.
+
+    Args:
+        seen: the records that a run read when it removed leftovers at its end. By default the
+            tidy reads the records, and removes leftovers.
+        target_file_bytes: merge files of at most half of this size into files of about this size.
+        shard: leave files alone that have sources outside of this share.
+        wait_s: how long to wait for another run on the same sources to end.
+
+    Raises:
+        CheckpointError: another run is at work on some of the sources, or the checkpoint cannot
+            be read or written. What was committed is as it was.
+        OSError: the output cannot be read or written; likewise.
+    """
+    tidying = _Tidying(storage, folder, target_file_bytes, shard)
+    storage.identity()
+    snapshot = storage.snapshot().union if seen is None else seen
+    plan = tidying.plan(snapshot)
+    if plan:
+        return tidying.execute(snapshot, plan, copy, wait_s)
+    if seen is None:
+        tidying.remove_leftovers_alone(wait_s)
+    return Tidied()
+
+
+class _Tidying:
+    def __init__(
+        self,
+        storage: CheckpointBackend,
+        folder: Folder,
+        target_bytes: int | None,
+        shard: Shard | None,
+    ) -> None:
+        self._storage, self._folder = storage, folder
+        self._target_bytes, self._shard = target_bytes, shard
+        self._run_id = new_run_id()
+        self._checkpoint_id = storage.identity()
+
+    def plan(self, snapshot: Snapshot) -> list[Rewrite]:
+        """Return what to rewrite of the files in ``snapshot``."""
+        if self._target_bytes is None:
+            return plan_rewrites(snapshot, share=self._shard)
+        return plan_rewrites(
+            snapshot,
+            sizes=dict(self._folder.sizes()),
+            target_bytes=self._target_bytes,
+            share=self._shard,
+        )
+
+    def execute(
+        self, snapshot: Snapshot, plan: Sequence[Rewrite], copy: Copy, wait_s: float
+    ) -> Tidied:
+        """Rewrite what is still to be rewritten, under a lease on the sources of ``plan``."""
+        claimed = snapshot.digests.take(records_in(snapshot, plan))
+        share = None if self._shard is None else (self._shard.index, self._shard.count)
+        owner = Owner.here(self._run_id, None if self._shard is None else str(self._shard))
+        claim = Claim(claimed.to_bytes(), share)
+        lease = self._storage.acquire(owner, claim, wait_s=wait_s)
+        try:
+            contents = self._storage.committed_by_dead_runs(self._run_id)
+            plan = still_due(plan, contents.union)
+            runs = contents.union.runs(records_in(contents.union, plan))
+            header = {"purpose": "tidy", SUPERSEDES: sorted(runs)}
+            ledger_lease, writer = self._storage.bind_ledger(self._run_id, lease).open(header)
+            try:
+                failpoint("tidy.registered")
+                named = [(rewrite, self._name_for(rewrite)) for rewrite in plan]
+                done = self._copied(named, copy)
+                self._folder.sync(name for _, name in done)
+                failpoint("tidy.written")
+                moves = {old: new for one, name in done for old, new in moves_of(one, name).items()}
+                old_files = [file for rewrite, _ in done for file in rewrite.files]
+                records = superseding(
+                    contents.union,
+                    old_files,
+                    moves,
+                    sequence=contents.union.highest_sequence(),
+                )
+                if done:
+                    ledger_lease.check()
+                    writer.commit(records)
+                failpoint("tidy.committed")
+            finally:
+                writer.close()
+                ledger_lease.release()
+            lease.check()
+            self._remove_leftovers(self._storage.committed_by_dead_runs(self._run_id))
+            return Tidied(len(old_files), len(done))
+        finally:
+            lease.end(wait_s=0)
+
+    def _copied(
+        self, named: Sequence[tuple[Rewrite, str]], copy: Copy
+    ) -> list[tuple[Rewrite, str]]:
+        done = []
+        for (rewrite, name), fault in zip(named, copy(named), strict=True):
+            if fault is None:
+                done.append((rewrite, name))
+            else:
+                logger.warning("Output files stay as they are: %s", fault)
+        return done
+
+    def _name_for(self, rewrite: Rewrite) -> str:
+        subfolder, slash, bare = rewrite.files[0].rpartition("/")
+        prefix = f"{self._checkpoint_id}-{self._run_id}"
+        stem = stem_of(prefix, None, subfolder + slash)
+        return f"{subfolder}{slash}{stem}.{bare.partition('.')[2]}"
+
+    def remove_leftovers_alone(self, wait_s: float) -> None:
+        """Remove what dead runs left, under a lease on no source."""
+        lease = self._storage.acquire(Owner.here(self._run_id), Claim([]), wait_s=wait_s)
+        try:
+            self._remove_leftovers(self._storage.committed_by_dead_runs(self._run_id))
+        finally:
+            lease.end(wait_s=0)
+
+    def _remove_leftovers(self, contents: Contents) -> None:
+        runs = contents.dead_runs | {self._run_id}
+        FolderOutput(self._folder, append=True).remove_leftovers(
+            self._checkpoint_id, runs, contents
+        )

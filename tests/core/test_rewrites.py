@@ -1,0 +1,150 @@
+"""Rewrites of output files: what is planned, and any history of runs, crashes and tidies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from output_simulator import SHIPPED, Rules, simulate_output
+from snapshots import snapshot_of, whole_files
+
+from ray_resume.core.parts import FilePart
+from ray_resume.core.records import Record, State
+from ray_resume.core.rewrites import (
+    FileUse,
+    Rewrite,
+    clean_files,
+    file_uses,
+    merge_groups,
+    moves_of,
+    overlapping_files,
+    plan_rewrites,
+    still_due,
+    superseding,
+)
+from ray_resume.core.shards import Shard
+from ray_resume.errors import CheckpointError
+
+RUN = "0123456789ab"
+
+pytestmark = pytest.mark.long
+
+
+def done(source: str, *parts: FilePart, sequence: int = 1) -> Record:
+    return Record(source, State.COMPLETED, sequence, RUN, parts=parts)
+
+
+# In "f", rows 1 and 2 are dead. "g" is clean, and so is "h", which is one part as a whole.
+A = done("a", FilePart("f", 0, 1, 4), FilePart("g", 0, 2, 3))
+B = done("b", FilePart("f", 3, 1, 4), FilePart("g", 2, 1, 3), sequence=2)
+C = done("c", *whole_files("h", rows=7), sequence=3)
+
+
+def test_a_file_is_clean_if_all_of_its_rows_are_live() -> None:
+    snapshot = snapshot_of({RUN: [A, B, C]})
+    assert file_uses(snapshot) == {"f": FileUse(2, 4), "g": FileUse(3, 3)}
+    assert set(clean_files(snapshot)) == {"g", "h"}
+    assert overlapping_files(snapshot) == []
+    nothing = snapshot_of({})
+    assert (file_uses(nothing), list(clean_files(nothing)), overlapping_files(nothing)) == (
+        {},
+        [],
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        FilePart("g", 1, 2, 3),
+        FilePart("g", 2, 1, 3),
+        FilePart("h", 0, 7, 7),
+        FilePart("f", 1, 2, 5),
+    ],
+)
+def test_records_that_contradict_each_other_about_a_file_are_found(wrong: FilePart) -> None:
+    snapshot = snapshot_of({RUN: [A, B, C, done("d", wrong, sequence=4)]})
+    assert overlapping_files(snapshot) == [wrong.file]
+
+
+def test_live_rows_move_to_a_new_file_and_records_keep_their_completion() -> None:
+    snapshot = snapshot_of({RUN: [A, B, C]})
+    (rewrite,) = plan_rewrites(snapshot)
+    assert rewrite == Rewrite(("f",), (A.parts[0], B.parts[0]))
+    moves = moves_of(rewrite, "new")
+    assert moves == {A.parts[0]: FilePart("new", 0, 1, 2), B.parts[0]: FilePart("new", 1, 1, 2)}
+    assert list(superseding(snapshot, ["f"], moves, sequence=9)) == [
+        replace(A, sequence=10, parts=(FilePart("new", 0, 1, 2), A.parts[1])),
+        replace(B, sequence=11, parts=(FilePart("new", 1, 1, 2), B.parts[1])),
+    ]
+
+
+def test_parts_of_a_source_that_come_to_stand_together_are_one() -> None:
+    record = done("a", FilePart("f", 0, 2, 3), FilePart("g", 0, 1, 2))
+    snapshot = snapshot_of({RUN: [record]})
+    rewrite = Rewrite(("f", "g"), record.parts)
+    (new,) = superseding(snapshot, rewrite.files, moves_of(rewrite, "new"), sequence=1)
+    assert new.parts == (FilePart("new", 0, 3, 3),)
+
+
+def test_a_rewrite_of_what_has_changed_is_refused() -> None:
+    before, after = snapshot_of({RUN: [A, C]}), snapshot_of({RUN: [A, B, C]})
+    (rewrite,) = [one for one in plan_rewrites(before) if one.files == ("f",)]
+    assert still_due([rewrite], before) == [rewrite]
+    assert still_due([rewrite], after) == []
+    with pytest.raises(CheckpointError, match=r"f was rewritten.* of b\."):
+        list(superseding(after, ["f"], moves_of(rewrite, "new"), sequence=9))
+
+
+def test_a_share_leaves_files_alone_that_others_have_rows_in() -> None:
+    snapshot = snapshot_of({RUN: [A, B, C]})
+    plans = [plan_rewrites(snapshot, share=Shard(index, 2)) for index in range(2)]
+    assert plans in ([[], []], [[*plan_rewrites(snapshot)], []], [[], [*plan_rewrites(snapshot)]])
+    assert plan_rewrites(snapshot, share=Shard(0, 1)) == plan_rewrites(snapshot)
+
+
+def test_small_files_of_a_folder_are_merged_and_large_ones_stay() -> None:
+    sizes = {f"d=1/{n}.json": 3.0 for n in range(5)} | {"d=2/x.json": 1.0, "y.json": 1.0}
+    sizes |= {"d=1/large.json": 6.0, "d=1/z.json.gz": 1.0, "d=1/w.json.gz": 2.0}
+    assert merge_groups(sizes, 10) == [
+        ["d=1/0.json", "d=1/1.json", "d=1/2.json", "d=1/3.json"],
+        ["d=1/w.json.gz", "d=1/z.json.gz"],
+    ]
+    snapshot = snapshot_of({RUN: [A, B, C]})
+    plan = plan_rewrites(snapshot, sizes={"f": 8.0, "g": 3.0, "stranger": 1.0}, target_bytes=10)
+    assert [rewrite.files for rewrite in plan] == [("f", "g")]
+
+
+def run_histories(seeds: range) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for seed in seeds:
+        wrong, seen = simulate_output(seed)
+        assert not wrong, f"simulate_output({seed}): {wrong}"
+        total += seen
+    return total
+
+
+def test_live_parts_are_right_at_any_moment_and_files_after_a_tidy() -> None:
+    seen = run_histories(range(600))
+    assert min(seen[what] for what in ("COMPLETED", "FAILED", "killed", "files rewritten")) > 100
+
+
+@pytest.mark.slow
+def test_many_histories_of_the_output() -> None:
+    run_histories(range(100_000))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(compares=False),
+        Rules(takes_lease=False),
+        Rules(commits_first=False),
+        Rules(counts_rows=False),
+    ],
+    ids=str,
+)
+def test_the_simulator_finds_a_broken_rule(rules: Rules) -> None:
+    assert rules != SHIPPED
+    assert any(simulate_output(seed, rules)[0] for seed in range(600))

@@ -1,0 +1,349 @@
+"""A simulator of an output folder over many runs: flushes, crashes, replacements, tidies.
+
+A history is made from a seed: processes (runs, tidies, resets) that share a checkpoint and a
+folder. Between any two of their steps another process may go on, or one may be killed. The rules
+about records, parts and rewrites are not modelled: `core.snapshot` and `core.rewrites` are called.
+The leases, the folder, and the order of a process's steps are modelled, as `run.run` and
+`write.tidying` keep it.
+
+After each step, the live parts must hold each completed source once: all rows of the content that
+its record is about, in order. When all processes are over and a tidy has ended, the clean files are
+all that there is in the folder, and hold exactly these rows.
+
+A `Rules` object can break a rule, to show that the simulator finds it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from ray_resume.core.digests import source_digest
+from ray_resume.core.parts import FilePart
+from ray_resume.core.record_log import RecordLog
+from ray_resume.core.records import Fingerprint, Record, State, dropped_record, encode
+from ray_resume.core.rewrites import (
+    Rewrite,
+    clean_files,
+    moves_of,
+    overlapping_files,
+    plan_rewrites,
+    records_in,
+    still_due,
+    superseding,
+)
+from ray_resume.core.snapshot import Snapshot
+from ray_resume.errors import CheckpointError
+
+Row = tuple[str, int, int]
+"""A source's id, the version of its content, and the row's index in it."""
+
+Step = Iterator[None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of a tidy, each of which can be broken.
+
+    Args:
+        compares: under its lease, it reads the records again and leaves out what has changed.
+        takes_lease: its lease is on the sources in the files.
+        commits_first: old files are removed after the commit.
+        counts_rows: a file is clean if all of its rows are live, whatever its parts.
+    """
+
+    compares: bool = True
+    takes_lease: bool = True
+    commits_first: bool = True
+    counts_rows: bool = True
+
+
+SHIPPED = Rules()
+
+
+@dataclass(eq=False)
+class Process:
+    """A process, and the lease that it holds: on the digests of ``claim``, or on all sources."""
+
+    run_id: str
+    steps: Step = field(default_factory=lambda: iter(()))
+    claim: frozenset[bytes] | None = None
+    holds_lease: bool = False
+
+
+class World:
+    """A folder, a checkpoint, and the processes at work on them."""
+
+    def __init__(self, rng: random.Random, rules: Rules) -> None:
+        self.rng, self.rules = rng, rules
+        self.versions = {f"s{number}": 0 for number in range(rng.randint(1, 6))}
+        self.row_counts = {source: rng.choice((0, 1, 2, 3, 5)) for source in self.versions}
+        self.folder: dict[str, list[Row]] = {}
+        self.records: dict[str, list[Record]] = {}
+        self.processes: list[Process] = []
+        self.seen: Counter[str] = Counter()
+        self._logs: dict[str, tuple[int, RecordLog]] = {}
+        self._started = self._written = 0
+
+    # The checkpoint and the folder.
+
+    def snapshot(self, own: str | None = None) -> Snapshot:
+        """Read what dead runs and run ``own`` committed; what all runs did if there is none."""
+        live = {process.run_id for process in self.processes if process.holds_lease}
+        return Snapshot(
+            {
+                run: self._log(run)
+                for run in self.records
+                if own is None or run == own or run not in live
+            }
+        )
+
+    def _log(self, run: str) -> RecordLog:
+        count, log = self._logs.get(run, (-1, RecordLog()))
+        if count != len(self.records[run]):
+            log = RecordLog(encode(self.records[run]))
+            self._logs[run] = len(self.records[run]), log
+        return log
+
+    def acquire(self, process: Process, claim: Iterable[bytes] | None) -> bool:
+        """Take a lease; not if another process has one on a source of it."""
+        mine = None if claim is None else frozenset(claim)
+        for other in self.processes:
+            if other.holds_lease and (
+                other.claim is None or mine is None or not other.claim.isdisjoint(mine)
+            ):
+                return False
+        process.claim, process.holds_lease = mine, True
+        return True
+
+    def write(self, run_id: str, rows: Sequence[Row]) -> str:
+        self._written += 1
+        name = f"{run_id}-{self._written}.parquet"
+        self.folder[name] = list(rows)
+        return name
+
+    def remove_leftovers(self, own: str) -> Step:
+        """Note the dead runs, then read the records, then remove files, one by one."""
+        live = {process.run_id for process in self.processes if process.holds_lease}
+        dead = (self.records.keys() - live) | {own}
+        yield
+        listed = {part.file for record in self.snapshot(own) for part in record.parts}
+        for name in list(self.folder):
+            if name.partition("-")[0] in dead and name not in listed:
+                yield
+                self.folder.pop(name, None)
+                self.seen["files removed"] += 1
+
+    # Processes.
+
+    def spawn(self, kind: Callable[[Process], Step]) -> Process:
+        self._started += 1
+        process = Process(f"{self._started:012x}")
+        process.steps = kind(process)
+        self.processes.append(process)
+        return process
+
+    def run(self, process: Process) -> Step:
+        """Read pending sources, flush their rows at any moment, commit each that is complete."""
+        rng, run_id = self.rng, process.run_id
+        share = [source for source in sorted(self.versions) if rng.random() < 0.7]
+        if not self.acquire(process, map(source_digest, share)):
+            return
+        yield
+        snapshot = self.snapshot(run_id)
+        sequence = snapshot.highest_sequence()
+        mine = self.records.setdefault(run_id, [])
+        pending: dict[str, tuple[Record | None, int]] = {}
+        for source in share:
+            record, version = snapshot.get(source), self.versions[source]
+            if record is None or record.state is not State.COMPLETED or _version(record) != version:
+                pending[source] = record, version
+        left = {
+            source: [(source, version, i) for i in range(self.row_counts[source])]
+            for source, (_, version) in pending.items()
+        }
+        parts: dict[str, list[FilePart]] = {source: [] for source in pending}
+        while any(left.values()):
+            yield
+            chosen = [source for source in left if left[source] and rng.random() < 0.6]
+            counts = [rng.randint(1, len(left[source])) for source in chosen]
+            rows = [r for s, n in zip(chosen, counts, strict=True) for r in left[s][:n]]
+            if not rows:
+                continue
+            name = self.write(run_id, rows)
+            if rng.random() < 0.1:
+                # The task dies before its drain. Another execution writes the rows again.
+                name = self.write(run_id, rows)
+            yield
+            first = 0
+            for source, count in zip(chosen, counts, strict=True):
+                parts[source].append(FilePart(name, first, count, len(rows)))
+                left[source] = left[source][count:]
+                first += count
+        for source, (earlier, version) in pending.items():
+            yield
+            sequence += 1
+            record = Record(
+                source,
+                State.COMPLETED,
+                sequence,
+                run_id,
+                rows=self.row_counts[source],
+                parts=tuple(parts[source]),
+                fingerprint=Fingerprint(size=version),
+            )
+            if rng.random() < 0.25:
+                # Its earlier output stays until it completes.
+                kept = replace(record, rows=0, parts=()) if earlier is None else earlier
+                record = replace(kept, state=State.FAILED, sequence=sequence, run_id=run_id)
+            mine.append(record)
+            self.seen[record.state.name] += 1
+        yield
+        yield from self.remove_leftovers(run_id)
+
+    def reset(self, process: Process) -> Step:
+        """Forget some sources, or drop them with their output."""
+        if not self.acquire(process, None):
+            return
+        yield
+        snapshot = self.snapshot(process.run_id)
+        made: list[Record] = []
+        for record in snapshot:
+            sequence = snapshot.highest_sequence() + 1 + len(made)
+            if self.rng.random() < 0.2:
+                made.append(dropped_record(record.source_id, sequence, process.run_id))
+            elif self.rng.random() < 0.2:
+                made.append(
+                    replace(record, state=State.RESET, sequence=sequence, run_id=process.run_id)
+                )
+        self.records[process.run_id] = made
+        yield
+
+    def tidy(self, process: Process) -> Step:
+        """Do what `write.tidying` does, step by step."""
+        rng, rules, run_id = self.rng, self.rules, process.run_id
+        snapshot = self.snapshot()
+        plan = self.plan(snapshot, merge=rng.random() < 0.5)
+        yield
+        digests = snapshot.digests.take(records_in(snapshot, plan))
+        claim = [digests[number] for number in range(len(digests))]
+        if not self.acquire(process, claim if rules.takes_lease else ()):
+            return
+        yield
+        if rules.compares:
+            snapshot = self.snapshot(run_id)
+            plan = still_due(plan, snapshot)
+        mine = self.records.setdefault(run_id, [])
+        moves: dict[FilePart, FilePart] = {}
+        old: list[str] = []
+        for rewrite in plan:
+            yield
+            moves |= moves_of(rewrite, self.write(run_id, self.rows_of(rewrite.parts)))
+            old += rewrite.files
+        if not rules.commits_first:
+            for file in old:
+                self.folder.pop(file, None)
+                yield
+        yield
+        mine += superseding(snapshot, old, moves, sequence=snapshot.highest_sequence())
+        self.seen["files rewritten"] += len(old)
+        yield
+        yield from self.remove_leftovers(run_id)
+
+    def plan(self, snapshot: Snapshot, *, merge: bool) -> list[Rewrite]:
+        sizes = {name: float(len(rows)) for name, rows in self.folder.items()}
+        plan = plan_rewrites(snapshot, sizes=sizes if merge else None, target_bytes=6)
+        if self.rules.counts_rows:
+            return plan
+        return [one for one in plan if len(one.files) > 1 or not self._has_its_parts(one)]
+
+    def _has_its_parts(self, rewrite: Rewrite) -> bool:
+        """Call a file clean if it has as many parts as it was written with sources."""
+        (file,) = rewrite.files
+        return len(rewrite.parts) >= len({source for source, *_ in self.folder[file]})
+
+    def rows_of(self, parts: Iterable[FilePart]) -> list[Row]:
+        """Read parts of files; an empty file takes the place of one that is gone."""
+        rows: list[Row] = []
+        for part in parts:
+            there = self.folder.get(part.file, [])
+            rows += there[part.first_row : part.first_row + part.rows]
+        return rows
+
+    # Claims.
+
+    def faults(self) -> Iterator[str]:
+        """Say what is wrong with the live parts, at any moment."""
+        every = [record for records in self.records.values() for record in records]
+        newest: dict[str, Record] = {}
+        for record in sorted(every, key=lambda record: record.sequence):
+            newest[record.source_id] = record
+        taken: set[tuple[str, int]] = set()
+        for record in newest.values():
+            counts = record.state is State.COMPLETED or record.parts
+            rows = self.row_counts[record.source_id] if counts else 0
+            wanted = [(record.source_id, _version(record), i) for i in range(rows)]
+            if self.rows_of(record.parts) != wanted:
+                yield f"{record.source_id} has {self.rows_of(record.parts)}, not {wanted}"
+            for part in record.parts:
+                if len(self.folder.get(part.file, ())) != part.file_rows:
+                    yield f"{part} is not in its file"
+                places = {(part.file, part.first_row + i) for i in range(part.rows)}
+                if taken & places:
+                    yield f"{part} has rows that are on record twice"
+                taken |= places
+
+    def faults_at_rest(self) -> Iterator[str]:
+        """Say what is wrong with the folder when no process is at work, and a tidy has ended."""
+        snapshot = self.snapshot()
+        live = Counter(row for record in snapshot for row in self.rows_of(record.parts))
+        for file in overlapping_files(snapshot):
+            yield f"{file} has rows that are on record twice"
+        clean = set(clean_files(snapshot))
+        listed = Counter(row for file in clean for row in self.folder.get(file, ()))
+        if live != listed:
+            yield f"the clean files have {listed}, and {live} are live"
+        if clean != self.folder.keys():
+            yield f"{clean ^ self.folder.keys()} are not clean files, or not there"
+
+
+def _version(record: Record) -> int:
+    return record.fingerprint.size or 0
+
+
+def simulate_output(seed: int, rules: Rules = SHIPPED) -> tuple[list[str], Counter[str]]:
+    """Run the history of ``seed``; return what was wrong, and what there was in it."""
+    rng = random.Random(seed)
+    world = World(rng, rules)
+    for _ in range(rng.randint(20, 120)):
+        if len(world.processes) < 3 and rng.random() < 0.3:
+            world.spawn(rng.choice((world.run, world.run, world.tidy, world.reset)))
+        elif rng.random() < 0.1:
+            world.versions[rng.choice(sorted(world.versions))] += 1
+        elif world.processes and rng.random() < 0.05:
+            world.processes.remove(rng.choice(world.processes))
+            world.seen["killed"] += 1
+        elif world.processes:
+            _step(world, rng.choice(world.processes))
+        if wrong := [*world.faults()]:
+            return wrong, world.seen
+    while world.processes:
+        _step(world, rng.choice(world.processes))
+        if wrong := [*world.faults()]:
+            return wrong, world.seen
+    last = world.spawn(world.tidy)
+    while last in world.processes:
+        _step(world, last)
+    return [*world.faults(), *world.faults_at_rest()], world.seen
+
+
+def _step(world: World, process: Process) -> None:
+    try:
+        next(process.steps)
+    except StopIteration:
+        world.processes.remove(process)
+    except CheckpointError:
+        world.seen["refused"] += 1
+        world.processes.remove(process)
