@@ -94,7 +94,7 @@ def atomic_put(filesystem: Any, path: str, data: Any) -> None:
         OSError: the write failed. A hidden file may be left behind.
     """
     if is_atomic(filesystem):
-        # Not compressed by its name: its content may be so already.
+        # No compression by the name: the content may be compressed already.
         # One write: an error in a later one would still close the stream, and half would appear.
         with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)

@@ -189,15 +189,15 @@ class _Look:
                 f"Process them again: {self._reset(empty)}."
             )
 
-    def _check_parts(self, union: Snapshot) -> None:
-        overlapping = overlapping_files(union)
+    def _check_parts(self, snapshot: Snapshot) -> None:
+        overlapping = overlapping_files(snapshot)
         if overlapping:
             self._problems.append(
                 f"{len(overlapping)} output files have rows that are on record twice: "
                 f"{_some(overlapping)}. Restore the .mdb files from a copy, or process the sources "
                 f"in these files again: Checkpoint({self._storage.uri!r}).reset([...])."
             )
-        unclean = [file for file, use in file_uses(union).items() if not use.is_clean]
+        unclean = [file for file, use in file_uses(snapshot).items() if not use.is_clean]
         if unclean:
             self._notes.append(
                 f"{len(unclean)} output files also have rows that do not count: {_some(unclean)}. "

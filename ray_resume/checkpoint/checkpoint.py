@@ -124,6 +124,9 @@ class Checkpoint:
             self._opened = self._location.open()
         return self._opened
 
+    def _snapshot(self) -> Snapshot:
+        return self._storage.snapshot().snapshot
+
     @property
     def path(self) -> str:
         """The checkpoint's absolute path, or its URI without secrets."""
@@ -154,7 +157,7 @@ class Checkpoint:
     def _sources(self, state: str | None) -> Iterator[SourceRecord]:
         names = {value: name for name, value in STATES.items()}
         sink, letters = self._storage.sink(), f"{self.path}/{FOLDER}"
-        for record in _in_state(self._storage.snapshot().union, state or "all"):
+        for record in _in_state(self._snapshot(), state or "all"):
             yield _public(record, names[record.state], sink, letters)
 
     def files(self) -> list[str]:
@@ -166,10 +169,10 @@ class Checkpoint:
         :meth:`parts` knows which of their rows count. The earlier output of a source that was
         reset, or has failed since, counts until new output takes its place.
         """
-        sink, union = self._storage.sink(), self._storage.snapshot().union
+        sink, snapshot = self._storage.sink(), self._snapshot()
         from ray_resume.core.rewrites import clean_files
 
-        return sorted(f"{sink}/{file}" for file in clean_files(union))
+        return sorted(f"{sink}/{file}" for file in clean_files(snapshot))
 
     def parts(self) -> Iterator[Part]:
         """Yield where each source's rows are in the output files, in no particular order.
@@ -177,7 +180,7 @@ class Checkpoint:
         All rows that count are in these parts, each once, at any moment.
         """
         sink = self._storage.sink()
-        for record in self._storage.snapshot().union:
+        for record in self._snapshot():
             for part in record.parts:
                 yield Part(record.source_id, f"{sink}/{part.file}", part.first_row, part.rows)
 
@@ -219,7 +222,7 @@ class Checkpoint:
         They hold rows as they came into the stage that failed, with three more columns of type
         string: ``ray_resume_source``, ``ray_resume_stage`` and ``ray_resume_error``.
         """
-        snapshot = self._storage.snapshot().union
+        snapshot = self._snapshot()
         return sorted(f"{self.path}/{FOLDER}/{name}" for name in snapshot.dead_letters())
 
     def reset(self, source_ids: Iterable[str] | None = None, *, state: str | None = None) -> int:
@@ -249,7 +252,7 @@ class Checkpoint:
         )
         try:
             contents = self._storage.committed_by_dead_runs(run_id)
-            snapshot = contents.union
+            snapshot = contents.snapshot
             records = list(
                 _in_state(snapshot, state or "all")
                 if source_ids is None

@@ -47,8 +47,8 @@ def compact(storage: CheckpointBackend, *, lease_wait_s: float) -> int:
             storage.remove_writers(left)
         if len(contents.files) < 2:
             return len(left)
-        written = storage.write_whole(run_id, _header(contents), contents.union.blocks())
-        came_back = zip_longest(contents.union.blocks(), written.records.blocks)
+        written = storage.write_whole(run_id, _header(contents), contents.snapshot.blocks())
+        came_back = zip_longest(contents.snapshot.blocks(), written.records.blocks)
         if written.error or not all(ours == theirs for ours, theirs in came_back):
             storage.remove_writers({run_id: written.path})
             raise CheckpointError(

@@ -35,7 +35,7 @@ class Contents:
         readings: what these files held; empty after a mere listing.
 
     Raises:
-        CheckpointError: ``headers``, ``union`` and ``dead_runs``, where a file could not be read.
+        CheckpointError: ``headers``, ``snapshot`` and ``dead_runs``, if a file could not be read.
     """
 
     live: Mapping[str, Owner]
@@ -64,7 +64,7 @@ class Contents:
         return headers
 
     @cached_property
-    def union(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """The records that count: the newest of each source."""
         readings = self.require_readable().readings
         return Snapshot({reading.run_id: reading.records for reading in readings})

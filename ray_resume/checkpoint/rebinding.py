@@ -47,14 +47,14 @@ def rebind(storage: CheckpointBackend, folder: Folder) -> int:
     run_id = new_run_id()
     lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=storage.max_death_detection_s)
     try:
-        union = storage.committed_by_dead_runs(run_id).union
+        snapshot = storage.committed_by_dead_runs(run_id).snapshot
         try:
             there = OutputFileSet.of(folder.list_files())
         except OSError as error:
             raise CheckpointError(
                 f"The folder {folder.uri} cannot be listed: {error}. Nothing was changed."
             ) from error
-        completed = union.records(np.flatnonzero(union.in_state(State.COMPLETED)))
+        completed = snapshot.records(np.flatnonzero(snapshot.in_state(State.COMPLETED)))
         missing = sorted(dict(missing_files(completed, there)))
         if missing:
             more = f", and {len(missing) - _EXAMPLES} more" if len(missing) > _EXAMPLES else ""
@@ -65,6 +65,6 @@ def rebind(storage: CheckpointBackend, folder: Folder) -> int:
             )
         lease.check()
         storage.bind(folder.uri, run_id)
-        return len(listed_files(union))
+        return len(listed_files(snapshot))
     finally:
         lease.end(wait_s=0)

@@ -78,7 +78,7 @@ class CheckpointStatus(Mapping[str, Any]):
 def status_of(storage: CheckpointBackend) -> CheckpointStatus:
     """Count the sources by state; what a live run has committed up to now counts."""
     contents = storage.snapshot()
-    counts = _Counts.of(contents.union)
+    counts = _Counts.of(contents.snapshot)
     known = sum(counts.states[state] for state in STATES.values())
     totals = (header.get("sources_total") for header in contents.headers.values())
     listed = max((total for total in totals if type(total) is int), default=0)

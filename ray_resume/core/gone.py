@@ -40,22 +40,22 @@ class Gone:
     share: Shard | None = None
     remove: bool = False
 
-    def removed(self, union: Snapshot) -> Positions:
+    def removed(self, snapshot: Snapshot) -> Positions:
         """Return those of ``sources`` whose output the run removes: of its own share alone."""
-        return self.sources[self.is_own(union, self.sources)] if self.remove else _NO_ROWS
+        return self.sources[self.is_own(snapshot, self.sources)] if self.remove else _NO_ROWS
 
-    def is_own(self, union: Snapshot, rows: Positions) -> npt.NDArray[np.bool_]:
+    def is_own(self, snapshot: Snapshot, rows: Positions) -> npt.NDArray[np.bool_]:
         """Say of each of ``rows`` whether its source is in the run's share."""
         if self.share is None:
             return np.ones(len(rows), bool)
-        return self.share.of(union.digests.take(rows))
+        return self.share.of(snapshot.digests.take(rows))
 
 
 NOTHING_GONE = Gone()
 
 
 def gone_from(
-    union: Snapshot,
+    snapshot: Snapshot,
     listed: SourceTable,
     *,
     files: Collection[str] = (),
@@ -69,15 +69,15 @@ def gone_from(
         files: the ids of the files that were listed, where ``listed`` are parts of them.
         file_of: returns the id of the file that a source is a part of, by the source's id.
     """
-    outside = np.ones(len(union), bool)
-    here = union.find(listed.digests)
+    outside = np.ones(len(snapshot), bool)
+    here = snapshot.find(listed.digests)
     outside[here[here >= 0]] = False
-    has_output = union.in_state(State.COMPLETED) | (union.column("flags") & Flag.FILES != 0)
+    has_output = snapshot.in_state(State.COMPLETED) | (snapshot.column("flags") & Flag.FILES != 0)
     rows = np.flatnonzero(outside & has_output)
     parts: dict[int, str] = {}
     if files:
         named = frozenset(files)
-        for row, record in zip(rows.tolist(), union.records(rows), strict=True):
+        for row, record in zip(rows.tolist(), snapshot.records(rows), strict=True):
             file = file_of(record.source_id)
             if file in named:
                 parts[row] = file
@@ -87,7 +87,7 @@ def gone_from(
 
 
 def judge_gone(
-    union: Snapshot, gone: Gone, listed: SourceTable, policy: str | None, checkpoint: str
+    snapshot: Snapshot, gone: Gone, listed: SourceTable, policy: str | None, checkpoint: str
 ) -> str | None:
     """Refuse to go on without sources that are gone, or return what to warn of, if anything.
 
@@ -99,17 +99,17 @@ def judge_gone(
     Raises:
         SourceChangedError: the run must not go on; the message has the ways out.
     """
-    completed = gone.sources[union.column("state", gone.sources) == State.COMPLETED.value]
+    completed = gone.sources[snapshot.column("state", gone.sources) == State.COMPLETED.value]
     if policy == "remove":
-        if not len(mine := gone.removed(union)):
+        if not len(mine := gone.removed(snapshot)):
             return None
         return (
             f"{len(mine)} sources are not in the input any more, "
-            f"{union.record(int(mine[0])).source_id} for one. Their output is removed."
+            f"{snapshot.record(int(mine[0])).source_id} for one. Their output is removed."
         )
     if not len(completed):
         return None
-    example = union.record(int(completed[0])).source_id
+    example = snapshot.record(int(completed[0])).source_id
     if policy == "error":
         raise SourceChangedError(
             f"{len(completed)} completed sources are not in the input any more, {example} for one. "
@@ -117,8 +117,8 @@ def judge_gone(
             'remove it, "remove".'
         )
     if policy is None:
-        _refuse_other_input(union, completed, listed, checkpoint)
-        _refuse_moved(union, completed, listed)
+        _refuse_other_input(snapshot, completed, listed, checkpoint)
+        _refuse_moved(snapshot, completed, listed)
     return (
         f"{len(completed)} completed sources are not in the input any more, {example} for one. "
         'Their output stays; on_source_gone="remove" removes it. (Is it another input? Then give '
@@ -126,23 +126,23 @@ def judge_gone(
     )
 
 
-def same_files(union: Snapshot, gone: Positions, listed: SourceTable) -> list[tuple[str, str]]:
+def same_files(snapshot: Snapshot, gone: Positions, listed: SourceTable) -> list[tuple[str, str]]:
     """Return which sources that are gone are listed under another id, as (old, new) pairs.
 
     A source is taken for the same file if it is not on record, and has the name (behind the last
     slash), the size and the modification time of one that is gone.
     """
     marks = Flag.SIZE | Flag.MTIME
-    known = gone[union.column("flags", gone) & marks == marks]
+    known = gone[snapshot.column("flags", gone) & marks == marks]
     if not len(known):
         return []
-    new = np.flatnonzero((union.find(listed.digests) < 0) & (listed.fingerprints.known == marks))
+    new = np.flatnonzero((snapshot.find(listed.digests) < 0) & (listed.fingerprints.known == marks))
     times = listed.fingerprints.mtimes_ns
-    new = new[np.isin(times[new], union.column("mtime_ns", known))]
+    new = new[np.isin(times[new], snapshot.column("mtime_ns", known))]
     by_look: dict[tuple[str, int, int], str] = {}
     if len(new):
-        known = known[np.isin(union.column("mtime_ns", known), times[new])]
-        for record in union.records(known):
+        known = known[np.isin(snapshot.column("mtime_ns", known), times[new])]
+        for record in snapshot.records(known):
             look = record.fingerprint
             assert look.size is not None
             assert look.mtime_ns is not None
@@ -169,23 +169,23 @@ _WAYS_OUT = (
 
 
 def _refuse_other_input(
-    union: Snapshot, completed: Positions, listed: SourceTable, checkpoint: str
+    snapshot: Snapshot, completed: Positions, listed: SourceTable, checkpoint: str
 ) -> None:
     """Make sure that the input has something of what is on record, if it has anything."""
-    every = int(np.count_nonzero(union.in_state(State.COMPLETED)))
-    if len(completed) < every or not len(listed) or (union.find(listed.digests) >= 0).any():
+    every = int(np.count_nonzero(snapshot.in_state(State.COMPLETED)))
+    if len(completed) < every or not len(listed) or (snapshot.find(listed.digests) >= 0).any():
         return
     raise SourceChangedError(
         f"The input has none of the {every} sources that the checkpoint {checkpoint} has "
         f"completed, and all of its {len(listed)} sources are new. If it is the same data under "
         "another name, its rows would be in the output twice.\n"
-        f"  completed: {union.record(int(completed[0])).source_id}\n"
+        f"  completed: {snapshot.record(int(completed[0])).source_id}\n"
         f"  listed:    {listed.id(0)}\n" + _WAYS_OUT
     )
 
 
-def _refuse_moved(union: Snapshot, completed: Positions, listed: SourceTable) -> None:
-    pairs = same_files(union, completed, listed)
+def _refuse_moved(snapshot: Snapshot, completed: Positions, listed: SourceTable) -> None:
+    pairs = same_files(snapshot, completed, listed)
     if pairs:
         old, new = pairs[0]
         raise SourceChangedError(

@@ -64,7 +64,7 @@ def ids_in_headers(headers: Mapping[str, Mapping[str, Any]], runs: Iterable[str]
 
 
 def refuse_other_ids(
-    union: Snapshot, headers: Mapping[str, Mapping[str, Any]], ids: str, checkpoint: str
+    snapshot: Snapshot, headers: Mapping[str, Mapping[str, Any]], ids: str, checkpoint: str
 ) -> None:
     """Make sure that what has output was called as this run calls its sources.
 
@@ -75,12 +75,12 @@ def refuse_other_ids(
     Raises:
         CheckpointError: some of it was not; the message has the ways out.
     """
-    has_output = union.in_state(State.COMPLETED) | (union.column("flags") & Flag.FILES != 0)
+    has_output = snapshot.in_state(State.COMPLETED) | (snapshot.column("flags") & Flag.FILES != 0)
     output = np.flatnonzero(has_output)
-    others = sorted(ids_in_headers(headers, union.runs(output)) - {ids})
+    others = sorted(ids_in_headers(headers, snapshot.runs(output)) - {ids})
     if not others:
         return
-    example = union.record(int(output[0])).source_id
+    example = snapshot.record(int(output[0])).source_id
     raise CheckpointError(
         f"The checkpoint {checkpoint} names its sources by {_about(others[0])} ({example} for "
         f"one), and this run would name them by {_about(ids)}: the same rows would be in the "

@@ -51,7 +51,7 @@ converse, take any set of outputs that were consumed, in part from one execution
 part from another. Within one execution of a call with several outputs, every proper subset of the
 shares is uniformly random, and independent of the other executions' shares, since each execution
 draws its own. So the sum of what was consumed is 0 by accident with probability 2**-64, unless
-the subset is whole. That is: **a zero counter says that each call's output was consumed whole and
+the subset is whole. In short, **a zero counter says that each call's output was consumed whole and
 from one execution of it** (where rows keep their own tokens: each row once, from any execution).
 A call with a single output passes on the sum itself, so two executions of it can report equal
 values; the first one counts, with its files, and it is whole.
@@ -96,11 +96,11 @@ class LedgerError(ResumeError):
 
 @dataclass(slots=True, eq=False)
 class _Counter:
-    """What arrived of a source in this pass: its seal, and the sum of its drains."""
+    """The seal of a source and the sum of its drains, as they arrived in this pass."""
 
     sealed: Seal | None = None
     drained: Drain | None = None
-    # Of each drain the delta, as soon as there are two: a set of one takes 200 bytes.
+    # The delta of each drain, as soon as there are two: a set of one takes 200 bytes.
     deltas: set[int] | None = None
     poisoned: bool = False
 

@@ -1,4 +1,4 @@
-"""What workers tell the ledger's process, and what the ledger answers. Pure.
+"""Messages: from workers to the ledger's process, and the answers of the ledger. Pure.
 
 An event is one fact about one source. A message holds the events that one task reports at once.
 `core.ledger` has the table that says what each event does.

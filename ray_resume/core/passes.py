@@ -52,7 +52,7 @@ _SOURCES_PER_IGNORED = 20
 
 @dataclass(frozen=True)
 class PassPlan:
-    """What a pass executes.
+    """The sources that a pass executes, and how.
 
     ``isolated``: each source in a read task of its own. ``ignore_crashes``: how many blocks the
     pass may lose to crashes before it ends. Their sources stay pending, and the others go on. With
@@ -73,8 +73,8 @@ class PassSchedule:
         failed_runs: returns in how many earlier runs a source has failed.
 
     Attributes:
-        lost_alone: the sources that got lost although they were executed alone, and what their
-            worker died of, if it did.
+        lost_alone: the sources that got lost although they were executed alone, each with the
+            error of its worker's death, or None if the worker lives.
         not_tried: when all passes are over, the sources that got lost with others, and were not
             executed alone; ascending.
 
@@ -91,7 +91,7 @@ class PassSchedule:
         self.lost_alone: dict[int, str | None] = {}
         self.not_tried: list[int] = []
         self._failed_runs = failed_runs
-        # What the latest pass left, without an explanation.
+        # The sources that the latest pass left incomplete, without an explanation.
         self._lost: set[int] = set()
         self._crash: str | None = None
         self._pending = source_count
@@ -117,7 +117,7 @@ class PassSchedule:
         Args:
             pending: the sources of the run that are not complete.
             failed: those of them of which rows have failed: they wait for the next run.
-            crash: what a worker died of, if that ended the pass.
+            crash: the error of a worker's death, if that ended the pass.
         """
         self._lost = set(pending).difference(failed)
         self._crash = crash

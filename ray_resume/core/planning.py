@@ -1,6 +1,6 @@
-"""What a run is to do, by what it lists and what is on record. Pure.
+"""Plans a run, given the sources that it lists and the records. Pure.
 
-The rules are those of `identity`, `gone` and `resume_plan`: here they are put in order.
+`identity`, `gone` and `resume_plan` have the rules; this module applies them in order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_resume.core.gone import gone_from, judge_gone
 from ray_resume.core.identity import part_file, refuse_other_ids
-from ray_resume.core.resume_plan import Todo, todo_of
+from ray_resume.core.resume_plan import ResumePlan, plan_resume
 from ray_resume.core.shards import Shard
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.core.sources import SourceTable
@@ -22,11 +22,11 @@ __all__ = ["Listing", "Policies", "what_to_do"]
 
 @dataclass(frozen=True)
 class Listing:
-    """What a run has listed.
+    """The sources that a run has listed.
 
-    ``sources`` are its own, in ``shard`` if it has one; ``listed`` are all. ``ids`` says how they
-    were called (see `identity`); ``files`` are the ids of the files that they are parts of, if
-    they are.
+    ``sources`` are its own, in ``shard`` if it has one; ``listed`` are all. ``ids`` says how their
+    ids were made (see `identity`); ``files`` are the ids of their files, if they are parts of
+    files.
     """
 
     sources: SourceTable
@@ -38,7 +38,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Policies:
-    """What to do about what is not as it was; as the user says it to ``resumable_read``."""
+    """The user's choices about changes since earlier runs, as given to ``resumable_read``."""
 
     on_source_change: str = "reprocess"
     on_pipeline_change: str = "error"
@@ -55,42 +55,42 @@ class Policies:
 def what_to_do(
     listing: Listing,
     policies: Policies,
-    union: Snapshot,
+    snapshot: Snapshot,
     headers: Mapping[str, Mapping[str, Any]],
     *,
     signature: str,
     code: str,
     checkpoint: str,
-) -> tuple[Todo, list[str]]:
-    """Sort the sources of a run by what is on record.
+) -> tuple[ResumePlan, list[str]]:
+    """Sort the sources of a run by their records.
 
     Args:
-        union: what is on record, read under the run's lease; ``headers`` are those of the runs.
+        snapshot: the records, read under the run's lease; ``headers`` are those of the runs.
         signature: of the pipeline; ``code`` stands for the code that it runs.
         checkpoint: how to name the checkpoint in messages.
 
     Returns:
-        What is to be done, and what the user must be warned of.
+        The plan, and the warnings for the user.
 
     Raises:
         CheckpointError, SourceChangedError, PipelineChangedError: the run must not go on.
     """
     if not policies.removes:
-        refuse_other_ids(union, headers, listing.ids, checkpoint)
+        refuse_other_ids(snapshot, headers, listing.ids, checkpoint)
     file_of = partial(part_file, listing.ids)
     gone = gone_from(
-        union,
+        snapshot,
         listing.listed,
         files=listing.files,
         file_of=file_of,
         share=listing.shard,
         remove=policies.removes,
     )
-    warning = judge_gone(union, gone, listing.listed, policies.on_source_gone, checkpoint)
+    warning = judge_gone(snapshot, gone, listing.listed, policies.on_source_gone, checkpoint)
     texts = (header.get("signature") for header in headers.values())
-    todo = todo_of(
+    todo = plan_resume(
         listing.sources,
-        union,
+        snapshot,
         on_source_change=policies.on_source_change,
         signature=signature,
         on_pipeline_change=policies.on_pipeline_change,

@@ -55,13 +55,13 @@ __all__ = [
     "encode",
     "encode_batches",
     "pipeline_before",
-    "pipeline_of",
+    "pipeline_hash",
     "records_of",
 ]
 
 
 class State(enum.Enum):
-    """What a record says of its source. ``RESET`` means: as if it had never been read."""
+    """The state of a source in a record. ``RESET``: as if no run had ever read the source."""
 
     COMPLETED = 1
     FAILED = 2
@@ -87,11 +87,11 @@ class Fingerprint:
 class Record:
     """One source as one run left it.
 
-    ``parts`` are where its rows stand in the files of the sink's folder. The files of
-    ``dead_letters`` are relative to the checkpoint's. Times are
-    in seconds since 1970, UTC. ``sequence`` orders the records of one source: the highest counts.
-    ``pipeline`` stands for the pipeline that the source went through (:func:`pipeline_of`), whose
-    signature and code are in the header of the run's file.
+    ``parts`` say where its rows are in the files of the sink's folder. The files of
+    ``dead_letters`` are relative to the checkpoint's. Times are in seconds since 1970, UTC.
+    ``sequence`` orders the records of one source: the highest counts. ``pipeline`` is the hash of
+    the pipeline that the source went through (:func:`pipeline_hash`); the header of the run's file
+    has the pipeline's signature and code.
     """
 
     source_id: str
@@ -167,7 +167,7 @@ def dropped_record(source_id: str, sequence: int, run_id: str) -> Record:
     return Record(source_id, State.RESET, sequence, run_id)
 
 
-def pipeline_of(signature: str, code: str = "") -> bytes:
+def pipeline_hash(signature: str, code: str = "") -> bytes:
     """Return 8 bytes that stand for a pipeline, which millions of records share.
 
     The first four stand for its signature, the others for the code that it runs (0: not known).

@@ -1,4 +1,4 @@
-"""What a run has to do: which of its sources to read, by what dead runs left. Pure."""
+"""`ResumePlan`: which sources a run reads, given what dead runs committed. Pure."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing_extensions import override
 from ray_resume.core.digests import Positions
 from ray_resume.core.gone import NOTHING_GONE, Gone
 from ray_resume.core.record_log import Flag, RecordLog
-from ray_resume.core.records import Record, State, pipeline_before, pipeline_of
+from ray_resume.core.records import Record, State, pipeline_before, pipeline_hash
 from ray_resume.core.snapshot import Records, Snapshot
 from ray_resume.core.sources import Fingerprints, Source, SourceTable
 from ray_resume.errors import PipelineChangedError, SourceChangedError
 
-__all__ = ["Todo", "todo_of"]
+__all__ = ["ResumePlan", "plan_resume"]
 
 
 _MANY_STEPS = 5
 
 
 class Earlier(Mapping[int, Record]):
-    """What is on record of sources, by a number that each has; decoded when it is asked for.
+    """The records of sources, by a number that each has; decoded on access.
 
-    ``anew`` says of which of them earlier failures do not count any more.
+    ``anew`` is True for the sources whose earlier failures no longer count.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Earlier(Mapping[int, Record]):
 
 
 @dataclass(frozen=True)
-class Todo:
-    """The sources of a run by what is to be done with them.
+class ResumePlan:
+    """The sources of a run, by what the run does with them.
 
-    ``pending`` are to be read. ``records`` holds what is on record of them, by position in
-    ``pending``. ``recoded`` ones are skipped, though they went through the same pipeline with
-    other code. ``removed`` are gone from the input, and nothing is to list their output any more.
-    ``passed_over`` counts new parts of changed files of which the old content is to stay.
+    The run reads ``pending`` ones. ``records`` has their newest records, by position in
+    ``pending``. It skips ``recoded`` ones, though they went through the same pipeline with other
+    code. ``removed`` ones are gone from the input, and the run drops their output. ``passed_over``
+    counts new parts of changed files whose old content stays.
     """
 
     pending: SourceTable
@@ -76,9 +76,9 @@ class Todo:
     passed_over: int = 0
 
 
-def todo_of(
+def plan_resume(
     sources: Sequence[Source],
-    union: Snapshot,
+    snapshot: Snapshot,
     *,
     on_source_change: str,
     signature: str,
@@ -88,16 +88,17 @@ def todo_of(
     signatures: Iterable[str] = (),
     gone: Gone = NOTHING_GONE,
     file_of: Callable[[str], str | None] = lambda _: None,
-) -> Todo:
+) -> ResumePlan:
     """Sort ``sources`` by what is on record of them.
 
     Args:
         sources: no two of them have the same id.
         signature: of the pipeline that they are to go through now.
         code: stands for the code that the pipeline runs; empty if it is not known.
-        on_code_change: whether to "reprocess" what went through other code.
+        on_code_change: whether to "reprocess" sources that went through other code.
         signatures: of the pipelines that earlier runs have had, for messages.
-        gone: what is on record and not in the input any more, if its output is to be taken out.
+        gone: the sources on record that are no longer in the input, if the run removes their
+            output.
         file_of: returns the id of the file that a source is a part of, by the source's id.
 
     Raises:
@@ -105,8 +106,8 @@ def todo_of(
         PipelineChangedError: they went through another pipeline, and ``on_pipeline_change`` is
             "error".
     """
-    sorting = _Sorting(SourceTable.of(sources), union, gone, file_of)
-    pipelines = pipeline_of(signature, code), pipeline_before(signature)
+    sorting = _Sorting(SourceTable.of(sources), snapshot, gone, file_of)
+    pipelines = pipeline_hash(signature, code), pipeline_before(signature)
     otherwise = sorting.judge(
         pipelines,
         ignore_changes=on_source_change == "ignore",
@@ -114,14 +115,14 @@ def todo_of(
         recode=on_code_change == "reprocess",
     )
     if on_pipeline_change == "error" and len(otherwise):
-        raise PipelineChangedError(_pipelines(union.records(otherwise), signature, signatures))
+        raise PipelineChangedError(_pipelines(snapshot.records(otherwise), signature, signatures))
     if on_source_change == "error" and len(sorting.changed):
-        raise SourceChangedError(_changes(union.records(sorting.changed)))
-    return sorting.todo()
+        raise SourceChangedError(_changes(snapshot.records(sorting.changed)))
+    return sorting.plan()
 
 
 class _Sorting:
-    """The sources of a run while they are being sorted: :meth:`judge`, then :meth:`todo`.
+    """The sources of a run while they are being sorted: :meth:`judge`, then :meth:`plan`.
 
     The masks ``quarantined``, ``skipped`` and ``again`` are of the sources that are on record:
     each is in one of them. ``passed_over`` is of all sources; by default they are to be read.
@@ -130,12 +131,12 @@ class _Sorting:
     def __init__(
         self,
         table: SourceTable,
-        union: Snapshot,
+        snapshot: Snapshot,
         gone: Gone,
         file_of: Callable[[str], str | None],
     ) -> None:
-        self.table, self.union, self.gone, self.file_of = table, union, gone, file_of
-        rows = union.find(table.digests)
+        self.table, self.snapshot, self.gone, self.file_of = table, snapshot, gone, file_of
+        rows = snapshot.find(table.digests)
         self.on_record = np.flatnonzero(rows >= 0)
         self.known = rows[self.on_record]
         self.passed_over = np.zeros(len(table), bool)
@@ -144,27 +145,27 @@ class _Sorting:
     def judge(
         self, pipelines: tuple[bytes, bytes], *, ignore_changes: bool, restart: bool, recode: bool
     ) -> Positions:
-        """Say of each source that is on record whether it is to be read again.
+        """Decide for each source on record whether the run reads it again.
 
         Args:
-            pipelines: what stands for this run's, see `records.pipeline_of`, and what stood for it
-                in earlier versions.
-            ignore_changes: whether what has changed stays as it is.
-            restart: whether what went through another pipeline is read again.
-            recode: whether what went through other code is.
+            pipelines: the hash of this run's pipeline, see `records.pipeline_hash`, and its hash in
+                earlier versions.
+            ignore_changes: whether changed sources stay as they are.
+            restart: whether to read sources again that went through another pipeline.
+            recode: whether to read sources again that went through other code.
 
         Returns:
-            The rows of what is done, and went through another pipeline.
+            The rows of completed sources that went through another pipeline.
         """
-        union, known = self.union, self.known
-        same = _same(union, known, self.table.fingerprints.take(self.on_record))
-        state = union.column("state", known)
+        snapshot, known = self.snapshot, self.known
+        same = _same(snapshot, known, self.table.fingerprints.take(self.on_record))
+        state = snapshot.column("state", known)
         completed = state == State.COMPLETED.value
-        then = union.column("pipeline", known)
+        then = snapshot.column("pipeline", known)
         now, before = (np.frombuffer(pipeline, np.uint32) for pipeline in pipelines)
         like_before = (then == before).all(axis=1)
         otherwise = (then[:, 0] != now[0]) & ~like_before
-        # What is not known is 0, and differs from nothing.
+        # A hash of 0 is unknown, and differs from no other.
         told = ~like_before & (then[:, 1] != 0) & (now[1] != 0)
         recoded = ~otherwise & told & (then[:, 1] != now[1])
         done = completed & (same | ignore_changes)
@@ -175,10 +176,10 @@ class _Sorting:
         self.skipped = done & stays
         self.recoded = recoded
         self.again = ~(self.quarantined | self.skipped)
-        # What failed was another content of the source, or in another pipeline.
+        # These failed with another content of the source, or in another pipeline.
         self.anew = self.again & (~same | otherwise | renewed)
         parts = np.array(sorted(self.gone.parts), np.int64)
-        lost = parts[union.column("state", parts) == State.COMPLETED.value]
+        lost = parts[snapshot.column("state", parts) == State.COMPLETED.value]
         self.changed = np.concatenate([known[self.again & completed & ~same], lost])
         self.passed_over[self.on_record[self.quarantined | self.skipped]] = True
         self.parts = dict(self.gone.parts)
@@ -188,18 +189,18 @@ class _Sorting:
         return through_another
 
     def _keep_files_whole(self, changed: Positions) -> None:
-        """Of files with parts that stay although they ``changed``, leave all the rest as it is.
+        """Pass over new parts of files with parts that stay although they ``changed``.
 
-        Their new parts would bring rows that are in the output already.
+        Their rows may be in the output already.
         """
         kept = {self.file_of(self.table.id(position)) for position in changed.tolist()} - {None}
         if not kept:
             return
         self.parts = {row: file for row, file in self.parts.items() if file not in kept}
         new = np.ones(len(self.table), bool)
-        # What was dropped, since the file once had less, is as good as new.
-        dropped = self.union.column("state", self.known) == State.RESET.value
-        dropped &= self.union.column("flags", self.known) & Flag.FILES == 0
+        # A part that was dropped, because the file once had fewer, counts as new.
+        dropped = self.snapshot.column("state", self.known) == State.RESET.value
+        dropped &= self.snapshot.column("flags", self.known) & Flag.FILES == 0
         new[self.on_record[~dropped]] = False
         ignored = [
             p for p in np.flatnonzero(new).tolist() if self.file_of(self.table.id(p)) in kept
@@ -208,36 +209,36 @@ class _Sorting:
         self.ignored = len(ignored)
         self.again &= ~self.passed_over[self.on_record]
 
-    def todo(self) -> Todo:
+    def plan(self) -> ResumePlan:
         """Return how the sources were sorted."""
         parts = np.array(sorted(self.parts), np.int64)
-        parts = parts[self.gone.is_own(self.union, parts)]
+        parts = parts[self.gone.is_own(self.snapshot, parts)]
         # The parts of a file that are gone go at once: their rows may be in its new parts.
-        removed = np.union1d(self.gone.removed(self.union), parts).astype(np.int64)
-        table, union, known, again = self.table, self.union, self.known, self.again
+        removed = np.union1d(self.gone.removed(self.snapshot), parts).astype(np.int64)
+        table, snapshot, known, again = self.table, self.snapshot, self.known, self.again
         pending = np.flatnonzero(~self.passed_over)
         numbers = np.searchsorted(pending, self.on_record[again])
-        earlier = RecordLog(union.blocks(known[again]))
+        earlier = RecordLog(snapshot.blocks(known[again]))
         # They are in the log by their rows, and are asked for by their numbers.
         positions = np.argsort(np.argsort(known[again]))
-        return Todo(
+        return ResumePlan(
             table if len(pending) == len(table) else table.take(pending),
             Earlier(numbers, earlier, positions, self.anew[again]),
-            union.records(known[self.skipped]),
+            snapshot.records(known[self.skipped]),
             int(np.count_nonzero(self.quarantined)),
-            union.records(removed),
-            union.records(known[self.skipped & self.recoded]),
+            snapshot.records(removed),
+            snapshot.records(known[self.skipped & self.recoded]),
             self.ignored,
         )
 
 
-def _same(union: Snapshot, rows: Positions, now: Fingerprints) -> npt.NDArray[np.bool_]:
-    """Say of each row whether it has the fingerprint that its source has now."""
-    # What is not known is 0 in both.
+def _same(snapshot: Snapshot, rows: Positions, now: Fingerprints) -> npt.NDArray[np.bool_]:
+    """Return for each row whether it has the fingerprint that its source has now."""
+    # A size or time that is not known is 0 in both.
     same: npt.NDArray[np.bool_] = (
-        (union.column("flags", rows) & (Flag.SIZE | Flag.MTIME) == now.known)
-        & (union.column("size", rows) == now.sizes)
-        & (union.column("mtime_ns", rows) == now.mtimes_ns)
+        (snapshot.column("flags", rows) & (Flag.SIZE | Flag.MTIME) == now.known)
+        & (snapshot.column("size", rows) == now.sizes)
+        & (snapshot.column("mtime_ns", rows) == now.mtimes_ns)
     )
     return same
 
@@ -248,7 +249,7 @@ def _pipelines(otherwise: Sequence[Record], now: str, signatures: Iterable[str])
     known = {
         start: text
         for text in signatures
-        for start in (pipeline_of(text)[:4], pipeline_before(text)[:4])
+        for start in (pipeline_hash(text)[:4], pipeline_before(text)[:4])
     }
     earlier = known.get(then[:4])
     return (

@@ -26,7 +26,7 @@ from ray.exceptions import (
 
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.passes import PassPlan, PassSchedule
-from ray_resume.core.resume_plan import Todo
+from ray_resume.core.resume_plan import ResumePlan
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import armed, failpoint
@@ -87,7 +87,7 @@ class PassLoop:
     def __init__(
         self,
         handle: Any,
-        todo: Todo,
+        todo: ResumePlan,
         *,
         run_id: str,
         file_prefix: str,

@@ -13,7 +13,7 @@ from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.code import Code
 from ray_resume.core.record_log import Flag
-from ray_resume.core.records import Record, State, pipeline_of
+from ray_resume.core.records import Record, State, pipeline_hash
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 
@@ -31,7 +31,7 @@ def refuse_other_output(storage: CheckpointBackend, output: str, contents: Conte
     bound = storage.sink()
     if bound is None or bound == output:
         return
-    if contents.live or _has_output(contents.union):
+    if contents.live or _has_output(contents.snapshot):
         raise CheckpointError(
             f"The checkpoint {storage.uri} belongs to the output {bound}, and this run would "
             f"write to {output}. Write to {bound}, or give this pipeline a checkpoint of its own. "
@@ -39,10 +39,10 @@ def refuse_other_output(storage: CheckpointBackend, output: str, contents: Conte
         )
 
 
-def _has_output(union: Snapshot) -> bool:
+def _has_output(snapshot: Snapshot) -> bool:
     """Return whether output was written: files, or rows that went elsewhere."""
-    rows = union.column("rows")[union.in_state(State.COMPLETED)]
-    return bool(rows.any() or len(union.flagged(Flag.FILES)))
+    rows = snapshot.column("rows")[snapshot.in_state(State.COMPLETED)]
+    return bool(rows.any() or len(snapshot.flagged(Flag.FILES)))
 
 
 def warn_other_code(
@@ -58,8 +58,8 @@ def warn_other_code(
         return
     example = recoded[0]
     codes = filter(None, map(Code.read, headers.values()))
-    then = {pipeline_of("", code.digest()): code for code in codes}.get(
-        pipeline_of("")[:4] + example.pipeline[4:]
+    then = {pipeline_hash("", code.digest()): code for code in codes}.get(
+        pipeline_hash("")[:4] + example.pipeline[4:]
     )
     if then is not None and then.python != now.python:
         # Each version of Python compiles in its own way, so the codes cannot be compared.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_resume.core.messages import Completion
-from ray_resume.core.records import Record, State, dropped_record, pipeline_of
+from ray_resume.core.records import Record, State, dropped_record, pipeline_hash
 from ray_resume.run.run_spec import RunSpec
 
 __all__ = ["Failed", "RecordFactory"]
@@ -32,7 +32,7 @@ class RecordFactory:
         self._sources = spec.sources
         self._earlier: Mapping[int, Record] = spec.records
         self._max_failed_runs = spec.max_failed_runs
-        self._pipeline = pipeline_of(spec.signature, spec.code)
+        self._pipeline = pipeline_hash(spec.signature, spec.code)
         self._sequence = spec.first_sequence
 
     def completed(self, done: Completion, now: float) -> Record:

@@ -29,7 +29,7 @@ from ray_resume.core.identity import HEADER_KEY
 from ray_resume.core.planning import Listing, Policies, what_to_do
 from ray_resume.core.read_schema import ReadSchema
 from ray_resume.core.records import dropped_record, encode
-from ray_resume.core.resume_plan import Todo
+from ray_resume.core.resume_plan import ResumePlan
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run import ledger_actor
@@ -124,7 +124,7 @@ class Run:
             todo, warnings = what_to_do(
                 self._plan.listing,
                 self._plan.policies,
-                contents.union,
+                contents.snapshot,
                 contents.headers,
                 signature=self._plan.signature,
                 code=self._plan.code.digest(),
@@ -182,9 +182,9 @@ class Run:
         finally:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
-    def _drop(self, todo: Todo, contents: Contents) -> Contents:
+    def _drop(self, todo: ResumePlan, contents: Contents) -> Contents:
         """Commit that ``removed`` sources have no output, without starting a ledger."""
-        first = contents.union.highest_sequence() + 1
+        first = contents.snapshot.highest_sequence() + 1
         records = (
             dropped_record(record.source_id, sequence, self._run_id)
             for sequence, record in enumerate(todo.removed, first)
@@ -194,7 +194,7 @@ class Run:
         self._lease.check()
         return storage.committed_by_dead_runs(self._run_id)
 
-    def _record_read_schema(self, todo: Todo, contents: Contents) -> pa.Schema | None:
+    def _record_read_schema(self, todo: ResumePlan, contents: Contents) -> pa.Schema | None:
         if self._plan.read_schema is None:
             return None
         return record_read_schema(
@@ -205,14 +205,14 @@ class Run:
             afresh=self._is_afresh(todo, contents),
         )
 
-    def _is_afresh(self, todo: Todo, contents: Contents) -> bool:
+    def _is_afresh(self, todo: ResumePlan, contents: Contents) -> bool:
         """Say whether no output is to stay, of any shard, and no other run is at work."""
-        return not contents.live and not binding_sources(contents.union, todo).any()
+        return not contents.live and not binding_sources(contents.snapshot, todo).any()
 
     def _passes(
         self,
         handle: Any,
-        todo: Todo,
+        todo: ResumePlan,
         run_pass: Callable[[Pass], None],
         read_schema: pa.Schema | None,
     ) -> _Outcome:
@@ -255,11 +255,11 @@ class Run:
             return None
         return Publisher(handle, self._lease, self._plan.publish, self._plan.publish_interval_s)
 
-    def _has_read_some(self, handle: Any, todo: Todo) -> bool:
+    def _has_read_some(self, handle: Any, todo: ResumePlan) -> bool:
         """Return whether the reader has read any source in this run or an earlier one."""
         return len(todo.skipped) > 0 or bool(ray.get(handle.flush.remote()).completed)
 
-    def _raise_unread(self, todo: Todo, progress: Progress) -> None:
+    def _raise_unread(self, todo: ResumePlan, progress: Progress) -> None:
         """Raise the reader's error, if it raised for more sources than may have errors.
 
         The run has gone on to its end, and the failed sources are on record.
@@ -272,7 +272,7 @@ class Run:
         self._warn_ended_early(todo, progress, error)
         raise error
 
-    def _warn_ended_early(self, todo: Todo, progress: Progress, error: BaseException) -> None:
+    def _warn_ended_early(self, todo: ResumePlan, progress: Progress, error: BaseException) -> None:
         logger.warning(
             "Run %s %s: %d of %d sources are completed and safe. Run the same script again to go "
             "on from there.",
@@ -282,13 +282,13 @@ class Run:
             len(self._plan.listing.sources),
         )
 
-    def _spec(self, todo: Todo, contents: Contents) -> RunSpec:
+    def _spec(self, todo: ResumePlan, contents: Contents) -> RunSpec:
         return RunSpec(
             run_id=self._run_id,
             binding=self._plan.storage.bind_ledger(self._run_id, self._lease),
             sources=todo.pending.trimmed(),
             records=todo.records,
-            first_sequence=contents.union.highest_sequence(),
+            first_sequence=contents.snapshot.highest_sequence(),
             max_failed_runs=self._plan.policies.max_failed_runs,
             signature=self._plan.signature,
             code=self._plan.code.digest(),
@@ -325,10 +325,10 @@ class Run:
         failpoint("cleanup.before")
         runs = contents.dead_runs | {self._run_id}
         self._plan.output.remove_leftovers(self._checkpoint_id, runs, contents, names)
-        listed = set(contents.union.dead_letters())
+        listed = set(contents.snapshot.dead_letters())
         self._plan.storage.dead_letters().remove_leftovers(runs, listed)
 
-    def _summary(self, todo: Todo, outcome: _Outcome) -> RunSummary:
+    def _summary(self, todo: ResumePlan, outcome: _Outcome) -> RunSummary:
         progress = outcome.progress
         unfinished = len(todo.pending) - progress.committed - outcome.failed - outcome.quarantined
         return RunSummary(

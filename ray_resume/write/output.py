@@ -103,7 +103,7 @@ class FolderOutput(Output):
         if not foreign:
             return
         # Where names had no tags, only a record tells which files are ours.
-        foreign = foreign.without(listed_files(contents.union))
+        foreign = foreign.without(listed_files(contents.snapshot))
         shown = [name for name in foreign if not _is_hidden(name)]
         others = OutputFileSet.of(shown).checkpoints()
         others.pop(checkpoint_id, None)
@@ -170,11 +170,11 @@ class FolderOutput(Output):
         contents: Contents,
         names: Collection[str] | None = None,
     ) -> None:
-        self.seen_at_end = contents.union
+        self.seen_at_end = contents.snapshot
         there = OutputFileSet.of(self.folder.list_files() if names is None else names)
         left = there.made_by(checkpoint_id, runs, known=True)
         # The records are looked at only where there is something that they may list.
-        for name in left.without(listed_files(contents.union)) if left else ():
+        for name in left.without(listed_files(contents.snapshot)) if left else ():
             failpoint("cleanup.removing")
             self.folder.remove(name)
             failpoint("cleanup.removed")

@@ -50,7 +50,7 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
         agreed = storage.schemas().read()
         assert agreed is not None
         contents = storage.committed_by_dead_runs(run_id)
-        records = [record for record in contents.union if record.files]
+        records = [record for record in contents.snapshot if record.files]
         files = sorted({file for record in records for file in record.files})
         # The user's own has metadata as well, which is not agreed on.
         given = layout.schema if agreed.given else None
@@ -68,7 +68,7 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
             )
         if done.renamed:
             lease.check()
-            sequence = contents.union.highest_sequence()
+            sequence = contents.snapshot.highest_sequence()
             superseding = _superseding(records, done.renamed, run_id, sequence)
             storage.write_whole(run_id, {"purpose": "schema"}, encode(superseding))
             failpoint("retyping.committed")

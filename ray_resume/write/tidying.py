@@ -108,7 +108,7 @@ def tidy_output(
     """
     tidying = _Tidying(storage, folder, target_file_bytes, shard)
     storage.identity()
-    snapshot = storage.snapshot().union if seen is None else seen
+    snapshot = storage.snapshot().snapshot if seen is None else seen
     plan = tidying.plan(snapshot)
     if plan:
         return tidying.execute(snapshot, plan, copy, wait_s)
@@ -152,8 +152,8 @@ class _Tidying:
         lease = self._storage.acquire(owner, claim, wait_s=wait_s)
         try:
             contents = self._storage.committed_by_dead_runs(self._run_id)
-            plan = still_due(plan, contents.union)
-            runs = contents.union.runs(records_in(contents.union, plan))
+            plan = still_due(plan, contents.snapshot)
+            runs = contents.snapshot.runs(records_in(contents.snapshot, plan))
             header = {"purpose": "tidy", SUPERSEDES: sorted(runs)}
             ledger_lease, writer = self._storage.bind_ledger(self._run_id, lease).open(header)
             try:
@@ -165,10 +165,10 @@ class _Tidying:
                 moves = {old: new for one, name in done for old, new in moves_of(one, name).items()}
                 old_files = [file for rewrite, _ in done for file in rewrite.files]
                 records = superseding(
-                    contents.union,
+                    contents.snapshot,
                     old_files,
                     moves,
-                    sequence=contents.union.highest_sequence(),
+                    sequence=contents.snapshot.highest_sequence(),
                 )
                 if done:
                     ledger_lease.check()

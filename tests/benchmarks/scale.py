@@ -37,7 +37,7 @@ from typing import Any
 
 from ray_resume.core.digests import source_digest
 from ray_resume.core.parts import FilePart
-from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
+from ray_resume.core.records import Fingerprint, Record, State, pipeline_hash
 
 RUN = "0123456789ab"
 SIGNATURE = "ReadParquet -> MapBatches(clean) -> write_parquet"
@@ -108,7 +108,7 @@ def make_finished(path: Path, count: int) -> str:
 
     checkpoint = LocalBackend(path).ensure()
     writer = WriterFile.create(path, RUN, {"sources_total": count, "signature": SIGNATURE})
-    pipeline = pipeline_of(SIGNATURE)
+    pipeline = pipeline_hash(SIGNATURE)
     for start in range(0, count, 50_000):
         records = []
         for number in range(start, min(start + 50_000, count)):
@@ -144,7 +144,7 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
     from ray_resume.checkpoint.claims import Claim, Owner
     from ray_resume.checkpoint.local.backend import LocalBackend
     from ray_resume.checkpoint.local.lease import Lease
-    from ray_resume.core.resume_plan import todo_of
+    from ray_resume.core.resume_plan import plan_resume
     from ray_resume.core.sources import SourceTable, refuse_repeated
     from ray_resume.write.output import FolderOutput
 
@@ -179,15 +179,15 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
     with clock.step("read"):
         contents = directory.committed_by_dead_runs("f" * 12)
     with clock.step("todo"):
-        todo = todo_of(
+        todo = plan_resume(
             sources,
-            contents.union,
+            contents.snapshot,
             on_source_change="reprocess",
             signature=SIGNATURE,
             on_pipeline_change="error",
         )
     with clock.step("gone"):
-        assert contents.union.completed_outside(sources.digests) == (0, None)
+        assert contents.snapshot.completed_outside(sources.digests) == (0, None)
     with clock.step("check"):
         output.verify(checkpoint, directory, present, contents, todo.skipped)
     with clock.step("left-overs"):

@@ -20,7 +20,7 @@ from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.core.digests import source_digest
-from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
+from ray_resume.core.records import Fingerprint, Record, State, pipeline_hash
 
 SINK = "/data/out"
 
@@ -38,7 +38,7 @@ def record(source_id: str, state: State, sequence: int, run_id: str, *files: str
         failed_runs=3 if state is State.QUARANTINED else int(failed),
         completed_at=None if failed else 1.7e9,
         fingerprint=Fingerprint(1, 2),
-        pipeline=pipeline_of("s"),
+        pipeline=pipeline_hash("s"),
     )
 
 
@@ -297,7 +297,7 @@ def test_reset_adds_records_and_deletes_nothing(path: Path) -> None:
     assert added.endswith(".mdb")
     assert {name: after[name] for name in before} == before
     contents = LocalBackend(path).committed_by_dead_runs("other")
-    newest = {r.source_id: r for r in contents.union}
+    newest = {r.source_id: r for r in contents.snapshot}
     assert {r.state for r in newest.values()} == {State.RESET}
     assert {r.run_id for r in newest.values()} == {added.removesuffix(".mdb")}
     # The highest number was 8, and each record has one of its own.
@@ -314,7 +314,9 @@ def test_a_source_that_was_reset_can_complete_again_and_be_reset_again(path: Pat
         assert "a" not in states(path)
         # Already forgotten is no error: it is on record.
         assert Checkpoint(path).reset(["a"]) == 0
-        sequence = LocalBackend(path).committed_by_dead_runs("other").union.highest_sequence() + 1
+        sequence = (
+            LocalBackend(path).committed_by_dead_runs("other").snapshot.highest_sequence() + 1
+        )
         run_id = f"again{turn}"
         write(path, run_id, 6, [record("a", State.COMPLETED, sequence, run_id, f"a{turn}")])
         assert states(path)["a"] == "completed"

@@ -64,8 +64,8 @@ def truth(path: Path) -> dict[str, Any]:
     status = dict(Checkpoint(path).status())
     del status["writers"], status["runs"]
     return {
-        "records": {record.source_id: record for record in contents.union},
-        "sequence": contents.union.highest_sequence(),
+        "records": {record.source_id: record for record in contents.snapshot},
+        "sequence": contents.snapshot.highest_sequence(),
         "runs": {run for run, h in contents.headers.items() if h.get("purpose") != "compact"},
         "dead": {run for run in contents.dead_runs if run.startswith("run")},
         "headers": {run: h for run, h in contents.headers.items() if run.startswith("run")},
@@ -121,7 +121,7 @@ def test_again_after_more_runs_and_resets(path: Path) -> None:
     Checkpoint(path).compact()
     Checkpoint(path).reset(["s1", "s2"])
     writer = WriterFile.create(path, "run99", {"sources_total": 3})
-    sequence = LocalBackend(path).committed_by_dead_runs("x").union.highest_sequence() + 1
+    sequence = LocalBackend(path).committed_by_dead_runs("x").snapshot.highest_sequence() + 1
     writer.commit([done("s1", sequence, "run99")])
     writer.close()
     before = truth(path)

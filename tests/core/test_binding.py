@@ -6,7 +6,7 @@ from snapshots import snapshot_of, whole_files
 
 from ray_resume.core.binding import binding_sources, gone_sources
 from ray_resume.core.records import Record, State
-from ray_resume.core.resume_plan import todo_of
+from ray_resume.core.resume_plan import plan_resume
 from ray_resume.core.sources import Source
 
 
@@ -14,7 +14,7 @@ def test_output_binds_unless_its_source_is_read_again() -> None:
     def record(name: str, state: State, *files: str) -> Record:
         return Record(name, state, 1, "r", parts=whole_files(*files))
 
-    union = snapshot_of(
+    snapshot = snapshot_of(
         {
             "r": [
                 record("done", State.COMPLETED, "f"),
@@ -28,17 +28,17 @@ def test_output_binds_unless_its_source_is_read_again() -> None:
         }
     )
     listed = ["done", "empty", "failed", "reset", "quarantined", "new"]
-    todo = todo_of(
+    todo = plan_resume(
         [Source(name, name) for name in listed],
-        union,
+        snapshot,
         on_source_change="reprocess",
         signature="",
         on_pipeline_change="continue",
     )
-    stays = binding_sources(union, todo)
-    names = [one.source_id for one in union]
+    stays = binding_sources(snapshot, todo)
+    names = [one.source_id for one in snapshot]
     found = {name for name, bound in zip(names, stays.tolist(), strict=True) if bound}
     assert found == {"done", "empty", "not listed", "quarantined"}
     every = {*names, "new", "unknown"}
-    assert gone_sources(every, union, stays) == every - found
-    assert gone_sources([], union, stays) == frozenset()
+    assert gone_sources(every, snapshot, stays) == every - found
+    assert gone_sources([], snapshot, stays) == frozenset()

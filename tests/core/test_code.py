@@ -14,7 +14,7 @@ import pytest
 
 from ray_resume.core.code import Code
 from ray_resume.core.code_digest import digest_of_code
-from ray_resume.core.records import pipeline_of
+from ray_resume.core.records import pipeline_hash
 from ray_resume.udf.decorator import resumable
 
 MODULE = """
@@ -423,8 +423,8 @@ def test_deep_and_large_values_end() -> None:
 
 
 def test_a_record_of_before_says_nothing_of_code() -> None:
-    assert pipeline_of("s")[4:] == bytes(4)
-    assert pipeline_of("s", "code")[:4] == pipeline_of("s")[:4]
+    assert pipeline_hash("s")[4:] == bytes(4)
+    assert pipeline_hash("s", "code")[:4] == pipeline_hash("s")[:4]
     assert Code.read({"signature": "s"}) is None
     code = Code.of([("map(f)", helper), ("map(g)", uses_helper)])
     assert Code.read(json.loads(json.dumps({"code": code.header()}))) == code

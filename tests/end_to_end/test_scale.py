@@ -29,8 +29,8 @@ from ray_resume.core.identity import ids_of, part_file
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.parts import FilePart
 from ray_resume.core.record_log import RecordLog
-from ray_resume.core.records import Fingerprint, Record, State, encode, pipeline_of
-from ray_resume.core.resume_plan import todo_of
+from ray_resume.core.records import Fingerprint, Record, State, encode, pipeline_hash
+from ray_resume.core.resume_plan import plan_resume
 from ray_resume.core.shards import Shard
 from ray_resume.core.sources import Source, SourceTable, refuse_repeated
 from ray_resume.errors import PipelineChangedError, SourceChangedError
@@ -151,7 +151,7 @@ def records(draw: st.DrawFn, source_id: str) -> Record:
         error=draw(st.sampled_from([None, "boom"])),
         failed_runs=draw(st.integers(0, 2)),
         fingerprint=draw(fingerprints),
-        pipeline=pipeline_of(draw(st.sampled_from(["now", "then", ""]))),
+        pipeline=pipeline_hash(draw(st.sampled_from(["now", "then", ""]))),
     )
 
 
@@ -272,16 +272,16 @@ def compare_todo(
     plain: dict[str, Any],
     **options: Any,
 ) -> None:
-    """Hold `todo_of` against its model; ``ours`` and ``plain`` say the same of what is gone."""
+    """Hold `plan_resume` against its model; ``ours`` and ``plain`` say the same of what is gone."""
     by_id = {record.source_id: record for record in some}
-    union = snapshot_of({"x": some})
+    snapshot = snapshot_of({"x": some})
     try:
         model = plain_todo_of(mine, by_id, listed=everyone, **plain, **options)
     except (PipelineChangedError, SourceChangedError) as error:
         with pytest.raises(type(error)):
-            todo_of(mine, union, **ours, **options)
+            plan_resume(mine, snapshot, **ours, **options)
         return
-    todo = todo_of(mine, union, **ours, **options)
+    todo = plan_resume(mine, snapshot, **ours, **options)
     names = [source.source_id for source in todo.pending]
     assert names == model.pending
     assert [s for s in mine if s.source_id in names] == list(todo.pending)
@@ -324,9 +324,9 @@ def test_what_is_gone_is_what_the_model_says(
     mine = [source for source in everyone if shard is None or shard.holds(source.source_id)]
     files = without_parts | {name[0] for name in listed}
     file_of = partial(part_file, ids_of("row_group"))
-    union = snapshot_of({"x": some})
+    snapshot = snapshot_of({"x": some})
     gone = gone_from(
-        union,
+        snapshot,
         SourceTable.of(everyone),
         files=files,
         file_of=file_of,

@@ -52,7 +52,7 @@ class StoredJob(Job):
             return 0
         if self.s3 is not None and "checkpoint.json" not in self.s3.names(self._key("ckpt")):
             return 0
-        return len(location.open().snapshot().union)
+        return len(location.open().snapshot().snapshot)
 
     def _key(self, what: str) -> str:
         return f"{self.source.parent.name}/{what}"

@@ -25,8 +25,8 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
-from ray_resume.core.resume_plan import Todo, todo_of
+from ray_resume.core.records import Fingerprint, Record, State, pipeline_hash
+from ray_resume.core.resume_plan import ResumePlan, plan_resume
 from ray_resume.core.sources import Source
 from ray_resume.raydata import plan
 from ray_resume.raydata.signature import Signature, signature_of
@@ -36,7 +36,7 @@ from ray_resume.udf.decorator import options_of
 # What there is to do ------------------------------------------------------------------------------
 
 
-def sorted_out(policy: str, on_code_change: str = "warn", **signatures: str) -> Todo:
+def sorted_out(policy: str, on_code_change: str = "warn", **signatures: str) -> ResumePlan:
     """Sort sources out for the pipeline "now"; "a" is completed, "q" quarantined, "f" failed."""
     states = {"a": State.COMPLETED, "q": State.QUARANTINED, "f": State.FAILED}
     records = [
@@ -45,15 +45,15 @@ def sorted_out(policy: str, on_code_change: str = "warn", **signatures: str) -> 
             states[name[0]],
             1,
             "run",
-            pipeline=pipeline_of(*signature.split("/")),
+            pipeline=pipeline_hash(*signature.split("/")),
             failed_runs=2,
         )
         for name, signature in signatures.items()
     ]
-    union = snapshot_of({"run": records})
-    return todo_of(
+    snapshot = snapshot_of({"run": records})
+    return plan_resume(
         [Source(name, name, Fingerprint()) for name in signatures],
-        union,
+        snapshot,
         on_source_change="reprocess",
         signature="now",
         on_pipeline_change=policy,
@@ -104,7 +104,7 @@ def test_a_record_of_an_older_version_is_shown_with_its_signature() -> None:
     old = hashlib.blake2b(b"old", digest_size=8).digest()
     record = Record("a", State.COMPLETED, 1, "run", pipeline=old)
     with pytest.raises(PipelineChangedError, match=r"(?s)then: old\n.*now:  now"):
-        todo_of(
+        plan_resume(
             [Source("a", "a", Fingerprint())],
             snapshot_of({"run": [record]}),
             on_source_change="reprocess",
@@ -112,7 +112,7 @@ def test_a_record_of_an_older_version_is_shown_with_its_signature() -> None:
             on_pipeline_change="error",
             signatures=["old", "older"],
         )
-    todo = todo_of(
+    todo = plan_resume(
         [Source("a", "a", Fingerprint())],
         snapshot_of({"run": [record]}),
         on_source_change="reprocess",
@@ -130,10 +130,10 @@ def test_of_a_long_pipeline_the_first_difference_is_named() -> None:
     with pytest.raises(PipelineChangedError) as caught:
         sorted_out("error", a1=old)
     assert "first difference" not in str(caught.value)
-    record = Record("a", State.COMPLETED, 1, "run", pipeline=pipeline_of(old))
+    record = Record("a", State.COMPLETED, 1, "run", pipeline=pipeline_hash(old))
     steps[4] = "map(g, by=3)"
     with pytest.raises(PipelineChangedError, match=r"step 5: map\(f4\) then, map\(g, by=3\) now"):
-        todo_of(
+        plan_resume(
             [Source("a", "a", Fingerprint())],
             snapshot_of({"run": [record]}),
             on_source_change="reprocess",

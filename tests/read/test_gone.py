@@ -52,46 +52,46 @@ def listing(*ids: str, fingerprint: Fingerprint = LOOK) -> SourceTable:
     return SourceTable.of(Source(name, name, fingerprint) for name in ids)
 
 
-def judged(union: Snapshot, listed: SourceTable, policy: str | None) -> str | None:
-    gone = gone_from(union, listed, remove=policy == "remove")
-    return judge_gone(union, gone, listed, policy, "/ckpt")
+def judged(snapshot: Snapshot, listed: SourceTable, policy: str | None) -> str | None:
+    gone = gone_from(snapshot, listed, remove=policy == "remove")
+    return judge_gone(snapshot, gone, listed, policy, "/ckpt")
 
 
 def test_some_that_are_gone_are_told_or_refused() -> None:
-    union = union_of(done("/d/a"), done("/d/b"))
+    snapshot = union_of(done("/d/a"), done("/d/b"))
     for policy in (None, "keep"):
-        told = str(judged(union, listing("/d/b", "/d/c"), policy))
+        told = str(judged(snapshot, listing("/d/b", "/d/c"), policy))
         assert "1 completed sources are not in the input any more, /d/a for one" in told
     with pytest.raises(SourceChangedError, match=r"1 completed sources .* /d/a for one"):
-        judged(union, listing("/d/b"), "error")
-    assert "Their output is removed" in str(judged(union, listing("/d/b"), "remove"))
+        judged(snapshot, listing("/d/b"), "error")
+    assert "Their output is removed" in str(judged(snapshot, listing("/d/b"), "remove"))
     for policy in (None, "keep", "remove", "error"):
-        assert judged(union, listing("/d/a", "/d/b", "/d/c"), policy) is None
+        assert judged(snapshot, listing("/d/a", "/d/b", "/d/c"), policy) is None
 
 
 def test_another_input_is_an_error_that_shows_an_old_and_a_new_id() -> None:
-    union = union_of(done("/d/a"), Record("/d/f", State.FAILED, 2, RUN))
+    snapshot = union_of(done("/d/a"), Record("/d/f", State.FAILED, 2, RUN))
     with pytest.raises(SourceChangedError) as caught:
-        judged(union, listing("/other/x"), None)
+        judged(snapshot, listing("/other/x"), None)
     for word in ("/d/a", "/other/x", "/ckpt", '"keep"', '"remove"'):
         assert word in str(caught.value)
-    assert "/d/a for one" in str(judged(union, listing("/other/x"), "keep"))
+    assert "/d/a for one" in str(judged(snapshot, listing("/other/x"), "keep"))
     # A source that failed before says that it is the same input; an empty one brings no rows.
-    assert judged(union, listing("/d/f"), None) is not None
-    assert judged(union, listing(), None) is not None
+    assert judged(snapshot, listing("/d/f"), None) is not None
+    assert judged(snapshot, listing(), None) is not None
 
 
 def test_the_same_file_under_another_path_is_known_by_its_looks() -> None:
-    union = union_of(done("/mnt/one/a"), done("/mnt/one/b"))
+    snapshot = union_of(done("/mnt/one/a"), done("/mnt/one/b"))
     with pytest.raises(SourceChangedError, match=r"(?s)/mnt/one/a.*/mnt/two/a"):
-        judged(union, listing("/mnt/one/b", "/mnt/two/a"), None)
+        judged(snapshot, listing("/mnt/one/b", "/mnt/two/a"), None)
     for other in ("/mnt/two/c", "/mnt/two/b"):  # another name; one that is still there
-        assert judged(union, listing("/mnt/one/b", other), None) is not None
+        assert judged(snapshot, listing("/mnt/one/b", other), None) is not None
     other_look = listing("/mnt/two/a", fingerprint=Fingerprint(100, 5))
-    gone = gone_from(union, other_look)
-    assert same_files(union, gone.sources, other_look) == []
+    gone = gone_from(snapshot, other_look)
+    assert same_files(snapshot, gone.sources, other_look) == []
     moved = listing("/mnt/two/a", "/x/b")
-    assert same_files(union, gone_from(union, moved).sources, moved) == [
+    assert same_files(snapshot, gone_from(snapshot, moved).sources, moved) == [
         ("/mnt/one/a", "/mnt/two/a"),
         ("/mnt/one/b", "/x/b"),
     ]
@@ -99,7 +99,7 @@ def test_the_same_file_under_another_path_is_known_by_its_looks() -> None:
 
 def test_what_was_reset_or_failed_and_has_output_goes_too_and_only_from_its_share() -> None:
     file = f"aaaaaaaa-{RUN}-{source_digest('r')[:8].hex()}-0123456789abcdef.parquet"
-    union = union_of(
+    snapshot = union_of(
         Record("r", State.RESET, 1, RUN, parts=whole_files(file)),
         Record("s", State.FAILED, 2, RUN, error="boom", parts=whole_files(file, "x")),
         Record("t", State.RESET, 3, RUN),
@@ -109,22 +109,22 @@ def test_what_was_reset_or_failed_and_has_output_goes_too_and_only_from_its_shar
     removed = set()
     for index in range(3):
         share = Shard(index, 3)
-        gone = gone_from(union, listing(), share=share, remove=True)
-        own = {union.record(row).source_id for row in gone.removed(union).tolist()}
+        gone = gone_from(snapshot, listing(), share=share, remove=True)
+        own = {snapshot.record(row).source_id for row in gone.removed(snapshot).tolist()}
         assert all(map(share.holds, own))
         removed |= own
     assert removed == {"r", "s", *(f"v{number}" for number in range(20))}
-    assert len(Gone(gone.sources).removed(union)) == 0
+    assert len(Gone(gone.sources).removed(snapshot)) == 0
 
 
 def test_other_ids_are_refused_while_output_of_the_old_ones_is_there() -> None:
     headers = {RUN: {HEADER_KEY: ids_of("file")}, "ffffffffffff": {}}
-    union = union_of(done("/d/a"))
-    refuse_other_ids(union, headers, ids_of("file"), "/ckpt")
+    snapshot = union_of(done("/d/a"))
+    refuse_other_ids(snapshot, headers, ids_of("file"), "/ckpt")
     for other in (ids_of("row_group"), ids_of("file", relative=True), ids_of("key")):
         with pytest.raises(CheckpointError, match=r"the paths of files .*/d/a for one"):
-            refuse_other_ids(union, headers, other, "/ckpt")
-        refuse_other_ids(union, {}, other, "/ckpt")  # of a version that did not note it
+            refuse_other_ids(snapshot, headers, other, "/ckpt")
+        refuse_other_ids(snapshot, {}, other, "/ckpt")  # of a version that did not note it
         bare = union_of(Record("/d/a", State.FAILED, 1, RUN, error="boom"))
         refuse_other_ids(bare, headers, other, "/ckpt")
     several = union_of(

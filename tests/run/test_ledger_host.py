@@ -24,7 +24,7 @@ from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.ledger import LedgerError
 from ray_resume.core.messages import DeadLetter, Drain, Message, Outcome, Seal
 from ray_resume.core.parts import FilePart
-from ray_resume.core.records import Fingerprint, Record, State, pipeline_of
+from ray_resume.core.records import Fingerprint, Record, State, pipeline_hash
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError, ResumeError
@@ -134,7 +134,7 @@ def test_flush_commits_what_is_complete_and_tells_the_rest(run: Run) -> None:
         parts=TWO,
         completed_at=committed["s0"].completed_at,
         fingerprint=Fingerprint(0, 0),
-        pipeline=pipeline_of("read>f"),
+        pipeline=pipeline_hash("read>f"),
     )
     assert committed["s0"] == expected
     assert committed["s3"].sequence == 2
@@ -269,7 +269,7 @@ def test_a_source_fails_until_it_is_quarantined_and_keeps_its_old_files(tmp_path
     first.end()
 
     def newest() -> Record:
-        record = LocalBackend(tmp_path).committed_by_dead_runs("none").union.get("s0")
+        record = LocalBackend(tmp_path).committed_by_dead_runs("none").snapshot.get("s0")
         assert record is not None
         return record
 
@@ -489,7 +489,7 @@ def test_a_stopped_host_keeps_its_successor_out_until_it_is_dead(tmp_path: Path)
         host.wait()
         lease = successor(tmp_path)
         settled = LocalBackend(tmp_path).committed_by_dead_runs("new")
-        assert {record.source_id for record in settled.union} == {"s0"}
+        assert {record.source_id for record in settled.snapshot} == {"s0"}
         assert settled.dead_runs == {"old"}
         lease.end(wait_s=0)
 

@@ -40,7 +40,7 @@ class Store(Protocol):
 
     def read(self, run_id: str) -> tuple[dict[str, Any], dict[str, Record]]: ...
 
-    def union(self) -> Newest: ...
+    def snapshot(self) -> Newest: ...
 
 
 class MemoryWriter:
@@ -105,5 +105,5 @@ class MemoryStore:
         writer = self._writers[run_id]
         return dict(writer.header), {r.source_id: r for r in writer.records.values()}
 
-    def union(self) -> MemoryUnion:
+    def snapshot(self) -> MemoryUnion:
         return MemoryUnion({run_id: writer.records for run_id, writer in self._writers.items()})

@@ -1,11 +1,11 @@
-"""The rules of `resume_plan.todo_of`, source by source: a model for the one with columns."""
+"""The rules of `resume_plan.plan_resume`, source by source: a model for the one with columns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ray_resume.core.records import Record, State, pipeline_of
+from ray_resume.core.records import Record, State, pipeline_hash
 from ray_resume.core.sources import Source
 from ray_resume.errors import PipelineChangedError, SourceChangedError
 
@@ -26,7 +26,7 @@ class PlainGone:
 
 @dataclass(frozen=True)
 class PlainTodo:
-    """As `resume_plan.Todo`, by ids."""
+    """As `resume_plan.ResumePlan`, by ids."""
 
     pending: list[str]
     records: dict[str, Record]
@@ -47,7 +47,7 @@ def plain_todo_of(
     gone: PlainGone | None = None,
 ) -> PlainTodo:
     gone = gone or PlainGone()
-    now = pipeline_of(signature)
+    now = pipeline_hash(signature)
     again: dict[str, Record] = {}
     skipped: set[str] = set()
     quarantined: set[str] = set()

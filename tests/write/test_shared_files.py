@@ -28,7 +28,7 @@ from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.core.digests import source_digest
 from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Fingerprint, Record, State
-from ray_resume.core.resume_plan import Todo, todo_of
+from ray_resume.core.resume_plan import ResumePlan, plan_resume
 from ray_resume.core.sources import Source
 from ray_resume.errors import SourceChangedError
 
@@ -43,9 +43,11 @@ def record(source_id: str, state: State, *places: int) -> Record:
     return Record(source_id, state, 1, "run", parts=parts)
 
 
-def sorted_out(ids: str, *records: Record, changed: str = "", policy: str = "reprocess") -> Todo:
+def sorted_out(
+    ids: str, *records: Record, changed: str = "", policy: str = "reprocess"
+) -> ResumePlan:
     sources = [Source(i, i, Fingerprint(1, 1) if i in changed else Fingerprint()) for i in ids]
-    return todo_of(
+    return plan_resume(
         sources,
         snapshot_of({"run": records}),
         on_source_change=policy,
@@ -54,7 +56,7 @@ def sorted_out(ids: str, *records: Record, changed: str = "", policy: str = "rep
     )
 
 
-def pending(todo: Todo) -> str:
+def pending(todo: ResumePlan) -> str:
     return "".join(source.source_id for source in todo.pending)
 
 

@@ -201,7 +201,7 @@ def test_a_checkpoint_from_before_the_first_release_is_refused(checkpoint: Local
 
 def test_an_empty_checkpoint_has_nothing(checkpoint: LocalBackend) -> None:
     for contents in (checkpoint.committed_by_dead_runs("run"), checkpoint.snapshot()):
-        assert (len(contents.union), contents.headers, contents.live) == (0, {}, {})
+        assert (len(contents.snapshot), contents.headers, contents.live) == (0, {}, {})
 
 
 def test_settled_leaves_live_runs_out_and_everything_shows_them(
@@ -211,19 +211,19 @@ def test_settled_leaves_live_runs_out_and_everything_shows_them(
     live = Writing(checkpoint.path, "live", "b")
 
     settled = checkpoint.committed_by_dead_runs("other")
-    assert {record.source_id for record in settled.union} == {"a"}
+    assert {record.source_id for record in settled.snapshot} == {"a"}
     assert (set(settled.headers), set(settled.live)) == ({"dead"}, {"live"})
     assert settled.dead_runs == {"dead"}
 
     everything = checkpoint.snapshot()
-    assert {record.source_id for record in everything.union} == {"a", "b"}
+    assert {record.source_id for record in everything.snapshot} == {"a", "b"}
     assert (set(everything.headers), set(everything.live)) == ({"dead", "live"}, {"live"})
     assert everything.dead_runs == {"dead"}
 
     # Its own ledger is closed before a run asks for what it did itself.
     live.writer.close()
     own = checkpoint.committed_by_dead_runs("live")
-    assert {record.source_id for record in own.union} == {"a", "b"}
+    assert {record.source_id for record in own.snapshot} == {"a", "b"}
     assert own.live == {}
     assert own.dead_runs == {"dead", "live"}
     live.end()
@@ -247,7 +247,7 @@ def test_a_neighbour_that_ends_after_the_note_was_alive(
 
     monkeypatch.setattr(directory_module, "live_runs", note_then_end)
     contents = checkpoint.committed_by_dead_runs("other")
-    assert (len(contents.union), contents.dead_runs) == (0, frozenset())
+    assert (len(contents.snapshot), contents.dead_runs) == (0, frozenset())
     assert set(contents.live) == {"neighbour"}
 
 

@@ -66,7 +66,7 @@ class LmdbStore:
         path = writer_files(self._directory)[run_id]
         return read_writer(path, live=False)[0], records_in(path)
 
-    def union(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         files = writer_files(self._directory).items()
         return Snapshot({run_id: read_writer(path, live=False)[1] for run_id, path in files})
 
@@ -133,17 +133,22 @@ def test_the_union_has_the_highest_sequence_whoever_wrote_first(
         writer = both.create(run_id, {})
         writer.commit([done(s, n, run_id) for s, n in sequences[run_id].items()])
         writer.close()
-    union = both.union()
+    snapshot = both.snapshot()
     newest = [done("tie", 5, "a"), done("x", 9, "b"), done("y", 1, "b")]
-    assert sorted(union, key=lambda record: record.source_id) == newest
-    assert [union.get(r.source_id) for r in newest] == newest
-    assert union.get("z") is None
-    assert (len(union), union.highest_sequence()) == (3, 9)
+    assert sorted(snapshot, key=lambda record: record.source_id) == newest
+    assert [snapshot.get(r.source_id) for r in newest] == newest
+    assert snapshot.get("z") is None
+    assert (len(snapshot), snapshot.highest_sequence()) == (3, 9)
 
 
 def test_the_union_of_nothing(both: Store) -> None:
-    union = both.union()
-    assert (len(union), union.highest_sequence(), list(union), union.get("a")) == (0, 0, [], None)
+    snapshot = both.snapshot()
+    assert (len(snapshot), snapshot.highest_sequence(), list(snapshot), snapshot.get("a")) == (
+        0,
+        0,
+        [],
+        None,
+    )
 
 
 @given(
@@ -161,11 +166,11 @@ def test_the_union_agrees_with_its_model(
     }
     order = list(writers)
     shuffle.shuffle(order)
-    union = snapshot_of({run: writers[run].values() for run in order})
+    snapshot = snapshot_of({run: writers[run].values() for run in order})
     model = MemoryUnion(writers)
-    assert {r.source_id: r for r in union} == {r.source_id: r for r in model}
-    assert union.highest_sequence() == model.highest_sequence()
-    assert len(union) == len(model)
+    assert {r.source_id: r for r in snapshot} == {r.source_id: r for r in model}
+    assert snapshot.highest_sequence() == model.highest_sequence()
+    assert len(snapshot) == len(model)
 
 
 def test_commits_are_synced(tmp_path: Path) -> None:
@@ -590,8 +595,8 @@ def test_what_was_reported_survives_sigkill_and_groups_are_whole(tmp_path: Path)
         assert set(groups.values()) == {size}
         # All that was reported is there, and at most the one group that was on its way.
         assert set(groups) in ({*range(1, reported + 1)}, {*range(1, reported + 2)})
-    union = LmdbStore(tmp_path).union()
-    assert len(union) == sum(len(LmdbStore(tmp_path).read(f"run{k}")[1]) for k in range(8))
+    snapshot = LmdbStore(tmp_path).snapshot()
+    assert len(snapshot) == sum(len(LmdbStore(tmp_path).read(f"run{k}")[1]) for k in range(8))
 
 
 KILL_WHILE_CREATING = """

@@ -95,7 +95,7 @@ def records(number: int, *source_ids: str, sequence: int = 0) -> list[Record]:
 
 
 def completed(storage: SharedBackend, own: int = 0xFFF) -> set[str]:
-    return {record.source_id for record in storage.committed_by_dead_runs(run(own)).union}
+    return {record.source_id for record in storage.committed_by_dead_runs(run(own)).snapshot}
 
 
 def script(place: Location, body: str, *, other_host: bool) -> list[str]:
@@ -500,7 +500,7 @@ def test_only_dead_runs_are_relied_on(place: Location) -> None:
     ledger, writer = storage.bind_ledger(run(2), lease).open({})
     writer.commit(records(2, "b"))
     assert completed(opened(place)) == {"a"}
-    assert {r.source_id for r in opened(place).snapshot().union} == {"a", "b"}
+    assert {r.source_id for r in opened(place).snapshot().snapshot} == {"a", "b"}
     writer.close()
     ledger.release()
     lease.end(wait_s=5)

@@ -244,7 +244,7 @@ class History:
             world.say("has its lease")
             names = self.objects.list("out")
             contents = checkpoint.committed_by_dead_runs(run_id)
-            done = [r for r in contents.union if r.state is State.COMPLETED]
+            done = [r for r in contents.snapshot if r.state is State.COMPLETED]
             for record in done:
                 if record.source_id in sources and f"out/{record.files[0]}" not in names:
                     self.faults.append(f"{run_id} misses {record.files[0]}")
@@ -252,7 +252,7 @@ class History:
             if not pending:
                 self._remove_leftovers(contents, run_id)
                 return
-            ledger = Ledger(self, run_id, contents.union.highest_sequence())
+            ledger = Ledger(self, run_id, contents.snapshot.highest_sequence())
             try:
                 self._passes(ledger, lease, pending)
             finally:
@@ -280,7 +280,7 @@ class History:
             ledger.ask("close")
 
     def _remove_leftovers(self, contents: Contents, run_id: str) -> None:
-        listed = {file for record in contents.union for file in record.files}
+        listed = {file for record in contents.snapshot for file in record.files}
         for name in self.objects.list("out"):
             file = name.removeprefix("out/")
             if file.partition("-")[0] in contents.dead_runs | {run_id} and file not in listed:
@@ -294,12 +294,12 @@ class History:
             owner = Owner(run_id, "host", 1, 0.0)
             lease = checkpoint.acquire(owner, Claim(None), wait_s=5 * TTL_S)
             try:
-                union = checkpoint.committed_by_dead_runs(run_id).union
-                records = [r for r in union if r.source_id in sources]
+                snapshot = checkpoint.committed_by_dead_runs(run_id).snapshot
+                records = [r for r in snapshot if r.source_id in sources]
                 for source in sources:
                     # Whether it counts is not known, if it does not come to an end.
                     self.acknowledged.pop(source, None)
-                resets = _resets(records, run_id, union.highest_sequence())
+                resets = _resets(records, run_id, snapshot.highest_sequence())
                 checkpoint.write_whole(run_id, {}, encode(resets))
                 lease.check()
                 self.world.say(f"has reset {sources}")
@@ -329,7 +329,7 @@ class History:
             if last:
                 assert self.acknowledged == before, "a finished job was done again"
         found: list[Record] = []
-        self.world.spawn("auditor", lambda: found.extend(self.checkpoint().snapshot().union))
+        self.world.spawn("auditor", lambda: found.extend(self.checkpoint().snapshot().snapshot))
         self.world.run()
         assert {r.source_id for r in found} == {f"s{i}" for i in range(SOURCES)}
         listed = sorted(file for record in found for file in record.files)
