@@ -5,7 +5,8 @@ No other package imports `ray.data._internal`. A new release of Ray is looked at
 - Plans: `plan` (what may be armed), `rewrite` (how), `expressions`, `signature`, `guards`.
 - Reads: `filereads` and `scans` (Ray's two readers), `paths`.
 - Blocks: `blocks`, `user_batches` (batches that user code may still change).
-- Writes and actors: `datasinks`, `pool_actors`.
+- Writes and actors: `datasinks`, `pool_actors`, `pool_watch` (actors that do not come back).
+- Errors that the user wants retried: `retries`.
 - Versions: `internals`.
 
 May import: `core`, `errors`.

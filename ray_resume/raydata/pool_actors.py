@@ -1,20 +1,31 @@
-"""Ends an actor of one of Ray Data's pools such that Ray starts another one.
+"""Ends an actor of one of Ray Data's pools such that Ray knows what to do next.
 
 An actor that exits by itself (``sys.exit``, ``ray.actor.exit_actor``, a library that calls either)
 is gone for good: Ray does not restart it. Ray Data's pool goes on counting it and starts no other.
 If errors are tolerated, the rows that wait for it wait for ever. A process that is killed is
 started again, a bounded number of times, and what it did is executed again.
+
+An actor that exits in its constructor would do so again. There, the request is an error of the
+constructor, which ends the run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
 import ray
+from ray.exceptions import AsyncioActorExit
 
-__all__ = ["die_as_if_killed"]
+from ray_resume.errors import ResumeError
+
+__all__ = ["EXITS", "die_as_if_killed", "no_exit"]
+
+EXITS = (SystemExit, AsyncioActorExit)
+"""What ``sys.exit`` and ``ray.actor.exit_actor`` raise."""
 
 
 def die_as_if_killed(error: BaseException) -> None:
@@ -31,3 +42,20 @@ def die_as_if_killed(error: BaseException) -> None:
     )
     sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def no_exit(name: str) -> Iterator[None]:
+    """Turn a request to exit, made by the constructor of the UDF ``name``, into an error.
+
+    Raises:
+        ResumeError: the constructor asked for it.
+    """
+    try:
+        yield
+    except EXITS as error:
+        raise ResumeError(
+            f"The constructor of {name} asked its process to exit ({type(error).__name__}: "
+            f"{error}), and would do so in any other process. Mend it, and run the same script "
+            "again: what is complete is committed."
+        ) from error

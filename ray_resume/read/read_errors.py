@@ -6,11 +6,9 @@ its other sources. The driver raises the exception at the end of the run (`run.r
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import re
 import traceback
-from collections.abc import Iterable
 
 from ray import cloudpickle
 from ray.data import DataContext
@@ -18,8 +16,9 @@ from ray.exceptions import RayError, RayTaskError
 
 from ray_resume.core.error_text import text_of
 from ray_resume.core.messages import ReadFailure
+from ray_resume.raydata.retries import matches
 
-__all__ = ["is_rays_own", "is_transient", "read_failure", "retries_of"]
+__all__ = ["is_rays_own", "is_transient", "read_failure"]
 
 # Longer tracebacks are cut, larger exceptions are reported by their text alone.
 _MAX_TRACEBACK_CHARS = 20_000
@@ -52,19 +51,7 @@ def is_transient(error: BaseException) -> bool:
     """
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
-    return _matches(DataContext.get_current().retried_io_errors, error)
-
-
-def retries_of(error: BaseException) -> int:
-    """Return how often the user wants a task repeated that raised ``error``.
-
-    Ray Data repeats the tasks themselves, but these do not raise what a reader did.
-    """
-    context = DataContext.get_current()
-    # Older versions have neither.
-    patterns = getattr(context, "retried_map_errors", False)
-    wanted = patterns if isinstance(patterns, bool) else _matches(patterns, error)
-    return int(getattr(context, "max_map_retries", 0)) if wanted else 0
+    return matches(DataContext.get_current().retried_io_errors, error)
 
 
 def _words(error: Exception) -> str:
@@ -75,18 +62,6 @@ def _words(error: Exception) -> str:
     if cause is None or str(cause) in text:
         return text
     return f"{text}; caused by {text_of(cause)}"
-
-
-def _matches(patterns: Iterable[str], error: BaseException) -> bool:
-    """Say whether one of ``patterns`` is in the error's text, or matches it as an expression."""
-    text = str(error)
-    for pattern in patterns:
-        if pattern in text:
-            return True
-        with contextlib.suppress(re.error):
-            if re.search(pattern, text):
-                return True
-    return False
 
 
 def _pickled(error: Exception) -> bytes:

@@ -22,8 +22,9 @@ from ray_resume.errors import NonResumableError, SourceChangedError
 from ray_resume.failpoints import failpoint
 from ray_resume.raydata import blocks
 from ray_resume.raydata.filereads import ReadTaskFactory, Selection
+from ray_resume.raydata.retries import backoff_s, retries_of
 from ray_resume.read.inputs import ChangeCheck
-from ray_resume.read.read_errors import is_rays_own, is_transient, read_failure, retries_of
+from ray_resume.read.read_errors import is_rays_own, is_transient, read_failure
 from ray_resume.run.client import LedgerClient
 
 __all__ = ["PlainReadTask", "ResumableReadTask"]
@@ -32,9 +33,6 @@ logger = logging.getLogger("ray_resume")
 
 # Seals of small sources travel together, but none waits for more than a block after this.
 _SEAL_INTERVAL_S = 0.1
-
-# The longest pause before a read is retried.
-_MAX_BACKOFF_S = 32
 
 _CHANGED = "the read: the source changed after it was listed. The next run reads it as it is then"
 
@@ -181,7 +179,7 @@ class _Attempts:
             if attempt >= retries_of(error) or (self._rows and not self._repeatable):
                 self.error = error
                 return
-            time.sleep(min(2**attempt, _MAX_BACKOFF_S))
+            time.sleep(backoff_s(attempt))
             attempt += 1
 
     def _remaining(self) -> Iterator[Any]:

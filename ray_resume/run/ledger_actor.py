@@ -11,6 +11,7 @@ from typing import Any
 
 from ray_resume.core.messages import DeadLetter, Message
 from ray_resume.errors import ResumeError
+from ray_resume.run.driver_watch import end_with_driver
 from ray_resume.run.ledger_host import LedgerHost
 from ray_resume.run.progress import Progress
 from ray_resume.run.run_spec import RunSpec
@@ -72,6 +73,7 @@ class _LedgerActor:
     def open(self, spec: RunSpec) -> None:
         self._host = LedgerHost(spec)
         tune_garbage_collector()
+        end_with_driver(spec.driver, self._host.close)
 
     def begin_pass(self, pass_number: int) -> None:
         self._opened().begin_pass(pass_number)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray_resume.checkpoint.backend import LedgerBinding
+from ray_resume.checkpoint.local.process import this_process
 from ray_resume.core.records import Record
 from ray_resume.core.sources import SourceTable
 from ray_resume.failpoints import Fault
@@ -28,6 +29,7 @@ class RunSpec:
         commit_at_the_end: the sink publishes, so what is complete is committed after publication.
         schema_afresh: no output of earlier runs is to stay, so its types do not bind this run.
         code: the digest of the code that the pipeline runs.
+        driver: the identity of the driver's process, with which the ledger's ends.
         faults: the faults that a test has armed; the ledger's process arms them on arrival.
     """
 
@@ -42,4 +44,5 @@ class RunSpec:
     commit_at_the_end: bool = False
     schema_afresh: bool = False
     code: str = ""
+    driver: str = field(default_factory=this_process)
     faults: tuple[Fault, ...] = ()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from ray_resume.core.messages import Drain
 from ray_resume.core.tokens import CallAccount, SourceArray, TokenArray
 from ray_resume.raydata import blocks, user_batches
+from ray_resume.raydata.retries import backoff_s
 from ray_resume.udf.failures import Failures, Raised
 
 __all__ = [
@@ -68,6 +70,7 @@ class StepKind(enum.Enum):
 
     CALL = "call the UDF with the value"
     NEXT = "send the call's next output, settled for good, or END"
+    PAUSE = "wait for so many seconds before the UDF is called again"
     DRAIN = "report the drains in the value, and wait until they are applied"
     FAIL = "report the failed rows in the value, and wait until that is known"
     EMIT = "give the value to Ray"
@@ -128,6 +131,7 @@ def account_call(
     *,
     keep_input: bool = False,
     isolate: bool = False,
+    retries_of: Callable[[Exception], int] | None = None,
 ) -> Steps:
     """Account for ``batch``, which has the two columns, going through a UDF.
 
@@ -137,6 +141,9 @@ def account_call(
             otherwise only their errors are.
         isolate: when a call raises, call the UDF with either half of its rows, and so on, to find
             the rows that it raises for.
+        retries_of: returns how often a call that raised an error is made again, with its input as
+            it came in, before its rows fail. Then no output leaves before its call has ended:
+            outputs of two calls must not mix.
 
     Raises:
         ValueError, TypeError: what the UDF returned cannot be attributed.
@@ -146,13 +153,15 @@ def account_call(
     if len(sources) == 0:
         yield Step(StepKind.EMIT, batch)
         return
-    kept = user_batches.deep_copied(rows) if keep_input or isolate else None
+    kept = None
+    if keep_input or isolate or retries_of is not None:
+        kept = user_batches.deep_copied(rows)
     whole = _CallInput(rows, sources, tokens, kept)
     if attribution is Attribution.BY_SOURCE:
         for part in _by_source(whole):
-            yield from _call(part, attribution, origin, isolate)
+            yield from _call(part, attribution, origin, isolate, retries_of)
     else:
-        yield from _call(whole, attribution, origin, isolate)
+        yield from _call(whole, attribution, origin, isolate, retries_of)
 
 
 def _by_source(whole: _CallInput) -> Iterator[_CallInput]:
@@ -165,24 +174,44 @@ def _by_source(whole: _CallInput) -> Iterator[_CallInput]:
         yield _CallInput(part, sources, tokens, kept)
 
 
-def _call(part: _CallInput, attribution: Attribution, origin: str | None, isolate: bool) -> Steps:
-    if attribution is Attribution.ONE_TO_ONE:
-        steps = _one_to_one(part)
-    elif attribution is Attribution.MASK:
-        steps = _mask(part)
-    elif attribution is Attribution.SINK:
-        steps = _sink(part)
-    elif attribution is Attribution.BY_SOURCE:
-        steps = _one_source(part)
-    elif attribution is Attribution.FLATTENED:
-        steps = _with_origins(part, part.rows, lambda output: output)
-    else:
-        assert origin is not None
-        steps = _origin_column(part, origin)
-    if not isolate or len(part.sources) == 1:
-        yield from steps
+def _call(
+    part: _CallInput,
+    attribution: Attribution,
+    origin: str | None,
+    isolate: bool,
+    retries_of: Callable[[Exception], int] | None,
+) -> Steps:
+    isolate = isolate and len(part.sources) > 1
+    if not isolate and retries_of is None:
+        yield from _account(part, attribution, origin)
         return
-    # Nothing leaves before it is known that the call does not raise.
+    for attempt in itertools.count():
+        steps = _account(part, attribution, origin)
+        raised, leaving = yield from _complete(steps, isolate, attempt, retries_of)
+        if raised is None:
+            yield from leaving
+            return
+        if not _is_retried(raised, attempt, retries_of):
+            break
+        yield Step(StepKind.PAUSE, backoff_s(attempt))
+        part = part.at(np.arange(len(part.sources)))
+    for half in np.array_split(np.arange(len(part.sources)), 2):
+        yield from _call(part.at(half), attribution, origin, isolate, retries_of)
+
+
+def _is_retried(
+    error: Exception, attempt: int, retries_of: Callable[[Exception], int] | None
+) -> bool:
+    return retries_of is not None and attempt < retries_of(error)
+
+
+def _complete(
+    steps: Steps, isolate: bool, attempt: int, retries_of: Callable[[Exception], int] | None
+) -> Generator[Step, Any, tuple[Exception | None, list[Step]]]:
+    """Run a call to its end; return the steps that are left to carry out.
+
+    If the call has to be made again, return what it raised.
+    """
     leaving: list[Step] = []
     reply: Any = None
     with contextlib.suppress(StopIteration):
@@ -191,13 +220,28 @@ def _call(part: _CallInput, attribution: Attribution, origin: str | None, isolat
             reply = None
             if step.kind in (StepKind.CALL, StepKind.NEXT):
                 reply = yield step
-                if isinstance(reply, Raised):
-                    for half in np.array_split(np.arange(len(part.sources)), 2):
-                        yield from _call(part.at(half), attribution, origin, isolate)
-                    return
+                if isinstance(reply, Raised) and (
+                    isolate or _is_retried(reply.error, attempt, retries_of)
+                ):
+                    return reply.error, []
             else:
                 leaving.append(step)
-    yield from leaving
+    return None, leaving
+
+
+def _account(part: _CallInput, attribution: Attribution, origin: str | None) -> Steps:
+    if attribution is Attribution.ONE_TO_ONE:
+        return _one_to_one(part)
+    if attribution is Attribution.MASK:
+        return _mask(part)
+    if attribution is Attribution.SINK:
+        return _sink(part)
+    if attribution is Attribution.BY_SOURCE:
+        return _one_source(part)
+    if attribution is Attribution.FLATTENED:
+        return _with_origins(part, part.rows, lambda output: output)
+    assert origin is not None
+    return _origin_column(part, origin)
 
 
 def _one_source(part: _CallInput) -> Steps:

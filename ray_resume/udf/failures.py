@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from ray_resume.core.error_text import text_of
 from ray_resume.errors import ResumeError
-from ray_resume.raydata.pool_actors import die_as_if_killed
+from ray_resume.raydata.pool_actors import EXITS, die_as_if_killed
 
 __all__ = [
     "Failures",
@@ -97,7 +97,7 @@ class Scope:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         global _running
-        if isinstance(error, SystemExit):
+        if isinstance(error, EXITS):
             die_as_if_killed(error)
         _scope.reset(self._token)
         with _count:

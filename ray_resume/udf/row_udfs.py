@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 
 from ray_resume.raydata import blocks
+from ray_resume.raydata.retries import backoff_s, retries_of, retries_some
 from ray_resume.udf.accounting import Attribution, Kept, RowsWithOrigins
-from ray_resume.udf.failures import Raised, Scope, current_scope
+from ray_resume.udf.failures import Failures, Raised, Scope, current_scope
 
 __all__ = ["ATTRIBUTION", "block_udf", "block_udf_async", "predicate_udf"]
 
@@ -38,20 +43,25 @@ def block_udf(kind: str, udf: Callable[[Row], Any], *, tolerant: bool) -> Callab
     The block takes the values of each row before the UDF runs again, as in plain Ray Data. So a
     UDF may return the same dict each time.
 
-    If it is ``tolerant``, a row that it raises for is marked as failed.
+    If it is ``tolerant``, a row that it raises for is marked as failed, once it has been retried as
+    often as the user wants.
     """
     outputs_of = _OUTPUTS[kind]
+
+    def call(row: Row) -> Sequence[Row]:
+        return outputs_of(row, udf(row))
 
     def run(block: Any) -> Any:
         scope = current_scope()
         failed = scope.failures.mask
         origins: list[int] = []
+        call_row = partial(_call_with_retries, call) if tolerant and retries_some() else call
 
         def outputs() -> Iterator[Row]:
             for number, row in enumerate(blocks.rows_of(block)):
                 scope.row = number
                 try:
-                    given = outputs_of(row, udf(row))
+                    given = call_row(row)
                 except Exception as error:
                     if not tolerant:
                         raise
@@ -78,18 +88,28 @@ def block_udf_async(
     """
     outputs_of = _OUTPUTS[kind]
 
+    async def call(failures: Failures, number: int, row: Row) -> Scope:
+        with Scope(failures, number, tolerant=tolerant) as scope:
+            result = udf(row)
+            if inspect.isasyncgen(result):
+                scope.result = [dict(_checked(output)) async for output in result]
+            else:
+                scope.result = [dict(output) for output in outputs_of(row, await result)]
+        return scope
+
     async def run(block: Any) -> Any:
         failures = current_scope().failures
         places = asyncio.Semaphore(_CONCURRENT_ROWS)
+        retries = tolerant and retries_some()
 
         async def one(number: int, row: Row) -> Sequence[Row]:
             async with places:
-                with Scope(failures, number, tolerant=tolerant) as scope:
-                    result = udf(row)
-                    if inspect.isasyncgen(result):
-                        scope.result = [dict(_checked(output)) async for output in result]
-                    else:
-                        scope.result = [dict(output) for output in outputs_of(row, await result)]
+                for attempt in itertools.count():
+                    scope = await call(failures, number, deepcopy(row) if retries else row)
+                    raised = scope.result
+                    if not isinstance(raised, Raised) or attempt >= retries_of(raised.error):
+                        break
+                    await asyncio.sleep(backoff_s(attempt))
             if isinstance(scope.result, Raised):
                 failures.mark(scope.result.error, number)
                 return ()
@@ -114,6 +134,19 @@ def predicate_udf(expression: Any) -> Callable[[Any], Kept]:
         return Kept(block if mask.all() else blocks.take(block, mask), mask)
 
     return run
+
+
+def _call_with_retries(call: Callable[[Row], Sequence[Row]], row: Row) -> Sequence[Row]:
+    """Call a UDF with a row as it came in, as often as the user wants if it raises an error."""
+    attempt = 0
+    while True:
+        try:
+            return call(deepcopy(row))
+        except Exception as error:
+            if attempt >= retries_of(error):
+                raise
+        time.sleep(backoff_s(attempt))
+        attempt += 1
 
 
 def _mapped(_: Row, result: Any) -> Sequence[Row]:

@@ -6,7 +6,9 @@ takes the two columns off each batch, calls the UDF, and puts them on what the U
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import failpoint
 from ray_resume.raydata import blocks
 from ray_resume.raydata.pacing import by_source
+from ray_resume.raydata.pool_actors import no_exit
+from ray_resume.raydata.retries import retries_of, retries_some
 from ray_resume.raydata.user_batches import Outputs, deep_copied
 from ray_resume.run.client import LedgerClient, Reply
 from ray_resume.udf import row_udfs
@@ -91,7 +95,8 @@ def _instrumented_function(udf: Any, runner: UdfRunner) -> Any:
 def _instrumented_class(udf: type, runner: UdfRunner) -> type:
     class Instrumented:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._udf = udf(*args, **kwargs)
+            with no_exit(udf.__name__):
+                self._udf = udf(*args, **kwargs)
 
         def __call__(self, batch: Any, /, *args: Any, **kwargs: Any) -> Any:
             return runner.run(batch, lambda part: self._udf(part, *args, **kwargs))
@@ -158,6 +163,8 @@ class UdfRunner:
                     return self._run_lazily(steps, emitted, leaving, udf, outputs)
             elif step.kind is StepKind.NEXT:
                 reply = next(outputs, END)
+            elif step.kind is StepKind.PAUSE:
+                time.sleep(step.value)
             elif step.kind is StepKind.EMIT:
                 last.append(step.value)
             else:
@@ -186,6 +193,8 @@ class UdfRunner:
                 with self._scope(step) as scope:
                     scope.result = next((output for output in outputs if output is not None), END)
                 reply = self._taken(scope.result, leaving)
+            elif step.kind is StepKind.PAUSE:
+                time.sleep(step.value)
             elif step.kind is StepKind.EMIT:
                 for output in leaving.ready(step.value):
                     yield output
@@ -215,6 +224,8 @@ class UdfRunner:
                         scope.result = await anext(outputs, END)
                 # Other calls run before this one's output has left.
                 reply = self._taken(scope.result, leaving)
+            elif step.kind is StepKind.PAUSE:
+                await asyncio.sleep(step.value)
             elif step.kind is StepKind.EMIT:
                 for output in leaving.ready(step.value):
                     yield output
@@ -230,12 +241,15 @@ class UdfRunner:
         return self.options.on_error != "raise"
 
     def _steps(self, batch: Any) -> Steps:
+        by_call = self._tolerant and self.kind not in row_udfs.ATTRIBUTION
         return account_call(
             batch,
             self.attribution,
             self.origin,
             keep_input=self.options.on_error == "dead_letter",
             isolate=self.options.isolate,
+            # Row-wise UDFs are retried row by row. What is not caught here, Ray Data retries.
+            retries_of=retries_of if by_call and retries_some() else None,
         )
 
     def _scope(self, step: Step) -> Scope:

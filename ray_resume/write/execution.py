@@ -19,6 +19,7 @@ from ray_resume.errors import ResumeError
 from ray_resume.raydata import guards, rewrite
 from ray_resume.raydata.pacing import pace
 from ray_resume.raydata.plan import Chain
+from ray_resume.raydata.pool_watch import watch_pools
 from ray_resume.raydata.signature import Signature, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.run.pass_loop import Pass
@@ -172,6 +173,7 @@ class Execution:
             lambda expression: instrument_predicate(expression, this.client),
         )
         pace(armed, min(_LONGEST_WAIT_IN_STEP_S, self._commit_interval_s))
+        watch_pools(armed)
         guards.allow_write(armed)
         if armed.context.max_errored_blocks >= 0:
             armed.context.max_errored_blocks += this.plan.ignore_crashes

@@ -182,7 +182,7 @@ def test_what_ray_lost_fails_no_source() -> None:
 
 
 def test_a_read_is_repeated_as_often_as_tasks_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_resume.read.read_task._MAX_BACKOFF_S", 0)
+    monkeypatch.setattr("ray_resume.raydata.retries._MAX_BACKOFF_S", 0)
     reads: list[int] = []
 
     def flaky() -> Iterator[Any]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from conftest import holders, ids_in, write_source
+from forking_driver import CHILD_FILE
 from job import FILES, Job, signal_each
+from places import SCRIPTS
 
 from ray_resume import Checkpoint, CheckpointError, resumable, resumable_read, resumable_write
 
@@ -60,6 +64,31 @@ def test_the_ledger_of_a_killed_driver_commits_nothing_after_its_successor_start
     assert job.records_of(old) == left
     job.finish()
     job.check()
+
+
+@pytest.mark.extended
+@pytest.mark.long
+def test_a_child_that_a_killed_driver_forked_keeps_nothing_of_its_lease(
+    job_on_cluster: Job,
+) -> None:
+    """Ray takes the driver for alive, since the child has its connections."""
+    job = job_on_cluster
+    job.start([sys.executable, str(SCRIPTS / "forking_driver.py")])
+    old = job.wait_for_run(set(), commits=1)
+    child_file = job.checkpoint.parent / CHILD_FILE
+    job.wait_for(child_file.exists)
+    child = psutil.Process(int(child_file.read_text()))
+    try:
+        job.kill(with_descendants=False)
+        left = job.records_of(old)
+        assert len(left) < FILES
+        job.start()
+        # A run that finds the lease taken is refused after half a minute.
+        job.finish()
+        assert child.is_running()
+        job.check()
+    finally:
+        child.kill()
 
 
 @pytest.mark.extended
