@@ -143,8 +143,8 @@ def resumable_read(
             credentials (``api_key``, ``token``, ``storage_options``) are not compared, and of
             others the checkpoint keeps digests.
         on_code_change: what to do if completed sources went through the same pipeline with other
-            code of its UDFs (their bytecode, and the plain values and functions of their module
-            that they use; not libraries or models). ``"warn"``: one warning says how many, and
+            code of its UDFs (their bytecode, and the plain values, functions, decorators and
+            objects of their module that they use; not libraries or models). ``"warn"``: one warning says how many, and
             of which UDFs; they stay as they are. ``"reprocess"``: as ``"restart"``; after an
             upgrade of Python all code counts as other code. ``"ignore"``: no warning.
         shard: read one share of the sources only, by a stable hash of the id; the dataset has no
