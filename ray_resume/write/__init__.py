@@ -1,8 +1,8 @@
 """Write rows and drain them; `resumable_write` puts a pipeline together.
 
 A flush of a write task is one file with rows of many sources (`file_sink`, `layout`). At the end of
-a run the driver tidies the output: files with dead rows are rewritten, small ones merged
-(`tidying`, `row_copies`), files with old types retyped (`retyping`).
+a run the driver tidies the output: it rewrites files with dead rows and merges small ones
+(`tidying`, `row_copies`). It gives files with old types the new ones (`retyping`).
 
 May import: `core`, `raydata`, `run.client`, `run.output`, `failpoints`, `errors`; `output`,
 `tidying` and `retyping` also `checkpoint`; `resumable_write`, `targets` and `execution` also

@@ -48,7 +48,7 @@ def _write_csv(table: pa.Table, file: IO[bytes], options: Options) -> None:
 
 
 def _write_json(table: pa.Table, file: IO[bytes], options: Options) -> None:
-    # Not above: the command line copies files, and loads no Ray.
+    # Imported here, since the command line copies files, and loads no Ray.
     from ray.data.block import BlockAccessor
 
     # As Ray Data writes it: a line for each row.

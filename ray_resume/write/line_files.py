@@ -130,7 +130,7 @@ def _chunks(
             yield chunk, ends
     if rest:
         raise old.unusable(
-            "its last row does not end in a newline, so it was cut off, or options such as lines "
+            "its last row does not end in a newline: it was cut off, or options such as lines "
             "and eol made no line of each row"
         )
 

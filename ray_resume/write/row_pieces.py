@@ -48,7 +48,7 @@ READ_ERRORS = (
     zipfile.BadZipFile,
     tarfile.TarError,
 )
-"""What reading a file raises if the file is damaged, or its storage fails."""
+"""The errors of reading a file that is damaged, or whose storage fails."""
 
 
 class IncompatibleFilesError(ResumeError):
@@ -106,7 +106,7 @@ class OldFile:
             problem = one_line(problem)
         return ResumeError(
             f"Rows of the output file {self.uri} cannot be copied: {problem}. Nothing was changed. "
-            "If the storage was away, run again; if the file is missing or damaged, put it back, "
+            "If the storage was away, run again. If the file is missing or damaged, put it back, "
             "or reset the sources that have rows in it."
         )
 
@@ -150,8 +150,8 @@ def rows_in_order(
     """Yield the rows of ``parts``, part after part, in pieces.
 
     Args:
-        read: yields the pieces of a file's runs in the order of the file, the last piece of each
-            marked, and then checks the rest of the file.
+        read: yields the pieces of a file's runs in the order of the file, and marks the last piece
+            of each. Then it checks the rest of the file.
 
     Raises:
         ResumeError: ``read`` raised it.
@@ -180,7 +180,7 @@ def rows_in_order(
                 else:
                     held[piece.turn].append(piece.rows)
             if last_use[name] == turn:
-                # What is after its last run is checked, and the file is closed.
+                # The reader checks the rest of the file, and closes it.
                 for piece in opened.pop(name, ()):
                     raise AssertionError(f"{name} has rows after its last run: {piece}")
     finally:

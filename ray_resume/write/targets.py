@@ -11,6 +11,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from ray.data.datasource import Datasink
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.core.output_schema import is_agreeable
+from ray_resume.core.shards import Shard
 from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.raydata.plan import Chain
 from ray_resume.raydata.signature import described_values
@@ -174,48 +176,62 @@ def _folder_target(
         )
 
     assert isinstance(chain.datasource, ResumableDatasource)
-    shard = chain.datasource.options.shard
-
     output = FolderOutput(folder, append=options.append)
-
-    def tidy(storage: CheckpointBackend) -> None:
-        schema, seen = None, output.seen_at_end
-        agreed = storage.schemas().read() if layout.format.name in TYPED else None
-        if agreed is not None:
-            if agreed.stale:
-                retype_output(storage, folder, layout)
-                seen = None
-            schema = layout.agreed_columns(agreed.schema)
-        copy = copy_in_tasks(folder, layout, schema)
-        tidied = tidy_output(
-            storage,
-            folder,
-            copy,
-            seen=seen,
-            target_file_bytes=target_bytes,
-            shard=shard,
-            wait_s=_TIDY_WAIT_S,
-        )
-        if shard is None:
-            return
-        # Files that shards share are tidied by the last run. As long as another shard is at work,
-        # this run is refused, and does not wait.
-        with contextlib.suppress(CheckpointError):
-            tidy_output(
-                storage,
-                folder,
-                copy,
-                seen=None if tidied.rewritten else seen,
-                target_file_bytes=target_bytes,
-                wait_s=0,
-            )
-
+    tidy = partial(
+        _tidy_at_end,
+        output=output,
+        layout=layout,
+        target_bytes=target_bytes,
+        shard=chain.datasource.options.shard,
+    )
     return Target(
         _described(options, partition_columns, schema),
         output,
         file_sink,
         ended=tidy,
     )
+
+
+def _tidy_at_end(
+    storage: CheckpointBackend,
+    *,
+    output: FolderOutput,
+    layout: Layout,
+    target_bytes: int | None,
+    shard: Shard | None,
+) -> None:
+    """Give the files of a folder one schema, and tidy them, when a run is over."""
+    folder = output.folder
+    schema, seen = None, output.seen_at_end
+    agreed = storage.schemas().read() if layout.format.name in TYPED else None
+    if agreed is not None:
+        if agreed.stale:
+            retype_output(storage, folder, layout)
+            seen = None
+        schema = layout.agreed_columns(agreed.schema)
+    copy = copy_in_tasks(folder, layout, schema)
+    tidied = tidy_output(
+        storage,
+        folder,
+        copy,
+        seen=seen,
+        target_file_bytes=target_bytes,
+        shard=shard,
+        wait_s=_TIDY_WAIT_S,
+    )
+    if shard is None:
+        return
+    # Files that shards share are tidied by the last run. As long as another shard is at work, this
+    # run is refused, and does not wait.
+    with contextlib.suppress(CheckpointError):
+        tidy_output(
+            storage,
+            folder,
+            copy,
+            seen=None if tidied.rewritten else seen,
+            target_file_bytes=target_bytes,
+            wait_s=0,
+        )
 
 
 def _described(

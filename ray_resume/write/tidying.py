@@ -1,14 +1,14 @@
 """Tidy the output: rewrite files with dead rows, merge small files, remove leftovers.
 
 Rows of a file are dead if their source failed, got lost, was replaced, or was drained twice (see
-`core.ledger`). A tidy brings about what users expect of the folder: each file holds rows of
-completed sources alone, each once, and nothing else of this checkpoint is there.
+`core.ledger`). After a tidy the folder is as users expect it. Each file holds rows of completed
+sources alone, each once, and nothing else of this checkpoint is there.
 
 A tidy is a small run: it has a run id and a lease on the sources in the files that it rewrites. So
 no other run commits these sources meanwhile, and none removes the new files. The order keeps rows
-safe: take the lease, *then* read what dead runs committed, register as a writer, write the new
-files durably, commit the records that supersede the old ones in one transaction, close, *then* read
-the records again, and only then remove files that no record lists.
+safe: take the lease, *then* read what dead runs committed, register as a writer, and write the new
+files durably. Commit the records that supersede the old ones in one transaction, and close. *Then*
+read the records again, and only then remove files that no record lists.
 
 Runs in the driver, or in the command without Ray.
 """
@@ -74,7 +74,7 @@ def copy_here(folder: Folder) -> Copy:
 
 @dataclass(frozen=True)
 class Tidied:
-    """What a tidy did: so many files were rewritten, and became so many."""
+    """The result of a tidy: so many files were rewritten, and became so many."""
 
     rewritten: int = 0
     files: int = 0
@@ -103,7 +103,7 @@ def tidy_output(
 
     Raises:
         CheckpointError: another run is at work on some of the sources, or the checkpoint cannot
-            be read or written. What was committed is as it was.
+            be read or written. Committed output is as it was.
         OSError: the output cannot be read or written; likewise.
     """
     tidying = _Tidying(storage, folder, target_file_bytes, shard)
