@@ -144,9 +144,10 @@ def resumable_read(
             others the checkpoint keeps digests.
         on_code_change: what to do if completed sources went through the same pipeline with other
             code of its UDFs (their bytecode, and the plain values, functions, decorators and
-            objects of their module that they use; not libraries or models). ``"warn"``: one warning says how many, and
-            of which UDFs; they stay as they are. ``"reprocess"``: as ``"restart"``; after an
-            upgrade of Python all code counts as other code. ``"ignore"``: no warning.
+            objects of their module that they use; not libraries or models). ``"warn"``: one warning
+            says how many, and of which UDFs; they stay as they are. ``"reprocess"``: as
+            ``"restart"``; after an upgrade of Python all code counts as other code. ``"ignore"``:
+            no warning.
         shard: read one share of the sources only, by a stable hash of the id; the dataset has no
             others. ``(index, count)`` with ``0 <= index < count``, or ``"slurm"``: this array
             task's share (array indexes may start anywhere and have gaps). PBS and LSF do not say
