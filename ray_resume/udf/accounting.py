@@ -26,6 +26,7 @@ from ray_resume.core.tokens import CallAccount, SourceArray, TokenArray
 from ray_resume.raydata import blocks, user_batches
 from ray_resume.raydata.retries import backoff_s
 from ray_resume.udf.failures import Failures, Raised
+from ray_resume.udf.origin_column import origins_in
 
 __all__ = [
     "END",
@@ -260,7 +261,7 @@ def _origin_column(whole: _CallInput, name: str) -> Steps:
         )
 
     def attribute(output: Any) -> RowsWithOrigins:
-        origins = _origins(output, name, n)
+        origins = origins_in(output, name, n)
         given = (name,) if name in blocks.names(output) else ()
         return RowsWithOrigins(blocks.without_columns(output, given), origins)
 
@@ -441,22 +442,3 @@ def _failed(whole: _CallInput, failures: Failures, missing: Mapping[int, int]) -
 
 _NO_SOURCES: SourceArray = np.empty(0, dtype=np.int32)
 _NO_TOKENS: TokenArray = np.empty(0, dtype=np.uint64)
-
-
-def _origins(output: Any, name: str, rows_in: int) -> npt.NDArray[np.int64]:
-    if blocks.num_rows(output) == 0:
-        return np.empty(0, dtype=np.int64)
-    if name not in blocks.names(output):
-        raise ValueError(
-            f"A UDF with @resumable(origin={name!r}) returned rows without the column {name!r}. "
-            "Return it with each row: the position of the input row that it comes from."
-        )
-    origins = np.asarray(blocks.column(output, name))
-    if not np.issubdtype(origins.dtype, np.integer):
-        raise ValueError(f"The column {name!r} came back as {origins.dtype}, not as integers.")
-    if origins.min() < 0 or origins.max() >= rows_in:
-        raise ValueError(
-            f"The column {name!r} came back with values from {origins.min()} to {origins.max()}, "
-            f"outside 0 .. {rows_in - 1}."
-        )
-    return origins.astype(np.int64, copy=False)
