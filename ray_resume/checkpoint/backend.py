@@ -270,6 +270,13 @@ class CheckpointBackend(ABC):
         """
 
     @abstractmethod
+    def rival(self, claim: Claim) -> Owner | None:
+        """Return the owner of a live run that shares a source with ``claim``, if there is one.
+
+        The answer may be old as soon as it is there; only :meth:`acquire` is sure.
+        """
+
+    @abstractmethod
     def bind_ledger(self, run_id: str, lease: Any) -> LedgerBinding:
         """Return what the ledger's process needs of a run that holds ``lease``."""
 

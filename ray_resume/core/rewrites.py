@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_resume.core.columns import bytes_of, mask_of, numbers_of, parents_of, text_of, texts
-from ray_resume.core.digests import Positions
+from ray_resume.core.digests import DigestIndex, Digests, Positions
 from ray_resume.core.output_files import OutputFileSet, listed_files
 from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record
@@ -49,16 +49,24 @@ __all__ = [
 # The columns of records that say where a part is in its file.
 _NUMBERS = ("first_rows", "part_rows", "file_rows")
 
+# The pipeline of a file with rows of several.
+_MIXED = -1
+
 Moves = Mapping[FilePart, FilePart]
 """Where parts of old files are in new ones."""
 
 
 @dataclass(frozen=True)
 class FileUse:
-    """How many rows of an output file are live, of how many."""
+    """How many rows of an output file are live, of how many.
+
+    ``pipeline`` stands for the signature of the pipeline that wrote them. It is -1 if there are
+    several, or if a source is not the run's own.
+    """
 
     live_rows: int
     rows: int
+    pipeline: int = 0
 
     @property
     def is_clean(self) -> bool:
@@ -112,37 +120,71 @@ class Rewrite:
         """How many rows the new file has."""
         return sum(part.rows for part in self.parts)
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether a file has dead rows; if not, the rewrite only merges files."""
+        files = {part.file: part.file_rows for part in self.parts}
+        return self.rows < sum(files.values())
+
+    def halves(self) -> list[Rewrite]:
+        """Return two rewrites, of half of the files each; none of one file."""
+        if len(self.files) < 2:
+            return []
+        middle = len(self.files) // 2
+        return [
+            Rewrite(files, tuple(part for part in self.parts if part.file in files))
+            for files in (self.files[:middle], self.files[middle:])
+        ]
+
 
 def file_uses(snapshot: Snapshot) -> dict[str, FileUse]:
     """Return the use of each file that is listed with a part of its rows.
 
     A file that is one part as a whole is clean, and is left out: there may be millions.
     """
+    return _uses(snapshot, partly=True)
+
+
+def _uses(
+    snapshot: Snapshot, *, partly: bool = False, own: Digests | None = None
+) -> dict[str, FileUse]:
+    """Return the use of each listed file, or only of those with a part that is not all of it."""
+    is_own = np.ones(len(snapshot), bool)
+    if own is not None:
+        is_own = DigestIndex(own).holds(snapshot.digests)
     names: list[pa.Array] = []
     live: list[npt.NDArray[np.int64]] = []
     whole: list[npt.NDArray[np.int64]] = []
-    for _, batch in snapshot.batches():
-        rows = numbers_of(batch.column("part_rows").flatten(), "i8")
-        of_file = numbers_of(batch.column("file_rows").flatten(), "i8")
-        partly = rows != of_file
-        if partly.any():
-            names.append(batch.column("files").flatten().take(pa.array(np.flatnonzero(partly))))
-            live.append(rows[partly])
-            whole.append(of_file[partly])
+    pipelines: list[npt.NDArray[np.int64]] = []
+    for of_batch, batch in snapshot.batches():
+        lists = batch.column("files")
+        part_rows, file_rows = (
+            numbers_of(batch.column(name).flatten(), "i8") for name in _NUMBERS[1:]
+        )
+        at = np.flatnonzero(part_rows != file_rows) if partly else np.arange(len(part_rows))
+        if len(at):
+            signature = snapshot.column("pipeline", of_batch)[:, 0]
+            names.append(lists.flatten().take(pa.array(at)))
+            live.append(part_rows[at])
+            whole.append(file_rows[at])
+            parents = parents_of(lists)[at]
+            signature = np.where(is_own[of_batch], signature.astype(np.int64), _MIXED)
+            pipelines.append(signature[parents])
     if not names:
         return {}
     encoded = pa.concat_arrays(names).dictionary_encode()
-    index = numbers_of(encoded.indices, "i4")
-    live_rows = np.zeros(len(encoded.dictionary), np.int64)
+    index, count = numbers_of(encoded.indices, "i4"), len(encoded.dictionary)
+    pipeline = np.concatenate(pipelines)
+    live_rows, of_file, latest = np.zeros((3, count), np.int64)
     np.add.at(live_rows, index, np.concatenate(live))
-    file_rows = np.zeros(len(encoded.dictionary), np.int64)
-    file_rows[index] = np.concatenate(whole)
-    return {
-        text_of(name): FileUse(used, rows)
-        for name, used, rows in zip(
-            encoded.dictionary.to_pylist(), live_rows.tolist(), file_rows.tolist(), strict=True
-        )
-    }
+    of_file[index] = np.concatenate(whole)
+    latest[index] = pipeline
+    mixed = np.zeros(count, bool)
+    mixed[index[latest[index] != pipeline]] = True
+    latest[mixed] = _MIXED
+    columns = (live_rows.tolist(), of_file.tolist(), latest.tolist())
+    names_of_files = map(text_of, encoded.dictionary.to_pylist())
+    return dict(zip(names_of_files, map(FileUse, *columns), strict=True))
 
 
 def live_parts(snapshot: Snapshot, files: Collection[str]) -> dict[str, list[FilePart]]:
@@ -161,30 +203,38 @@ def rows_in(snapshot: Snapshot, files: Collection[str]) -> dict[str, Positions]:
     return {file: np.array(sorted(rows), np.int64) for file, rows in found.items()}
 
 
-def merge_groups(sizes: Mapping[str, float], target_bytes: int) -> list[list[str]]:
+def merge_groups(
+    uses: Mapping[str, FileUse],
+    sizes: Mapping[str, float],
+    target_bytes: int,
+    max_rows: int | None = None,
+) -> list[list[str]]:
     """Group files that are to become one of about ``target_bytes``.
 
     Args:
+        uses: of the files. Only files of one pipeline are merged: others may have other options.
         sizes: the bytes of the live rows of each file. Files larger than half of the target stay.
+        max_rows: the most rows of a file.
 
     Returns:
         Groups of at least two files, all of one subfolder and one ending.
     """
-    alike: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    alike: defaultdict[tuple[str, str, int], list[str]] = defaultdict(list)
     for file in sorted(sizes):
-        if 2 * sizes[file] <= target_bytes:
+        if 2 * sizes[file] <= target_bytes and uses[file].pipeline != _MIXED:
             folder, _, name = file.rpartition("/")
-            alike[folder, name.partition(".")[2]].append(file)
+            alike[folder, name.partition(".")[2], uses[file].pipeline].append(file)
     groups: list[list[str]] = []
     for files in alike.values():
         group: list[str] = []
-        size = 0.0
+        size, rows = 0.0, 0
         for file in files:
-            group.append(file)
-            size += sizes[file]
-            if size >= target_bytes:
+            more = uses[file].live_rows
+            if group and (size >= target_bytes or (max_rows and rows + more > max_rows)):
                 groups.append(group)
-                group, size = [], 0.0
+                group, size, rows = [], 0.0, 0
+            group.append(file)
+            size, rows = size + sizes[file], rows + more
         groups.append(group)
     return [group for group in groups if len(group) > 1]
 
@@ -194,6 +244,8 @@ def plan_rewrites(
     *,
     sizes: Mapping[str, float] | None = None,
     target_bytes: int = 0,
+    max_rows: int | None = None,
+    own: Digests | None = None,
     share: Shard | None = None,
 ) -> list[Rewrite]:
     """Return what to rewrite: each file that is not clean, and small files together.
@@ -201,18 +253,20 @@ def plan_rewrites(
     Args:
         sizes: the bytes of the files that are there, to merge small ones; None merges none.
         target_bytes: the size of a merged file, about.
+        max_rows: the most rows of a merged file.
+        own: the sources whose files may be merged; by default, all. A rewrite claims the sources in
+            its files, and a run must not hold up others for the sake of larger files.
         share: leave files alone that have sources outside of this share.
     """
-    uses = file_uses(snapshot)
+    uses = _uses(snapshot, partly=sizes is None, own=own)
     groups = [[file] for file, use in sorted(uses.items()) if not use.is_clean]
     if sizes is not None:
-        listed = listed_files(snapshot)
         live_sizes = {
-            file: size * uses[file].live_rows / uses[file].rows if file in uses else size
+            file: size * uses[file].live_rows / uses[file].rows
             for file, size in sizes.items()
-            if file in listed
+            if file in uses
         }
-        merges = merge_groups(live_sizes, target_bytes)
+        merges = merge_groups(uses, live_sizes, target_bytes, max_rows)
         merged = {file for group in merges for file in group}
         groups = [*merges, *(group for group in groups if group[0] not in merged)]
     if share is not None:
@@ -223,10 +277,14 @@ def plan_rewrites(
             if not share.of(snapshot.digests.take(of_file)).all()
         }
         groups = [group for group in groups if outside.isdisjoint(group)]
-    parts = live_parts(snapshot, [file for group in groups for file in group])
+    group_of = {file: number for number, group in enumerate(groups) for file in group}
+    parts: list[list[FilePart]] = [[] for _ in groups]
+    # In the order of the records, and of the parts in a record: each source keeps its order.
+    for _, part in _parts_in(snapshot, group_of):
+        parts[group_of[part.file]].append(part)
     return [
-        Rewrite(tuple(group), tuple(part for file in group for part in parts[file]))
-        for group in groups
+        Rewrite(tuple(group), tuple(of_group))
+        for group, of_group in zip(groups, parts, strict=True)
     ]
 
 
@@ -237,7 +295,8 @@ def still_due(plan: Iterable[Rewrite], snapshot: Snapshot) -> list[Rewrite]:
     return [
         rewrite
         for rewrite in plan
-        if rewrite.parts == tuple(part for file in rewrite.files for part in now.get(file, ()))
+        if sorted(rewrite.parts)
+        == sorted(part for file in rewrite.files for part in now.get(file, ()))
     ]
 
 

@@ -150,9 +150,10 @@ class PassLoop:
         try:
             with contextlib.nullcontext() if publisher is None else publisher.regularly():
                 run_pass(this)
-        except Exception as error:
+        except BaseException as error:
             if not _is_crash(error):
-                # Complete sources stay complete, even if a row of another source was bad.
+                # Complete sources stay complete, even if a row of another source was bad, or the
+                # user interrupts the run.
                 if publisher is not None:
                     with contextlib.suppress(Exception):
                         publisher.publish_now()
@@ -205,7 +206,7 @@ class PassLoop:
         )
 
 
-def _is_crash(error: Exception) -> bool:
+def _is_crash(error: BaseException) -> bool:
     """Return whether a process or a node died; the user has to fix a constructor that raised."""
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return False

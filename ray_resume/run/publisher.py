@@ -8,6 +8,7 @@ and have the ledger commit their sources in one transaction. A crash costs what 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from ray_resume.checkpoint.backend import RunLease
 from ray_resume.failpoints import failpoint
 
 __all__ = ["Publisher"]
+
+logger = logging.getLogger("ray_resume")
 
 
 class Publisher:
@@ -80,6 +83,11 @@ class Publisher:
             try:
                 self.publish_now()
             except Exception as error:
+                logger.warning(
+                    "Publishing failed, and nothing more is published; the run goes on until its "
+                    "pass ends, and then raises: %s",
+                    error,
+                )
                 self._error = error
                 return
 

@@ -178,6 +178,16 @@ class FileFormat:
         header = options.get("include_header") if given is None else given.include_header
         return header is None or bool(header)
 
+    @property
+    def has_rows_apart(self) -> bool:
+        """Whether rows can be copied from such a file: JSON needs a line for each row."""
+        options = self.resolved()
+        return self.name != "json" or (
+            options.get("orient", "records") == "records"
+            and options.get("lines", True) is True
+            and not options.get("indent")
+        )
+
     def resolved(self) -> dict[str, Any]:
         """Return the options of one file: a copy, which its writer may change."""
         more = {} if self.options_fn is None else self.options_fn()

@@ -20,7 +20,6 @@ from ray.data.datasource import Datasink
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.core.output_schema import is_agreeable
-from ray_resume.core.shards import Shard
 from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.raydata.plan import Chain
 from ray_resume.raydata.signature import described_values
@@ -162,6 +161,16 @@ def _folder_target(
     target_bytes = options.target_file_bytes
     if target_bytes is not None and target_bytes < 1:
         raise ValueError(f"target_file_bytes must be at least 1, not {target_bytes}")
+    if target_bytes is not None and options.file_per_source:
+        raise ValueError(
+            "file_per_source gives each source files of its own, and target_file_bytes merges "
+            "files of several sources. Pass one of the two."
+        )
+    if target_bytes is not None and not file_format.has_rows_apart:
+        raise ValueError(
+            f"target_file_bytes merges files row by row, and {options.format} files with these "
+            "options do not have one line for each row. Leave out target_file_bytes, or them."
+        )
     folder = _folder(sink, chain, options.filesystem)
 
     def file_sink(this: Pass) -> FileSink:
@@ -172,7 +181,8 @@ def _folder_target(
             this.digests,
             this.client,
             options.commit_interval_s,
-            file_per_source=options.file_per_source,
+            # A file that cannot be cut into rows cannot be rewritten if one of its sources fails.
+            file_per_source=options.file_per_source or not file_format.has_rows_apart,
         )
 
     assert isinstance(chain.datasource, ResumableDatasource)
@@ -182,7 +192,7 @@ def _folder_target(
         output=output,
         layout=layout,
         target_bytes=target_bytes,
-        shard=chain.datasource.options.shard,
+        datasource=chain.datasource,
     )
     return Target(
         _described(options, partition_columns, schema),
@@ -198,10 +208,10 @@ def _tidy_at_end(
     output: FolderOutput,
     layout: Layout,
     target_bytes: int | None,
-    shard: Shard | None,
+    datasource: ResumableDatasource,
 ) -> None:
     """Give the files of a folder one schema, and tidy them, when a run is over."""
-    folder = output.folder
+    folder, shard = output.folder, datasource.options.shard
     schema, seen = None, output.seen_at_end
     agreed = storage.schemas().read() if layout.format.name in TYPED else None
     if agreed is not None:
@@ -216,6 +226,8 @@ def _tidy_at_end(
         copy,
         seen=seen,
         target_file_bytes=target_bytes,
+        max_rows=layout.format.max_rows,
+        own=datasource.sources.digests,
         shard=shard,
         wait_s=_TIDY_WAIT_S,
     )
@@ -229,7 +241,6 @@ def _tidy_at_end(
             folder,
             copy,
             seen=None if tidied.rewritten else seen,
-            target_file_bytes=target_bytes,
             wait_s=0,
         )
 

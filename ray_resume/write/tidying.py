@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
+from ray_resume.checkpoint.backend import CheckpointBackend, RunLease, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import SUPERSEDES, Contents
+from ray_resume.core.digests import Digests
 from ray_resume.core.filenames import stem_of
 from ray_resume.core.rewrites import (
     Rewrite,
@@ -35,16 +36,20 @@ from ray_resume.core.rewrites import (
 )
 from ray_resume.core.shards import Shard
 from ray_resume.core.snapshot import Snapshot
-from ray_resume.errors import ResumeError
+from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import failpoint
 from ray_resume.write.folder import Folder
 from ray_resume.write.formats import FileFormat
 from ray_resume.write.output import FolderOutput
 from ray_resume.write.row_copies import copy_rows
+from ray_resume.write.row_pieces import IncompatibleFilesError
 
 __all__ = ["Copy", "Tidied", "copied", "copy_here", "tidy_output"]
 
 logger = logging.getLogger("ray_resume")
+
+# A tidy that meets another run asks for so many rewrites whether that run is in their way.
+_MAX_QUESTIONS = 200
 
 Copy = Callable[[Sequence[tuple[Rewrite, str]]], Iterable[str | None]]
 """Writes the new file of each rewrite, under its name; returns what is wrong with each, or None."""
@@ -60,7 +65,14 @@ def copied(
 ) -> str | None:
     """Write the new file of a rewrite; return what is wrong with its old files, or None."""
     try:
-        copy_rows(folder, rewrite.parts, name, format=format, schema=schema)
+        try:
+            copy_rows(folder, rewrite.parts, name, format=format, schema=schema)
+        except IncompatibleFilesError:
+            if schema is None or len(rewrite.files) > 1:
+                raise
+            # Retyping has kept the file as it is, since values of its dead or live rows would
+            # change. Its live rows keep their types, too.
+            copy_rows(folder, rewrite.parts, name, format=format)
     except ResumeError as error:
         return str(error)
     failpoint("tidy.copied")
@@ -87,17 +99,22 @@ def tidy_output(
     *,
     seen: Snapshot | None = None,
     target_file_bytes: int | None = None,
+    max_rows: int | None = None,
+    own: Digests | None = None,
     shard: Shard | None = None,
     wait_s: float,
 ) -> Tidied:
     """Rewrite the files of the output that are not clean, and remove leftovers.
 
-    Files with sources of a live run stay as they are: that run, or a later one, tidies them.
+    Files with sources of a live run stay as they are: that run, or a later one, tidies them. If
+    all files have such sources, that is an error.
 
     Args:
         seen: the records that a run read when it removed leftovers at its end. By default the
             tidy reads the records, and removes leftovers.
         target_file_bytes: merge files of at most half of this size into files of about this size.
+        max_rows: the most rows of a merged file.
+        own: the sources whose files may be merged; by default, all.
         shard: leave files alone that have sources outside of this share.
         wait_s: how long to wait for another run on the same sources to end.
 
@@ -106,10 +123,20 @@ def tidy_output(
             be read or written. Committed output is as it was.
         OSError: the output cannot be read or written; likewise.
     """
-    tidying = _Tidying(storage, folder, target_file_bytes, shard)
     storage.identity()
     snapshot = storage.snapshot().snapshot if seen is None else seen
-    plan = tidying.plan(snapshot)
+    if target_file_bytes is None:
+        plan = plan_rewrites(snapshot, share=shard)
+    else:
+        plan = plan_rewrites(
+            snapshot,
+            sizes=dict(folder.sizes()),
+            target_bytes=target_file_bytes,
+            max_rows=max_rows,
+            own=own,
+            share=shard,
+        )
+    tidying = _Tidying(storage, folder, shard)
     if plan:
         return tidying.execute(snapshot, plan, copy, wait_s)
     if seen is None:
@@ -122,34 +149,17 @@ class _Tidying:
         self,
         storage: CheckpointBackend,
         folder: Folder,
-        target_bytes: int | None,
         shard: Shard | None,
     ) -> None:
-        self._storage, self._folder = storage, folder
-        self._target_bytes, self._shard = target_bytes, shard
+        self._storage, self._folder, self._shard = storage, folder, shard
         self._run_id = new_run_id()
         self._checkpoint_id = storage.identity()
-
-    def plan(self, snapshot: Snapshot) -> list[Rewrite]:
-        """Return what to rewrite of the files in ``snapshot``."""
-        if self._target_bytes is None:
-            return plan_rewrites(snapshot, share=self._shard)
-        return plan_rewrites(
-            snapshot,
-            sizes=dict(self._folder.sizes()),
-            target_bytes=self._target_bytes,
-            share=self._shard,
-        )
 
     def execute(
         self, snapshot: Snapshot, plan: Sequence[Rewrite], copy: Copy, wait_s: float
     ) -> Tidied:
         """Rewrite what is still to be rewritten, under a lease on the sources of ``plan``."""
-        claimed = snapshot.digests.take(records_in(snapshot, plan))
-        share = None if self._shard is None else (self._shard.index, self._shard.count)
-        owner = Owner.here(self._run_id, None if self._shard is None else str(self._shard))
-        claim = Claim(claimed.to_bytes(), share)
-        lease = self._storage.acquire(owner, claim, wait_s=wait_s)
+        plan, lease = self._claimed(snapshot, plan, wait_s)
         try:
             contents = self._storage.committed_by_dead_runs(self._run_id)
             plan = still_due(plan, contents.snapshot)
@@ -158,8 +168,7 @@ class _Tidying:
             ledger_lease, writer = self._storage.bind_ledger(self._run_id, lease).open(header)
             try:
                 failpoint("tidy.registered")
-                named = [(rewrite, self._name_for(rewrite)) for rewrite in plan]
-                done = self._copied(named, copy)
+                done = self._copied(plan, copy)
                 self._folder.sync(name for _, name in done)
                 failpoint("tidy.written")
                 moves = {old: new for one, name in done for old, new in moves_of(one, name).items()}
@@ -183,15 +192,50 @@ class _Tidying:
         finally:
             lease.end(wait_s=0)
 
-    def _copied(
-        self, named: Sequence[tuple[Rewrite, str]], copy: Copy
-    ) -> list[tuple[Rewrite, str]]:
+    def _claimed(
+        self, snapshot: Snapshot, plan: Sequence[Rewrite], wait_s: float
+    ) -> tuple[Sequence[Rewrite], RunLease]:
+        """Take a lease on the sources of ``plan``, or of those rewrites that no other run is in.
+
+        Raises:
+            CheckpointError: another run is at work on sources of each rewrite.
+        """
+        owner = Owner.here(self._run_id, None if self._shard is None else str(self._shard))
+        claim = self._claim_of(snapshot, plan)
+        try:
+            return plan, self._storage.acquire(owner, claim, wait_s=wait_s)
+        except CheckpointError:
+            # Each question reads the claims of other runs, which may be large.
+            free = [
+                rewrite
+                for rewrite in plan[:_MAX_QUESTIONS]
+                if self._storage.rival(self._claim_of(snapshot, [rewrite])) is None
+            ]
+            if not free:
+                raise
+        return free, self._storage.acquire(owner, self._claim_of(snapshot, free), wait_s=0)
+
+    def _claim_of(self, snapshot: Snapshot, plan: Sequence[Rewrite]) -> Claim:
+        digests = snapshot.digests.take(records_in(snapshot, plan))
+        share = None if self._shard is None else (self._shard.index, self._shard.count)
+        return Claim(digests.to_bytes(), share)
+
+    def _copied(self, plan: Sequence[Rewrite], copy: Copy) -> list[tuple[Rewrite, str]]:
+        """Write the new files; return the rewrites that succeeded, with the new file's name.
+
+        Files that cannot become one are tried in halves: one bad file keeps no other from it.
+        """
         done = []
-        for (rewrite, name), fault in zip(named, copy(named), strict=True):
-            if fault is None:
-                done.append((rewrite, name))
-            else:
-                logger.warning("Output files stay as they are: %s", fault)
+        while plan:
+            named = [(rewrite, self._name_for(rewrite)) for rewrite in plan]
+            plan = []
+            for (rewrite, name), fault in zip(named, copy(named), strict=True):
+                if fault is None:
+                    done.append((rewrite, name))
+                    continue
+                if len(rewrite.files) <= 2:
+                    logger.warning("Output files were not rewritten or merged: %s", fault)
+                plan += [half for half in rewrite.halves() if len(half.files) > 1 or half.is_needed]
         return done
 
     def _name_for(self, rewrite: Rewrite) -> str:

@@ -80,6 +80,23 @@ def test_live_rows_move_to_a_new_file_and_records_keep_their_completion() -> Non
     ]
 
 
+def test_a_source_keeps_the_order_of_its_rows() -> None:
+    late, early = FilePart("f", 0, 2, 3), FilePart("g", 0, 1, 2)
+    record, other = done("a", early, late), done("b", FilePart("g", 1, 1, 2), sequence=2)
+    snapshot = snapshot_of({RUN: [record, other]})
+    (rewrite,) = plan_rewrites(snapshot, sizes={"f": 1.0, "g": 1.0}, target_bytes=10)
+    assert rewrite == Rewrite(("f", "g"), (early, late, *other.parts))
+    assert rewrite.is_needed
+    assert rewrite.halves() == [
+        Rewrite(("f",), (late,)),
+        Rewrite(("g",), (early, *other.parts)),
+    ]
+    assert [half.is_needed for half in rewrite.halves()] == [True, False]
+    moves = moves_of(rewrite, "new")
+    new = {one.source_id: one for one in superseding(snapshot, ["f", "g"], moves, sequence=2)}
+    assert new["a"].parts == (FilePart("new", 0, 3, 4),)
+
+
 def test_parts_of_a_source_that_come_to_stand_together_are_one() -> None:
     record = done("a", FilePart("f", 0, 2, 3), FilePart("g", 0, 1, 2))
     snapshot = snapshot_of({RUN: [record]})
@@ -107,10 +124,15 @@ def test_a_share_leaves_files_alone_that_others_have_rows_in() -> None:
 def test_small_files_of_a_folder_are_merged_and_large_ones_stay() -> None:
     sizes = {f"d=1/{n}.json": 3.0 for n in range(5)} | {"d=2/x.json": 1.0, "y.json": 1.0}
     sizes |= {"d=1/large.json": 6.0, "d=1/z.json.gz": 1.0, "d=1/w.json.gz": 2.0}
-    assert merge_groups(sizes, 10) == [
-        ["d=1/0.json", "d=1/1.json", "d=1/2.json", "d=1/3.json"],
-        ["d=1/w.json.gz", "d=1/z.json.gz"],
-    ]
+    uses = {file: FileUse(5, 5) for file in sizes}
+    gzipped = ["d=1/w.json.gz", "d=1/z.json.gz"]
+    whole = ["d=1/0.json", "d=1/1.json", "d=1/2.json", "d=1/3.json"]
+    assert merge_groups(uses, sizes, 10) == [whole, gzipped]
+    assert merge_groups(uses, sizes, 10, max_rows=10) == [whole[:2], whole[2:], gzipped]
+    # Another pipeline may have written lines of another kind.
+    uses["d=1/1.json"] = FileUse(5, 5, pipeline=7)
+    uses["d=1/w.json.gz"] = FileUse(5, 5, pipeline=-1)
+    assert merge_groups(uses, sizes, 10) == [["d=1/0.json", *whole[2:], "d=1/4.json"]]
     snapshot = snapshot_of({RUN: [A, B, C]})
     plan = plan_rewrites(snapshot, sizes={"f": 8.0, "g": 3.0, "stranger": 1.0}, target_bytes=10)
     assert [rewrite.files for rewrite in plan] == [("f", "g")]

@@ -257,12 +257,8 @@ class World:
         plan = plan_rewrites(snapshot, sizes=sizes if merge else None, target_bytes=6)
         if self.rules.counts_rows:
             return plan
-        return [one for one in plan if len(one.files) > 1 or not self._has_its_parts(one)]
-
-    def _has_its_parts(self, rewrite: Rewrite) -> bool:
-        """Call a file clean if it has as many parts as it was written with sources."""
-        (file,) = rewrite.files
-        return len(rewrite.parts) >= len({source for source, *_ in self.folder[file]})
+        # A file with two parts is called clean, whatever else was in it.
+        return [one for one in plan if len(one.files) > 1 or len(one.parts) < 2]
 
     def rows_of(self, parts: Iterable[FilePart]) -> list[Row]:
         """Read parts of files; an empty file takes the place of one that is gone."""

@@ -26,7 +26,13 @@ from typing_extensions import override
 from ray_resume.checkpoint.backend import CheckpointBackend, LedgerBinding
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.checkpoint.local.lease import Lease, exclusive_lock, known_runs, live_runs
+from ray_resume.checkpoint.local.lease import (
+    Lease,
+    exclusive_lock,
+    first_rival,
+    known_runs,
+    live_runs,
+)
 from ray_resume.checkpoint.local.lmdb_file import (
     WriterFile,
     remove_half_made,
@@ -122,6 +128,11 @@ class LocalBackend(CheckpointBackend):
     @override
     def acquire(self, owner: Owner, claim: Claim, *, wait_s: float) -> Lease:
         return Lease.acquire(self.path, owner, claim, wait_s=wait_s)
+
+    @override
+    def rival(self, claim: Claim) -> Owner | None:
+        with exclusive_lock(self.path):
+            return first_rival(self.path, claim)
 
     @override
     def bind_ledger(self, run_id: str, lease: Lease) -> LocalLedgerBinding:

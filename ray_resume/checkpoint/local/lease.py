@@ -37,7 +37,7 @@ from ray_resume.core.filenames import is_usual_run
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 
-__all__ = ["Lease", "exclusive_lock", "known_runs", "live_runs"]
+__all__ = ["Lease", "exclusive_lock", "first_rival", "known_runs", "live_runs"]
 
 _SUFFIX = ".lease"
 _LOCK_FILE = "lock"
@@ -68,7 +68,7 @@ class Lease:
         path = directory / f"{owner.run_id}{_SUFFIX}"
         while True:
             with exclusive_lock(directory):
-                rival = _first_rival(directory, claim)
+                rival = first_rival(directory, claim)
                 if rival is None:
                     return cls._create(path, owner, claim)
             if time.monotonic() >= deadline:
@@ -253,7 +253,11 @@ def _lease_files(directory: Path) -> list[Path]:
     ]
 
 
-def _first_rival(directory: Path, claim: Claim) -> Owner | None:
+def first_rival(directory: Path, claim: Claim) -> Owner | None:
+    """Return the owner of a live run that shares a source with ``claim``; remove dead leases.
+
+    Call this under :func:`exclusive_lock`.
+    """
     for path in _lease_files(directory):
         if not _is_held(path):
             # Its run was killed. The run's writer file has its records; the lease adds nothing.

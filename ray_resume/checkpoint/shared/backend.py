@@ -155,6 +155,10 @@ class SharedBackend(CheckpointBackend):
         )
 
     @override
+    def rival(self, claim: Claim) -> Owner | None:
+        return self._leases.rival(claim, "")
+
+    @override
     def bind_ledger(self, run_id: str, lease: SharedLease) -> SharedLedgerBinding:
         return SharedLedgerBinding(
             self._objects, run_id, str(lease.lock.path), self._ttl_s, self._publish_interval_s
