@@ -5,7 +5,8 @@ type ``null``, integers may be narrower, a struct may lack a field. Readers of a
 types of one file for those of all, and fail. So a run agrees on one schema as it goes on. It only
 ever widens, and only to types that hold every value: ``null`` becomes any type, integers and
 decimals become wider, integers beside floats become ``float64`` (where a value would not survive
-that, its rows are refused), times get the finer unit, structs get all fields.
+that, both sources are refused), times get the finer unit, structs get all fields. It is made of
+what each source has, so a type that no source has any more can be taken out.
 
 Columns of extension types, such as Ray's tensors, stay as they are: their shapes differ from source
 to source, and plain Ray Data writes them so.
@@ -16,19 +17,27 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
+from ray_resume.core.common_types import Limits, is_left_alone
+from ray_resume.core.variants import ClashError, Variant, Variants, included, type_of
 from ray_resume.errors import ResumeError
 
-__all__ = ["OutputSchema", "SchemaMismatchError", "conform", "is_agreeable", "unifiable"]
+__all__ = [
+    "OutputSchema",
+    "SchemaMismatchError",
+    "asked",
+    "conform",
+    "is_agreeable",
+    "unifiable",
+]
 
-_SIGNED = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
-_UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
-_UNITS = ("s", "ms", "us", "ns")
+# Where a schema that is asked for says what values of a column do not fit into.
+_LIMITS = b"ray_resume.limits"
 
 
 class SchemaMismatchError(ResumeError):
@@ -45,46 +54,59 @@ class OutputSchema:
 
     Args:
         schema: without metadata, and without columns of extension types.
-        origins: by column, the id of the source that gave the column its type.
+        variants: by column, the types that it has in the output of sources, of which that in
+            ``schema`` is made. A column that is not in it has its type whatever becomes of sources.
         stale: whether there may be files that were written before the schema became this one.
         given: whether the user gave the schema: then nothing widens it.
     """
 
     schema: pa.Schema
-    origins: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, Variants] = field(default_factory=dict)
     stale: bool = False
     given: bool = False
 
-    def widened(self, schema: pa.Schema, source_id: str) -> OutputSchema:
+    @property
+    def sources(self) -> set[str]:
+        """The ids of the sources that are known to have one of the types."""
+        every = itertools.chain.from_iterable(self.variants.values())
+        return {source for variant in every for source in variant.sources}
+
+    def widened(self, schema: pa.Schema, source_id: str | None) -> OutputSchema:
         """Return what holds ``schema``, the rows of ``source_id``, as well; itself if it does.
+
+        Args:
+            schema: may say what values do not fit into, see :func:`asked`.
+            source_id: None if it is not known.
 
         Raises:
             SchemaMismatchError: no type of a column holds the values of both without loss.
         """
-        fields = {one.name: one.type for one in self.schema}
-        origins = dict(self.origins)
-        for one in schema:
-            if _is_left_alone(one.type):
-                continue
-            known = fields.get(one.name)
-            kind = one.type if known is None else _common(known, one.type)
-            if kind is None:
-                raise SchemaMismatchError(
-                    one.name,
-                    f"has type {known} in the output of {origins.get(one.name, 'another run')}, "
-                    f"and type {one.type} in that of {source_id}, and no type holds the values of "
-                    "both. Have the UDFs return one type for it, or pass schema= to "
-                    "resumable_write to have rows cast.",
-                )
-            if kind != known:
-                fields[one.name] = kind
-                # If two sources made a type together, the first one is still named.
-                if known is None or pa.types.is_null(known):
-                    origins[one.name] = source_id
-        wider = pa.schema(list(fields.items()))
-        if wider.equals(self.schema):
+        sources = () if source_id is None else (source_id,)
+        return self._including(
+            (one.name, [Variant(one.type, _limits_in(one), sources, many=source_id is None)])
+            for one in schema
+            if not is_left_alone(one.type)
+        )
+
+    def _including(self, columns: Iterable[tuple[str, Iterable[Variant]]]) -> OutputSchema:
+        variants = {one.name: self._variants_of(one) for one in self.schema}
+        before = dict(variants)
+        for name, new in columns:
+            try:
+                variants[name] = included(variants.get(name, ()), new)
+            except ClashError as clash:
+                raise SchemaMismatchError(name, _problem(clash)) from None
+        if all(variants[name] is before.get(name) for name in variants):
             return self
-        return OutputSchema(wider, origins, stale=self.stale or len(self.schema) > 0)
+        return self._made_of(variants)
+
+    def _made_of(self, variants: Mapping[str, Variants]) -> OutputSchema:
+        schema = pa.schema([(name, type_of(some)) for name, some in variants.items()])
+        changed = len(self.schema) > 0 and not schema.equals(self.schema)
+        return OutputSchema(schema, variants, stale=self.stale or changed)
+
+    def _variants_of(self, one: pa.Field) -> Variants:
+        return self.variants.get(one.name) or (Variant(one.type, many=True),)
 
     def merged(self, other: OutputSchema) -> OutputSchema:
         """Return what holds both; stale unless both are the same and neither is.
@@ -95,13 +117,25 @@ class OutputSchema:
         if self.given or other.given:
             # The one that was given last is not known; the sink of the next run says it again.
             chosen = self if self.given else other
-            return OutputSchema(chosen.schema, chosen.origins, stale=True, given=True)
-        both = self
-        for one in other.schema:
-            source_id = other.origins.get(one.name, "another run")
-            both = both.widened(pa.schema([one]), source_id)
+            return replace(chosen, stale=True)
+        both = self._including((one.name, other._variants_of(one)) for one in other.schema)
         same = both.schema.equals(self.schema) and both.schema.equals(other.schema)
-        return OutputSchema(both.schema, both.origins, stale=self.stale or other.stale or not same)
+        return replace(both, stale=self.stale or other.stale or not same)
+
+    def without(self, gone: Collection[str]) -> OutputSchema:
+        """Return what the other sources alone need; itself if these sources have no part in it.
+
+        Args:
+            gone: ids of sources that have no output, or are to be processed again.
+        """
+        if self.given or not self.sources & set(gone):
+            return self
+        variants: dict[str, Variants] = {}
+        for one in self.schema:
+            left = tuple(v for each in self._variants_of(one) if (v := each.without(gone)))
+            if left:
+                variants[one.name] = left
+        return self._made_of(variants)
 
     def to_bytes(self) -> bytes:
         """Encode for a checkpoint: plain data only."""
@@ -109,7 +143,9 @@ class OutputSchema:
         return json.dumps(
             {
                 "schema": schema,
-                "origins": dict(self.origins),
+                "variants": {
+                    name: [one.to_plain() for one in some] for name, some in self.variants.items()
+                },
                 "stale": self.stale,
                 "given": self.given,
             }
@@ -127,7 +163,10 @@ class OutputSchema:
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(content["schema"])))
             return cls(
                 schema,
-                {str(column): str(source) for column, source in content["origins"].items()},
+                {
+                    str(column): tuple(map(Variant.from_plain, some))
+                    for column, some in content.get("variants", {}).items()
+                },
                 stale=content["stale"] is True,
                 given=content["given"] is True,
             )
@@ -146,7 +185,38 @@ def unifiable(schema: pa.Schema) -> pa.Schema:
     Columns of extension types are left out here, where their types are known. A process that has
     not loaded those types decodes them as what they are stored as.
     """
-    return pa.schema([one for one in schema if not _is_left_alone(one.type)])
+    return pa.schema([one for one in schema if not is_left_alone(one.type)])
+
+
+def asked(schema: pa.Schema, limits: Mapping[str, Limits]) -> pa.Schema:
+    """Return the columns of ``schema`` that can be agreed on, with the limits of their values."""
+    return pa.schema(
+        [
+            pa.field(one.name, one.type, metadata=_with_limits(limits.get(one.name)))
+            for one in unifiable(schema)
+        ]
+    )
+
+
+def _with_limits(limits: Limits | None) -> dict[bytes, bytes] | None:
+    if not limits:
+        return None
+    return {_LIMITS: json.dumps(sorted([list(path), target] for path, target in limits)).encode()}
+
+
+def _limits_in(one: pa.Field) -> Limits:
+    found = (one.metadata or {}).get(_LIMITS)
+    limits = [] if found is None else json.loads(found)
+    return frozenset((tuple(path), target) for path, target in limits)
+
+
+def _problem(clash: ClashError) -> str:
+    one, other = clash.one, clash.other
+    return (
+        f"has type {one.kind} in the output of {one.origin}, and type {other.kind} in that of "
+        f"{other.origin}, and no type holds the values of both. Have the UDFs return one type for "
+        "it, or pass schema= to resumable_write to have rows cast."
+    )
 
 
 def conform(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> pa.Table:
@@ -180,7 +250,7 @@ def conform(table: pa.Table, schema: pa.Schema, *, exactly: bool = False) -> pa.
     for one in table.schema:
         if one.name in known:
             continue
-        if exactly or not (_is_left_alone(one.type) or _is_stored_extension(one)):
+        if exactly or not (is_left_alone(one.type) or _is_stored_extension(one)):
             raise SchemaMismatchError(one.name, "is in the rows, and not in the schema")
         columns.append(table.column(one.name))
         fields.append(one)
@@ -270,118 +340,3 @@ def _is_stored_extension(one: pa.Field) -> bool:
     """Say whether a column has an extension type, which this process has not loaded."""
     inside = (one.type.field(i) for i in range(one.type.num_fields))
     return b"ARROW:extension:name" in (one.metadata or {}) or any(map(_is_stored_extension, inside))
-
-
-def _is_left_alone(kind: pa.DataType) -> bool:
-    if isinstance(kind, pa.BaseExtensionType):
-        return True
-    if isinstance(kind, pa.DictionaryType):
-        return _is_left_alone(kind.value_type)
-    return any(_is_left_alone(kind.field(i).type) for i in range(kind.num_fields))
-
-
-def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Return the narrowest type that holds the values of both, None if there is none."""
-    if one == other or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    if isinstance(one, pa.DictionaryType) or isinstance(other, pa.DictionaryType):
-        return _common(_plain(one), _plain(other))
-    for common in (_number, _text, _time, _nested):
-        kind = common(one, other)
-        if kind is not None:
-            return kind
-    return None
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if isinstance(kind, pa.DictionaryType) else kind
-
-
-def _number(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    kinds = (one, other)
-    if all(map(pa.types.is_integer, kinds)):
-        return _integer(one, other)
-    if all(map(pa.types.is_floating, kinds)):
-        return max(kinds, key=lambda kind: kind.bit_width)
-    if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds):
-        return pa.float64()
-    if all(map(pa.types.is_decimal, kinds)):
-        scale = max(one.scale, other.scale)
-        precision = scale + max(one.precision - one.scale, other.precision - other.scale)
-        if precision <= 38:
-            return pa.decimal128(precision, scale)
-        return pa.decimal256(precision, scale) if precision <= 76 else None
-    return None
-
-
-def _integer(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    widest = max(one.bit_width, other.bit_width)
-    if one in _SIGNED and other in _SIGNED:
-        return next(kind for kind in _SIGNED if kind.bit_width == widest)
-    if one in _UNSIGNED and other in _UNSIGNED:
-        return next(kind for kind in _UNSIGNED if kind.bit_width == widest)
-    signed, unsigned = (one, other) if one in _SIGNED else (other, one)
-    needed = max(signed.bit_width, 2 * unsigned.bit_width)
-    return next((kind for kind in _SIGNED if kind.bit_width >= needed), None)
-
-
-def _text(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    for kinds, large in (
-        ((pa.string(), pa.large_string(), pa.string_view()), pa.large_string()),
-        ((pa.binary(), pa.large_binary(), pa.binary_view()), pa.large_binary()),
-    ):
-        if one in kinds and other in kinds:
-            return large if large in (one, other) else kinds[0]
-    return None
-
-
-def _time(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_timestamp(one) and pa.types.is_timestamp(other):
-        return pa.timestamp(_finer(one, other), one.tz) if one.tz == other.tz else None
-    if pa.types.is_duration(one) and pa.types.is_duration(other):
-        return pa.duration(_finer(one, other))
-    if pa.types.is_time(one) and pa.types.is_time(other):
-        unit = _finer(one, other)
-        return pa.time32(unit) if unit in ("s", "ms") else pa.time64(unit)
-    return None
-
-
-def _finer(one: pa.DataType, other: pa.DataType) -> str:
-    return max(str(one.unit), str(other.unit), key=_UNITS.index)
-
-
-def _nested(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_struct(one) and pa.types.is_struct(other):
-        return _struct(list(one), list(other))
-    if pa.types.is_map(one) and pa.types.is_map(other):
-        key, item = _common(one.key_type, other.key_type), _common(one.item_type, other.item_type)
-        return None if key is None or item is None else pa.map_(key, item)
-    if _is_list(one) and _is_list(other):
-        value = _common(one.value_type, other.value_type)
-        if value is None:
-            return None
-        if pa.types.is_large_list(one) or pa.types.is_large_list(other):
-            return pa.large_list(value)
-        sizes = {getattr(kind, "list_size", None) for kind in (one, other)}
-        size = sizes.pop() if len(sizes) == 1 else None
-        return pa.list_(value) if size is None else pa.list_(value, size)
-    return None
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-
-
-def _struct(one: Sequence[pa.Field], other: Sequence[pa.Field]) -> pa.DataType | None:
-    fields: dict[str, pa.DataType] = {}
-    for each in itertools.chain(one, other):
-        known = fields.get(each.name)
-        kind = each.type if known is None else _common(known, each.type)
-        if kind is None:
-            return None
-        fields[each.name] = kind
-    return pa.struct(list(fields.items()))

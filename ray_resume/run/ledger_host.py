@@ -48,9 +48,10 @@ class LedgerHost:
         self._agreement = Agreement(
             spec.binding.schemas(),
             spec.run_id,
-            self.name_of,
+            self._id_of_asking,
             afresh=spec.schema_afresh,
             stale=spec.first_sequence > 0,
+            gone=spec.schema_gone,
         )
         # `_lock` guards the ledger and the counts, for moments only. A thread that holds it may
         # enter the committer; the committer never calls the host, so the order is always the same.
@@ -121,6 +122,10 @@ class LedgerHost:
         """Agree on a schema for the output; see `Agreement.widen`."""
         self._committer.check_open()
         return self._agreement.widen(asked, given)
+
+    def _id_of_asking(self, source: int) -> str | None:
+        with self._lock:
+            return self._id_of_pending(source)
 
     def name_of(self, source: int) -> str:
         """Return the id of a source, for messages; a complete one is called by its number."""

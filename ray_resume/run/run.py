@@ -23,7 +23,7 @@ from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.core.binding import binding_sources
+from ray_resume.core.binding import binding_sources, gone_sources
 from ray_resume.core.code import Code
 from ray_resume.core.identity import HEADER_KEY
 from ray_resume.core.planning import Listing, Policies, what_to_do
@@ -209,6 +209,14 @@ class Run:
         """Say whether no output is to stay, of any shard, and no other run is at work."""
         return not contents.live and not binding_sources(contents.snapshot, todo).any()
 
+    def _gone_sources(self, todo: ResumePlan, contents: Contents) -> frozenset[str]:
+        """Return the sources that gave the output types, and have no output that is to stay."""
+        if contents.live:
+            return frozenset()
+        known = self._plan.storage.schemas().sources()
+        stays = binding_sources(contents.snapshot, todo)
+        return gone_sources(known, contents.snapshot, stays)
+
     def _passes(
         self,
         handle: Any,
@@ -294,6 +302,7 @@ class Run:
             code=self._plan.code.digest(),
             commit_at_the_end=self._plan.publish is not None,
             schema_afresh=self._is_afresh(todo, contents),
+            schema_gone=self._gone_sources(todo, contents),
             faults=armed(),
             header=self._header(),
         )

@@ -28,6 +28,7 @@ class RunSpec:
         header: what the run's file says about the run.
         commit_at_the_end: the sink publishes, so what is complete is committed after publication.
         schema_afresh: no output of earlier runs is to stay, so its types do not bind this run.
+        schema_gone: the ids of sources whose output is not to stay, if they have given types.
         code: the digest of the code that the pipeline runs.
         driver: the identity of the driver's process, with which the ledger's ends.
         faults: the faults that a test has armed; the ledger's process arms them on arrival.
@@ -43,6 +44,7 @@ class RunSpec:
     header: Mapping[str, Any]
     commit_at_the_end: bool = False
     schema_afresh: bool = False
+    schema_gone: frozenset[str] = frozenset()
     code: str = ""
     driver: str = field(default_factory=this_process)
     faults: tuple[Fault, ...] = ()

@@ -11,9 +11,17 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from ray_resume.core.common_types import Limits, limits_of
 from ray_resume.core.messages import Failure
-from ray_resume.core.output_schema import SchemaMismatchError, conform, is_agreeable, unifiable
+from ray_resume.core.output_schema import (
+    SchemaMismatchError,
+    asked,
+    conform,
+    is_agreeable,
+    unifiable,
+)
 from ray_resume.core.tokens import MODULUS
+from ray_resume.core.variants import MAX_NAMED
 from ray_resume.errors import ResumeError
 from ray_resume.run.client import LedgerClient
 from ray_resume.write.formats import TYPED
@@ -56,13 +64,23 @@ class Conformity:
         return kept, failures
 
     def _agreed(self, rows: Iterable[SourceRows]) -> pa.Schema:
-        asked: dict[bytes, int] = {}
-        for some in rows:
-            schema = self.layout.agreed_columns(some.table.schema)
-            asked.setdefault(_encoded(schema), int(some.sources[0]))
-        agreed = pa.ipc.read_schema(pa.py_buffer(self.client.agree(list(asked.items()))))
+        schemas = [asking for some in rows for asking in self._asked(some)]
+        agreed = pa.ipc.read_schema(pa.py_buffer(self.client.agree(schemas)))
         # Other runs may have had other partition columns.
         return self.layout.agreed_columns(agreed)
+
+    def _asked(self, some: SourceRows) -> Iterator[tuple[bytes, int]]:
+        """Yield the schema of rows, with the limits of their values, and a source that has it."""
+        columns = self.layout.agreed_columns(some.table.schema)
+        limits = _limits(some.table, columns)
+        parts = [(limits, some)]
+        if limits and len(some) <= MAX_NAMED:
+            parts = [(_limits(one.table, columns), one) for one in some.alone()]
+        for found, part in parts:
+            encoded = bytes(asked(columns, found).serialize().to_pybytes())
+            # Of more than that, the ledger keeps none.
+            for source in part.sources[: MAX_NAMED + 1].tolist():
+                yield encoded, source
 
     def _conform(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
         if self.layout.schema is not None:
@@ -86,6 +104,11 @@ class Conformity:
                 if self.layout.schema is None:
                     raise ResumeError(text) from error
                 failures.append(Failure(drain.source, -drain.delta % MODULUS, drain.rows, text))
+
+
+def _limits(table: pa.Table, columns: pa.Schema) -> dict[str, Limits]:
+    every = {name: limits_of(table.column(name)) for name in columns.names}
+    return {name: limits for name, limits in every.items() if limits}
 
 
 def _encoded(schema: pa.Schema) -> bytes:

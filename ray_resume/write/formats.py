@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import pyarrow as pa
@@ -169,6 +169,17 @@ class FileFormat:
         if self.name == "orc":
             return importlib.import_module("pyarrow.orc").ORCFile(file).read()
         return importlib.import_module("pyarrow.feather").read_table(file)
+
+    def compressed_as(self, file: IO[bytes]) -> FileFormat:
+        """Return the same format with the compression of a file, if that is one of Parquet."""
+        if self.name != "parquet":
+            return self
+        groups = importlib.import_module("pyarrow.parquet").ParquetFile(file).metadata
+        if not groups.num_row_groups or not groups.num_columns:
+            return self
+        codec = groups.row_group(0).column(0).compression
+        codec = "NONE" if codec == "UNCOMPRESSED" else codec
+        return replace(self, options={**self.options, "compression": codec})
 
     @property
     def has_header(self) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_resume.core.filenames import stem_of
+from ray_resume.core.output_schema import OutputSchema
 from ray_resume.core.parts import FilePart
 from ray_resume.core.tokens import SourceArray
 from ray_resume.errors import ResumeError
@@ -20,7 +21,7 @@ from ray_resume.write.formats import FileFormat
 from ray_resume.write.partitions import partitions_of
 from ray_resume.write.source_rows import SourceRows
 
-__all__ = ["Layout", "unwritten"]
+__all__ = ["Layout", "columns_in", "unwritten"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Layout:
         """Return those columns of ``schema`` that files have."""
         kept = [one for one in schema if one.name not in self.partition_columns]
         return pa.schema(kept, metadata=schema.metadata)
+
+    def whole_schema(self, agreed: OutputSchema) -> pa.Schema:
+        """Return the schema of the output, with the columns that name folders."""
+        # A schema of the user's has metadata as well, which is not agreed on.
+        return self.schema if agreed.given and self.schema is not None else agreed.schema
 
     def write_files(
         self, folder: Folder, prefix: str, digest: bytes | None, rows: SourceRows
@@ -73,6 +79,15 @@ class Layout:
 
     def _write_file(self, table: pa.Table, file: IO[bytes]) -> None:
         self.format.write_table(table, file)
+
+
+def columns_in(subfolder: str, schema: pa.Schema) -> pa.Schema:
+    """Return the columns of files in ``subfolder``, whose name has the values of the others.
+
+    Files of an earlier run may be in folders that are called after other columns than this run's.
+    """
+    keys = {part.partition("=")[0] for part in subfolder.split("/") if "=" in part}
+    return pa.schema([one for one in schema if one.name not in keys], metadata=schema.metadata)
 
 
 def _parts_of(name: str, sources: SourceArray) -> Iterator[tuple[int, FilePart]]:

@@ -64,10 +64,12 @@ def resumable_write(
             change, if it has a column that is not in it, or lacks one that is. Its error names the
             column. By default all Parquet, ORC and Feather files get one schema. It widens as rows
             come, where no value changes: null becomes any type, numbers become wider, times finer,
-            structs get all fields. A missing column is null. The run writes files from
-            before that again at its end, unless another run is at work (then that or the next one
-            does). Other types are an error that names two sources. Columns of extension types stay
-            as they are. A column that is null everywhere has the type null.
+            structs get all fields. A missing column is null. Once the source that made a type wide
+            is processed again, or gone, it becomes narrow again. The run writes files from before
+            such changes again at its end, unless another run is at work (then that or the next one
+            does). Other types are an error that names two sources, and so are integers beyond 2**53
+            beside floats, whichever comes first. Columns of extension types stay as they are. A
+            column that is null everywhere has the type null.
         commit_interval_s: finished rows wait at most so long in a write task before they are
             written, and their sources can be committed. A kill costs each worker so much work. Less
             makes more files.

@@ -7,18 +7,20 @@ records are committed in one step, under a lease on everything; only then the ol
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.core.records import Record, encode
+from ray_resume.core.output_schema import OutputSchema, SchemaMismatchError
+from ray_resume.core.records import Record, State, encode
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import failpoint
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout
-from ray_resume.write.rewriting import rewrite_in_tasks
+from ray_resume.write.rewriting import rewrite_in_tasks, schemas_in_tasks
 
 __all__ = ["retype_output"]
 
@@ -47,20 +49,20 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
         logger.warning("Files with types of their own stay for now: %s", error)
         return
     try:
+        names = storage.schemas().names()
         agreed = storage.schemas().read()
         assert agreed is not None
         contents = storage.committed_by_dead_runs(run_id)
         records = [record for record in contents.snapshot if record.files]
+        agreed = _needed(folder, layout, agreed, records)
         files = sorted({file for record in records for file in record.files})
-        # The user's own has metadata as well, which is not agreed on.
-        given = layout.schema if agreed.given else None
-        schema = layout.agreed_columns(agreed.schema if given is None else given)
-        done = rewrite_in_tasks(folder, layout, files, schema)
+        done = rewrite_in_tasks(folder, layout, files, layout.whole_schema(agreed))
         failpoint("retyping.written")
         if done.kept:
             name, reason = next(iter(done.kept.items()))
             logger.warning(
-                "%d output files keep types of their own, %s/%s for one: %s",
+                "%d output files keep types of their own, %s/%s for one: %s. Process their sources "
+                "again, or have the UDFs return one type.",
                 len(done.kept),
                 folder.uri,
                 name,
@@ -75,11 +77,32 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
         lease.check()
         for name in done.renamed:
             folder.remove(name)
-        storage.schemas().settle(run_id, replace(agreed, stale=False))
+        # Another run tries again where files could not be given the schema.
+        settled = replace(agreed, stale=bool(done.kept))
+        storage.schemas().settle(run_id, settled, names)
     except OSError as error:
         raise ResumeError(f"The output {folder.uri} was not given one schema: {error}") from error
     finally:
         lease.end(wait_s=0)
+
+
+def _needed(
+    folder: Folder, layout: Layout, agreed: OutputSchema, records: Sequence[Record]
+) -> OutputSchema:
+    """Return the schema that was agreed on, widened by earlier output that is to be replaced.
+
+    A run does not count the types of sources that it processes again. If one of them has failed,
+    its earlier output is still there.
+    """
+    if agreed.given:
+        return agreed
+    waiting = [record for record in records if record.state is not State.COMPLETED]
+    owner = {file: record.source_id for record in waiting for file in record.files}
+    for file, schema in schemas_in_tasks(folder, layout, sorted(owner)).items():
+        # If nothing holds both, its file is kept as it is.
+        with contextlib.suppress(SchemaMismatchError):
+            agreed = agreed.widened(schema, owner[file])
+    return agreed
 
 
 def _superseding(

@@ -214,11 +214,11 @@ def _tidy_at_end(
     folder, shard = output.folder, datasource.options.shard
     schema, seen = None, output.seen_at_end
     agreed = storage.schemas().read() if layout.format.name in TYPED else None
+    if agreed is not None and agreed.stale:
+        retype_output(storage, folder, layout)
+        agreed, seen = storage.schemas().read(), None
     if agreed is not None:
-        if agreed.stale:
-            retype_output(storage, folder, layout)
-            seen = None
-        schema = layout.agreed_columns(agreed.schema)
+        schema = layout.whole_schema(agreed)
     copy = copy_in_tasks(folder, layout, schema)
     tidied = tidy_output(
         storage,

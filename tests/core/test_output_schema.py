@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import decimal
 from typing import Any
@@ -11,12 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_resume.core.common_types import limits_of
 from ray_resume.core.output_schema import (
     OutputSchema,
     SchemaMismatchError,
+    asked,
     conform,
     unifiable,
 )
+from ray_resume.core.retyped import retype
+from ray_resume.core.variants import MAX_NAMED
 
 UNIFIED = [
     (pa.null(), pa.string(), pa.string()),
@@ -106,38 +111,128 @@ COLUMNS = st.one_of([st.lists(st.none() | values, min_size=1, max_size=5) for va
 TYPES: list[Any] = [None, pa.int8(), pa.int32(), pa.uint16(), pa.float32(), pa.large_string()]
 
 
-@given(st.lists(st.tuples(COLUMNS, st.sampled_from(TYPES)), max_size=5))
-def test_no_value_changes(columns: list[Any]) -> None:
+def arrays_of(columns: list[Any]) -> list[pa.Array]:
     arrays = []
     for values, kind in columns:
-        try:
+        with contextlib.suppress(pa.ArrowException, TypeError, OverflowError, UnicodeError):
             arrays.append(pa.array(values, kind))
-        except (pa.ArrowException, TypeError, OverflowError, UnicodeError):
-            continue
+    return arrays
+
+
+def asked_for(array: pa.Array) -> pa.Schema:
+    """Return the schema that a sink asks for."""
+    return asked(pa.schema([("x", array.type)]), {"x": limits_of(pa.chunked_array([array]))})
+
+
+@given(st.lists(st.tuples(COLUMNS, st.sampled_from(TYPES)), max_size=5))
+def test_no_value_changes(columns: list[Any]) -> None:
     schema = OutputSchema(pa.schema([]))
     included = []
-    for number, array in enumerate(arrays):
+    for number, array in enumerate(arrays_of(columns)):
         try:
-            schema = schema.widened(pa.schema([("x", array.type)]), str(number))
+            schema = schema.widened(asked_for(array), str(number))
         except SchemaMismatchError:
             continue
-        included.append(array)
-    for array in included:
+        included.append((str(number), array))
+    for source_id, array in included:
         # What is in it does not widen it again.
-        assert schema.widened(pa.schema([("x", array.type)]), "again") is schema
-        try:
-            made = conform(pa.table({"x": array}), schema.schema)
-        except SchemaMismatchError:
-            assert pa.types.is_integer(array.type)
-            assert any(abs(value) > 2**53 for value in array.to_pylist() if value is not None)
-            continue
+        assert schema.widened(asked_for(array), source_id) is schema
+        assert schema.widened(asked_for(array), "another").schema == schema.schema
+        table = pa.table({"x": array})
+        made = conform(table, schema.schema)
         assert made.schema.equals(schema.schema)
         for before, after in zip(array.to_pylist(), made.column("x").to_pylist(), strict=True):
             if isinstance(before, dict):
                 assert {**dict.fromkeys(after), **before} == after
             else:
                 assert before == after
+        # Rows can be given the types back that they had.
+        assert retype(made, table.schema).equals(table)
     assert OutputSchema.from_bytes(schema.to_bytes()) == schema
+
+
+@given(st.lists(st.tuples(COLUMNS, st.sampled_from(TYPES)), min_size=2, max_size=4))
+def test_the_order_of_sources_does_not_matter(columns: list[Any]) -> None:
+    arrays = arrays_of(columns)
+    found: list[Any] = []
+    for order in (arrays, arrays[::-1], arrays[1:] + arrays[:1]):
+        schema = OutputSchema(pa.schema([]))
+        try:
+            for number, array in enumerate(order):
+                schema = schema.widened(asked_for(array), str(number))
+        except SchemaMismatchError:
+            found.append(None)
+            continue
+        kinds = [one.type for one in schema.schema]
+        found.append(
+            [sorted(map(str, kind)) if pa.types.is_struct(kind) else kind for kind in kinds]
+        )
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "fits"),
+    [
+        (pa.array([2**53 + 1]), pa.array([0.5]), False),
+        (pa.array([2**53]), pa.array([0.5]), True),
+        (pa.array([2**64 - 1], pa.uint64()), pa.array([0.5], pa.float32()), False),
+        (pa.array([[1], [-(2**60)]]), pa.array([[0.5]]), False),
+        (pa.array([{"a": [2**60]}]), pa.array([{"a": [0.5]}]), False),
+        (pa.array([{"a": 2**60, "b": 1}]), pa.array([{"a": 1, "b": 0.5}]), True),
+        (
+            pa.array([[("k", 2**60)]], pa.map_(pa.string(), pa.int64())),
+            pa.array([[("k", 0.5)]], pa.map_(pa.string(), pa.float64())),
+            False,
+        ),
+        (pa.array([2**60]), pa.array([None, 1], pa.int8()), True),
+        (pa.array([2**60]).dictionary_encode(), pa.array([0.5]), False),
+        (pa.array([2**40], pa.timestamp("s")), pa.array([1], pa.timestamp("ns")), False),
+        (pa.array([2**40], pa.timestamp("s")), pa.array([1], pa.timestamp("us")), True),
+        (pa.array([-(2**50)], pa.duration("s")), pa.array([1], pa.duration("us")), False),
+    ],
+)
+def test_values_that_fit_into_no_type_with_those_of_another_source(
+    one: pa.Array, other: pa.Array, fits: bool
+) -> None:
+    for first, second in ((one, other), (other, one)):
+        schema = OutputSchema(pa.schema([])).widened(asked_for(first), "source 0")
+        if not fits:
+            with pytest.raises(SchemaMismatchError, match=r"'x' .*source 0, .*source 1, "):
+                schema.widened(asked_for(second), "source 1")
+            continue
+        both = schema.widened(asked_for(second), "source 1").schema
+        for array in (one, other):
+            conform(pa.table({"x": array}), both)
+
+
+def test_what_a_source_alone_needed_goes_with_it() -> None:
+    def having(**kinds: pa.DataType) -> pa.Schema:
+        return pa.schema(list(kinds.items()))
+
+    schema = OutputSchema(pa.schema([])).widened(having(x=pa.int64(), y=pa.null()), "a")
+    both = schema.widened(having(x=pa.float64(), y=pa.string(), z=pa.int8()), "b")
+    assert both.schema == having(x=pa.float64(), y=pa.string(), z=pa.int8())
+    assert both.sources == {"a", "b"}
+    left = OutputSchema.from_bytes(both.to_bytes()).without({"b", "c"})
+    assert left.schema == schema.schema
+    assert left.stale
+    assert both.without({"c"}) is both
+    assert both.without({"a", "b"}).schema == pa.schema([])
+    # What a source has now does not go with what it had.
+    assert left.widened(having(x=pa.float32()), "b").schema.field("x").type == pa.float64()
+    # Of a type that many have, nobody knows whether all of them are gone.
+    many = both
+    for number in range(MAX_NAMED + 1):
+        many = many.widened(having(x=pa.float64()), f"s{number}")
+    gone = {"b", *(f"s{number}" for number in range(MAX_NAMED + 1))}
+    assert many.without(gone).schema == having(x=pa.float64(), y=pa.null())
+    assert many.widened(having(x=pa.float64()), "one more") is many
+    # Nor where the source is not known, or what was agreed did not say it.
+    assert schema.widened(having(x=pa.float64()), None).without({"a"}).schema == having(
+        x=pa.float64()
+    )
+    old = OutputSchema(having(x=pa.float64())).widened(having(x=pa.int8()), "a")
+    assert old.without({"a"}).schema == having(x=pa.float64())
 
 
 def test_columns_that_are_missing_or_more() -> None:
@@ -291,3 +386,33 @@ def test_metadata_are_those_of_the_users_schema() -> None:
         # What a run has agreed on by itself has none.
         kept = conform(table, pa.schema([("x", pa.int64()), ("y", pa.string())])).schema.metadata
         assert kept == {b"pandas": b"{}"}
+
+
+def test_types_become_narrower_where_no_value_changes() -> None:
+    narrow = pa.schema([("s", pa.struct([("a", pa.int8())])), ("f", pa.float32())])
+    struct = pa.array([{"a": 1, "b": None}, None], pa.struct([("a", pa.int64()), ("b", pa.null())]))
+    table = pa.table({"s": struct, "gone": pa.nulls(2), "f": [0.5, float("nan")]})
+    made = retype(table, narrow)
+    assert made.schema == narrow
+    assert str(made.to_pydict()) == "{'s': [{'a': 1}, None], 'f': [0.5, nan]}"
+    for name, column in {
+        "s": pa.array([{"a": 1, "b": "text"}, None]),
+        "gone": pa.array([1, None]),
+        "f": pa.array([0.1, None]),
+    }.items():
+        other = table.set_column(table.column_names.index(name), name, column)
+        with pytest.raises(SchemaMismatchError) as caught:
+            retype(other, narrow)
+        assert caught.value.column == name
+    # A field that one chunk has is not lost, nor is a column of a type that is not loaded here.
+    struct = struct.cast(pa.struct([("a", pa.int64()), ("b", pa.string())]))
+    later = pa.array([{"a": 1, "b": "x"}], struct.type)
+    with pytest.raises(SchemaMismatchError, match="'b' would be lost"):
+        retype(pa.table({"s": pa.chunked_array([struct, later])}), narrow)
+    far = pa.field("far", pa.binary(), metadata={"ARROW:extension:name": "x"})
+    stored = pa.table([struct, pa.nulls(2, pa.binary())], pa.schema([("s", struct.type), far]))
+    assert retype(stored, narrow).schema.field("far") == far
+    # Arrow itself would cut this off.
+    cut = pa.table({"d": pa.array([decimal.Decimal("1.25")])})
+    with pytest.raises(SchemaMismatchError, match="without loss"):
+        retype(cut, pa.schema([("d", pa.decimal128(5, 1))]))
