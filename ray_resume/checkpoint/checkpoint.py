@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 
 from typing_extensions import override
 
-from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
-from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.location import Location
 from ray_resume.checkpoint.report import CheckReport
-from ray_resume.checkpoint.status import STATES, CheckpointStatus, status_of
-from ray_resume.core.records import Record, State, encode
+from ray_resume.checkpoint.resets import reset
+from ray_resume.checkpoint.status import STATES, CheckpointStatus, in_state, status_of
+from ray_resume.core.records import Record
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
-from ray_resume.failpoints import failpoint
 from ray_resume.files import public_uri
 
 __all__ = ["Checkpoint", "Part", "SourceRecord"]
@@ -157,7 +156,7 @@ class Checkpoint:
     def _sources(self, state: str | None) -> Iterator[SourceRecord]:
         names = {value: name for name, value in STATES.items()}
         sink, letters = self._storage.sink(), f"{self.path}/{FOLDER}"
-        for record in _in_state(self._snapshot(), state or "all"):
+        for record in in_state(self._snapshot(), state or "all"):
             yield _public(record, names[record.state], sink, letters)
 
     def files(self) -> list[str]:
@@ -199,7 +198,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the output is no folder, a run is at work on the same sources, or a
-                file cannot be read or written. What counted counts.
+                file cannot be read or written. No row is lost.
         """
         # The command must start quickly, and seldom needs what this loads.
         from ray_resume.checkpoint.rebinding import output_folder
@@ -212,7 +211,7 @@ class Checkpoint:
             tidied = tidy_output(self._storage, folder, copy_here(folder), wait_s=wait_s)
         except OSError as error:
             raise CheckpointError(
-                f"The output folder {folder.uri} cannot be tidied: {error}. What counted counts."
+                f"The output folder {folder.uri} cannot be tidied: {error}. No row is lost."
             ) from error
         return tidied.rewritten
 
@@ -245,35 +244,7 @@ class Checkpoint:
             raise ValueError(f"state must be one of {', '.join(STATES)} or all, not {state!r}")
         if source_ids is not None:
             source_ids = [source_ids] if isinstance(source_ids, str) else list(source_ids)
-        self._storage.identity()
-        run_id = new_run_id()
-        lease = self._storage.acquire(
-            Owner.here(run_id), Claim(None), wait_s=self._storage.max_death_detection_s
-        )
-        try:
-            contents = self._storage.committed_by_dead_runs(run_id)
-            snapshot = contents.snapshot
-            records = list(
-                _in_state(snapshot, state or "all")
-                if source_ids is None
-                else self._on_record(snapshot, source_ids)
-            )
-            if records:
-                resets = _resets(records, run_id, snapshot.highest_sequence())
-                # Imported here, because the command must start quickly.
-                from ray_resume.core.identity import HEADER_KEY, ids_in_headers
-
-                # Their output stays, so the way in which their ids were made stays on record, too.
-                ids = ids_in_headers(contents.headers, {record.run_id for record in records})
-                header = {"purpose": "reset", HEADER_KEY: sorted(ids)}
-                self._storage.write_whole(run_id, header, encode(resets))
-                failpoint("reset.committed")
-                lease.check()
-            if state == "all":
-                self._storage.read_schemas().clear()
-            return len(records)
-        finally:
-            lease.end(wait_s=0)
+        return reset(self._storage, source_ids, state or "all")
 
     def compact(self) -> int:
         """Merge the writers' files into one, so that reading the checkpoint stays quick.
@@ -323,37 +294,6 @@ class Checkpoint:
         from ray_resume.checkpoint.check import check
 
         return check(self._storage)
-
-    def _on_record(self, snapshot: Snapshot, source_ids: list[str]) -> Iterator[Record]:
-        known = {source_id: snapshot.get(source_id) for source_id in source_ids}
-        unknown = [source_id for source_id, record in known.items() if record is None]
-        if unknown:
-            raise CheckpointError(
-                f"The checkpoint {self.path} has no record of {unknown[0]!r}"
-                + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
-                + ". Nothing was reset. Checkpoint.sources() lists the ids; are these the same?"
-            )
-        return (r for r in known.values() if r is not None and r.state is not State.RESET)
-
-
-def _in_state(snapshot: Snapshot, state: str) -> Iterator[Record]:
-    wanted = set(STATES.values()) if state == "all" else {STATES[state]}
-    return iter(snapshot.records(snapshot.in_state(*wanted).nonzero()[0]))
-
-
-def _resets(records: Iterable[Record], run_id: str, highest_sequence: int) -> list[Record]:
-    return [
-        Record(
-            source_id=record.source_id,
-            state=State.RESET,
-            sequence=sequence,
-            run_id=run_id,
-            # Until a completed record replaces them, they stay.
-            parts=record.parts,
-            dead_letters=record.dead_letters,
-        )
-        for sequence, record in enumerate(records, highest_sequence + 1)
-    ]
 
 
 def _public(record: Record, state: str, sink: str | None, letters: str) -> SourceRecord:

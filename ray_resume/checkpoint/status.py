@@ -12,10 +12,10 @@ from typing_extensions import override
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.core.columns import text_of
-from ray_resume.core.records import State
+from ray_resume.core.records import Record, State
 from ray_resume.core.snapshot import Snapshot
 
-__all__ = ["STATES", "CheckpointStatus", "last_line", "status_of"]
+__all__ = ["STATES", "CheckpointStatus", "in_state", "last_line", "status_of"]
 
 STATES = {"completed": State.COMPLETED, "failed": State.FAILED, "quarantined": State.QUARANTINED}
 """The states that a user may ask for, by name."""
@@ -141,3 +141,9 @@ class _Counts:
 def last_line(error: str) -> str:
     """Return the last line of an error; the last line of a traceback has the message."""
     return (error.strip().splitlines() or [""])[-1]
+
+
+def in_state(snapshot: Snapshot, state: str) -> Iterator[Record]:
+    """Yield the records in one of `STATES`, or in any of them if ``state`` is ``"all"``."""
+    wanted = set(STATES.values()) if state == "all" else {STATES[state]}
+    return iter(snapshot.records(snapshot.in_state(*wanted).nonzero()[0]))

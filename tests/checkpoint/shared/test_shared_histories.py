@@ -22,10 +22,10 @@ import pytest
 from snapshots import whole_files
 from world import World, WorldLock, WorldObjects
 
-from ray_resume.checkpoint.checkpoint import _resets
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.lease import Lease
+from ray_resume.checkpoint.resets import reset_records
 from ray_resume.checkpoint.shared import mutex, published, scratch, segments
 from ray_resume.checkpoint.shared import writer as shared_writer
 from ray_resume.checkpoint.shared.backend import SharedBackend
@@ -299,7 +299,7 @@ class History:
                 for source in sources:
                     # Whether it counts is not known, if it does not come to an end.
                     self.acknowledged.pop(source, None)
-                resets = _resets(records, run_id, snapshot.highest_sequence())
+                resets = reset_records(records, run_id, snapshot.highest_sequence())
                 checkpoint.write_whole(run_id, {}, encode(resets))
                 lease.check()
                 self.world.say(f"has reset {sources}")
