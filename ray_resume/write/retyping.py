@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.checkpoint.contents import SUPERSEDES
 from ray_resume.core.output_schema import OutputSchema, SchemaMismatchError
 from ray_resume.core.records import Record, State, encode
 from ray_resume.errors import CheckpointError, ResumeError
@@ -71,8 +72,11 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
         if done.renamed:
             lease.check()
             sequence = contents.snapshot.highest_sequence()
-            superseding = _superseding(records, done.renamed, run_id, sequence)
-            storage.write_whole(run_id, {"purpose": "schema"}, encode(superseding))
+            superseding = _superseding(records, done.renamed, sequence)
+            # A record keeps the run that completed its source: that run's header says how the ids
+            # of its sources are made.
+            header = {"purpose": "schema", SUPERSEDES: sorted({r.run_id for r in superseding})}
+            storage.write_whole(run_id, header, encode(superseding))
             failpoint("retyping.committed")
         lease.check()
         for name in done.renamed:
@@ -106,7 +110,7 @@ def _needed(
 
 
 def _superseding(
-    records: Sequence[Record], renamed: Mapping[str, str], run_id: str, sequence: int
+    records: Sequence[Record], renamed: Mapping[str, str], sequence: int
 ) -> list[Record]:
     """Return a record for each source whose files have other names now."""
     found = []
@@ -116,5 +120,5 @@ def _superseding(
             parts = tuple(
                 part._replace(file=renamed.get(part.file, part.file)) for part in record.parts
             )
-            found.append(replace(record, run_id=run_id, sequence=sequence, parts=parts))
+            found.append(replace(record, sequence=sequence, parts=parts))
     return found

@@ -290,18 +290,18 @@ def test_a_run_that_is_refused_changes_no_file(
     source, out, copy = tmp_path / "in", tmp_path / "out", tmp_path / "copy"
     source.mkdir()
 
-    def run(folder: Path) -> None:
+    def run(folder: Path) -> str:
         checkpoint = str(tmp_path / "checkpoint")
         ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=checkpoint)
-        resumable_write(ds, str(folder))
+        return resumable_write(ds, str(folder)).run_id
 
     pq.write_table(pa.table({"id": [1]}), source / "m.parquet")
-    run(out)
+    first = run(out)
     pq.write_table(pa.table({"id": [2], "x": [3]}), source / "o.parquet")
     with monkeypatch.context() as patch:
         # As if the driver had been killed before the files get one schema.
         patch.setattr("ray_resume.write.targets.retype_output", lambda *_: None)
-        run(out)
+        second = run(out)
     shutil.copytree(out, copy)
     before = {path: path.read_bytes() for path in copy.rglob("*.parquet")}
     with pytest.raises(CheckpointError):
@@ -310,6 +310,14 @@ def test_a_run_that_is_refused_changes_no_file(
     run(out)
     assert len(schemas_in(out)) == 1
     assert read_by_others(out) == [1, 2]
+    # Whoever retypes the file of a source, its record is of the run that completed it. That run
+    # has said how ids are made, so a read that makes them otherwise is still refused.
+    checkpoint = Checkpoint(tmp_path / "checkpoint")
+    assert {Path(s.source_id).name: s.run_id for s in checkpoint.sources()} == {
+        "m.parquet": first,
+        "o.parquet": second,
+    }
+    assert checkpoint.check().ok
 
 
 def sink_into(folder: Path, layout: Layout, events: list[Any]) -> FileSink:
