@@ -142,9 +142,8 @@ def change(path: Path, start: int, stop: int) -> None:
 def test_tiny_sources_share_files(tmp_path: Path) -> None:
     summary = run(tmp_path)
     assert (summary.sources_completed, summary.rows_written) == (FILES, len(ALL))
-    plain = ray.data.read_parquet(str(tmp_path / "in"), override_num_blocks=2)
-    plain.write_parquet(str(tmp_path / "plain"))
-    assert summary.files == len(files(tmp_path)) <= len(list((tmp_path / "plain").iterdir()))
+    # No more than write tasks.
+    assert summary.files == len(files(tmp_path)) <= 2
     check(tmp_path)
     assert run(tmp_path).sources_skipped == FILES
 
@@ -201,14 +200,12 @@ def test_earlier_output_in_a_shared_file_stays_until_its_source_is_done(tmp_path
         return batch
 
     run(tmp_path)
-    before = files(tmp_path)
     Checkpoint(tmp_path / "ckpt").reset([str(source_at(tmp_path, n)) for n in (0, BAD // ROWS)])
     summary = run(tmp_path, falls_over, max_errored_blocks=-1)
     assert (summary.sources_completed, summary.sources_failed) == (1, 1)
     check(tmp_path)
     assert run(tmp_path).sources_completed == 1
     check(tmp_path)
-    assert before.isdisjoint(files(tmp_path)) or len(before) > 1
 
 
 @pytest.mark.usefixtures("cluster", "tiny")
