@@ -10,41 +10,36 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
-from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.checkpoint.backend import new_run_id
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.binding import binding_sources, gone_sources
-from ray_resume.core.code import Code
-from ray_resume.core.identity import HEADER_KEY
-from ray_resume.core.planning import Listing, Policies, what_to_do
-from ray_resume.core.read_schema import ReadSchema
+from ray_resume.core.planning import what_to_do
 from ray_resume.core.records import dropped_record, encode
 from ray_resume.core.resume_plan import ResumePlan
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run import ledger_actor
-from ray_resume.run.output import Output
 from ray_resume.run.pass_loop import Pass, PassLoop, close_after
 from ray_resume.run.preflight import refuse_other_output, warn_other_code
 from ray_resume.run.progress import Progress
 from ray_resume.run.publisher import Publisher
 from ray_resume.run.reader_exception import error_of_unread
 from ray_resume.run.reading import record_read_schema
+from ray_resume.run.run_plan import RunPlan
 from ray_resume.run.run_spec import RunSpec
 from ray_resume.run.signals import raise_on_sigterm
 from ray_resume.run.summary import RunSummary
 
-__all__ = ["LEASE_WAIT_S", "MOST_WRITER_FILES", "Run", "RunPlan"]
+__all__ = ["LEASE_WAIT_S", "MOST_WRITER_FILES", "Run"]
 
 logger = logging.getLogger("ray_resume")
 
@@ -57,24 +52,6 @@ MOST_WRITER_FILES = 64
 _ACTOR_EXIT_S = 10.0
 
 _DROPPED_AT_ONCE = 1 << 13
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """The work of a run, all of it checked."""
-
-    storage: CheckpointBackend
-    listing: Listing
-    policies: Policies
-    output: Output
-    # How results are made visible, for a sink that has such a step; else None.
-    publish: Callable[[Sequence[bytes], int], None] | None
-    signature: str
-    # The reader may raise for so many sources, without limit if negative, as in Ray Data.
-    max_errored_blocks: int = 0
-    publish_interval_s: float = math.inf
-    code: Code = field(default_factory=Code)
-    read_schema: ReadSchema | None = None
 
 
 @dataclass(frozen=True)
@@ -169,13 +146,7 @@ class Run:
     def _leased(self, wait_s: float | None) -> Iterator[None]:
         if wait_s is None:
             wait_s = self._plan.storage.max_death_detection_s + LEASE_WAIT_S
-        share = self._plan.listing.shard
-        owner = Owner.here(self._run_id, None if share is None else str(share))
-        # A run that removes output of unlisted sources claims those, too: all of its share.
-        claim = Claim(
-            None if self._plan.policies.removes else self._plan.listing.sources.digests.to_bytes(),
-            None if share is None else (share.index, share.count),
-        )
+        owner, claim = self._plan.owner(self._run_id), self._plan.claim()
         self._lease = self._plan.storage.acquire(owner, claim, wait_s=wait_s)
         try:
             yield
@@ -190,7 +161,7 @@ class Run:
             for sequence, record in enumerate(todo.removed, first)
         )
         storage = self._plan.storage
-        storage.write_whole(self._run_id, self._header(), encode(records))
+        storage.write_whole(self._run_id, self._plan.header(), encode(records))
         self._lease.check()
         return storage.committed_by_dead_runs(self._run_id)
 
@@ -304,18 +275,8 @@ class Run:
             schema_afresh=self._is_afresh(todo, contents),
             schema_gone=self._gone_sources(todo, contents),
             faults=armed(),
-            header=self._header(),
+            header=self._plan.header(),
         )
-
-    def _header(self) -> dict[str, Any]:
-        shard = self._plan.listing.shard
-        return {
-            "sources_total": len(self._plan.listing.listed),
-            "signature": self._plan.signature,
-            "code": self._plan.code.header(),
-            "shard": None if shard is None else str(shard),
-            HEADER_KEY: self._plan.listing.ids,
-        }
 
     def _clean_up(self) -> None:
         # A ledger's process that lives on, although it was closed or killed, may yet commit files.

@@ -23,7 +23,8 @@ from ray_resume.raydata.pool_watch import watch_pools
 from ray_resume.raydata.signature import Signature, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.run.pass_loop import Pass
-from ray_resume.run.run import Run, RunPlan
+from ray_resume.run.run import Run
+from ray_resume.run.run_plan import RunPlan
 from ray_resume.run.summary import RunSummary
 from ray_resume.udf.stage import instrument, instrument_predicate
 from ray_resume.write.targets import Target

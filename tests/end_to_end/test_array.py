@@ -34,7 +34,8 @@ from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.records import Record, State
 from ray_resume.core.shards import Shard
 from ray_resume.core.sources import Source, SourceTable
-from ray_resume.run.run import Run, RunPlan
+from ray_resume.run.run import Run
+from ray_resume.run.run_plan import RunPlan
 from ray_resume.write.folder import Folder
 from ray_resume.write.output import FolderOutput
 

@@ -20,7 +20,8 @@ from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.run.output import Output
 from ray_resume.run.pass_loop import Pass
-from ray_resume.run.run import Run, RunPlan
+from ray_resume.run.run import Run
+from ray_resume.run.run_plan import RunPlan
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

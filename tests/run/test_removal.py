@@ -32,7 +32,8 @@ from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.sources import Source, SourceTable
 from ray_resume.write.output import FolderOutput
-from ray_resume.run.run import Run, RunPlan
+from ray_resume.run.run import Run
+from ray_resume.run.run_plan import RunPlan
 from ray_resume.testing import kill_at
 from ray_resume.write.folder import Folder
 

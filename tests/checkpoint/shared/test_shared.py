@@ -31,7 +31,8 @@ from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.records import Record, State, encode
 from ray_resume.core.shards import ArrayTask
 from ray_resume.core.sources import Source, SourceTable
-from ray_resume.run.run import MOST_WRITER_FILES, Run, RunPlan
+from ray_resume.run.run import MOST_WRITER_FILES, Run
+from ray_resume.run.run_plan import RunPlan
 from ray_resume.testing import victim_pid
 from ray_resume.write.folder import Folder
 from ray_resume.write.output import FolderOutput

@@ -1,0 +1,61 @@
+"""`RunPlan`: the work of a run, before it takes its lease."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.checkpoint.claims import Claim, Owner
+from ray_resume.core.code import Code
+from ray_resume.core.identity import HEADER_KEY
+from ray_resume.core.planning import Listing, Policies
+from ray_resume.core.read_schema import ReadSchema
+from ray_resume.run.output import Output
+
+__all__ = ["RunPlan"]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The work of a run, all of it checked."""
+
+    storage: CheckpointBackend
+    listing: Listing
+    policies: Policies
+    output: Output
+    # How results are made visible, for a sink that has such a step; else None.
+    publish: Callable[[Sequence[bytes], int], None] | None
+    signature: str
+    # The reader may raise for so many sources, without limit if negative, as in Ray Data.
+    max_errored_blocks: int = 0
+    publish_interval_s: float = math.inf
+    code: Code = field(default_factory=Code)
+    read_schema: ReadSchema | None = None
+
+    def owner(self, run_id: str) -> Owner:
+        """Return the owner of the lease of run ``run_id``: this process."""
+        share = self.listing.shard
+        return Owner.here(run_id, None if share is None else str(share))
+
+    def claim(self) -> Claim:
+        """Return the claim of the run on its sources."""
+        share = self.listing.shard
+        # A run that removes output of unlisted sources claims those, too: all of its share.
+        return Claim(
+            None if self.policies.removes else self.listing.sources.digests.to_bytes(),
+            None if share is None else (share.index, share.count),
+        )
+
+    def header(self) -> dict[str, Any]:
+        """Return the header of the run's file."""
+        shard = self.listing.shard
+        return {
+            "sources_total": len(self.listing.listed),
+            "signature": self.signature,
+            "code": self.code.header(),
+            "shard": None if shard is None else str(shard),
+            HEADER_KEY: self.listing.ids,
+        }
