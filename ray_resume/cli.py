@@ -321,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     sources.add_argument("--state", choices=_STATES, help="only those in this state")
     sources.add_argument("--json", action="store_true", help="a JSON array of objects")
 
-    files = add("files", _files, "list the output files, one path a line")
+    files = add("files", _files, "list the clean output files, one path a line")
     form = files.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a JSON array of strings")
     form.add_argument("-0", "--null", action="store_true", help="end each path with a NUL")

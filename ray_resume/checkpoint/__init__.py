@@ -12,7 +12,8 @@ merged file replaces those of several runs, and beside any of them the result mu
 Etags are not kept. pyarrow's listings lack them, and one request per object would cost more than
 the listing. A store changes the modification time whenever it changes an object.
 
-May import: `core`, `failpoints`, `errors`. Never Ray.
+May import: `core`, `failpoints`, `files`, `filesystems`, `errors`; `checkpoint` also
+`write.folder` and `write.tidying`, `rebinding` also `write.folder`. Never Ray.
 Runs in: the driver, the ledger's process, the command line.
 Start reading in: `backend`, then `contents` and `local.backend`.
 """

@@ -35,7 +35,7 @@ class SourceRecord:
         source_id: its stable identity.
         state: ``"completed"``, ``"failed"`` or ``"quarantined"``.
         rows: rows of its output.
-        files: paths of its output files.
+        files: paths of its output files. They may hold rows of other sources, too.
         error: why it failed, else None.
         failed_runs: in how many runs it failed.
         run_id: the run that made the record.
@@ -81,9 +81,10 @@ class Checkpoint:
             pyarrow knows: ``s3://bucket/path``, ``gs://``, ``abfs://``, ``hdfs://``.
         filesystem: the pyarrow or fsspec filesystem that ``path`` is on; by default, that of the
             URI.
-        publish_interval_s: in a storage that hosts share, a run publishes completed sources after
-            so many seconds at the latest. A crash costs these sources, beside those that were not
-            complete. (On a local disk, a run commits them within 0.2 s.)
+        publish_interval_s: in a storage that hosts share, a run publishes the *records* of complete
+            sources after so many seconds at the latest. A crash costs these sources, beside those
+            that were not complete. (On a local disk, a run commits them within 0.2 s.) How often
+            *rows* are published to a table is an option of ``resumable_write``, of the same name.
         lease_ttl_s: in such a storage, a run without a heartbeat for so long is dead: 30 s by
             default on object stores, 120 s on network file systems. A run that cannot send one for
             three quarters of that commits nothing more. 2 s to a day; hosts may give different
@@ -187,7 +188,8 @@ class Checkpoint:
         """Rewrite the output files that are not clean, and remove leftovers, as the next run would.
 
         Nothing is lost if it is killed at any moment: the old files are removed when the new ones
-        are durable and on record. Files with sources of a run at work stay as they are.
+        are durable and on record. The disk needs room for the new files beside the old ones. Files
+        with sources of a run at work stay as they are; if all have such sources, this raises.
 
         Args:
             filesystem: the pyarrow filesystem that the output folder is on; by default, that of
@@ -197,8 +199,8 @@ class Checkpoint:
             How many files were rewritten.
 
         Raises:
-            CheckpointError: the output is no folder, a run is at work on the same sources, or a
-                file cannot be read or written. No row is lost.
+            CheckpointError: the output is no folder, a run is at work on sources of all these
+                files, or a file cannot be read or written. No row is lost.
         """
         # The command must start quickly, and seldom needs what this loads.
         from ray_resume.checkpoint.rebinding import output_folder

@@ -54,7 +54,7 @@ draws its own. So the sum of what was consumed is 0 by accident with probability
 the subset is whole. In short, **a zero counter says that each call's output was consumed whole and
 from one execution of it** (where rows keep their own tokens: each row once, from any execution).
 A call with a single output passes on the sum itself, so two executions of it can report equal
-values; the first one counts, with its files, and it is whole.
+values; the first one counts, with its parts, and it is whole.
 
 The sums are what makes order irrelevant: addition commutes, so a counter is a function of the
 *set* of messages that arrived. A lost message leaves a random remainder, so its source stays

@@ -198,7 +198,6 @@ class SourceTable(Sequence[Source]):
 class Items:
     """The items by which the reader finds sources.
 
-
     It is ``listed``, or else the id of each without its first ``cut`` characters, after ``base``.
     """
 

@@ -2,7 +2,7 @@
 
 No other package imports `ray.data._internal`. A new release of Ray is looked at here first.
 
-- Plans: `plan` (what may be armed), `rewrite` (how), `expressions`, `signature`, `guards`.
+- Plans: `plan` (what may be armed), `arming` (how), `expressions`, `signature`, `guards`.
 - Reads: `filereads` and `scans` (Ray's two readers), `paths`.
 - Blocks: `blocks`, `user_batches` (batches that user code may still change).
 - Writes and actors: `datasinks`, `pool_actors`, `pool_watch` (actors that do not come back).
@@ -11,5 +11,5 @@ No other package imports `ray.data._internal`. A new release of Ray is looked at
 
 May import: `core`, `errors`.
 Runs in: the driver, workers.
-Start reading in: `plan`, then `rewrite`.
+Start reading in: `plan`, then `arming`.
 """

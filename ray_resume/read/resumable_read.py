@@ -117,18 +117,17 @@ def resumable_read(
             changed (over HTTP: ``Last-Modified``, or ``ETag``, if the server gives one):
             ``"reprocess"`` (its new output replaces its old), ``"error"``
             (:class:`SourceChangedError`), ``"ignore"``. If a Parquet file has fewer row groups
-            now, one step replaces the file's output and removes that of the row groups that are
-            gone.
+            now, the run removes the output of those that are gone when it starts, and replaces the
+            others one by one.
         on_source_gone: what to do about completed sources that are not in the input any more:
             ``"keep"`` their output, with a warning; ``"remove"`` it, in this run's shard; or
             ``"error"`` (:class:`SourceChangedError`). The default is ``"keep"``, with two
             exceptions that are errors. One: no completed source is left, and everything listed is
             new. The other: new files have the name, size and modification time of files that are
             gone, so the same data would be in the output twice. Only a folder's files can be
-            removed. If sources
-            share files (``target_file_bytes``), those that shared one with a source that goes are
-            processed again. A run that removes works alone: it waits for every other run of its
-            shard, and each input needs a checkpoint of its own.
+            removed. Files that they shared with others are rewritten at the end of the run. A run
+            that removes works alone: it waits for every other run of its shard, and each input
+            needs a checkpoint of its own.
         source_id: for a ``Datasource`` whose read tasks do not name one file each:
             ``source_id(read_task, index) -> str``, the same for the same rows in every run.
         source_root: makes ids of files relative to this directory, so that the checkpoint stays

@@ -4,8 +4,9 @@ Uses Ray's actors, and never Ray Data.
 
 The steps of a run, whose order keeps rows safe:
 
-0. **Share.** With ``shard=``, the sources of the run are those whose digest says so
-   (`core.shards`).
+0. **Prepare.** With ``shard=``, the sources of the run are those whose digest says so
+   (`core.shards`). If the checkpoint has more than 64 writers' files, and no run is at work, the
+   driver merges them.
 1. **Lease.** The driver takes the run's lease. A live run with a common source makes it wait, and
    then refuse.
 2. **Skip.** The driver lists the output folder, *then* reads the checkpoint. In the other order,
@@ -19,13 +20,15 @@ The steps of a run, whose order keeps rows safe:
    then halves of what is lost again, then one source at a time (`core.passes`, `pass_loop`). A
    source that gets lost alone has failed. The ledger commits that at once, because the run may yet
    end with an error. Sources that get lost together do not count towards quarantine: one bad row
-   would give up hundreds of good files that went through the same tasks.
+   would give up hundreds of good files that went through the same tasks. For a table, the driver
+   publishes what is complete, every ``publish_interval_s`` and at the end of each pass
+   (`publisher`); the ledger commits it after that.
 5. **End.** The ledger closes. The driver notes which runs are dead, *then* reads the records,
    *then* removes leftovers; the lease ends. Then the output is tidied, under a lease of its own
    (`write.tidying`).
 
-Ray retries a task whose worker died three times here, not for ever as by default: a row that
-kills its worker would stop the job for good.
+`write.execution` lets Ray retry a task whose worker died three times, not for ever as by default. A
+row that kills its worker would stop the job for good.
 
 Workers send dead letters to the ledger, which writes them, because a worker may be on a node that
 does not see the checkpoint.

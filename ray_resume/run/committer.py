@@ -33,7 +33,7 @@ class Committer:
     def __init__(self, spec: RunSpec) -> None:
         self._run_id = spec.run_id
         self._commit_interval_s = spec.binding.commit_interval_s
-        self._publishes = spec.commit_at_the_end
+        self._publishes = spec.commits_when_published
         self._lease, self._writer = spec.binding.open(spec.header)
         self._records = RecordFactory(spec)
         self._queue: list[Completion] = []

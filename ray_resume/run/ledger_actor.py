@@ -80,7 +80,6 @@ class _LedgerActor:
 
     def apply(self, message: Message) -> None:
         # Workers need no outcomes; they only need to know that the message took effect.
-
         self._opened().apply(message)
 
     def agree(self, asked: Sequence[tuple[bytes, int]], given: bool) -> tuple[bytes, str | None]:

@@ -66,8 +66,6 @@ class LedgerHost:
     def apply(self, message: Message) -> Applied:
         """Apply a message, and queue the completed sources; this does not wait for their commit.
 
-
-
         Raises:
             ResumeError: the message is illegal, the host is closed, or a commit failed.
         """

@@ -271,7 +271,7 @@ class Run:
             max_failed_runs=self._plan.policies.max_failed_runs,
             signature=self._plan.signature,
             code=self._plan.code.digest(),
-            commit_at_the_end=self._plan.publish is not None,
+            commits_when_published=self._plan.publish is not None,
             schema_afresh=self._is_afresh(todo, contents),
             schema_gone=self._gone_sources(todo, contents),
             faults=armed(),

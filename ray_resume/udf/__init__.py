@@ -8,6 +8,6 @@ A worker holds a generator's output back as a block, not as a shallow copy. The 
 step may refill the arrays and lists that it has yielded, and plain Ray Data converts them at once.
 
 May import: `core`, `raydata`, `run.client`, `failpoints`, `errors`.
-Runs in: workers.
+Runs in: workers; `decorator`, and `instrument` in `stage`, also in the driver.
 Start reading in: `stage`, then `accounting`.
 """

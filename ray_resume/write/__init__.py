@@ -8,6 +8,6 @@ May import: `core`, `raydata`, `run.client`, `run.output`, `failpoints`, `errors
 `tidying` and `retyping` also `checkpoint`; `resumable_write`, `targets` and `execution` also
 `read`, `udf` and `run`.
 Runs in: the driver (`resumable_write`, `targets`, `execution`, `output`, `tidying`),
-workers (the sinks, `row_copies`), the command line (`tidying`).
+workers (the sinks, `rewriting`, `row_copies`), the command line (`tidying`).
 Start reading in: `resumable_write`, `targets` and `execution`, then `file_sink`.
 """

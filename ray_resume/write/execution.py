@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.core.planning import Listing
 from ray_resume.errors import ResumeError
-from ray_resume.raydata import guards, rewrite
+from ray_resume.raydata import arming, guards
 from ray_resume.raydata.pacing import pace
 from ray_resume.raydata.plan import Chain
 from ray_resume.raydata.pool_watch import watch_pools
@@ -165,7 +165,7 @@ class Execution:
         if this.read_schema is not None:
             read = read.with_schema(this.read_schema)
         source = ArmedDatasource(read, this.sources, this.plan.sources, this.client)
-        armed = rewrite.arm(
+        armed = arming.arm(
             self._optimized,
             source,
             self._read_tasks_of(this, source),

@@ -27,9 +27,6 @@ from ray_resume.write.source_rows import group_by_source
 
 __all__ = ["FileSink"]
 
-FLUSH_BYTES = 256 << 20
-"""A write task that holds so many bytes of rows in memory writes them."""
-
 
 class FileSink(Datasink[None]):
     """Writes files into a folder, and drains what it has written.
@@ -67,9 +64,9 @@ class FileSink(Datasink[None]):
         """Write the rows of one task to files, and drain what is written.
 
         A *flush* writes what has gathered: when the oldest rows have waited for
-        ``commit_interval_s``, when there are ``FLUSH_BYTES``, and at the end of the task. So a kill
-        costs at most that, and memory is bounded by it. The rows of a flush are in one file (for
-        each partition, and each schema), sorted by source.
+        ``commit_interval_s``, when there are `flushes.FLUSH_BYTES`, and at the end of the task. So
+        a kill costs at most that, and memory is bounded by it. The rows of a flush are in one file
+        (for each partition, and each schema), sorted by source.
 
         Guarantees: when this returns, the files are durable and the ledger has counted them. If it
         raises, that is true of the flushes before; the other files are leftovers.

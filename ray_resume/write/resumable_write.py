@@ -48,7 +48,7 @@ def resumable_write(
     """Write a resumable dataset, each source's rows exactly once. Run again after any crash.
 
     Sources that earlier runs completed are skipped before they are opened. With nothing left to
-    do, nothing runs and nothing is written.
+    do, no source is opened; the output is tidied if it is not clean.
 
     Args:
         ds: a dataset from ``resumable_read``, with decorated UDFs.
@@ -72,16 +72,18 @@ def resumable_write(
             column that is null everywhere has the type null.
         commit_interval_s: finished rows wait at most so long in a write task before they are
             written, and their sources can be committed. A kill costs each worker so much work. Less
-            makes more files.
+            makes more files. (Folders and tables; other datasinks get a task's rows in one call.)
         target_file_bytes: at the end of the run, merge files of at most half of this size into
             files of about this size, in bytes on disk. By default files are as many as with plain
             Ray Data, or more, since each write task writes one every ``commit_interval_s``.
         file_per_source: give each source files of its own. By default sources share files, as they
             do with plain Ray Data. They are committed one by one all the same. If one fails, the
             run removes its rows from such a file at its end.
-        publish_interval_s: how often the rows of complete sources are published to a table (Lance,
-            Iceberg, Delta, and any ``Datasink`` that overrides ``on_write_complete``) while the
-            pipeline runs. A kill costs so much work. Each publication is a version of the table.
+        publish_interval_s: how often the *rows* of complete sources are published to a table
+            (Lance, Iceberg, Delta, and any ``Datasink`` that overrides ``on_write_complete``) while
+            the pipeline runs. A kill costs so much work. Each publication is a version of the
+            table. How often *records* are published to a checkpoint that hosts share is an option
+            of :class:`Checkpoint`, of the same name.
         append: write into a folder that has data files of others; theirs are left alone. Do not
             pass it to write beside the output of a checkpoint that was removed: its rows would be
             there twice.

@@ -61,6 +61,12 @@ def test_ci_tests_with_the_oldest_as_documented() -> None:
 
 
 def test_a_ray_that_is_not_known_is_refused_at_import() -> None:
+    (major, first), (beyond_major, beyond) = TESTED_RAY
+    unknown = (
+        f"{major}.{first - 1}.1",
+        f"{beyond_major}.{beyond}.0",
+        f"{beyond_major + 1}.0.0.dev0",
+    )
     script = (
         "import ray.data\n"
         "from ray.data._internal.logical import operators\n"
@@ -71,7 +77,7 @@ def test_a_ray_that_is_not_known_is_refused_at_import() -> None:
         "    except ImportError as error:\n"
         "        print(error)\n"
         "version = ray.__version__\n"
-        "for ray.__version__ in ('2.55.1', '2.61.0', '3.0.0.dev0'): attempt()\n"
+        f"for ray.__version__ in {unknown}: attempt()\n"
         "ray.__version__ = version\n"
         "moved = operators.StreamingRepartition\n"
         "del operators.StreamingRepartition; attempt()\n"
@@ -85,15 +91,13 @@ def test_a_ray_that_is_not_known_is_refused_at_import() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     reasons = [
-        r"2\.55\.1: it was never tested",
-        r"2\.61\.0: it was never tested",
-        r"3\.0\.0\.dev0: it was never tested",
+        *(f"{re.escape(version)}: it was never tested" for version in unknown),
         r".*: cannot import name 'StreamingRepartition'",
         r".*: _ParquetFragment has no _fragment",
     ]
     for line, reason in zip(result.stdout.splitlines(), reasons, strict=True):
         assert re.match(f"ray_resume does not know the insides of Ray {reason}", line)
-        assert "pip install 'ray[data]>=2.56,<2.61'" in line
+        assert f"pip install 'ray[data]>={major}.{first},<{beyond_major}.{beyond}'" in line
 
 
 # The facts: a Ray that breaks one of them needs another design, or is refused.

@@ -26,7 +26,7 @@ from ray.data.block import BlockAccessor
 from ray_resume.core.ledger import Ledger
 from ray_resume.core.messages import Drain, Event, Failure, Message, ReadFailure
 from ray_resume.core.tokens import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN
-from ray_resume.raydata import plan, rewrite
+from ray_resume.raydata import arming, plan
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.udf.decorator import options_of
 from ray_resume.udf.stage import instrument, instrument_predicate
@@ -93,7 +93,7 @@ def execute_armed(dataset: Dataset) -> list[pa.Table]:
     base: Any = chain.datasource
     sources = base.sources
     client: Any = LocalClient(len(sources))
-    pipeline = rewrite.arm(
+    pipeline = arming.arm(
         chain,
         ArmedDatasource(base, sources, range(len(sources)), client),
         len(sources),

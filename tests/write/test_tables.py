@@ -1,4 +1,4 @@
-"""Real tables of Lance, Iceberg and Delta, which publish at the end: twice run, and killed."""
+"""Real tables of Lance, Iceberg and Delta, which publish as they go: run twice, and killed."""
 
 from __future__ import annotations
 
