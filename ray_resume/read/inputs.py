@@ -147,7 +147,7 @@ class FileInput(Input):
         return isinstance(self.files, Scan)
 
     @override
-    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64] | None:
+    def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64]:
         # A size that is not known counts as zero.
         return sources.fingerprints.sizes.astype(np.float64) * self.inflation
 
@@ -161,7 +161,11 @@ class FileInput(Input):
             return None
         paths = list(dict.fromkeys(row_group_of(source)[0] for source in sources))
         sizes = {row_group_of(source)[0]: source.fingerprint.size for source in sources}
-        return self.files.metadata(paths, [sizes[path] for path in paths])
+        metadata = self.files.metadata(paths, [sizes[path] for path in paths])
+        if metadata is None:
+            size_bytes = round(self.sizes_bytes(sources).sum())
+            return BlockMetadata(None, size_bytes, input_files=tuple(paths), exec_stats=None)
+        return metadata
 
     @override
     def open(
