@@ -296,9 +296,8 @@ class TestCheckExactlyOnce:
             pq.write_table(pa.table({"id": [half, half]}), out / name)
             names.append(name)
         writer = WriterFile.create(directory.path, "0" * 12, {"sources_total": 1})
-        writer.commit(
-            [Record("/in/0", State.COMPLETED, 1, "0" * 12, rows=4, parts=whole_files(*names))]
-        )
+        parts = whole_files(*names, rows=2)
+        writer.commit([Record("/in/0", State.COMPLETED, 1, "0" * 12, rows=4, parts=parts)])
         writer.close()
         return directory.path
 
