@@ -25,7 +25,7 @@ from ray_resume.errors import ResumeError
 __all__ = ["EXITS", "die_as_if_killed", "no_exit"]
 
 EXITS = (SystemExit, AsyncioActorExit)
-"""What ``sys.exit`` and ``ray.actor.exit_actor`` raise."""
+"""Raised by ``sys.exit`` and ``ray.actor.exit_actor``."""
 
 
 def die_as_if_killed(error: BaseException) -> None:

@@ -8,7 +8,7 @@ memory) is started again and again. :func:`watch_pools` ends both.
 Internals of Ray's that are used:
 
 * ``DataContext.custom_execution_callback_classes``: an instance of each lives for one execution on
-  the driver. What ``on_execution_step`` raises ends the execution.
+  the driver. An error that ``on_execution_step`` raises ends the execution.
 * The actors of ``ActorPoolMapOperator._actor_pool``, and what Ray knows of their state.
 * ``ray._private.state.actors``: how often Ray has started an actor again. The public state API
   needs a dashboard. It is asked only while no actor of a pool is alive.

@@ -248,7 +248,8 @@ class UdfRunner:
             self.origin,
             keep_input=self.options.on_error == "dead_letter",
             isolate=self.options.isolate,
-            # Row-wise UDFs are retried row by row. What is not caught here, Ray Data retries.
+            # Row-wise UDFs are retried row by row. Ray Data retries errors that are not caught
+            # here.
             retries_of=retries_of if by_call and retries_some() else None,
         )
 

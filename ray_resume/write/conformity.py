@@ -78,7 +78,7 @@ class Conformity:
             parts = [(_limits(one.table, columns), one) for one in some.alone()]
         for found, part in parts:
             encoded = bytes(asked(columns, found).serialize().to_pybytes())
-            # Of more than that, the ledger keeps none.
+            # The ledger keeps none of more than that.
             for source in part.sources[: MAX_NAMED + 1].tolist():
                 yield encoded, source
 
