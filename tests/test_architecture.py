@@ -180,7 +180,8 @@ def test_what_workers_import_loads_no_lmdb() -> None:
         "import sys\n"
         "import ray_resume.read.datasource, ray_resume.read.inputs, ray_resume.udf.stage\n"
         "import ray_resume.write.file_sink, ray_resume.write.datasinks\n"
-        "print([name for name in ('lmdb', 'ray_resume.checkpoint.local') if name in sys.modules])\n"
+        "import ray_resume.write.rewriting\n"
+        "print([name for name in ('lmdb', 'ray_resume.checkpoint') if name in sys.modules])\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

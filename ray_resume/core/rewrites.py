@@ -5,9 +5,9 @@ all of its rows are live. A rewrite copies the live rows of some files into one 
 *supersedes* the records that list the old files, in one transaction: same completion, other parts.
 Then nothing lists the old files, and they are removed.
 
-Invariant: killed at any moment, either the old files count or the new ones. A rewrite is
-compare-and-set: :func:`superseding` refuses to make records if a live part of an old file was not
-copied as it is on record now.
+Invariant: killed at any moment, either the old files count or the new ones. Under a lease on their
+sources the records cannot change. :func:`still_due` drops what changed before it, and
+:func:`superseding` refuses what was not copied.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ray_resume.core.rewrites import Rewrite
 from ray_resume.write.folder import Folder
 from ray_resume.write.formats import TYPED, FileFormat
 from ray_resume.write.layout import Layout, columns_in
-from ray_resume.write.tidying import copied
+from ray_resume.write.row_copies import copy_rewrite
 
 __all__ = ["Rewritten", "copy_in_tasks", "rewrite_in_tasks", "schemas_in_tasks"]
 
@@ -116,7 +116,8 @@ def _copied(
     faults = []
     for rewrite, name in rewrites:
         columns = None if schema is None else columns_in(name.rpartition("/")[0], schema)
-        faults.append(copied(folder, rewrite, name, format=layout.format, schema=columns))
+        fault = copy_rewrite(folder, rewrite, name, format=layout.format, schema=columns)
+        faults.append(fault)
     return faults
 
 

@@ -13,7 +13,9 @@ from functools import partial
 import pyarrow as pa
 
 from ray_resume.core.parts import FilePart
+from ray_resume.core.rewrites import Rewrite
 from ray_resume.errors import ResumeError
+from ray_resume.failpoints import failpoint
 from ray_resume.files import one_line
 from ray_resume.write.folder import Folder, fault_of
 from ray_resume.write.formats import TYPED, FileFormat, parsed_suffix
@@ -21,7 +23,7 @@ from ray_resume.write.line_files import LineFiles
 from ray_resume.write.row_pieces import IncompatibleFilesError, rows_in_order
 from ray_resume.write.typed_files import TypedFiles
 
-__all__ = ["IncompatibleFilesError", "copy_rows"]
+__all__ = ["IncompatibleFilesError", "copy_rewrite", "copy_rows"]
 
 
 def copy_rows(
@@ -65,6 +67,30 @@ def copy_rows(
             folder.write_file(name, partial(files.write, rows))
     except (OSError, pa.ArrowException) as error:
         raise _unwritten(f"{folder.uri}/{name}", error) from error
+
+
+def copy_rewrite(
+    folder: Folder,
+    rewrite: Rewrite,
+    name: str,
+    *,
+    format: FileFormat | None = None,
+    schema: pa.Schema | None = None,
+) -> str | None:
+    """Write the new file of a rewrite; return what is wrong with its old files, or None."""
+    try:
+        try:
+            copy_rows(folder, rewrite.parts, name, format=format, schema=schema)
+        except IncompatibleFilesError:
+            if schema is None or len(rewrite.files) > 1:
+                raise
+            # Retyping has kept the file as it is, since values of its dead or live rows would
+            # change. Its live rows keep their types, too.
+            copy_rows(folder, rewrite.parts, name, format=format)
+    except ResumeError as error:
+        return str(error)
+    failpoint("tidy.copied")
+    return None
 
 
 def _suffix(name: str) -> str:

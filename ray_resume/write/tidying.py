@@ -19,8 +19,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from ray_resume.checkpoint.backend import CheckpointBackend, RunLease, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import SUPERSEDES, Contents
@@ -36,15 +34,13 @@ from ray_resume.core.rewrites import (
 )
 from ray_resume.core.shards import Shard
 from ray_resume.core.snapshot import Snapshot
-from ray_resume.errors import CheckpointError, ResumeError
+from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.write.folder import Folder
-from ray_resume.write.formats import FileFormat
 from ray_resume.write.output import FolderOutput
-from ray_resume.write.row_copies import copy_rows
-from ray_resume.write.row_pieces import IncompatibleFilesError
+from ray_resume.write.row_copies import copy_rewrite
 
-__all__ = ["Copy", "Tidied", "copied", "copy_here", "tidy_output"]
+__all__ = ["Copy", "Tidied", "copy_here", "tidy_output"]
 
 logger = logging.getLogger("ray_resume")
 
@@ -55,33 +51,9 @@ Copy = Callable[[Sequence[tuple[Rewrite, str]]], Iterable[str | None]]
 """Writes the new file of each rewrite, under its name; returns what is wrong with each, or None."""
 
 
-def copied(
-    folder: Folder,
-    rewrite: Rewrite,
-    name: str,
-    *,
-    format: FileFormat | None = None,
-    schema: pa.Schema | None = None,
-) -> str | None:
-    """Write the new file of a rewrite; return what is wrong with its old files, or None."""
-    try:
-        try:
-            copy_rows(folder, rewrite.parts, name, format=format, schema=schema)
-        except IncompatibleFilesError:
-            if schema is None or len(rewrite.files) > 1:
-                raise
-            # Retyping has kept the file as it is, since values of its dead or live rows would
-            # change. Its live rows keep their types, too.
-            copy_rows(folder, rewrite.parts, name, format=format)
-    except ResumeError as error:
-        return str(error)
-    failpoint("tidy.copied")
-    return None
-
-
 def copy_here(folder: Folder) -> Copy:
     """Return a function that writes new files in this process, as their old ones were written."""
-    return lambda rewrites: [copied(folder, rewrite, name) for rewrite, name in rewrites]
+    return lambda rewrites: [copy_rewrite(folder, rewrite, name) for rewrite, name in rewrites]
 
 
 @dataclass(frozen=True)
@@ -119,8 +91,8 @@ def tidy_output(
         wait_s: how long to wait for another run on the same sources to end.
 
     Raises:
-        CheckpointError: another run is at work on some of the sources, or the checkpoint cannot
-            be read or written. Committed output is as it was.
+        CheckpointError: another run is at work on sources of all these files, or the checkpoint
+            cannot be read or written. Committed output is as it was.
         OSError: the output cannot be read or written; likewise.
     """
     storage.identity()

@@ -19,7 +19,8 @@ from ray_resume.core.records import Record, State
 from ray_resume.core.rewrites import Rewrite
 from ray_resume.write.folder import folder_at
 from ray_resume.write.formats import checked_format
-from ray_resume.write.tidying import Tidied, copied, copy_here, tidy_output
+from ray_resume.write.row_copies import copy_rewrite
+from ray_resume.write.tidying import Tidied, copy_here, tidy_output
 
 RUN = "0123456789ab"
 
@@ -123,8 +124,9 @@ def test_live_rows_whose_values_would_change_keep_their_types(tmp_path: Path) ->
     pq.write_table(pa.table({"x": [1, 2**60 + 1]}), tmp_path / "f.parquet")
     rewrite = Rewrite(("f.parquet",), (FilePart("f.parquet", 1, 1, 2),))
     schema = pa.schema({"x": pa.float64()})
-    layout = checked_format("parquet", {})
-    assert copied(folder_at(tmp_path), rewrite, "g.parquet", format=layout, schema=schema) is None
+    options = checked_format("parquet", {})
+    folder = folder_at(tmp_path)
+    assert copy_rewrite(folder, rewrite, "g.parquet", format=options, schema=schema) is None
     assert pq.read_table(tmp_path / "g.parquet")["x"].to_pylist() == [2**60 + 1]
 
 
