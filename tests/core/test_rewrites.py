@@ -148,8 +148,8 @@ def run_histories(seeds: range) -> Counter[str]:
 
 
 def test_live_parts_are_right_at_any_moment_and_files_after_a_tidy() -> None:
-    seen = run_histories(range(600))
-    assert min(seen[what] for what in ("COMPLETED", "FAILED", "killed", "files rewritten")) > 100
+    seen = run_histories(range(250))
+    assert min(seen[what] for what in ("COMPLETED", "FAILED", "killed", "files rewritten")) > 50
 
 
 @pytest.mark.slow
@@ -157,16 +157,16 @@ def test_many_histories_of_the_output() -> None:
     run_histories(range(100_000))
 
 
-@pytest.mark.parametrize(
-    "rules",
-    [
-        Rules(compares=False),
-        Rules(takes_lease=False),
-        Rules(commits_first=False),
-        Rules(counts_rows=False),
-    ],
-    ids=str,
-)
-def test_the_simulator_finds_a_broken_rule(rules: Rules) -> None:
+# A broken rule, and a seed shortly before the first history that shows it.
+BROKEN = [
+    (Rules(compares=False), 590),
+    (Rules(takes_lease=False), 0),
+    (Rules(commits_first=False), 0),
+    (Rules(counts_rows=False), 0),
+]
+
+
+@pytest.mark.parametrize(("rules", "seed"), BROKEN, ids=str)
+def test_the_simulator_finds_a_broken_rule(rules: Rules, seed: int) -> None:
     assert rules != SHIPPED
-    assert any(simulate_output(seed, rules)[0] for seed in range(600))
+    assert any(simulate_output(seed + number, rules)[0] for number in range(600))
