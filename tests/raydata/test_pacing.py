@@ -144,7 +144,9 @@ class Trap:
         return batch
 
 
-@pytest.mark.parametrize("shape", ["one task", "an actor pool"])
+@pytest.mark.parametrize(
+    "shape", ["one task", pytest.param("an actor pool", marks=pytest.mark.extended)]
+)
 def test_what_was_done_is_committed_before_its_task_is_over(
     cluster: str, tmp_path: Path, shape: str
 ) -> None:

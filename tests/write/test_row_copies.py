@@ -237,7 +237,7 @@ def test_random_rows_of_typed_files(case: tuple[str, dict[str, Any]], tmp_path: 
         assert made.equals(expected)
 
 
-@pytest.mark.parametrize("chunk", [17, 16 << 20])
+@pytest.mark.parametrize("chunk", [17, pytest.param(16 << 20, marks=pytest.mark.extended)])
 @pytest.mark.parametrize("case", TEXT, ids=str)
 def test_random_rows_of_text(
     case: tuple[str, dict[str, Any]], chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -278,6 +278,7 @@ def parsed_ids(case: tuple[str, dict[str, Any]], text: bytes, header: bool) -> l
     return [int(row[0]) for row in rows[header:]]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("case", [*TYPED, *TEXT], ids=str)
 def test_a_whole_file(case: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     files = written(tmp_path, case, [57])
@@ -619,6 +620,7 @@ def test_a_header_is_no_row(tmp_path: Path) -> None:
         copy_rows(files.folder, [files.part(0, 0, 2)], files.new, format=headless)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("case", [*TYPED, *TEXT], ids=str)
 def test_files_that_are_not_as_they_were_written(
     case: tuple[str, dict[str, Any]], tmp_path: Path
@@ -712,6 +714,7 @@ def test_each_file_is_opened_once_and_read_once(
         assert parsed_ids(case, content, case[0] == "csv") == expected
 
 
+@pytest.mark.extended
 def test_few_rows_of_many_do_not_keep_the_others_in_memory(tmp_path: Path) -> None:
     # 64 row groups of 8 MB, of which some rows are wanted, in three pieces or in one.
     rows = 1 << 20
@@ -745,6 +748,7 @@ def test_few_rows_of_many_do_not_keep_the_others_in_memory(tmp_path: Path) -> No
         assert peak[0] - before < 6 * table.nbytes
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", ["parquet", "csv", "json", "orc", "feather"])
 def test_object_storage(name: str, s3: S3) -> None:
     folder = Folder(s3.filesystem, s3.key(f"copies-{name}"), "s3://bucket/copies")

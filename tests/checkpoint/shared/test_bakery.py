@@ -63,7 +63,16 @@ def overlaps(turns: list[tuple[float, float, str]]) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("deaths", "stops", "seeds"), [(0, 0, 60), (0.005, 0, 80), (0, 0.01, 150), (0.004, 0.01, 150)]
+    ("deaths", "stops", "seeds"),
+    [
+        (0, 0, 30),
+        (0.005, 0, 30),
+        (0, 0.01, 30),
+        (0.004, 0.01, 30),
+        pytest.param(0.005, 0, 80, marks=pytest.mark.extended),
+        pytest.param(0, 0.01, 150, marks=pytest.mark.extended),
+        pytest.param(0.004, 0.01, 150, marks=pytest.mark.extended),
+    ],
 )
 def test_confirmed_turns_do_not_overlap(deaths: float, stops: float, seeds: int) -> None:
     for seed in range(seeds):

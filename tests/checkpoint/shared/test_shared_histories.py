@@ -368,10 +368,14 @@ def run_history(seed: int, **faults: Any) -> History:
     ("deaths", "stops", "errors", "seeds"),
     [
         (0, 0, 0, 10),
-        (0.01, 0, 0, 40),
-        (0, 0.01, 0, 60),
-        (0.005, 0.01, 0, 60),
-        (0.003, 0.004, 8, 60),
+        (0.01, 0, 0, 10),
+        (0, 0.01, 0, 10),
+        (0.005, 0.01, 0, 10),
+        (0.003, 0.004, 8, 10),
+        pytest.param(0.01, 0, 0, 40, marks=pytest.mark.extended),
+        pytest.param(0, 0.01, 0, 60, marks=pytest.mark.extended),
+        pytest.param(0.005, 0.01, 0, 60, marks=pytest.mark.extended),
+        pytest.param(0.003, 0.004, 8, 60, marks=pytest.mark.extended),
     ],
 )
 def test_what_was_committed_is_there_once(
