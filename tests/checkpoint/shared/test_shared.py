@@ -19,6 +19,7 @@ from buckets import S3
 from pyarrow.fs import LocalFileSystem
 
 from ray_resume import Checkpoint, CheckpointError
+from ray_resume.checkpoint.backend import FORMAT_VERSION
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.location import Location
 from ray_resume.checkpoint.shared import writer as shared_writer
@@ -590,9 +591,8 @@ def test_compaction_dies(
 
 def test_a_local_checkpoint_is_not_taken_for_a_shared_one(place: Location) -> None:
     storage = opened(place)
-    objects_of(storage).replace(
-        "checkpoint.json", json.dumps({"id": "0" * 8, "layout": None, "format": 2}).encode()
-    )
+    identity = {"id": "0" * 8, "layout": None, "format": FORMAT_VERSION}
+    objects_of(storage).replace("checkpoint.json", json.dumps(identity).encode())
     with pytest.raises(CheckpointError, match="directory of one host's own"):
         place.open().identity()
 
