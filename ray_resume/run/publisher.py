@@ -43,6 +43,9 @@ class Publisher:
         self._handle, self._lease = handle, lease
         self._publish, self._interval_s = publish, interval_s
         self._error: Exception | None = None
+        # The ledger knows one publication at a time, and commits whichever was taken last. A user
+        # who interrupts a run twice ends the wait for the thread, whose publication goes on.
+        self._one_at_a_time = threading.Lock()
 
     @contextlib.contextmanager
     def regularly(self) -> Iterator[None]:
@@ -63,20 +66,21 @@ class Publisher:
         self._raise_error()
 
     def publish_now(self) -> None:
-        """Publish everything that is complete; not while a block of :meth:`regularly` goes on.
+        """Publish everything that is complete, after a publication that goes on.
 
         Raises:
             CheckpointError: the lease is lost.
             Exception: the datasink raised it, now or while the pass went on.
         """
-        self._raise_error()
-        results, rows = ray.get(self._handle.take_unpublished.remote())
-        failpoint("run.before_publish")
-        self._lease.check()
-        if results:
-            self._publish(results, rows)
-        failpoint("run.published")
-        ray.get(self._handle.confirm_published.remote())
+        with self._one_at_a_time:
+            self._raise_error()
+            results, rows = ray.get(self._handle.take_unpublished.remote())
+            failpoint("run.before_publish")
+            self._lease.check()
+            if results:
+                self._publish(results, rows)
+            failpoint("run.published")
+            ray.get(self._handle.confirm_published.remote())
 
     def _publish_until(self, over: threading.Event) -> None:
         while not over.wait(self._interval_s):
