@@ -85,7 +85,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """What a killed run left: a file with rows of two sources, and one row of a third."""
+    """Make the output of a killed run: a file with rows of two sources, and a row of a third."""
     directory = LocalBackend(tmp_path / "ckpt")
     name = f"{directory.ensure()}-{RUN}-{0:016x}-{1:016x}.parquet"
     (tmp_path / "out").mkdir()

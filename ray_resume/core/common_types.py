@@ -16,7 +16,7 @@ _UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
 _UNITS = ("s", "ms", "us", "ns")
 
 Limits: TypeAlias = frozenset[tuple[tuple[str, ...], str]]
-"""What values of a type do not fit into, though the type can be made one with it.
+"""Types that can be unified with a type, although its values do not fit into them.
 
 Each is the path to where the values are (``()`` is the column itself, ``("[]",)`` what is inside of
 its lists), and ``"double"`` or a unit of time.

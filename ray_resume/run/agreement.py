@@ -21,8 +21,8 @@ class Agreement:
         source_id: returns the id of a source by its number, None if it does not know it any more.
         afresh: no output of earlier runs is to stay, so its types do not bind this run.
         stale: then, whether there may be such output for now.
-        gone: the ids of sources whose types bind nobody: they have no output, or it is to be
-            replaced. Give none while another run is at work.
+        gone: the ids of sources whose types do not count: they have no output, or the run
+            replaces it. Give none while another run is at work.
 
     Guarantees: an answer is durable before a sink gets it, so the next run knows the types of every
     file. The schema only widens.
@@ -44,7 +44,7 @@ class Agreement:
         self._afresh, self._stale, self._gone = afresh, stale, gone
         self._lock = threading.Lock()
         self._agreed: OutputSchema | None = None
-        # What is on record, if the next schema is to take the place of that.
+        # The names of the schemas on record that the next schema replaces.
         self._replaced: Sequence[str] | None = None
         self._answer = b""
         # By encoded schema, the numbers of the sources that have asked for it; None once there

@@ -22,7 +22,7 @@ def record_read_schema(
 
     Args:
         completed: how many sources earlier runs have completed.
-        afresh: no source is left that was read with what is on record, so that it binds nobody.
+        afresh: no source is left that was read with the schema on record, so it does not count.
 
     Raises:
         ResumeError: no schema holds that of earlier runs and that of the files that were listed;

@@ -218,9 +218,9 @@ def test_what_a_source_alone_needed_goes_with_it() -> None:
     assert left.stale
     assert both.without({"c"}) is both
     assert both.without({"a", "b"}).schema == pa.schema([])
-    # What a source has now does not go with what it had.
+    # The new type of a source cannot be unified with its old one.
     assert left.widened(having(x=pa.float32()), "b").schema.field("x").type == pa.float64()
-    # Of a type that many have, nobody knows whether all of them are gone.
+    # If many sources have a type, the schema does not know whether all of them are gone.
     many = both
     for number in range(MAX_NAMED + 1):
         many = many.widened(having(x=pa.float64()), f"s{number}")
@@ -383,7 +383,7 @@ def test_metadata_are_those_of_the_users_schema() -> None:
         for wanted in (schema, schema.remove_metadata()):
             made = conform(table, wanted, exactly=True)
             assert made.schema.equals(table.cast(wanted).schema, check_metadata=True)
-        # What a run has agreed on by itself has none.
+        # A schema that a run has agreed on by itself has no metadata.
         kept = conform(table, pa.schema([("x", pa.int64()), ("y", pa.string())])).schema.metadata
         assert kept == {b"pandas": b"{}"}
 

@@ -20,7 +20,7 @@ CHILD_FILE = "child"
 
 
 def sleep() -> None:
-    # Whoever started the driver reads this to its end.
+    # The test that started the driver reads its output to the end.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)

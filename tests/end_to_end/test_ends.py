@@ -295,7 +295,7 @@ def test_parts_say_which_rows_of_a_file_are_whose(
     assert {source: sorted(ids) for source, ids in found.items()} == {
         source: [i for i, owner in enumerate(sources) if owner == source] for source in (0, 1)
     }
-    # Each row of each file is somebody's, once.
+    # Each row of each file is in one part, once.
     assert len(rows) == len(list(tmp_path.rglob("*.parquet"))) == files
     assert all(sorted(places) == list(range(len(places))) for places in rows.values())
 

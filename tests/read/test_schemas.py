@@ -119,7 +119,7 @@ def test_a_file_that_was_repaired_adds_its_column_with_a_word(
     rows = rows_of(tmp_path / "c")
     assert rows == [{**row, "lang": None} if row["id"] == 16 else row for row in expected]
     assert rows[17]["lang"] == "en"
-    # What the warning says to do makes it the output of plain Ray Data.
+    # The remedy in the warning makes it the output of plain Ray Data.
     caplog.clear()
     Checkpoint(tmp_path / "c").reset(state="completed")
     with caplog.at_level(logging.WARNING, "ray_resume"):

@@ -34,7 +34,7 @@ from ray_resume.errors import SourceChangedError
 
 pytestmark = pytest.mark.extended
 
-# What there is to do again ------------------------------------------------------------------------
+# Sources that are processed again -----------------------------------------------------------------
 
 
 def record(source_id: str, state: State, *places: int) -> Record:
