@@ -6,6 +6,7 @@
     sink.json                     the sink that the checkpoint is bound to
     arrays/<array>/<rank>-<task>  the rank that each task of an array has drawn (see `core.shards`)
     schemas/<run>.json            the output's column types, where that run changed them
+    listings/<digest>.digests     the sources that runs have listed (see `listings`)
     dead-letters/...              rows that a stage refused (see `dead_letters`)
 
 Both kinds keep these as whole objects (`objects`), and this module reads and writes them. The kinds
@@ -30,11 +31,13 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.dead_letters import DeadLetterStore
+from ray_resume.checkpoint.listings import ListingStore
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.objects import Objects
 from ray_resume.checkpoint.output_schemas import SchemaStore
 from ray_resume.checkpoint.ranks import RankDraw
 from ray_resume.checkpoint.read_schemas import ReadSchemaStore
+from ray_resume.core.digests import Digests
 from ray_resume.core.records import Record
 from ray_resume.core.shards import ArrayTask
 from ray_resume.errors import CheckpointError
@@ -341,6 +344,28 @@ class CheckpointBackend(ABC):
     def read_schemas(self) -> ReadSchemaStore:
         """Return the store of the schemas that runs have read with."""
         return ReadSchemaStore(self._objects)
+
+    def listed(self) -> Digests | None:
+        """Return the digests of the sources that the newest run has listed, None if none has.
+
+        Those that runs have listed beside it are among them.
+        """
+        return ListingStore(self._objects).read()
+
+    def record_listed(self, listed: Digests, own: str) -> None:
+        """Record what run ``own`` has listed, in place of what no live run has. It has a lease."""
+        listings = ListingStore(self._objects)
+        if listings.is_only(listed):
+            return
+        listings.add(listed)
+
+        def settle() -> None:
+            # Another run may have removed it before it saw that this one is alive.
+            listings.add(listed)
+            if not self._live_runs().keys() - {own}:
+                listings.remove_others(listed)
+
+        self._exclusively(own, settle)
 
     # The differences between the kinds.
 

@@ -11,7 +11,9 @@ import numpy as np
 from typing_extensions import override
 
 from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.columns import text_of
+from ray_resume.core.digests import Digests
 from ray_resume.core.records import Record, State
 from ray_resume.core.snapshot import Snapshot
 
@@ -26,10 +28,11 @@ class CheckpointStatus(Mapping[str, Any]):
     """Counts of sources; a mapping as well, so that it prints and serialises as one.
 
     Attributes:
-        total: the most sources that any run has listed, other shards' sources included; or the
-            number of sources on record, if that is higher.
+        total: the sources that the newest run has listed, other shards' sources included, or runs
+            beside it; and those on record that are not in the input any more.
         completed, failed, quarantined: sources on record in that state.
-        pending: all other sources; the next run reads them, and the failed ones.
+        pending: all other sources; the next run reads them, and the failed ones. A source that is
+            gone from the input is none of them, once a run has listed what is there.
         writers: runs that have a file in the checkpoint.
         live: how many of these runs are at work right now.
         sink: where the output goes, None before the first run.
@@ -80,15 +83,13 @@ def status_of(storage: CheckpointBackend) -> CheckpointStatus:
     contents = storage.snapshot()
     counts = _Counts.of(contents.snapshot)
     known = sum(counts.states[state] for state in STATES.values())
-    totals = (header.get("sources_total") for header in contents.headers.values())
-    listed = max((total for total in totals if type(total) is int), default=0)
-    total = max(known, listed)
+    pending = _pending(storage.listed(), contents, known)
     return CheckpointStatus(
-        total=total,
+        total=known + pending,
         completed=counts.states[State.COMPLETED],
         failed=counts.states[State.FAILED],
         quarantined=counts.states[State.QUARANTINED],
-        pending=total - known,
+        pending=pending,
         writers=len(contents.files),
         live=len(contents.live),
         sink=storage.sink(),
@@ -102,6 +103,18 @@ def status_of(storage: CheckpointBackend) -> CheckpointStatus:
             for run_id, owner in {**contents.killed, **contents.live}.items()
         ],
     )
+
+
+def _pending(listed: Digests | None, contents: Contents, known: int) -> int:
+    """Count the sources that are ``listed``, and not on record."""
+    if listed is None:
+        # Earlier versions have recorded only how many sources each run has listed.
+        totals = (header.get("sources_total") for header in contents.headers.values())
+        return max(0, max((total for total in totals if type(total) is int), default=0) - known)
+    snapshot = contents.snapshot
+    rows = snapshot.find(listed)
+    done = snapshot.in_state(*STATES.values())[rows[rows >= 0]]
+    return len(listed) - int(np.count_nonzero(done))
 
 
 @dataclass

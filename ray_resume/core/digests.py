@@ -105,6 +105,13 @@ class Digests:
         either[1:] |= same
         return np.sort(order[either])
 
+    def distinct(self) -> Digests:
+        """Return these digests, each once, in no particular order."""
+        ordered = self.take(self.order())
+        first = np.ones(len(self), bool)
+        first[1:] = (ordered.high[1:] != ordered.high[:-1]) | (ordered.low[1:] != ordered.low[:-1])
+        return ordered.take(np.flatnonzero(first))
+
     def order(self) -> Positions:
         """Return the positions in the order of the digests."""
         if self._order is None:

@@ -114,6 +114,7 @@ class Run:
             self._plan.output.verify(
                 self._checkpoint_id, self._plan.storage, names, contents, todo.skipped
             )
+            self._plan.storage.record_listed(self._plan.listing.listed.digests, self._run_id)
             if not todo.pending:
                 if todo.removed:
                     contents = self._drop(todo, contents)

@@ -256,6 +256,8 @@ def test_output_follows_the_input(source: Path, tmp_path: Path) -> None:
     assert (summary.sources_completed, summary.sources_removed) == (1, 1)
     assert "removed the output of 1 sources that are no longer in the input" in str(summary)
     assert_output(tmp_path, [*range(10, 15), *range(100, 105)])
+    status = Checkpoint(tmp_path / "ckpt").status()
+    assert (status.total, status.completed, status.pending) == (2, 2, 0)
     write_file(source / "00000.parquet", 0, 5)
     assert run(source).sources_completed == 1
     assert_output(tmp_path, [*range(5), *range(10, 15), *range(100, 105)])
