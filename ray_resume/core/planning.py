@@ -59,6 +59,7 @@ def what_to_do(
     headers: Mapping[str, Mapping[str, Any]],
     *,
     signature: str,
+    alike: Collection[str] = (),
     code: str,
     checkpoint: str,
 ) -> tuple[ResumePlan, list[str]]:
@@ -66,7 +67,8 @@ def what_to_do(
 
     Args:
         snapshot: the records, read under the run's lease; ``headers`` are those of the runs.
-        signature: of the pipeline; ``code`` stands for the code that it runs.
+        signature: of the pipeline; ``code`` stands for the code that it runs. ``alike`` are those
+            that it has had when its input had fewer columns.
         checkpoint: how to name the checkpoint in messages.
 
     Returns:
@@ -97,6 +99,7 @@ def what_to_do(
         code=code,
         on_code_change=policies.on_code_change,
         signatures=[text for text in texts if isinstance(text, str)],
+        alike=alike,
         gone=gone,
         file_of=file_of,
     )

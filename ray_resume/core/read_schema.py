@@ -36,6 +36,15 @@ class ReadSchema:
         """Whether an earlier run has recorded a schema that is, or holds, the one in use."""
         return any(holds(schema, self.used) for schema in self.recorded)
 
+    def names_added(self) -> list[list[str]]:
+        """Return for each recorded schema which columns in use it lacks."""
+        return [[name for name in self.used.names if name not in s.names] for s in self.recorded]
+
+    def names_unread(self) -> list[str]:
+        """Return the columns in use that no earlier run has read."""
+        read = {name for schema in self.recorded for name in schema.names}
+        return [name for name in self.used.names if name not in read]
+
     def news(self) -> list[str]:
         """Describe the columns that no earlier run has read, or not with the type that is used."""
         found = []

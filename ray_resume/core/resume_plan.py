@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,6 +86,7 @@ def plan_resume(
     code: str = "",
     on_code_change: str = "warn",
     signatures: Iterable[str] = (),
+    alike: Collection[str] = (),
     gone: Gone = NOTHING_GONE,
     file_of: Callable[[str], str | None] = lambda _: None,
 ) -> ResumePlan:
@@ -97,6 +98,7 @@ def plan_resume(
         code: stands for the code that the pipeline runs; empty if it is not known.
         on_code_change: whether to "reprocess" sources that went through other code.
         signatures: of the pipelines that earlier runs have had, for messages.
+        alike: signatures that this pipeline has had too, when its input had fewer columns.
         gone: the sources on record that are no longer in the input, if the run removes their
             output.
         file_of: returns the id of the file that a source is a part of, by the source's id.
@@ -110,6 +112,7 @@ def plan_resume(
     pipelines = pipeline_hash(signature, code), pipeline_before(signature)
     otherwise = sorting.judge(
         pipelines,
+        alike=b"".join(pipeline_hash(text)[:4] for text in (signature, *alike)),
         ignore_changes=on_source_change == "ignore",
         restart=on_pipeline_change == "restart",
         recode=on_code_change == "reprocess",
@@ -143,13 +146,20 @@ class _Sorting:
         self.ignored = 0
 
     def judge(
-        self, pipelines: tuple[bytes, bytes], *, ignore_changes: bool, restart: bool, recode: bool
+        self,
+        pipelines: tuple[bytes, bytes],
+        *,
+        alike: bytes,
+        ignore_changes: bool,
+        restart: bool,
+        recode: bool,
     ) -> Positions:
         """Decide for each source on record whether the run reads it again.
 
         Args:
             pipelines: the hash of this run's pipeline, see `records.pipeline_hash`, and its hash in
                 earlier versions.
+            alike: the hashes, of four bytes, of the signatures that this run's pipeline may have.
             ignore_changes: whether changed sources stay as they are.
             restart: whether to read sources again that went through another pipeline.
             recode: whether to read sources again that went through other code.
@@ -164,7 +174,7 @@ class _Sorting:
         then = snapshot.column("pipeline", known)
         now, before = (np.frombuffer(pipeline, np.uint32) for pipeline in pipelines)
         like_before = (then == before).all(axis=1)
-        otherwise = (then[:, 0] != now[0]) & ~like_before
+        otherwise = ~np.isin(then[:, 0], np.frombuffer(alike, np.uint32)) & ~like_before
         # A hash of 0 is unknown, and differs from no other.
         told = ~like_before & (then[:, 1] != 0) & (now[1] != 0)
         recoded = ~otherwise & told & (then[:, 1] != now[1])

@@ -12,7 +12,7 @@ run that resumes counts from zero again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -157,6 +157,15 @@ class Columns:
         }
         gone = frozenset(renamed) if self.rest else frozenset()
         return Columns({**made, **new}, self.rest, self.without | gone)
+
+    def without_new(self, names: Collection[str]) -> Columns:
+        """Return these columns without those of ``names`` that pass through as they are."""
+        made = {
+            name: expr
+            for name, expr in self.made.items()
+            if name not in names or not _is_column(expr, name)
+        }
+        return dataclasses.replace(self, made=made)
 
     def describe(self, input_names: Sequence[str] | None = None) -> str:
         """Format what comes out: ``*`` for all other columns, as if nothing had listed them.

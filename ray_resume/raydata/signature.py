@@ -49,6 +49,7 @@ def signature_of(
     columns: Sequence[str] | None,
     input_names: Sequence[str] | None,
     write: str,
+    new_names: Collection[str] = (),
 ) -> Signature:
     """Describe a chain as Ray's optimizer has left it.
 
@@ -59,9 +60,10 @@ def signature_of(
         columns: the columns that it has pushed into the read, None for all.
         input_names: the columns that there are without that, None if they are not known.
         write: describes the sink.
+        new_names: columns of the input that are to be left out, as if it did not have them.
     """
     steps, udfs = [read], list(read_udfs)
-    segment = _Segment(input_names)
+    segment = _Segment(input_names, new_names)
     for predicate in predicates:
         segment.filter(predicate)
     if columns is not None:
@@ -88,8 +90,8 @@ _NUMBERS = (bool, int, float, type(None))
 class _Segment:
     """The filters and projections between two UDFs, as one step of each kind."""
 
-    def __init__(self, input_names: Sequence[str] | None) -> None:
-        self._names = input_names
+    def __init__(self, input_names: Sequence[str] | None, new_names: Collection[str] = ()) -> None:
+        self._names, self._new = input_names, new_names
         self._columns = Columns()
         self._conditions: set[str] = set()
 
@@ -106,7 +108,9 @@ class _Segment:
     def steps(self) -> Iterator[str]:
         if self._conditions:
             yield f"filter({' & '.join(sorted(self._conditions))})"
-        columns = self._columns.describe(self._names)
+        columns = self._columns.without_new(self._new).describe(
+            self._names and [name for name in self._names if name not in self._new]
+        )
         if columns != "*":
             yield f"columns({columns})"
 

@@ -7,8 +7,9 @@ Importable on workers: knows neither checkpoints nor lmdb. The work of their rea
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from typing_extensions import override
 
+from ray_resume.core.digests import DigestIndex, Digests, source_digest
 from ray_resume.core.sources import SourceTable
 from ray_resume.core.tokens import SOURCE_COLUMN, SOURCE_TYPE, TOKEN_COLUMN, TOKEN_TYPE
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata.expressions import is_repeatable
-from ray_resume.raydata.filereads import ReadTaskFactory, Selection
+from ray_resume.raydata.filereads import ReadTaskFactory, Selection, row_group_of
 from ray_resume.raydata.scans import Scan
+from ray_resume.read.footers import schemas_of
 from ray_resume.read.inputs import FileInput, Input
 from ray_resume.read.read_task import PlainReadTask, ResumableReadTask
 from ray_resume.run.client import LedgerClient
@@ -33,6 +36,9 @@ __all__ = ["ArmedDatasource", "ResumableDatasource"]
 
 # Ray Data makes at least so many tasks of an input that is large enough.
 _MIN_READ_TASKS = 200
+
+# To name files in a message, so many are opened at most.
+_MAX_FOOTERS = 64
 
 
 class _SourceDatasource(Datasource):
@@ -135,6 +141,19 @@ class ResumableDatasource(_SourceDatasource):
         changed = copy.copy(self)
         changed.input = replace(self.input, files=self.input.files.with_schema(schema))
         return changed
+
+    def having(self, columns: Collection[str], source_ids: Iterable[str]) -> list[str]:
+        """Return those of the first few of the sources whose Parquet files have such a column."""
+        if not isinstance(self.input, FileInput):
+            return []
+        some = list(islice(source_ids, _MAX_FOOTERS))
+        at = DigestIndex(self.sources.digests)
+        found = at.positions(Digests.of(b"".join(map(source_digest, some))))
+        ids: dict[str, str] = {}
+        for position in at.order[found[found >= 0]].tolist():
+            ids.setdefault(row_group_of(self.sources[position])[0], self.sources.id(position))
+        schemas = schemas_of(self.input.filesystem, ids)
+        return [ids[path] for path, schema in schemas if not set(columns).isdisjoint(schema.names)]
 
     # Ray's optimizer pushes into this read what it would push into that of plain Ray Data.
     @override

@@ -104,6 +104,7 @@ class Run:
                 contents.snapshot,
                 contents.headers,
                 signature=self._plan.signature,
+                alike=self._plan.alike,
                 code=self._plan.code.digest(),
                 checkpoint=self._plan.storage.uri,
             )
@@ -173,7 +174,8 @@ class Run:
             self._plan.storage,
             self._plan.read_schema,
             self._run_id,
-            completed=len(todo.skipped),
+            completed=todo.skipped,
+            having=self._plan.having,
             afresh=self._is_afresh(todo, contents),
         )
 

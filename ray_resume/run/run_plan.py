@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +29,15 @@ class RunPlan:
     # How results are made visible, for a sink that has such a step; else None.
     publish: Callable[[Sequence[bytes], int], None] | None
     signature: str
+    # The signatures that it has had when its input had fewer columns.
+    alike: Collection[str] = field(default=(), kw_only=True)
     # The reader may raise for so many sources, without limit if negative, as in Ray Data.
     max_errored_blocks: int = 0
     publish_interval_s: float = math.inf
     code: Code = field(default_factory=Code)
     read_schema: ReadSchema | None = None
+    # Returns some of the sources of these ids whose files have one of these columns.
+    having: Callable[[Collection[str], Iterable[str]], list[str]] | None = None
 
     def owner(self, run_id: str) -> Owner:
         """Return the owner of the lease of run ``run_id``: this process."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ray.data import Dataset
@@ -91,8 +91,10 @@ class Execution:
             Exception: as ``resumable_write``.
         """
         signature = self._signature()
+        # `drop_columns` selects all other columns of the input, with new ones among them.
+        alike = [self._signature(names).text for names in self._names_added() if names]
         storage = self._datasource.checkpoint.open()
-        run = Run(self._plan(storage, signature))
+        run = Run(self._plan(storage, signature, alike))
         has_ended_well = False
         try:
             summary = run.execute(self._execute_pass, lease_wait_s=lease_wait_s)
@@ -111,7 +113,11 @@ class Execution:
                 except (ResumeError, RayError, OSError) as error:
                     logger.warning("The output stays untidy until the next run ends: %s", error)
 
-    def _signature(self) -> Signature:
+    def _names_added(self) -> list[list[str]]:
+        schema = self._datasource.options.schema
+        return [] if schema is None else schema.names_added()
+
+    def _signature(self, new_names: Collection[str] = ()) -> Signature:
         datasource = self._datasource
         return signature_of(
             self._optimized,
@@ -121,9 +127,12 @@ class Execution:
             columns=datasource.selected_columns,
             input_names=datasource.column_names,
             write=self._target.described,
+            new_names=new_names,
         )
 
-    def _plan(self, storage: CheckpointBackend, signature: Signature) -> RunPlan:
+    def _plan(
+        self, storage: CheckpointBackend, signature: Signature, alike: Collection[str]
+    ) -> RunPlan:
         datasource = self._datasource
         return RunPlan(
             storage=storage,
@@ -139,9 +148,11 @@ class Execution:
             publish=self._target.publish,
             publish_interval_s=self._publish_interval_s,
             signature=signature.text,
+            alike=alike,
             code=signature.code,
             max_errored_blocks=self._optimized.dataset.context.max_errored_blocks,
             read_schema=datasource.options.schema,
+            having=datasource.having,
         )
 
     def _execute_pass(self, this: Pass) -> None:

@@ -15,6 +15,7 @@ from pyarrow.fs import LocalFileSystem
 from ray_resume import (
     Checkpoint,
     CheckpointError,
+    PipelineChangedError,
     ResumeError,
     resumable,
     resumable_read,
@@ -113,6 +114,7 @@ def test_a_file_that_was_repaired_adds_its_column_with_a_word(
         assert job.is_done()
     (warning,) = [text for text in caplog.messages if "widened the schema" in text]
     assert "'lang' (string) is new. 16 sources" in warning
+    assert f"has null ({tmp_path}/in/16.parquet). To read" in warning
     # Sources that were completed stay as they are; all others are as plain Ray Data has them.
     expected = job.plain()
     assert expected[16]["lang"] == "en"
@@ -126,6 +128,32 @@ def test_a_file_that_was_repaired_adds_its_column_with_a_word(
         assert job.is_done()
     assert rows_of(tmp_path / "c") == expected
     assert not caplog.messages
+
+
+@pytest.mark.extended
+@pytest.mark.usefixtures("cluster")
+def test_a_column_that_the_input_gets_is_no_other_pipeline_where_columns_are_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray makes a selection of all other columns of ``drop_columns``."""
+    job = Job(tmp_path)
+    names: dict[str, Any] = {}
+    for number, name in enumerate(("other", "lang", "text")):
+        names[name] = ["x"]
+        write(tmp_path / "in", 9 - number, **names)
+        with caplog.at_level(logging.WARNING, "ray_resume"):
+            assert job.is_done(select=True)
+        expected = job.plain()
+        for row in expected:
+            del row["other"]
+        assert rows_of(tmp_path / "c") == expected
+    # The files that are done have none of the new columns.
+    warnings = [text for text in caplog.messages if "widened the schema" in text]
+    assert len(warnings) == 2
+    assert all("has null. To read" in text for text in warnings)
+    # Whatever else is left out is another pipeline.
+    with pytest.raises(PipelineChangedError, match="columns"):
+        job.run(select=True, columns=["id", "other", "lang"])
 
 
 @pytest.mark.extended
