@@ -129,7 +129,7 @@ def curate(shards: list[Path], workdir: Path, cpus: int, crash_after: int | None
     if crash_after is not None:
         arguments = (checkpoint, output, crash_after, finished)
         threading.Thread(target=crash, args=arguments, daemon=True).start()
-    summary = resumable_write(ds, output)
+    summary = resumable_write(ds, output, require_complete=True)
     finished.set()
     if crash_after is not None:
         print("The job was done before --crash-after could strike.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 import pandas as pd
 import ray
@@ -45,10 +44,8 @@ def main() -> None:
         shard=index_and_count or "slurm",
     )
     ds = ds.map_batches(clean, batch_format="pandas")  # type: ignore[arg-type]
-    summary = resumable_write(ds, options.output)
-    print(summary, flush=True)
-    if summary.sources_failed or summary.sources_pending or summary.sources_quarantined:
-        sys.exit("Not all is done: see `ray-resume status`.")
+    # SLURM must not take the task for done while sources are left.
+    print(resumable_write(ds, options.output, require_complete=True), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointStatus",
+    "IncompleteError",
     "NonResumableError",
     "Part",
     "PipelineChangedError",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ray_resume.checkpoint.status import CheckpointStatus
     from ray_resume.errors import (
         CheckpointError,
+        IncompleteError,
         NonResumableError,
         PipelineChangedError,
         ResumeError,
@@ -51,6 +53,7 @@ _HOMES = {
     "Checkpoint": "checkpoint.checkpoint",
     "CheckpointError": "errors",
     "CheckpointStatus": "checkpoint.status",
+    "IncompleteError": "errors",
     "NonResumableError": "errors",
     "Part": "checkpoint.checkpoint",
     "PipelineChangedError": "errors",

@@ -4,8 +4,9 @@ Does not load Ray. All that a command does is a method of :class:`Checkpoint`; t
 arguments and prints results.
 
 Exit codes: 0 done; 1 the command failed, the check found damage, or the user said no; 2 the command
-is wrong, or needs an answer and has no terminal to ask on; 130 interrupted; 141 the reader of the
-output is gone. An error is one line on standard error.
+is wrong, or needs an answer and has no terminal to ask on; 3 sources are left, and the option
+``--fail-if-incomplete`` is given; 130 interrupted; 141 the reader of the output is gone. An error
+is one line on standard error.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ray_resume.files import public_uri
 
 __all__ = ["main"]
 
-_DONE, _FAILED, _USAGE, _INTERRUPTED, _NO_READER = 0, 1, 2, 130, 141
+_DONE, _FAILED, _USAGE, _INCOMPLETE, _INTERRUPTED, _NO_READER = 0, 1, 2, 3, 130, 141
 _STATES = ("completed", "failed", "quarantined")
 _CLEAR = "\x1b[H\x1b[2J"
 
@@ -73,7 +74,7 @@ def _status(options: argparse.Namespace) -> int:
             stamp = [f"{time.strftime('%H:%M:%S')}, Ctrl-C to leave"] if options.watch else []
             _print(clear + "\n".join([*lines, *stamp]))
         if not (options.watch and status.live):
-            return _DONE
+            return _INCOMPLETE if options.fail_if_incomplete and not status.complete else _DONE
         sys.stdout.flush()
         time.sleep(options.interval)
 
@@ -297,7 +298,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ray-resume",
         description="Look at a checkpoint of ray_resume, and steer the next run by hand.",
-        epilog="exit codes: 0 done, 1 failed, damaged or declined, 2 wrong usage, 130 interrupted",
+        epilog="exit codes: 0 done, 1 failed, damaged or declined, 2 wrong usage, 3 sources "
+        "are left (--fail-if-incomplete), 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"ray-resume {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -313,6 +315,11 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _status, "what is done, what failed and why, what to type next")
     status.add_argument("--json", action="store_true", help="one JSON object (one a look)")
     status.add_argument("--watch", action="store_true", help="look again until no run is at work")
+    status.add_argument(
+        "--fail-if-incomplete",
+        action="store_true",
+        help="exit with 3 if any source is not completed, or none was listed yet",
+    )
     status.add_argument(
         "--interval", type=_seconds, default=2.0, metavar="S", help="seconds between looks (2)"
     )

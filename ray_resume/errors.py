@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CheckpointError",
+    "IncompleteError",
     "NonResumableError",
     "PipelineChangedError",
     "ResumeError",
@@ -35,3 +38,14 @@ class SourceChangedError(ResumeError):
 
 class CheckpointError(ResumeError):
     """The checkpoint cannot be used as it is: unreadable, in use, or bound elsewhere."""
+
+
+class IncompleteError(ResumeError):
+    """A run has ended by itself and left sources failed, pending or quarantined.
+
+    Everything that is complete is committed. ``summary`` is the run's ``RunSummary``.
+    """
+
+    def __init__(self, message: str, summary: Any = None) -> None:
+        super().__init__(message)
+        self.summary = summary

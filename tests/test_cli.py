@@ -255,6 +255,24 @@ def test_status_of_a_finished_job(path: Path) -> None:
     assert lines[-1].split("#")[0].strip() == f"ray-resume files {path}"
 
 
+def test_an_incomplete_job_is_told_by_the_exit_code(path: Path, tmp_path: Path) -> None:
+    def code(*options: str) -> int:
+        return run("status", path, *options).returncode
+
+    assert (code(), code("--fail-if-incomplete"), code("--fail-if-incomplete", "--json")) == (
+        0,
+        3,
+        3,
+    )
+    sources = ("f\n1", "f2", "q")
+    write(path, "run3", 5, [Record(s, State.COMPLETED, 9, "run3") for s in sources])
+    assert code("--fail-if-incomplete") == 3  # One of six was never read.
+    write(path, "run4", 5, [Record("x", State.COMPLETED, 10, "run4")])
+    assert code("--fail-if-incomplete", "--watch") == 0
+    LocalBackend(tmp_path / "new").ensure()
+    assert run("status", tmp_path / "new", "--fail-if-incomplete").returncode == 3
+
+
 def test_status_before_the_first_run(tmp_path: Path) -> None:
     LocalBackend(tmp_path).ensure()
     result = run("status", tmp_path)

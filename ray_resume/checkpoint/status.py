@@ -63,6 +63,11 @@ class CheckpointStatus(Mapping[str, Any]):
     errors: dict[str, int]
     runs: list[dict[str, Any]]
 
+    @property
+    def complete(self) -> bool:
+        """Whether a run has listed sources, and all of them are completed."""
+        return 0 < self.total == self.completed
+
     @override
     def __getitem__(self, key: str) -> Any:
         if key not in self.__dataclass_fields__:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from typing_extensions import override
 
+from ray_resume.errors import IncompleteError
+
 __all__ = ["RunSummary"]
 
 
@@ -40,6 +42,50 @@ class RunSummary:
     sources_removed: int = 0
     lost_alone: Mapping[str, str] = field(default_factory=dict, hash=False)
     sources_not_tried: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every source of this run's share is completed, by this run or an earlier one.
+
+        No source is failed, pending or quarantined. Sources with dead letters are completed: the
+        pipeline has said that such rows go there.
+        """
+        return not self._left()
+
+    def raise_if_incomplete(self) -> None:
+        """Raise an error if a source is failed, pending or quarantined: a scheduler sees it.
+
+        Raises:
+            IncompleteError: with this summary as its ``summary``.
+        """
+        left = self._left()
+        if left:
+            raise IncompleteError(
+                f"{sum(left.values()):,} of {self.sources_total:,} sources are not completed: "
+                f"{', '.join(f'{count:,} {state}' for state, count in left.items())}. All others "
+                "are committed and safe. `ray-resume sources CHECKPOINT` says which they are, and "
+                f"why. {self._way_out(left)}\n{self}",
+                self,
+            )
+
+    def _left(self) -> dict[str, int]:
+        left = {
+            "failed": self.sources_failed,
+            "pending": self.sources_pending,
+            "quarantined": self.sources_quarantined,
+        }
+        return {state: count for state, count in left.items() if count}
+
+    def _way_out(self, left: Mapping[str, int]) -> str:
+        steps = []
+        if left.keys() - {"quarantined"}:
+            steps.append("Run the same script again to go on with the failed and pending ones.")
+        if "quarantined" in left:
+            steps.append(
+                "Once their cause is mended, `ray-resume reset CHECKPOINT --state quarantined` has "
+                "the next run try the quarantined ones again."
+            )
+        return " ".join(steps)
 
     @override
     def __str__(self) -> str:

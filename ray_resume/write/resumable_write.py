@@ -40,6 +40,7 @@ def resumable_write(
     target_file_bytes: int | None = None,
     file_per_source: bool = False,
     publish_interval_s: float = 300.0,
+    require_complete: bool = False,
     concurrency: int | None = None,
     lease_wait_s: float | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
@@ -84,6 +85,10 @@ def resumable_write(
             the pipeline runs. A kill costs so much work. Each publication is a version of the
             table. How often *records* are published to a checkpoint that hosts share is an option
             of :class:`Checkpoint`, of the same name.
+        require_complete: raise an ``IncompleteError`` at the end if sources are left failed, pending
+            or quarantined: SLURM, Kubernetes and Ray Jobs must not take the job for done.
+            Everything that is complete is committed, and the output is tidy. Without it, such a
+            script ends with exit code 0, unless it calls ``RunSummary.raise_if_incomplete()``.
         append: write into a folder that has data files of others; theirs are left alone. Do not
             pass it to write beside the output of a checkpoint that was removed: its rows would be
             there twice.
@@ -106,6 +111,7 @@ def resumable_write(
 
     Raises:
         NonResumableError: the pipeline cannot be resumed; raised before any task starts.
+        IncompleteError: ``require_complete`` is set, and sources are left.
         ResumeError: the driver is a Ray Client, or the run's ledger died.
         CheckpointError: the checkpoint is in use, unreadable or bound to another folder; the
             folder has other data files, or misses files of completed sources.
@@ -149,4 +155,7 @@ def resumable_write(
         concurrency=concurrency,
         ray_remote_args=ray_remote_args or {},
     )
-    return execution.run(lease_wait_s)
+    summary = execution.run(lease_wait_s)
+    if require_complete:
+        summary.raise_if_incomplete()
+    return summary
