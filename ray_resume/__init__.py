@@ -20,6 +20,7 @@ __all__ = [
     "Part",
     "PipelineChangedError",
     "ResumeError",
+    "RunRecord",
     "RunSummary",
     "SourceChangedError",
     "SourceRecord",
@@ -32,6 +33,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ray_resume.checkpoint.checkpoint import Checkpoint, Part, SourceRecord
+    from ray_resume.checkpoint.history import RunRecord
     from ray_resume.checkpoint.report import CheckReport
     from ray_resume.checkpoint.status import CheckpointStatus
     from ray_resume.errors import (
@@ -58,6 +60,7 @@ _HOMES = {
     "Part": "checkpoint.checkpoint",
     "PipelineChangedError": "errors",
     "ResumeError": "errors",
+    "RunRecord": "checkpoint.history",
     "RunSummary": "run.summary",
     "SourceChangedError": "errors",
     "SourceRecord": "checkpoint.checkpoint",

@@ -93,6 +93,7 @@ POINTS: dict[str, Point] = {
         run__published="it was published, and not committed",
         run__before_close="all passes are over, the ledger was not closed",
         run__closed="the ledger was closed, and lives",
+        history__ended="the run's end is in the history, and its lease is held",
         cleanup__before="dead runs and listed files are known; nothing was removed",
         cleanup__removing="a leftover is about to be removed",
         cleanup__removed="a leftover was removed",

@@ -5,6 +5,7 @@
     checkpoint.json               identity and format version
     sink.json                     the sink that the checkpoint is bound to
     arrays/<array>/<rank>-<task>  the rank that each task of an array has drawn (see `core.shards`)
+    history/<run>.*               that run: its start, signs of life, and end (see `history`)
     schemas/<run>.json            the output's column types, where that run changed them
     listings/<digest>.digests     the sources that runs have listed (see `listings`)
     dead-letters/...              rows that a stage refused (see `dead_letters`)
@@ -24,13 +25,14 @@ import os
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.dead_letters import DeadLetterStore
+from ray_resume.checkpoint.history import RunHistory
 from ray_resume.checkpoint.listings import ListingStore
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.objects import Objects
@@ -136,6 +138,10 @@ class LedgerBinding(ABC):
     def schemas(self) -> SchemaStore:
         """Return the store of the output's schema."""
         return SchemaStore(self._objects)
+
+    def history(self) -> RunHistory:
+        """Return the history of the checkpoint's runs."""
+        return RunHistory(self._objects)
 
 
 class CheckpointBackend(ABC):
@@ -314,6 +320,10 @@ class CheckpointBackend(ABC):
         """Note the live and the killed runs, and list the writers' files; read none of them."""
 
     @abstractmethod
+    def read_runs(self, run_ids: Iterable[str], live: Collection[str]) -> Sequence[Reading]:
+        """Read the files of some runs, for reports only; ``live`` are the runs at work."""
+
+    @abstractmethod
     def writers(self) -> Mapping[str, Path | str]:
         """List the writers' files by run id."""
 
@@ -336,6 +346,10 @@ class CheckpointBackend(ABC):
     def dead_letters(self) -> DeadLetterStore:
         """Return the store of dead letters."""
         return DeadLetterStore(self._objects)
+
+    def history(self) -> RunHistory:
+        """Return the history of the runs."""
+        return RunHistory(self._objects)
 
     def schemas(self) -> SchemaStore:
         """Return the store of the output's schema."""

@@ -20,6 +20,7 @@ from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import SUPERSEDES, merged_headers
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.reader import Reading
+from ray_resume.checkpoint.output_listing import files_in
 from ray_resume.checkpoint.report import CheckReport
 from ray_resume.core.columns import mask_of, numbers_of, parents_of
 from ray_resume.core.digests import Digests, Positions, digest_bytes, source_digest
@@ -207,7 +208,7 @@ class _Look:
     def _files_there(self, empty: set[str]) -> Iterator[str]:
         """List the output folder, and note which files are ``empty``."""
         assert self._sink is not None
-        for name, size in _files_in(self._sink, apart_from=self._storage.root):
+        for name, size in files_in(self._sink, apart_from=self._storage.root):
             if not size:
                 empty.add(name)
             yield name
@@ -339,26 +340,6 @@ def _faults(key: bytes, record: Record, runs: set[str]) -> Iterator[str]:
     for file in record.files:
         if os.path.isabs(file) or ".." in file.split("/"):
             yield f"lists {file!r} for {source}, which is outside of the output folder"
-
-
-def _files_in(folder: str, *, apart_from: str) -> Iterator[tuple[str, int]]:
-    """Yield the path, relative to ``folder``, and the size in bytes of each file under it."""
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        try:
-            entries = list(os.scandir(os.path.join(folder, prefix)))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for entry in entries:
-            name = f"{prefix}{entry.name}"
-            try:
-                if not entry.is_dir():
-                    yield name, entry.stat().st_size
-                elif entry.path != apart_from:
-                    pending.append(f"{name}/")
-            except FileNotFoundError:
-                continue  # A live run has just renamed or removed it.
 
 
 def _some(names: Iterable[str]) -> str:

@@ -8,21 +8,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from typing_extensions import override
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.dead_letters import FOLDER
+from ray_resume.checkpoint.history import RunRecord
 from ray_resume.checkpoint.location import Location
 from ray_resume.checkpoint.report import CheckReport
 from ray_resume.checkpoint.resets import reset
+from ray_resume.checkpoint.runs import runs_on_record
 from ray_resume.checkpoint.status import STATES, CheckpointStatus, in_state, status_of
 from ray_resume.core.records import Record
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 from ray_resume.files import public_uri
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 __all__ = ["Checkpoint", "Part", "SourceRecord"]
 
@@ -42,6 +48,7 @@ class SourceRecord:
         completed_at: when it was committed as completed, in seconds since 1970 UTC, else None.
         failed_at: when it was committed as failed, likewise.
         dead_letters: paths of the Parquet files with those of its rows that a stage refused.
+        rows_dead_lettered: how many rows are in these files.
     """
 
     source_id: str
@@ -54,6 +61,7 @@ class SourceRecord:
     completed_at: float | None
     failed_at: float | None = None
     dead_letters: tuple[str, ...] = ()
+    rows_dead_lettered: int = 0
 
 
 class Part(NamedTuple):
@@ -160,6 +168,31 @@ class Checkpoint:
         for record in in_state(self._snapshot(), state or "all"):
             yield _public(record, names[record.state], sink, letters)
 
+    def to_arrow(self) -> pa.Table:
+        """Return the sources on record as a ``pyarrow.Table``: a million in a second or two.
+
+        The columns are the fields of :class:`SourceRecord`; times are timestamps in UTC, ``state``
+        and ``run_id`` are dictionaries. An id that is no valid Unicode has escapes.
+        """
+        sink, letters = self._storage.sink(), f"{self.path}/{FOLDER}"
+        # The command must start quickly, and seldom needs what this loads.
+        from ray_resume.checkpoint.source_table import source_table
+
+        return source_table(self._snapshot(), sink=sink, letters=letters)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return :meth:`to_arrow` as a DataFrame; texts and lists stay in Arrow's memory."""
+        import pandas as pd
+        import pyarrow as pa
+
+        def kind(of: pa.DataType) -> Any:
+            if pa.types.is_string(of):
+                return pd.StringDtype("pyarrow")
+            return pd.ArrowDtype(of) if pa.types.is_list(of) else None
+
+        frame: pd.DataFrame = self.to_arrow().to_pandas(types_mapper=kind)
+        return frame
+
     def files(self) -> list[str]:
         """Return the paths of the clean output files, sorted: each of their rows counts, once.
 
@@ -226,7 +259,21 @@ class Checkpoint:
         snapshot = self._snapshot()
         return sorted(f"{self.path}/{FOLDER}/{name}" for name in snapshot.dead_letters())
 
-    def reset(self, source_ids: Iterable[str] | None = None, *, state: str | None = None) -> int:
+    def runs(self) -> Iterator[RunRecord]:
+        """Yield the runs of this checkpoint, the oldest first, also those that were killed.
+
+        A run that was refused, because another was at work on its sources, leaves no record.
+        :meth:`compact`, and a run that finds many records, keeps the newest 10,000 of them.
+        """
+        return iter(runs_on_record(self._storage))
+
+    def reset(
+        self,
+        source_ids: Iterable[str] | None = None,
+        *,
+        state: str | None = None,
+        dead_letters: bool = False,
+    ) -> int:
         """Reset sources, so that the next run processes them again; return how many.
 
         Their output files stay until that run has committed new ones in their place. A reset
@@ -234,19 +281,25 @@ class Checkpoint:
 
         Args:
             source_ids: the sources to reset, or a single id; or
-            state: ``"completed"``, ``"failed"``, ``"quarantined"`` or ``"all"``: all sources in it.
+            state: ``"completed"``, ``"failed"``, ``"quarantined"`` or ``"all"``: all sources in it;
+                or
+            dead_letters: all sources with rows in dead letters, once the UDF is mended. The letters
+                stay until the next run has completed their source.
 
         Raises:
-            ValueError: neither or both of them are given, or there is no such state.
+            ValueError: none of them or several are given, or there is no such state.
             CheckpointError: an id is not on record, or a run is at work. Nothing was reset.
         """
-        if (source_ids is None) == (state is None):
-            raise ValueError('reset needs the ids of sources, or a state ("all" for everything)')
+        if [source_ids is None, state is None, not dead_letters].count(False) != 1:
+            raise ValueError(
+                'reset needs the ids of sources, or a state ("all" for everything), or '
+                "dead_letters=True"
+            )
         if state is not None and state != "all" and state not in STATES:
             raise ValueError(f"state must be one of {', '.join(STATES)} or all, not {state!r}")
         if source_ids is not None:
             source_ids = [source_ids] if isinstance(source_ids, str) else list(source_ids)
-        return reset(self._storage, source_ids, state or "all")
+        return reset(self._storage, source_ids, state or "all", dead_letters=dead_letters)
 
     def compact(self) -> int:
         """Merge the writers' files into one, so that reading the checkpoint stays quick.
@@ -310,4 +363,5 @@ def _public(record: Record, state: str, sink: str | None, letters: str) -> Sourc
         completed_at=record.completed_at,
         failed_at=record.failed_at,
         dead_letters=tuple(f"{letters}/{name}" for name in record.dead_letters),
+        rows_dead_lettered=record.dead_rows,
     )

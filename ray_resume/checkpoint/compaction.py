@@ -16,6 +16,7 @@ from itertools import zip_longest
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import MERGED, Contents
+from ray_resume.checkpoint.runs import merge_history
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 
@@ -45,6 +46,7 @@ def compact(storage: CheckpointBackend, *, lease_wait_s: float) -> int:
         }
         if left:
             storage.remove_writers(left)
+        merge_history(storage, contents, run_id)
         if len(contents.files) < 2:
             return len(left)
         written = storage.write_whole(run_id, _header(contents), contents.snapshot.blocks())

@@ -15,12 +15,19 @@ from ray_resume.failpoints import failpoint
 __all__ = ["reset", "reset_records"]
 
 
-def reset(storage: CheckpointBackend, source_ids: Iterable[str] | None, state: str) -> int:
+def reset(
+    storage: CheckpointBackend,
+    source_ids: Iterable[str] | None,
+    state: str,
+    *,
+    dead_letters: bool = False,
+) -> int:
     """Reset sources in one durable transaction; return how many.
 
     Args:
         source_ids: the sources; None for all in ``state``.
         state: as in `in_state`.
+        dead_letters: of the sources in ``state``, only those with rows in dead letters.
 
     Raises:
         CheckpointError: an id is not on record, or a run is at work. Nothing was reset.
@@ -32,7 +39,7 @@ def reset(storage: CheckpointBackend, source_ids: Iterable[str] | None, state: s
         contents = storage.committed_by_dead_runs(run_id)
         snapshot = contents.snapshot
         records = list(
-            in_state(snapshot, state)
+            in_state(snapshot, state, dead_letters=dead_letters)
             if source_ids is None
             else _on_record(snapshot, list(source_ids), storage.uri)
         )
@@ -47,7 +54,7 @@ def reset(storage: CheckpointBackend, source_ids: Iterable[str] | None, state: s
             storage.write_whole(run_id, header, encode(resets))
             failpoint("reset.committed")
             lease.check()
-        if source_ids is None and state == "all":
+        if source_ids is None and state == "all" and not dead_letters:
             storage.read_schemas().clear()
         return len(records)
     finally:

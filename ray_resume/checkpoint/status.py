@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -12,15 +14,24 @@ from typing_extensions import override
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.core.columns import text_of
+from ray_resume.checkpoint.history import RunRecord
+from ray_resume.checkpoint.output_listing import files_in
+from ray_resume.checkpoint.runs import runs_of
+from ray_resume.core.columns import numbers_of, text_of
 from ray_resume.core.digests import Digests
+from ray_resume.core.record_log import Flag
 from ray_resume.core.records import Record, State
 from ray_resume.core.snapshot import Snapshot
 
-__all__ = ["STATES", "CheckpointStatus", "in_state", "last_line", "status_of"]
+__all__ = ["STATES", "CheckpointStatus", "dead_lettered", "in_state", "last_line", "status_of"]
 
 STATES = {"completed": State.COMPLETED, "failed": State.FAILED, "quarantined": State.QUARANTINED}
 """The states that a user may ask for, by name."""
+
+
+# A live run may rewrite output files while they are looked for.
+_LOOKS = 3
+_WINDOW_S = 300.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +57,14 @@ class CheckpointStatus(Mapping[str, Any]):
         runs: the runs that are at work (``alive``), and those that did not end by themselves: they
             were killed, as a rule, and no later run has cleaned up yet. Dicts of ``run_id, host,
             pid, started_at, shard, alive``; ``shard`` is None if the run does everything.
+        rows_dead_lettered: rows of the sources that are in dead letters.
+        sources_dead_lettered: how many sources have such rows.
+        files_missing: listed files of completed sources that are gone from the output folder; None
+            if that is not on this host, and was not looked at.
+        last_run: the record of the newest run that is over, as a dict (see ``RunRecord``), or None.
+        sources_per_s: how many sources the runs at work complete in a second, over the last five
+            minutes; None if no run is at work.
+        seconds_left: how long the pending and failed sources take at that rate, if it is not 0.
     """
 
     total: int
@@ -62,6 +81,12 @@ class CheckpointStatus(Mapping[str, Any]):
     last_completed_at: float | None
     errors: dict[str, int]
     runs: list[dict[str, Any]]
+    rows_dead_lettered: int = 0
+    sources_dead_lettered: int = 0
+    files_missing: int | None = None
+    last_run: dict[str, Any] | None = None
+    sources_per_s: float | None = None
+    seconds_left: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -85,19 +110,29 @@ class CheckpointStatus(Mapping[str, Any]):
 
 def status_of(storage: CheckpointBackend) -> CheckpointStatus:
     """Count the sources by state; what a live run has committed up to now counts."""
-    contents = storage.snapshot()
+    for _ in range(_LOOKS):
+        known = storage.history().read()
+        contents = storage.snapshot()
+        sink = storage.sink()
+        missing = _missing(contents.snapshot, sink, storage.root)
+        # A live run may have rewritten the files since they were listed.
+        if not (missing and contents.live):
+            break
+    over = [run for run in runs_of(storage, known, contents) if run.outcome != "running"]
     counts = _Counts.of(contents.snapshot)
-    known = sum(counts.states[state] for state in STATES.values())
-    pending = _pending(storage.listed(), contents, known)
+    on_record = sum(counts.states[state] for state in STATES.values())
+    pending = _pending(storage.listed(), contents, on_record)
+    left = pending + counts.states[State.FAILED]
+    rate = _rate(contents)
     return CheckpointStatus(
-        total=known + pending,
+        total=on_record + pending,
         completed=counts.states[State.COMPLETED],
         failed=counts.states[State.FAILED],
         quarantined=counts.states[State.QUARANTINED],
         pending=pending,
         writers=len(contents.files),
         live=len(contents.live),
-        sink=storage.sink(),
+        sink=sink,
         rows=counts.rows,
         files=counts.files,
         unclean=counts.unclean,
@@ -107,19 +142,58 @@ def status_of(storage: CheckpointBackend) -> CheckpointStatus:
             {**asdict(owner), "alive": run_id in contents.live}
             for run_id, owner in {**contents.killed, **contents.live}.items()
         ],
+        rows_dead_lettered=counts.rows_dead_lettered,
+        sources_dead_lettered=counts.sources_dead_lettered,
+        files_missing=missing,
+        last_run=asdict(max(over, key=_when_over)) if over else None,
+        sources_per_s=rate,
+        seconds_left=left / rate if rate else None,
     )
 
 
-def _pending(listed: Digests | None, contents: Contents, known: int) -> int:
+def _pending(listed: Digests | None, contents: Contents, on_record: int) -> int:
     """Count the sources that are ``listed``, and not on record."""
     if listed is None:
         # Earlier versions have recorded only how many sources each run has listed.
         totals = (header.get("sources_total") for header in contents.headers.values())
-        return max(0, max((total for total in totals if type(total) is int), default=0) - known)
+        return max(0, max((total for total in totals if type(total) is int), default=0) - on_record)
     snapshot = contents.snapshot
     rows = snapshot.find(listed)
     done = snapshot.in_state(*STATES.values())[rows[rows >= 0]]
     return len(listed) - int(np.count_nonzero(done))
+
+
+def _when_over(run: RunRecord) -> float:
+    return run.started_at if run.ended_at is None else run.ended_at
+
+
+def _missing(snapshot: Snapshot, sink: str | None, root: str) -> int | None:
+    """Count the files of completed sources that are gone from a folder of this host."""
+    from ray_resume.core.output_files import OutputFileSet, missing_files
+
+    if sink is None or not os.path.isabs(sink):
+        return None
+    completed = np.flatnonzero(snapshot.in_state(State.COMPLETED))
+    try:
+        there = OutputFileSet.of(name for name, _ in files_in(sink, apart_from=root))
+    except OSError:
+        return None  # This process may not look at it.
+    return len(dict(missing_files(snapshot.records(completed), there)))
+
+
+def _rate(contents: Contents) -> float | None:
+    """Return how many sources the live runs have completed in a second of late."""
+    if not contents.live:
+        return None
+    now = time.time()
+    since = max(now - _WINDOW_S, min(owner.started_at for owner in contents.live.values()))
+    count = 0
+    for reading in contents.readings:
+        if reading.run_id in contents.live:
+            log = reading.records
+            completed = log.column("state") == State.COMPLETED.value
+            count += int(np.count_nonzero(log.column("completed_at")[completed] > since))
+    return count / max(now - since, 1.0)
 
 
 @dataclass
@@ -132,6 +206,8 @@ class _Counts:
     unclean: int
     rows: int
     last_completed_at: float | None
+    rows_dead_lettered: int
+    sources_dead_lettered: int
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> _Counts:
@@ -145,6 +221,7 @@ class _Counts:
         for _, batch in snapshot.batches(np.flatnonzero(~completed)):
             for error in batch.column("error").drop_null().to_pylist():
                 errors[last_line(text_of(error))] += 1
+        dead_rows = [rows for _, rows in dead_lettered(snapshot)]
         return cls(
             Counter({state: int(snapshot.in_state(state).sum()) for state in State}),
             errors,
@@ -153,7 +230,20 @@ class _Counts:
             # Python's numbers do not overflow.
             sum(snapshot.column("rows")[completed].tolist()),
             float(times.max()) if len(times) else None,
+            sum(dead_rows),
+            len(dead_rows),
         )
+
+
+def dead_lettered(snapshot: Snapshot) -> Iterator[tuple[int, int]]:
+    """Yield the rows of the snapshot with dead letters, and how many rows these have.
+
+    A source that was reset, or has failed since, has none that count.
+    """
+    flagged = snapshot.flagged(Flag.DEAD_LETTERS)
+    for rows, batch in snapshot.batches(flagged):
+        counts = numbers_of(batch.column("dead_rows"), "i8").tolist()
+        yield from ((row, count) for row, count in zip(rows.tolist(), counts, strict=True) if count)
 
 
 def last_line(error: str) -> str:
@@ -161,7 +251,16 @@ def last_line(error: str) -> str:
     return (error.strip().splitlines() or [""])[-1]
 
 
-def in_state(snapshot: Snapshot, state: str) -> Iterator[Record]:
-    """Yield the records in one of `STATES`, or in any of them if ``state`` is ``"all"``."""
+def in_state(snapshot: Snapshot, state: str, *, dead_letters: bool = False) -> Iterator[Record]:
+    """Yield the records in one of `STATES`, or in any of them if ``state`` is ``"all"``.
+
+    Args:
+        dead_letters: only those with rows in dead letters.
+    """
     wanted = set(STATES.values()) if state == "all" else {STATES[state]}
-    return iter(snapshot.records(snapshot.in_state(*wanted).nonzero()[0]))
+    mask = snapshot.in_state(*wanted)
+    if dead_letters:
+        chosen = np.zeros(len(snapshot), bool)
+        chosen[[row for row, _ in dead_lettered(snapshot)]] = True
+        mask &= chosen
+    return iter(snapshot.records(np.flatnonzero(mask)))

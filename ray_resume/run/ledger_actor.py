@@ -15,6 +15,7 @@ from ray_resume.run.driver_watch import end_with_driver
 from ray_resume.run.ledger_host import LedgerHost
 from ray_resume.run.progress import Progress
 from ray_resume.run.run_spec import RunSpec
+from ray_resume.run.sign_of_life import SignOfLife
 
 __all__ = ["start", "tune_garbage_collector"]
 
@@ -69,11 +70,19 @@ class _LedgerActor:
 
     def __init__(self) -> None:
         self._host: LedgerHost | None = None
+        self._life: SignOfLife | None = None
 
     def open(self, spec: RunSpec) -> None:
-        self._host = LedgerHost(spec)
+        host = self._host = LedgerHost(spec)
+        life = self._life = SignOfLife(spec.binding.history(), spec.run_id, host.counts)
         tune_garbage_collector()
-        end_with_driver(spec.driver, self._host.close)
+        life.start()
+
+        def end() -> None:
+            host.close()
+            life.end(last=True)
+
+        end_with_driver(spec.driver, end)
 
     def begin_pass(self, pass_number: int) -> None:
         self._opened().begin_pass(pass_number)
@@ -112,6 +121,8 @@ class _LedgerActor:
         return self._opened().mark_rest_failed(unread_counts=unread_counts)
 
     def close(self) -> Progress:
+        if self._life is not None:
+            self._life.end()
         return self._opened().close()
 
     def _opened(self) -> LedgerHost:

@@ -154,6 +154,18 @@ class LedgerHost:
                 dropped,
             )
 
+    def counts(self) -> dict[str, int]:
+        """Return how far the run is, by the names that `RunRecord` has."""
+        committed, _ = self._committer.counts()
+        with self._lock:
+            return {
+                "sources_completed": committed,
+                "rows_read": self._rows_read,
+                "rows_written": self._rows_written,
+                "rows_dead_lettered": self._dead_rows,
+                "files": int(self._files),
+            }
+
     def take_unpublished(self) -> tuple[list[bytes], int]:
         """Return what is to be published; see `Committer.take_unpublished`."""
         return self._committer.take_unpublished()

@@ -28,6 +28,7 @@ from ray_resume.core.resume_plan import ResumePlan
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run import ledger_actor
+from ray_resume.run.journal import Journal
 from ray_resume.run.pass_loop import Pass, PassLoop, close_after
 from ray_resume.run.preflight import refuse_other_output, warn_other_code
 from ray_resume.run.progress import Progress
@@ -77,6 +78,9 @@ class Run:
         self._run_id = new_run_id()
         self._started_at = time.monotonic()
         self._checkpoint_id = plan.storage.identity()
+        total = len(plan.listing.sources)
+        owner = plan.owner(self._run_id)
+        self._journal = Journal(plan.storage.history(), owner, sources_total=total)
 
     def execute(
         self, run_pass: Callable[[Pass], None], *, lease_wait_s: float | None = None
@@ -91,7 +95,7 @@ class Run:
             Exception: whatever ``run_pass`` raised; what was complete is committed.
         """
         self._keep_few_files()
-        with self._leased(lease_wait_s):
+        with self._leased(lease_wait_s), self._journal.kept():
             failpoint("run.leased")
             # The driver lists before it reads the checkpoint, so that the checkpoint knows each run
             # whose files are listed: other runs may start at any moment.
@@ -108,6 +112,7 @@ class Run:
                 code=self._plan.code.digest(),
                 checkpoint=self._plan.storage.uri,
             )
+            self._journal.note(sources_skipped=len(todo.skipped) + todo.passed_over)
             for warning in warnings:
                 logger.warning("%s", warning)
             if self._plan.policies.on_code_change == "warn":
@@ -139,10 +144,11 @@ class Run:
 
     def _keep_few_files(self) -> None:
         """Merge the files of earlier runs, if there are many and no run is at work."""
-        if len(self._plan.storage.writers()) > MOST_WRITER_FILES:
+        storage = self._plan.storage
+        if max(len(storage.writers()), storage.history().loose() // 2) > MOST_WRITER_FILES:
             # If it fails, a later run merges them. Reading reports a damaged file soon enough.
             with contextlib.suppress(CheckpointError):
-                compact(self._plan.storage, lease_wait_s=0)
+                compact(storage, lease_wait_s=0)
 
     @contextlib.contextmanager
     def _leased(self, wait_s: float | None) -> Iterator[None]:
@@ -221,16 +227,30 @@ class Run:
             failpoint("run.before_close")
             progress = ray.get(handle.close.remote())
             failpoint("run.closed")
+            self._note(progress, failed - quarantined, quarantined)
             return _Outcome(
                 progress, failed - quarantined, quarantined, loop.lost_alone, loop.not_tried
             )
         except BaseException as error:
             last = close_after(error, handle, self._run_id)
             if last is not None:
+                self._note(last)
                 self._warn_ended_early(todo, last, error)
             raise
         finally:
             ray.kill(handle)
+
+    def _note(self, progress: Progress, failed: int = 0, quarantined: int = 0) -> None:
+        """Note for the history how far the run is: it may yet raise."""
+        self._journal.note(
+            sources_completed=progress.committed,
+            sources_failed=failed,
+            sources_quarantined=quarantined,
+            rows_read=progress.rows_read,
+            rows_written=progress.rows_written,
+            rows_dead_lettered=progress.dead_rows,
+            files=progress.files,
+        )
 
     def _publisher(self, handle: Any) -> Publisher | None:
         if self._plan.publish is None:
@@ -304,7 +324,7 @@ class Run:
     def _summary(self, todo: ResumePlan, outcome: _Outcome) -> RunSummary:
         progress = outcome.progress
         unfinished = len(todo.pending) - progress.committed - outcome.failed - outcome.quarantined
-        return RunSummary(
+        summary = RunSummary(
             run_id=self._run_id,
             sources_total=len(self._plan.listing.sources),
             sources_skipped=len(todo.skipped) + todo.passed_over,
@@ -321,3 +341,5 @@ class Run:
             lost_alone=outcome.lost_alone,
             sources_not_tried=outcome.not_tried,
         )
+        self._journal.note_summary(summary)
+        return summary

@@ -85,8 +85,8 @@ def resumable_write(
             the pipeline runs. A kill costs so much work. Each publication is a version of the
             table. How often *records* are published to a checkpoint that hosts share is an option
             of :class:`Checkpoint`, of the same name.
-        require_complete: raise an ``IncompleteError`` at the end if sources are left failed, pending
-            or quarantined: SLURM, Kubernetes and Ray Jobs must not take the job for done.
+        require_complete: raise an ``IncompleteError`` at the end if sources are left failed,
+            pending or quarantined: SLURM, Kubernetes and Ray Jobs must not take the job for done.
             Everything that is complete is committed, and the output is tidy. Without it, such a
             script ends with exit code 0, unless it calls ``RunSummary.raise_if_incomplete()``.
         append: write into a folder that has data files of others; theirs are left alone. Do not

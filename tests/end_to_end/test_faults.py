@@ -99,6 +99,7 @@ DRIVERS = {
     "cleanup.removed": ("Files", ("sink.before_drain",)),
     "cleanup.removing_letter": ("Files", ("letters.written",)),
     "shared.ending": ("SharedFiles", ()),
+    "history.ended": ("Files", ()),
     "lease.ending": ("Files", ()),
     "tidy.registered": ("Untidy", ()),
     "tidy.written": ("Untidy", ()),

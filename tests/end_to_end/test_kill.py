@@ -41,9 +41,21 @@ def test_a_job_killed_with_everything_it_started_resumes(job: Job) -> None:
     job.kill(with_descendants=True)
     assert job.committed() < FILES, "killed too late to prove anything"
     done = job.committed()
+    (killed,) = Checkpoint(job.checkpoint).runs()
+    assert (killed.outcome, killed.sources_completed, killed.pid) == (
+        "killed",
+        done,
+        job.process.pid,
+    )
+    assert killed.ended_at is not None
+    assert 0 <= time.time() - killed.ended_at < 60
     job.start()
     assert f"{FILES - done} of {FILES} sources completed" in job.finish()
     job.check()
+    first, second = Checkpoint(job.checkpoint).runs()
+    assert first == killed
+    assert (second.outcome, second.sources_completed) == ("completed", FILES - done)
+    assert (second.sources_skipped, second.sources_total) == (done, FILES)
 
 
 @pytest.mark.extended

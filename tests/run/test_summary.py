@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import ray
 from conftest import ids_in, write_source
+from ray.exceptions import UserCodeException
 
 from ray_resume import (
     Checkpoint,
+    CheckpointError,
     IncompleteError,
     ResumeError,
     RunSummary,
@@ -74,3 +76,34 @@ def test_everything_is_committed_before_the_error(tmp_path: Path) -> None:
     assert not run(require_complete=False).complete
     bad.clear()
     assert run().complete
+    assert [run.outcome for run in checkpoint.runs()] == ["incomplete", "incomplete", "completed"]
+    # What a run was refused for is on record, too.
+    (tmp_path / "out" / checkpoint.files()[0]).unlink()
+    with pytest.raises(CheckpointError):
+        run()
+    *_, last = checkpoint.runs()
+    assert last.outcome == "failed"
+    assert "CheckpointError: " in str(last.error)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_error_that_ended_a_run_is_kept(tmp_path: Path) -> None:
+    write_source(tmp_path / "raw", files=3, rows=10)
+
+    @resumable
+    def check(batch: Any) -> Any:
+        if 15 in batch["id"]:
+            raise ValueError("row 15 is bad")
+        return batch
+
+    ds = resumable_read(ray.data.read_parquet, str(tmp_path / "raw"), checkpoint=tmp_path / "ckpt")
+    with pytest.raises(UserCodeException, match="row 15"):
+        resumable_write(ds.map_batches(check), tmp_path / "out")
+    checkpoint = Checkpoint(tmp_path / "ckpt")
+    (run,) = checkpoint.runs()
+    status = checkpoint.status()
+    assert (run.outcome, run.sources_completed) == ("failed", status.completed)
+    assert str(run.error).startswith("ValueError: row 15 is bad (")
+    assert str(run.error).endswith(", in check)")
+    assert status.last_run is not None
+    assert status.last_run["error"] == run.error

@@ -15,7 +15,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,6 +155,12 @@ class LocalBackend(CheckpointBackend):
             with contextlib.suppress(CheckpointError):
                 stack.enter_context(exclusive_lock(self.path))
             return Contents(*known_runs(self.path), self.writers())
+
+    @override
+    def read_runs(self, run_ids: Iterable[str], live: Collection[str]) -> Sequence[Reading]:
+        wanted = set(run_ids)
+        files = {run: path for run, path in self.writers().items() if run in wanted}
+        return tuple(_readings(files, live))
 
     @override
     def writers(self) -> dict[str, Path | str]:

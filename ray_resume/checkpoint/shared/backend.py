@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -197,6 +197,14 @@ class SharedBackend(CheckpointBackend):
             if times and lease and time.time() - max(times) / 1e9 > lease.ttl_s:
                 killed[run_id] = live.pop(run_id)
         return Contents(live, killed, self.writers())
+
+    @override
+    def read_runs(self, run_ids: Iterable[str], live: Collection[str]) -> Sequence[Reading]:
+        wanted = set(run_ids)
+        if not wanted:
+            return ()
+        names = self._published.names()
+        return self._published.read({run: names[run] for run in names.keys() & wanted})
 
     @override
     def writers(self) -> dict[str, Path | str]:
