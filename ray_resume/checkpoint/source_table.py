@@ -12,14 +12,23 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_resume.core.columns import lengths_of, numbers, numbers_of, parents_of, text_of, texts
+from ray_resume.core.columns import (
+    TIME,
+    bytes_of,
+    lengths_of,
+    numbers,
+    numbers_of,
+    parents_of,
+    text_of,
+    texts,
+    times,
+)
 from ray_resume.core.digests import Positions
 from ray_resume.core.records import State
 from ray_resume.core.snapshot import Snapshot
 
 __all__ = ["SCHEMA", "source_table"]
 
-_TIME = pa.timestamp("us", "UTC")
 _STATES = (State.COMPLETED, State.FAILED, State.QUARANTINED)
 _PATHS = pa.list_(pa.string())
 _LABEL = pa.dictionary(pa.int32(), pa.string())
@@ -33,8 +42,8 @@ SCHEMA = pa.schema(
         "error": pa.string(),
         "failed_runs": pa.int64(),
         "run_id": _LABEL,
-        "completed_at": _TIME,
-        "failed_at": _TIME,
+        "completed_at": TIME,
+        "failed_at": TIME,
         "dead_letters": _PATHS,
         "rows_dead_lettered": pa.int64(),
     }
@@ -56,19 +65,21 @@ def source_table(snapshot: Snapshot, *, sink: str | None, letters: str) -> pa.Ta
 
 
 def _batch(batch: pa.RecordBatch, sink: str | None, letters: str) -> pa.RecordBatch:
+    # All are copies. A column that keeps its batch in memory keeps all columns of it, and the next
+    # batch takes fresh memory, which costs more time than all the rest.
     column = batch.column
     columns = {
         "source_id": _texts(column("source_id")),
         "state": _states(column("state")),
-        "rows": column("rows"),
+        "rows": _numbers(column("rows")),
         "files": _paths(column("files"), f"{sink}/"),
         "error": _texts(column("error")),
-        "failed_runs": column("failed_runs"),
+        "failed_runs": _numbers(column("failed_runs")),
         "run_id": _texts(column("run_id")).dictionary_encode(),
         "completed_at": _times(column("completed_at")),
         "failed_at": _times(column("failed_at")),
         "dead_letters": _paths(column("dead_letters"), f"{letters}/"),
-        "rows_dead_lettered": column("dead_rows"),
+        "rows_dead_lettered": _numbers(column("dead_rows")),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
@@ -76,7 +87,7 @@ def _batch(batch: pa.RecordBatch, sink: str | None, letters: str) -> pa.RecordBa
 def _texts(column: pa.Array) -> pa.Array:
     """Return a column of texts as strings, with escapes where one is no valid UTF-8."""
     try:
-        return column.cast(pa.string())
+        return _copied(column).cast(pa.string())
     except pa.ArrowInvalid:
         values = (None if value is None else text_of(value) for value in column.to_pylist())
         # From buffers: `pyarrow.array` would load pandas.
@@ -84,6 +95,17 @@ def _texts(column: pa.Array) -> pa.Array:
             None if value is None else value.encode("utf-8", "backslashreplace") for value in values
         ]
         return texts(escaped).cast(pa.string())
+
+
+def _copied(column: pa.Array) -> pa.Array:
+    buffers = [
+        None if buffer is None else pa.py_buffer(bytes(buffer)) for buffer in column.buffers()
+    ]
+    return pa.Array.from_buffers(column.type, len(column), buffers, offset=column.offset)
+
+
+def _numbers(column: pa.Array) -> pa.Array:
+    return numbers(numbers_of(column, "i8"), "i8")
 
 
 def _paths(column: pa.Array, folder: str) -> pa.Array:
@@ -96,7 +118,11 @@ def _paths(column: pa.Array, folder: str) -> pa.Array:
         names = names.take(numbers(kept, "i8"))
     offsets = np.zeros(len(column) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    paths = pc.binary_join_element_wise(pa.scalar(folder), _texts(names), "")
+    # Sources share files, so most names are there many times.
+    encoded = names.dictionary_encode()
+    begin, empty = _texts(texts([bytes_of(folder), b""]))
+    paths = pc.binary_join_element_wise(begin, _texts(encoded.dictionary), empty)
+    paths = paths.take(encoded.indices)
     return pa.ListArray.from_arrays(numbers(offsets, "i4"), paths)
 
 
@@ -115,9 +141,4 @@ def _states(column: pa.Array) -> pa.Array:
 
 
 def _times(column: pa.Array) -> pa.Array:
-    """Return seconds as times; one that a timestamp cannot hold is unknown."""
-    micros = pc.multiply(column, 1e6)
-    fits = pc.less(pc.abs(micros), 9e18)
-    return (
-        pc.if_else(fits, micros, pa.scalar(None, pa.float64())).cast(pa.int64(), False).cast(_TIME)
-    )
+    return times(numbers_of(column, "f8", unknown=np.nan))

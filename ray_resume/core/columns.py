@@ -25,6 +25,7 @@ __all__ = [
     "parents_of",
     "text_of",
     "texts",
+    "times",
     "valid",
 ]
 
@@ -34,6 +35,11 @@ TEXT = pa.binary()
 TEXTS = pa.list_(pa.field("item", TEXT, nullable=False))
 
 COUNTS = pa.list_(pa.field("item", pa.int64(), nullable=False))
+
+
+TIME = pa.timestamp("us", "UTC")
+
+_MAX_SECONDS = 1e11
 
 
 def bytes_of(text: str) -> bytes:
@@ -106,6 +112,14 @@ def counts(values: Sequence[Sequence[int]]) -> pa.Array:
     items = numbers([number for value in values for number in value], "i8")
     buffers = [None, _offsets(values)]
     return pa.Array.from_buffers(COUNTS, len(values), buffers, children=[items])
+
+
+def times(seconds: npt.NDArray[np.float64]) -> pa.Array:
+    """Make a column of times of seconds since 1970, unknown where they are NaN or too many."""
+    known = np.abs(seconds) < _MAX_SECONDS
+    micros = np.rint(np.where(known, seconds, 0) * 1e6).astype(np.int64)
+    validity = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
+    return pa.Array.from_buffers(TIME, len(micros), [validity, pa.py_buffer(micros)])
 
 
 # From Arrow ---------------------------------------------------------------------------------------
