@@ -1,7 +1,7 @@
 """The ``ray-resume`` command: what is done, what failed and why, what to type next.
 
 Does not load Ray. All that a command does is a method of :class:`Checkpoint`; this module parses
-arguments and prints results.
+arguments and prints results, `console` has the lines that people read.
 
 Exit codes: 0 done; 1 the command failed, the check found damage, or the user said no; 2 the command
 is wrong, or needs an answer and has no terminal to ask on; 3 sources are left, and the option
@@ -11,30 +11,35 @@ is one line on standard error.
 
 from __future__ import annotations
 
-import argparse
+import fnmatch
 import json
 import os
-import shlex
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
+import click
 from typing_extensions import override
 
 from ray_resume import __version__
 from ray_resume.checkpoint.checkpoint import Checkpoint
 from ray_resume.checkpoint.report import plain
-from ray_resume.checkpoint.status import CheckpointStatus, last_line
+from ray_resume.console import RUNS_HEADER, run_row, source_lines, status_lines, table_lines
+from ray_resume.core.wording import counted
 from ray_resume.errors import ResumeError
 from ray_resume.files import public_uri
 
 __all__ = ["main"]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _DONE, _FAILED, _USAGE, _INCOMPLETE, _INTERRUPTED, _NO_READER = 0, 1, 2, 3, 130, 141
 _STATES = ("completed", "failed", "quarantined")
 _CLEAR = "\x1b[H\x1b[2J"
+_COMPLETION = "_RAY_RESUME_COMPLETE"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,10 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the arguments are wrong, or ask for help.
     """
-    options = _parser().parse_args(arguments)
+    if instruction := os.environ.get(_COMPLETION):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(_command, {}, _command.name or "", _COMPLETION, instruction)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
-            code: int = options.command(options)
+            with _command.make_context(_command.name, words) as context:
+                code: int = _command.invoke(context)
+        except click.UsageError as error:
+            path = _command.name if error.ctx is None else error.ctx.command_path
+            _fail(f"{error.format_message()} See {path} --help.")
+            raise SystemExit(_USAGE) from None
+        except click.exceptions.Exit as over:
+            raise SystemExit(over.exit_code) from None
         except BrokenPipeError:
             raise
         except (ResumeError, OSError) as error:
@@ -61,52 +77,185 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _status(options: argparse.Namespace) -> int:
-    checkpoint = Checkpoint(options.checkpoint)
-    clear = _CLEAR if options.watch and sys.stdout.isatty() and not options.json else ""
+class _Commands(click.Group):
+    """The commands in the order of this module, the most used first."""
+
+    @override
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    "ray-resume",
+    cls=_Commands,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+A job died, and you wonder what is left:
+  ray-resume status CHECKPOINT            what is done, and what to type next
+  ray-resume runs CHECKPOINT              who worked on it, and how each run ended
+  ray-resume sources CHECKPOINT --state failed     why sources failed
+Once the cause is mended:
+  ray-resume reset CHECKPOINT --state quarantined  try again what failed too often
+  (your script once more)                          it goes on with what is left
+
+\b
+CHECKPOINT is a directory, or a URI such as s3://bucket/checkpoint.
+
+\b
+Completion of commands and options, for bash (or zsh, fish):
+  eval "$(_RAY_RESUME_COMPLETE=bash_source ray-resume)"
+
+\b
+Exit codes: 0 done, 1 failed, damaged or declined, 2 wrong usage,
+3 sources are left (status --fail-if-incomplete), 130 interrupted.""",
+)
+@click.version_option(__version__, prog_name="ray-resume", message="%(prog)s %(version)s")
+def _command() -> None:
+    """Look at a checkpoint of ray_resume, and steer the next run by hand."""
+
+
+def _add(epilog: str) -> Callable[[F], click.Command]:
+    """Make a command of a function that takes a checkpoint first, and returns an exit code."""
+
+    def add(function: F) -> click.Command:
+        name = function.__name__.strip("_")
+        place = click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path())
+        return _command.command(name, epilog="\b\n" + epilog)(place(function))
+
+    return add
+
+
+def _as_json(about: str) -> Callable[[F], F]:
+    return click.option("--json", "as_json", is_flag=True, help=about)
+
+
+def _ids(function: F) -> F:
+    """Add the options that select sources by their ids."""
+    source = click.option("--source", multiple=True, metavar="ID", help="This one (repeatable).")
+    pattern = click.option(
+        "--glob",
+        multiple=True,
+        metavar="PATTERN",
+        help="Those with such an id (repeatable): * is any text, / included.",
+    )
+    return source(pattern(function))
+
+
+@_add(
+    """Examples:
+  ray-resume status ckpt
+  ray-resume status ckpt --watch                the same every two seconds
+  ray-resume status ckpt --fail-if-incomplete   in a job script: exit code 3 if sources are left"""
+)
+@_as_json("One JSON object (one a look).")
+@click.option("--watch", is_flag=True, help="Look again until no run is at work.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0, 86400, min_open=True, max_open=True),
+    default=2.0,
+    metavar="S",
+    help="Seconds between looks (2).",
+)
+@click.option(
+    "--fail-if-incomplete",
+    is_flag=True,
+    help="Exit with 3 if any source is not completed, or none was listed yet.",
+)
+def _status(
+    checkpoint: str, as_json: bool, watch: bool, interval: float, fail_if_incomplete: bool
+) -> int:
+    """Show what is done, what failed, and what to type next."""
+    opened = Checkpoint(checkpoint)
+    clear = _CLEAR if watch and sys.stdout.isatty() and not as_json else ""
     while True:
-        status = checkpoint.status()
-        if options.json:
+        status = opened.status()
+        if as_json:
             _print(_json(dict(status)))
         else:
-            lines = _status_lines(status, public_uri(options.checkpoint))
             # A screen that is refreshed shows how old it is.
-            stamp = [f"{time.strftime('%H:%M:%S')}, Ctrl-C to leave"] if options.watch else []
-            _print(clear + "\n".join([*lines, *stamp]))
-        if not (options.watch and status.live):
-            return _INCOMPLETE if options.fail_if_incomplete and not status.complete else _DONE
+            stamp = [f"{time.strftime('%H:%M:%S')}, Ctrl-C to leave"] if watch else []
+            _print(clear + "\n".join([*status_lines(status, public_uri(checkpoint)), *stamp]))
+        if not (watch and status.live):
+            return _INCOMPLETE if fail_if_incomplete and not status.complete else _DONE
         sys.stdout.flush()
-        time.sleep(options.interval)
+        time.sleep(interval)
 
 
-def _sources(options: argparse.Namespace) -> int:
-    sources = sorted(
-        Checkpoint(options.checkpoint).sources(options.state), key=lambda source: source.source_id
-    )
-    if options.json:
-        _print_list(_json(asdict(source)) for source in sources)
+@_add(
+    """Examples:
+  ray-resume sources ckpt --state failed
+  ray-resume sources ckpt --glob 'raw/2026-11-*'
+  ray-resume sources ckpt --dead-letters        those with rows that a UDF refused"""
+)
+@click.option("--state", type=click.Choice(_STATES), help="Only those in this state.")
+@click.option("--dead-letters", is_flag=True, help="Only those with rows in dead letters.")
+@_ids
+@_as_json("A JSON array of objects.")
+def _sources(
+    checkpoint: str,
+    state: str | None,
+    dead_letters: bool,
+    source: Sequence[str],
+    glob: Sequence[str],
+    as_json: bool,
+) -> int:
+    """List the sources on record, what failed first."""
+    is_chosen = _chooser(source, glob)
+    opened = Checkpoint(checkpoint)
+    if as_json:
+        records = [
+            record
+            for record in opened.sources(state)
+            if is_chosen(record.source_id) and (record.rows_dead_lettered or not dead_letters)
+        ]
+        _print_list(_json(asdict(one)) for one in sorted(records, key=lambda one: one.source_id))
         return _DONE
-    for source in sources:
-        about = [source.state, plain(source.source_id)]
-        if source.state == "completed":
-            about.append(f"{source.rows} rows in {_count(len(source.files), 'file')}")
-        else:
-            about.append(f"failed in {_count(source.failed_runs, 'run')}")
-            about.append(plain(last_line(source.error or "no error on record")))
-        _print("\t".join(about))
+    for line in source_lines(opened.to_arrow(), state, is_chosen, dead_letters=dead_letters):
+        _print(line)
     return _DONE
 
 
-def _files(options: argparse.Namespace) -> int:
-    files = Checkpoint(options.checkpoint).files()
-    if options.json:
+@_add(
+    """Example:
+  ray-resume runs ckpt
+
+A run that was killed has its last sign of life as its end."""
+)
+@_as_json("A JSON array of objects.")
+def _runs(checkpoint: str, as_json: bool) -> int:
+    """List the runs, the oldest first, and how each ended."""
+    runs = list(Checkpoint(checkpoint).runs())
+    if as_json:
+        _print_list(_json(asdict(run)) for run in runs)
+    elif runs:
+        for line in table_lines([RUNS_HEADER, *map(run_row, runs)]):
+            _print(line)
+    else:
+        _print("No run is on record.")
+    return _DONE
+
+
+@_add(
+    """Examples:
+  ray-resume files ckpt
+  ray-resume files ckpt -0 | xargs -0 ls -l     paths may have any characters"""
+)
+@_as_json("A JSON array of strings.")
+@click.option("-0", "--null", is_flag=True, help="End each path with a NUL.")
+def _files(checkpoint: str, as_json: bool, null: bool) -> int:
+    """List the clean output files: each of their rows counts."""
+    if as_json and null:
+        raise click.UsageError("--json and --null exclude each other.")
+    files = Checkpoint(checkpoint).files()
+    if as_json:
         _print_list(map(_json, files))
         return _DONE
-    end = "\0" if options.null else "\n"
+    end = "\0" if null else "\n"
     broken = [file for file in files if end in file]
     if broken:
         return _fail(
-            f"{_count(len(broken), 'path')} would not be one line each, {broken[0]!r} for one. "
+            f"{counted(len(broken), 'path')} would not be one line each, {broken[0]!r} for one. "
             "Use --null or --json."
         )
     if sys.stdout.isatty():
@@ -120,43 +269,17 @@ def _files(options: argparse.Namespace) -> int:
     return _DONE
 
 
-def _reset(options: argparse.Namespace) -> int:
-    checkpoint = Checkpoint(options.checkpoint)
-    what = _count(len(set(options.source or ())), "source")
-    if options.state:
-        status = checkpoint.status()
-        states = _STATES if options.state == "all" else (options.state,)
-        which = "" if options.state == "all" else f"{options.state} "
-        what = _count(sum(status[state] for state in states), f"{which}source")
-    # Without a terminal, a user who names the sources need not confirm.
-    if not options.yes and (sys.stdin.isatty() or options.state):
-        if not sys.stdin.isatty():
-            return _fail(f"This would forget {what}. Say so with --yes.", _USAGE)
-        question = f"Forget {what} of {checkpoint.path}, to be processed again? [y/N] "
-        if not _agreed(question):
-            return _fail("Nothing was reset.")
-    forgotten = checkpoint.reset(options.source, state=options.state)
-    _print(
-        f"{_count(forgotten, 'source')} forgotten. The next run processes what it lists of them."
-    )
-    return _DONE
-
-
-def _compact(options: argparse.Namespace) -> int:
-    merged = Checkpoint(options.checkpoint).compact()
-    _print(f"{merged} writers' files merged into one." if merged else "There is nothing to merge.")
-    return _DONE
-
-
-def _rebind(options: argparse.Namespace) -> int:
-    files = Checkpoint(options.checkpoint).rebind(options.folder)
-    _print(f"The output is in {public_uri(options.folder)} now, {_count(files, 'file')}.")
-    return _DONE
-
-
-def _parts(options: argparse.Namespace) -> int:
-    parts = Checkpoint(options.checkpoint).parts()
-    if options.json:
+@_add(
+    """Example:
+  ray-resume parts ckpt | grep FILE             whose rows are in a file"""
+)
+@_ids
+@_as_json("A JSON array of objects.")
+def _parts(checkpoint: str, source: Sequence[str], glob: Sequence[str], as_json: bool) -> int:
+    """List where rows are: file, first row, rows, source."""
+    is_chosen = _chooser(source, glob)
+    parts = (part for part in Checkpoint(checkpoint).parts() if is_chosen(part.source_id))
+    if as_json:
         _print_list(_json(part._asdict()) for part in parts)
         return _DONE
     for part in parts:
@@ -164,96 +287,119 @@ def _parts(options: argparse.Namespace) -> int:
     return _DONE
 
 
-def _tidy(options: argparse.Namespace) -> int:
-    rewritten = Checkpoint(options.checkpoint).tidy()
-    _print(f"{_count(rewritten, 'file')} rewritten." if rewritten else "The output is tidy.")
+@_add(
+    """Examples:
+  ray-resume reset ckpt --state failed          try again what failed
+  ray-resume reset ckpt --dead-letters          and what has rows in dead letters
+  ray-resume reset ckpt --glob 'raw/2026-11-*'
+  ray-resume reset ckpt --state all --yes       everything, without a question
+
+Output stays until the next run has replaced it."""
+)
+@click.option("--state", type=click.Choice([*_STATES, "all"]), help="All in this state.")
+@click.option("--dead-letters", is_flag=True, help="All with rows in dead letters.")
+@_ids
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def _reset(
+    checkpoint: str,
+    state: str | None,
+    dead_letters: bool,
+    source: Sequence[str],
+    glob: Sequence[str],
+    yes: bool,
+) -> int:
+    """Forget sources: the next run processes them again."""
+    if [bool(state), dead_letters, bool(source or glob)].count(True) != 1:
+        raise click.UsageError("Say which: one of --state, --dead-letters, or --source and --glob.")
+    opened = Checkpoint(checkpoint)
+    ids: list[str] | None = None
+    if source or glob:
+        ids = list(dict.fromkeys([*source, *_matching(opened, glob)]))
+        what = counted(len(ids), "source")
+    elif dead_letters:
+        what = f"{counted(opened.status().sources_dead_lettered, 'source')} with dead letters"
+    else:
+        status = opened.status()
+        states = _STATES if state == "all" else (state,)
+        which = "" if state == "all" else f"{state} "
+        what = counted(sum(status[one] for one in states if one), f"{which}source")
+    # Without a terminal, a user who names the sources need not confirm.
+    has_named_all = bool(source) and not glob
+    if not yes and (sys.stdin.isatty() or not has_named_all):
+        if not sys.stdin.isatty():
+            return _fail(f"This would forget {what}. Say so with --yes.", _USAGE)
+        if not _agreed(f"Forget {what} of {opened.path}, to be processed again? [y/N] "):
+            return _fail("Nothing was reset.")
+    forgotten = opened.reset(ids, state=state, dead_letters=dead_letters)
+    _print(
+        f"{counted(forgotten, 'source')} forgotten. The next run processes what it lists of them."
+    )
     return _DONE
 
 
-def _check(options: argparse.Namespace) -> int:
-    report = Checkpoint(options.checkpoint).check()
-    _print(_json({"ok": report.ok, **asdict(report)}) if options.json else str(report))
+@_add(
+    """Example:
+  mv out /data/out && ray-resume rebind ckpt /data/out"""
+)
+@click.argument("folder", metavar="NEW_FOLDER", type=click.Path())
+def _rebind(checkpoint: str, folder: str) -> int:
+    """Say that the output was moved to another folder."""
+    files = Checkpoint(checkpoint).rebind(folder)
+    _print(f"The output is in {public_uri(folder)} now, {counted(files, 'file')}.")
+    return _DONE
+
+
+@_add("Runs do so by themselves once there are many files.")
+def _compact(checkpoint: str) -> int:
+    """Merge the checkpoint's files into one: runs start quicker."""
+    merged = Checkpoint(checkpoint).compact()
+    _print(f"{merged} writers' files merged into one." if merged else "There is nothing to merge.")
+    return _DONE
+
+
+@_add(
+    "It removes leftovers, too. The next run does the same; use it to read the output before that."
+)
+def _tidy(checkpoint: str) -> int:
+    """Rewrite output files with rows that do not count."""
+    rewritten = Checkpoint(checkpoint).tidy()
+    _print(f"{counted(rewritten, 'file')} rewritten." if rewritten else "The output is tidy.")
+    return _DONE
+
+
+@_add("Exit code 1 if anything is damaged. Changes nothing, and may run beside a run at work.")
+@_as_json("One JSON object.")
+def _check(checkpoint: str, as_json: bool) -> int:
+    """Prove the checkpoint sound, or name what is damaged."""
+    report = Checkpoint(checkpoint).check()
+    _print(_json({"ok": report.ok, **asdict(report)}) if as_json else str(report))
     return _DONE if report.ok else _FAILED
 
 
-def _status_lines(status: CheckpointStatus, path: str) -> list[str]:
-    """Return the lines of a status, the most important first."""
-    share = f" ({100 * status.completed / status.total:.1f} %)" if status.total else ""
-    counts = [
-        f"{status.completed} of {_count(status.total, 'source')} completed{share}",
-        *(f"{n} {word}" for word in ("pending", "failed", "quarantined") if (n := status[word])),
-    ]
-    lines = [", ".join(counts)]
-    if status.sink is not None:
-        lines.append(
-            f"Output: {status.rows} rows in {_count(status.files, 'file')}, {plain(status.sink)}"
-        )
-    if status.unclean:
-        lines.append(
-            f"{_count(status.unclean, 'file')} of these also have rows that do not count, and "
-            "are not listed by `files` until the next run has rewritten them"
-        )
-    if status.last_completed_at is not None:
-        lines.append(f"Last commit: {_moment(status.last_completed_at)}")
-    lines += [_run_line(run) for run in status.runs]
-    if not status.live:
-        lines.append("No run is at work.")
-    if status.errors:
-        lines.append("Most common errors:")
-        lines += [f"  {n} x {plain(error)}" for error, n in list(status.errors.items())[:3]]
-    return lines + _next_steps(status, shlex.quote(path))
+def _chooser(ids: Sequence[str], patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Return a function that says whether an id is one of ``ids`` or matches; no options: all."""
+    if not ids and not patterns:
+        return lambda source_id: True
+    named = frozenset(ids)
+    matches = [re.compile(fnmatch.translate(pattern)).match for pattern in patterns]
+    return lambda source_id: source_id in named or any(m(source_id) for m in matches)
 
 
-def _run_line(run: dict[str, Any]) -> str:
-    shard = f"{run['shard']}, " if run["shard"] else ""
-    where = f"({shard}host {run['host']}, pid {run['pid']}), started {_moment(run['started_at'])}"
-    return plain(f"{'At work' if run['alive'] else 'Killed'}: run {run['run_id']} {where}")
+def _matching(checkpoint: Checkpoint, patterns: Sequence[str]) -> Iterator[str]:
+    """Yield the ids on record that match.
 
-
-def _next_steps(status: CheckpointStatus, path: str) -> list[str]:
-    steps = []
-    if status.live:
-        steps.append((f"ray-resume status {path} --watch", "to follow it"))
-    elif status.total == 0:
-        steps.append(("your script", "nothing was run yet"))
-    elif status.pending or status.failed:
-        n = status.pending + status.failed
-        steps.append(("your script once more", f"it goes on with {_count(n, 'source')}"))
-    if status.failed or status.quarantined:
-        state = "failed" if status.failed else "quarantined"
-        steps.append((f"ray-resume sources {path} --state {state}", "which they are, and why"))
-    if status.quarantined and not status.live:
-        steps.append(
-            (f"ray-resume reset {path} --state quarantined", "to try them again, once mended")
-        )
-    if status.unclean and not status.live:
-        steps.append((f"ray-resume tidy {path}", "to rewrite these files now, without a run"))
-    if any(not run["alive"] for run in status.runs):
-        steps.append((f"ray-resume check {path}", "to prove it sound after the crash"))
-    if not steps:
-        steps.append((f"ray-resume files {path}", "all is done; this lists the output"))
-    width = max(len(command) for command, _ in steps)
-    return ["Next:", *(f"  {command:{width}}  # {why}" for command, why in steps)]
-
-
-def _moment(at: float) -> str:
-    """Return a time, and how long ago it was, with the time zone: logs may have another."""
-    if not 0 <= at < 1e11:
-        return f"at an impossible time, {at}"
-    formatted = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
-    return f"{_age(time.time() - at)} ago, {formatted}"
-
-
-def _age(seconds: float) -> str:
-    whole = max(0, int(seconds))
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if whole >= length:
-            return f"{whole / length:.1f} {unit}"
-    return f"{whole} s"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    Raises:
+        ResumeError: a pattern matches none.
+    """
+    ids = [record.source_id for record in checkpoint.sources()] if patterns else []
+    for pattern in patterns:
+        found = list(filter(_chooser((), [pattern]), ids))
+        if not found:
+            raise ResumeError(
+                f"No source on record has an id like {pattern!r}. Nothing was changed. "
+                f"`ray-resume sources {checkpoint.path}` lists the ids."
+            )
+        yield from found
 
 
 def _agreed(question: str) -> bool:
@@ -283,79 +429,3 @@ def _fail(message: str, code: int = _FAILED) -> int:
     sys.stdout.flush()
     sys.stderr.write(f"ray-resume: {plain(' '.join(message.split()))}\n")
     return code
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that reports wrong arguments in one line."""
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        _fail(f"{message}. See {self.prog} --help.")
-        raise SystemExit(_USAGE)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="ray-resume",
-        description="Look at a checkpoint of ray_resume, and steer the next run by hand.",
-        epilog="exit codes: 0 done, 1 failed, damaged or declined, 2 wrong usage, 3 sources "
-        "are left (--fail-if-incomplete), 130 interrupted",
-    )
-    parser.add_argument("--version", action="version", version=f"ray-resume {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, function: Callable[[argparse.Namespace], int], about: str) -> _Parser:
-        command = commands.add_parser(
-            name, help=about, description=f"{about.capitalize()}.", allow_abbrev=False
-        )
-        command.add_argument("checkpoint", metavar="CHECKPOINT", help="the checkpoint's directory")
-        command.set_defaults(command=function)
-        return command
-
-    status = add("status", _status, "what is done, what failed and why, what to type next")
-    status.add_argument("--json", action="store_true", help="one JSON object (one a look)")
-    status.add_argument("--watch", action="store_true", help="look again until no run is at work")
-    status.add_argument(
-        "--fail-if-incomplete",
-        action="store_true",
-        help="exit with 3 if any source is not completed, or none was listed yet",
-    )
-    status.add_argument(
-        "--interval", type=_seconds, default=2.0, metavar="S", help="seconds between looks (2)"
-    )
-
-    sources = add("sources", _sources, "list the sources on record, one a line")
-    sources.add_argument("--state", choices=_STATES, help="only those in this state")
-    sources.add_argument("--json", action="store_true", help="a JSON array of objects")
-
-    files = add("files", _files, "list the clean output files, one path a line")
-    form = files.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="a JSON array of strings")
-    form.add_argument("-0", "--null", action="store_true", help="end each path with a NUL")
-
-    reset = add("reset", _reset, "forget sources, so that the next run processes them again")
-    which = reset.add_mutually_exclusive_group(required=True)
-    which.add_argument("--state", choices=(*_STATES, "all"), help="all in this state")
-    which.add_argument("--source", action="append", metavar="ID", help="this one (repeatable)")
-    reset.add_argument("--yes", action="store_true", help="do not ask")
-
-    rebind = add("rebind", _rebind, "say that the output was moved to another folder")
-    rebind.add_argument("folder", metavar="NEW_FOLDER", help="where all of its files are now")
-
-    add("compact", _compact, "merge the writers' files into one")
-
-    parts = add("parts", _parts, "list where each source's rows are: file, first row, rows, source")
-    parts.add_argument("--json", action="store_true", help="a JSON array of objects")
-
-    add("tidy", _tidy, "rewrite output files that have rows that do not count, remove leftovers")
-
-    check = add("check", _check, "prove the checkpoint sound, or name what is damaged")
-    check.add_argument("--json", action="store_true", help="one JSON object")
-    return parser
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < 86400:
-        raise argparse.ArgumentTypeError(f"not a number of seconds: {text}")
-    return seconds

@@ -44,7 +44,8 @@ EXTRA: dict[str, set[str]] = {
 # Modules outside of the packages: the user's end, and the ground.
 TOP: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"__init__", "checkpoint", *GROUND},
+    "cli": {"__init__", "checkpoint", "console", "core.wording", *GROUND},
+    "console": {"checkpoint", "core.wording"},
     "testing": {"checkpoint", "core", *GROUND},
     "__init__": {"checkpoint", "errors", "read", "run", "udf", "write"},
     "errors": set(),

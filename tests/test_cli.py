@@ -30,10 +30,11 @@ from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record, State
+from ray_resume.core.wording import counted
 
 pytestmark = pytest.mark.long
 
-COMMANDS = ("status", "sources", "files", "parts", "reset", "compact", "tidy", "check")
+COMMANDS = ("status", "sources", "runs", "files", "parts", "reset", "compact", "tidy", "check")
 NEEDED = {"reset": ["--source", "a"]}
 DEADLINE_S = 30.0
 RUN = "0123456789ab"
@@ -179,13 +180,13 @@ try:
     code = main(sys.argv[1:])
 except SystemExit as over:
     code = over.code
-heavy = ("ray", "pyarrow", "pandas", "lmdb", "click")
+heavy = ("ray", "pyarrow", "pandas", "lmdb")
 print(code, [name for name in heavy if name in sys.modules], file=sys.stderr)
 """
 
 
 @pytest.mark.parametrize(
-    "arguments", [["status"], ["status", "--json"], ["sources"], ["files"], ["check"]]
+    "arguments", [["status"], ["status", "--json"], ["sources"], ["runs"], ["files"], ["check"]]
 )
 def test_nothing_heavy_is_loaded_but_what_records_are_in(path: Path, arguments: list[str]) -> None:
     name, *options = arguments
@@ -226,24 +227,25 @@ def test_status_tells_a_dead_jobs_story(path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0] == "2 of 6 sources completed (33.3 %), 1 pending, 2 failed, 1 quarantined"
-    assert lines[1] == f"Output: 20 rows in 2 files, {path.parent / 'out'}"
-    assert lines[2].startswith("Last commit: 2.0 h ago, 20")
-    assert lines[3].startswith("Killed: run run2 (host node-7, pid 4711), started 1.5 min ago")
-    assert lines[4:9] == [
+    assert lines[1] == f"[{'#' * 13}{'q' * 6}{'!' * 13}{'.' * 8}]"
+    assert lines[2] == f"Output: 20 rows in 2 files, {path.parent / 'out'}"
+    assert lines[3].startswith("Last commit: 2.0 h ago, 20")
+    assert lines[4].startswith("Killed: run run2 (host node-7, pid 4711), started 1.5 min ago")
+    assert lines[5:10] == [
         "No run is at work.",
         "Most common errors:",
         "  2 x ValueError: bad",
         "  1 x \\x1b[31mboom",
         "Next:",
     ]
-    commands = [line.split("#")[0].strip() for line in lines[9:]]
+    commands = [line.split("#")[0].strip() for line in lines[10:]]
     assert commands == [
         "your script once more",
         f"ray-resume sources {path} --state failed",
         f"ray-resume reset {path} --state quarantined",
         f"ray-resume check {path}",
     ]
-    assert "it goes on with 3 sources" in lines[9]
+    assert "it goes on with 3 sources" in lines[10]
 
 
 def test_status_of_a_finished_job(path: Path) -> None:
@@ -309,6 +311,116 @@ def test_paths_can_be_typed_as_they_are_shown(tmp_path: Path) -> None:
     LocalBackend(path).ensure()
     write(path, "run1", 1, [Record("f", State.FAILED, 1, "run1", error="e")])
     assert f"ray-resume sources '{path}' --state failed" in run("status", path).stdout
+
+
+@pytest.fixture
+def dead(path: Path) -> Path:
+    """Make a checkpoint of two runs that are done, with rows in dead letters."""
+    directory = LocalBackend(path)
+    writer = WriterFile.create(path, "run3", {"sources_total": 6})
+    letters = {"f\n1": (1, ("l1",)), "x": (1234, ("l2", "l3"))}
+    writer.commit(
+        Record(
+            name,
+            State.COMPLETED,
+            n,
+            "run3",
+            1,
+            whole_files("a.parquet"),
+            completed_at=time.time(),
+            dead_rows=letters.get(name, (0, ()))[0],
+            dead_letters=letters.get(name, (0, ()))[1],
+        )
+        for n, name in enumerate(["f\n1", "f2", "q", "x"], 9)
+    )
+    writer.close()
+    history = directory.history()
+    now = time.time()
+    start = {"host": "h\x1b1", "pid": 7, "sources_total": 6}
+    history.begin("run2", {**start, "started_at": now - 7300})
+    history.begin("run3", {**start, "started_at": now - 90, "shard": "shard 1 of 2"})
+    failed = {"outcome": "failed", "error": "Trace\nValueError: b\x1bad", "rows_written": 1234567}
+    history.end("run3", {**failed, "ended_at": now - 30, "sources_completed": 4})
+    return path
+
+
+def test_dead_letters_are_not_all_is_done(dead: Path) -> None:
+    lines = run("status", dead).stdout.splitlines()
+    assert lines[:2] == ["6 of 6 sources completed (100.0 %)", f"[{'#' * 40}]"]
+    assert "1,235 rows are in dead letters, of 2 sources" in lines
+    steps = [line.split("#")[0].strip() for line in lines[lines.index("Next:") + 1 :]]
+    assert steps == [
+        f"ray-resume sources {dead} --dead-letters",
+        f"ray-resume reset {dead} --dead-letters",
+    ]
+    assert run("sources", dead).stdout.splitlines()[:2] == [
+        "completed\tf\\n1\t1 row in 1 file\t1 row in dead letters",
+        "completed\tx\t1 row in 1 file\t1,234 rows in dead letters",
+    ]
+    assert len(run("sources", dead, "--dead-letters").stdout.splitlines()) == 2
+    found = json.loads(run("sources", dead, "--dead-letters", "--json").stdout)
+    assert [source["rows_dead_lettered"] for source in found] == [1, 1234]
+    refused = run("reset", dead, "--dead-letters")
+    assert (refused.returncode, "2 sources with dead letters" in refused.stderr) == (2, True)
+    assert run("reset", dead, "--dead-letters", "--yes").stdout.startswith("2 sources forgotten.")
+    said = run("status", dead).stdout
+    assert "dead letters" not in said
+    assert "it goes on with 2 sources" in said
+
+
+def test_status_tells_how_the_last_run_ended(dead: Path) -> None:
+    (line,) = (line for line in run("status", dead).stdout.splitlines() if "Last run" in line)
+    assert line.startswith("Last run: failed 30 s ago, 20")
+    assert line.endswith(", after 1.0 min: ValueError: b\\x1bad")
+
+
+def test_a_listed_file_that_is_gone_is_told(path: Path) -> None:
+    assert "gone" not in run("status", path).stdout
+    (path.parent / "out" / "b.parquet").unlink()
+    said = run("status", path).stdout
+    assert "1 listed file is gone from that folder" in said
+    assert f"ray-resume check {path}" in said
+    assert json.loads(run("status", path, "--json").stdout)["files_missing"] == 1
+
+
+def test_runs_one_a_line(dead: Path, tmp_path: Path) -> None:
+    header, first, second = run("runs", dead).stdout.splitlines()
+    assert header.split() == [
+        "started",
+        "outcome",
+        "took",
+        "sources",
+        "rows",
+        "run",
+        "host",
+        "error",
+    ]
+    assert first[header.index("outcome") :].split()[0] == "killed"
+    at = header.index("outcome")
+    assert second[at:].split() == (
+        [
+            "failed",
+            "1.0",
+            "min",
+            "4",
+            "1,234,567",
+            "run3",
+            "h\\x1b1",
+            "(shard",
+            "1",
+            "of",
+            "2)",
+            "ValueError:",
+            "b\\x1bad",
+        ]
+    )
+    found = json.loads(run("runs", dead, "--json").stdout)
+    assert [one["outcome"] for one in found] == ["killed", "failed"]
+    assert found[1]["error"] == "Trace\nValueError: b\x1bad"
+    assert found == [vars(one) for one in Checkpoint(dead).runs()]
+    LocalBackend(tmp_path / "new").ensure()
+    assert run("runs", tmp_path / "new").stdout == "No run is on record.\n"
+    assert json.loads(run("runs", tmp_path / "new", "--json").stdout) == []
 
 
 # Watching.
@@ -377,11 +489,11 @@ def test_sources_one_a_line(path: Path) -> None:
     result = run("sources", path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
-        "completed\ta\t10 rows in 1 file",
-        "completed\tb\t10 rows in 1 file",
         "failed\tf\\n1\tfailed in 1 run\tValueError: bad",
         "failed\tf2\tfailed in 1 run\tValueError: bad",
         "quarantined\tq\tfailed in 3 runs\t\\x1b[31mboom",
+        "completed\ta\t10 rows in 1 file",
+        "completed\tb\t10 rows in 1 file",
     ]
 
 
@@ -542,6 +654,27 @@ def test_reset_of_named_sources_asks_on_a_terminal(path: Path) -> None:
     assert "a" in states(path)
 
 
+def test_sources_are_selected_by_patterns(path: Path) -> None:
+    def ids(*options: object) -> list[str]:
+        return [line.split("\t")[1] for line in run("sources", path, *options).stdout.splitlines()]
+
+    assert ids("--glob", "f*") == ["f\\n1", "f2"]
+    assert ids("--glob", "[ab]", "--source", "q") == ["q", "a", "b"]
+    assert ids("--glob", "f*", "--state", "completed") == []
+    assert [
+        s["source_id"] for s in json.loads(run("sources", path, "--glob", "?", "--json").stdout)
+    ]
+    assert {
+        line.split("\t")[3] for line in run("parts", path, "--glob", "a").stdout.splitlines()
+    } == {"a"}
+    result = run("reset", path, "--glob", "f*")
+    assert (result.returncode, "would forget 2 sources" in result.stderr) == (2, True)
+    result = run("reset", path, "--glob", "zz*", "--yes")
+    assert (result.returncode, "zz*" in one_line(result.stderr)) == (1, True)
+    assert run("reset", path, "--glob", "f*", "--source", "a", "--yes").returncode == 0
+    assert set(states(path)) == {"b", "q"}
+
+
 def test_reset_of_an_unknown_source(path: Path) -> None:
     result = run("reset", path, "--source", "zzz")
     assert (result.returncode, result.stdout) == (1, "")
@@ -645,6 +778,8 @@ def test_a_checkpoint_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
         ["reset", "x"],
         ["reset", "x", "--yes"],
         ["reset", "x", "--state", "failed", "--source", "a"],
+        ["reset", "x", "--state", "failed", "--dead-letters"],
+        ["sources", "x", "--state"],
     ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -663,6 +798,34 @@ def test_help_and_version() -> None:
         assert command in result.stdout
         assert run(command, "--help").returncode == 0
     assert run("--version").stdout == f"ray-resume {ray_resume.__version__}\n"
+
+
+def test_shells_complete_commands_and_options(path: Path) -> None:
+    def complete(words: str, number: int) -> list[str]:
+        result = subprocess.run(
+            [sys.executable, "-m", "ray_resume"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={
+                **os.environ,
+                "_RAY_RESUME_COMPLETE": "bash_complete",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(number),
+            },
+        )
+        return [line.partition(",")[2] for line in result.stdout.splitlines()]
+
+    assert complete("ray-resume s", 1) == ["status", "sources"]
+    assert complete(f"ray-resume reset {path} --state q", 4) == ["quarantined"]
+    assert "--fail-if-incomplete" in complete(f"ray-resume status {path} --", 3)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (12345, "12,345 rows")]
+)
+def test_nouns_agree_with_their_number(number: int, text: str) -> None:
+    assert counted(number, "row") == text
 
 
 # The lazy names.
