@@ -7,6 +7,7 @@ the run that is refused. `local.lease` and `shared` keep leases, and decide whic
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import socket
@@ -20,7 +21,9 @@ from typing_extensions import override
 
 from ray_resume.errors import CheckpointError
 
-__all__ = ["Claim", "Owner", "in_use_error"]
+__all__ = ["Claim", "Owner", "in_use_error", "warn_waiting"]
+
+logger = logging.getLogger("ray_resume")
 
 _DIGEST_BYTES = 16
 # So many digests are compared in the time that it takes to load numpy.
@@ -170,6 +173,18 @@ def _check_of(shard: tuple[int, int] | None, count: int | None, digests: bytes) 
 def _each(digests: bytes) -> frozenset[bytes]:
     starts = range(0, len(digests), _DIGEST_BYTES)
     return frozenset(digests[start : start + _DIGEST_BYTES] for start in starts)
+
+
+def warn_waiting(checkpoint: str, owner: Owner, rival: Owner, wait_s: float) -> None:
+    """Log at once that run ``owner`` waits for ``rival``, if it does."""
+    if wait_s > 0:
+        logger.warning(
+            "Run %s waits up to %.0f s for %s, which is working on the same sources of %s.",
+            owner.run_id,
+            wait_s,
+            rival,
+            checkpoint,
+        )
 
 
 def in_use_error(checkpoint: str, owner: Owner, rival: Owner, wait_s: float) -> CheckpointError:

@@ -111,6 +111,12 @@ class _Counter:
         drained = 0 if self.drained is None else self.drained.delta
         return (self.sealed.total + drained) % MODULUS == 0
 
+    @property
+    def rows(self) -> int:
+        if self.sealed is not None:
+            return self.sealed.rows
+        return 0 if self.drained is None else self.drained.rows
+
     def seal(self, seal: Seal) -> Outcome:
         if self.poisoned:
             return Outcome.POISONED
@@ -163,6 +169,11 @@ class Ledger:
         self._failed = FailureLog()
         self._read_errors = ReadErrors()
 
+    @property
+    def pass_number(self) -> int:
+        """Return the number of the current pass; 0 before the first."""
+        return self._pass_number
+
     def begin_pass(self, pass_number: int) -> None:
         """Start the next armed execution with empty counters; what is complete stays complete."""
         if pass_number <= self._pass_number:
@@ -185,6 +196,14 @@ class Ledger:
     def is_pending(self, source: int) -> bool:
         """Return whether ``source`` is not complete."""
         return not self._complete[source]
+
+    def rows_in_flight(self) -> int:
+        """Return how many rows of pending sources are known to have been read, in this pass.
+
+        The seal of a source says how many it has. Before that, only drained rows are known. This
+        takes time for each source of which anything has arrived.
+        """
+        return sum([counter.rows for counter in self._counters.values()])
 
     def failed(self) -> Collection[int]:
         """Return the pending sources of which rows have failed, in any pass of the run."""

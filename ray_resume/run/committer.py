@@ -39,7 +39,7 @@ class Committer:
         self._queue: list[Completion] = []
         self._unpublished: list[Completion] = []
         self._publishing: list[Completion] = []
-        self._committed = self._dropped = 0
+        self._committed = self._dropped = self._rows_committed = 0
         self._fault: ResumeError | None = None
         self._open = True
         # A commit holds `_commits` from its first record to its last, so that commits happen one at
@@ -61,6 +61,11 @@ class Committer:
         """Return how many sources are committed, and how many are dropped."""
         with self._state:
             return self._committed, self._dropped
+
+    def committed(self) -> tuple[int, int]:
+        """Return how many sources are committed, and how many rows were read of them."""
+        with self._state:
+            return self._committed, self._rows_committed
 
     def add(self, completions: Sequence[Completion]) -> None:
         """Queue completions. They are committed soon; or once published, if the sink publishes."""
@@ -101,6 +106,7 @@ class Committer:
                 return
             with self._state:
                 self._committed += len(group)
+                self._rows_committed += sum([done.rows_read for done in group])
 
     def flush(self) -> None:
         """Commit the queue.

@@ -13,7 +13,7 @@ from ray_resume.core.messages import DeadLetter, Message
 from ray_resume.errors import ResumeError
 from ray_resume.run.driver_watch import end_with_driver
 from ray_resume.run.ledger_host import LedgerHost
-from ray_resume.run.progress import Progress
+from ray_resume.run.progress import Counts, Progress
 from ray_resume.run.run_spec import RunSpec
 from ray_resume.run.sign_of_life import SignOfLife
 
@@ -74,7 +74,7 @@ class _LedgerActor:
 
     def open(self, spec: RunSpec) -> None:
         host = self._host = LedgerHost(spec)
-        life = self._life = SignOfLife(spec.binding.history(), spec.run_id, host.counts)
+        life = self._life = SignOfLife(spec.binding.history(), spec.run_id, host.facts)
         tune_garbage_collector()
         life.start()
 
@@ -99,6 +99,9 @@ class _LedgerActor:
 
     def flush(self) -> Progress:
         return self._opened().flush()
+
+    def counts(self) -> Counts:
+        return self._opened().counts()
 
     def take_unpublished(self) -> tuple[list[bytes], int]:
         return self._opened().take_unpublished()

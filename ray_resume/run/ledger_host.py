@@ -9,6 +9,7 @@ It is plain Python, tested without Ray; `ledger_actor` puts it into an actor.
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +21,7 @@ from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.run.agreement import Agreement
 from ray_resume.run.committer import Committer
-from ray_resume.run.progress import Progress, Unread
+from ray_resume.run.progress import Counts, Progress, Unread
 from ray_resume.run.record_factory import Failed
 from ray_resume.run.run_spec import RunSpec
 
@@ -41,6 +42,7 @@ class LedgerHost:
         self._sources = spec.sources
         self._ledger = Ledger(spec.run_id, len(spec.sources))
         self._completed = self._rows_read = self._rows_written = self._dead_rows = 0
+        self._messages = self._quarantined = 0
         self._files = FileCount()
         # How many sources each source of `mark_lost` has added to those that are quarantined.
         self._lost: dict[int, int] = {}
@@ -73,6 +75,7 @@ class LedgerHost:
         with self._lock:
             self._committer.check_open()
             applied = self._ledger.apply(message)
+            self._messages += 1
             done = applied.completions
             if done:
                 self._committer.add(done)
@@ -154,7 +157,7 @@ class LedgerHost:
                 dropped,
             )
 
-    def counts(self) -> dict[str, int]:
+    def facts(self) -> dict[str, int]:
         """Return how far the run is, by the names that `RunRecord` has."""
         committed, _ = self._committer.counts()
         with self._lock:
@@ -165,6 +168,28 @@ class LedgerHost:
                 "rows_dead_lettered": self._dead_rows,
                 "files": int(self._files),
             }
+
+    def counts(self) -> Counts:
+        """Return sums of how far the run is. This commits nothing, and waits for no commit."""
+        began = time.perf_counter()
+        with self._lock:
+            committed, rows_committed = self._committer.committed()
+            in_flight = self._ledger.rows_in_flight()
+            return Counts(
+                sources=len(self._sources),
+                pass_number=self._ledger.pass_number,
+                completed=self._completed,
+                committed=committed,
+                failed=len(self._ledger.failed()),
+                quarantined=self._quarantined,
+                rows_read=self._rows_read,
+                rows_written=self._rows_written,
+                dead_rows=self._dead_rows,
+                rows_in_flight=in_flight,
+                rows_at_risk=in_flight + self._rows_read - rows_committed,
+                messages=self._messages,
+                took_s=time.perf_counter() - began,
+            )
 
     def take_unpublished(self) -> tuple[list[bytes], int]:
         """Return what is to be published; see `Committer.take_unpublished`."""
@@ -230,7 +255,10 @@ class LedgerHost:
         with self._lock:
             self._committer.check_open()
             pending = {s: how for s, how in failed.items() if self._ledger.is_pending(s)}
-        return self._committer.fail(pending)
+        quarantined = self._committer.fail(pending)
+        with self._lock:
+            self._quarantined += quarantined
+        return quarantined
 
     def close(self) -> Progress:
         """Commit what is complete, then refuse every later message and close the file."""

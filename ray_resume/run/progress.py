@@ -1,11 +1,11 @@
-"""`Progress`: how far a run is, as its ledger reports to the driver."""
+"""`Progress` and `Counts`: how far a run is, as its ledger reports to the driver."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Progress", "Unread"]
+__all__ = ["Counts", "Progress", "Unread"]
 
 
 @dataclass(frozen=True)
@@ -52,3 +52,36 @@ class Progress:
     example: str | None = None
     unread: Unread | None = None
     dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The sums that the ledger has at hand, of the sources that the run is to process.
+
+    Attributes:
+        sources: how many the run is to process.
+        completed: how many are complete.
+        committed: how many of these are committed.
+        failed: how many pending ones have failed rows, in any pass.
+        quarantined: how many of these are quarantined now.
+        rows_read: rows of complete sources, and likewise ``rows_written`` and ``dead_rows``.
+        rows_in_flight: rows of pending sources that were read to their end; where the read goes
+            on, rows that are written.
+        rows_at_risk: ``rows_in_flight``, and rows of complete sources that are not committed.
+        messages: how many messages took effect.
+        took_s: the seconds that it took to count all this.
+    """
+
+    sources: int
+    pass_number: int = 0
+    completed: int = 0
+    committed: int = 0
+    failed: int = 0
+    quarantined: int = 0
+    rows_read: int = 0
+    rows_written: int = 0
+    dead_rows: int = 0
+    rows_in_flight: int = 0
+    rows_at_risk: int = 0
+    messages: int = 0
+    took_s: float = 0.0

@@ -28,7 +28,9 @@ from ray_resume.core.resume_plan import ResumePlan
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run import ledger_actor
+from ray_resume.run.announcing import announce_end, announce_start
 from ray_resume.run.journal import Journal
+from ray_resume.run.monitor import shown
 from ray_resume.run.pass_loop import Pass, PassLoop, close_after
 from ray_resume.run.preflight import refuse_other_output, warn_other_code
 from ray_resume.run.progress import Progress
@@ -94,6 +96,11 @@ class Run:
             CheckpointError: the checkpoint or the output folder cannot be used.
             Exception: whatever ``run_pass`` raised; what was complete is committed.
         """
+        summary = self._execute(run_pass, lease_wait_s)
+        announce_end(self._plan, summary)
+        return summary
+
+    def _execute(self, run_pass: Callable[[Pass], None], lease_wait_s: float | None) -> RunSummary:
         self._keep_few_files()
         with self._leased(lease_wait_s), self._journal.kept():
             failpoint("run.leased")
@@ -121,6 +128,7 @@ class Run:
                 self._checkpoint_id, self._plan.storage, names, contents, todo.skipped
             )
             self._plan.storage.record_listed(self._plan.listing.listed.digests, self._run_id)
+            announce_start(self._run_id, self._plan, todo, contents)
             if not todo.pending:
                 if todo.removed:
                     contents = self._drop(todo, contents)
@@ -219,7 +227,8 @@ class Run:
                 publisher=self._publisher(handle),
                 read_schema=read_schema,
             )
-            progress = loop.execute(run_pass)
+            with shown(handle, self._run_id, self._plan, todo):
+                progress = loop.execute(run_pass)
             failed = quarantined = 0
             if progress.pending:
                 proven = self._plan.max_errored_blocks != 0 or self._has_read_some(handle, todo)

@@ -13,6 +13,7 @@ from ray_resume.core.code import Code
 from ray_resume.core.identity import HEADER_KEY
 from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.read_schema import ReadSchema
+from ray_resume.run.display import Display
 from ray_resume.run.output import Output
 
 __all__ = ["RunPlan"]
@@ -38,6 +39,10 @@ class RunPlan:
     read_schema: ReadSchema | None = None
     # Returns some of the sources of these ids whose files have one of these columns.
     having: Callable[[Collection[str], Iterable[str]], list[str]] | None = None
+    # Shows how far the run is, until it ends; None for no display.
+    display: Display | None = None
+    # Lines in the log say what the run is to do, and what it did.
+    announces: bool = True
 
     def owner(self, run_id: str) -> Owner:
         """Return the owner of the lease of run ``run_id``: this process."""

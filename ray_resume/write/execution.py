@@ -22,6 +22,7 @@ from ray_resume.raydata.plan import Chain
 from ray_resume.raydata.pool_watch import watch_pools
 from ray_resume.raydata.signature import Signature, signature_of
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
+from ray_resume.run.display import Display, LogDisplay, show_log
 from ray_resume.run.pass_loop import Pass
 from ray_resume.run.run import Run
 from ray_resume.run.run_plan import RunPlan
@@ -57,6 +58,7 @@ class Execution:
         publish_interval_s: complete rows wait about so long before a table shows them.
         concurrency: how many write tasks may run at once; None leaves it to Ray Data.
         ray_remote_args: the user's, for the write tasks.
+        progress: whether to show how far the run is; None shows it as Ray Data's context says.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Execution:
         publish_interval_s: float,
         concurrency: int | None,
         ray_remote_args: Mapping[str, Any],
+        progress: bool | None = None,
     ) -> None:
         self._optimized = chain.optimized()
         datasource = self._optimized.datasource
@@ -79,6 +82,7 @@ class Execution:
         self._publish_interval_s = publish_interval_s
         self._concurrency = concurrency
         self._ray_remote_args = ray_remote_args
+        self._progress = progress
         self._has_begun = False
 
     def run(self, lease_wait_s: float | None) -> RunSummary:
@@ -90,6 +94,7 @@ class Execution:
         Raises:
             Exception: as ``resumable_write``.
         """
+        show_log(always=bool(self._progress))
         signature = self._signature()
         # `drop_columns` selects all other columns of the input, with new ones among them.
         alike = [self._signature(names).text for names in self._names_added() if names]
@@ -153,7 +158,15 @@ class Execution:
             max_errored_blocks=self._optimized.dataset.context.max_errored_blocks,
             read_schema=datasource.options.schema,
             having=datasource.having,
+            display=self._display(),
+            announces=self._progress is not False,
         )
+
+    def _display(self) -> Display | None:
+        is_shown = self._progress
+        if is_shown is None:
+            is_shown = self._optimized.dataset.context.enable_progress_bars
+        return LogDisplay() if is_shown else None
 
     def _execute_pass(self, this: Pass) -> None:
         self._has_begun = True

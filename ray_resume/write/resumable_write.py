@@ -41,6 +41,7 @@ def resumable_write(
     file_per_source: bool = False,
     publish_interval_s: float = 300.0,
     require_complete: bool = False,
+    progress: bool | None = None,
     concurrency: int | None = None,
     lease_wait_s: float | None = None,
     ray_remote_args: Mapping[str, Any] | None = None,
@@ -89,6 +90,11 @@ def resumable_write(
             pending or quarantined: SLURM, Kubernetes and Ray Jobs must not take the job for done.
             Everything that is complete is committed, and the output is tidy. Without it, such a
             script ends with exit code 0, unless it calls ``RunSummary.raise_if_incomplete()``.
+        progress: whether to show how far the run is, in lines of the log ``ray_resume`` (INFO): at
+            the start, every 10 seconds, and at the end. None shows those between start and end if
+            ``DataContext.enable_progress_bars`` is set, as Ray Data does. They go to the console,
+            or to the handlers of ``logging`` if you have configured any. ``True`` shows them even
+            if the root logger's level hides INFO. Warnings are shown in any case.
         append: write into a folder that has data files of others; theirs are left alone. Do not
             pass it to write beside the output of a checkpoint that was removed: its rows would be
             there twice.
@@ -154,6 +160,7 @@ def resumable_write(
         publish_interval_s=publish_interval_s,
         concurrency=concurrency,
         ray_remote_args=ray_remote_args or {},
+        progress=progress,
     )
     summary = execution.run(lease_wait_s)
     if require_complete:

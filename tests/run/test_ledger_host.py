@@ -22,7 +22,7 @@ from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.ledger import LedgerError
-from ray_resume.core.messages import DeadLetter, Drain, Message, Outcome, Seal
+from ray_resume.core.messages import DeadLetter, Drain, Event, Failure, Message, Outcome, Seal
 from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Fingerprint, Record, State, pipeline_hash
 from ray_resume.core.sources import Source, SourceTable
@@ -87,7 +87,7 @@ class Run:
         self.host = LedgerHost(self.spec)
         self.host.begin_pass(1)
 
-    def apply(self, *events: Seal | Drain) -> Any:
+    def apply(self, *events: Event) -> Any:
         return self.host.apply(Message(self.spec.run_id, 1, events))
 
     def committed(self) -> dict[str, Record]:
@@ -138,6 +138,27 @@ def test_flush_commits_what_is_complete_and_tells_the_rest(run: Run) -> None:
     )
     assert committed["s0"] == expected
     assert committed["s3"].sequence == 2
+
+
+def test_counts_say_which_rows_a_kill_would_cost_and_commit_nothing(run: Run) -> None:
+    # Complete, read to its end, half written while it is read, and not heard of.
+    run.apply(Seal(0, 5, rows=2), Drain(0, MODULUS - 5, rows=3, parts=TWO))
+    run.apply(Seal(1, 7, rows=40))
+    run.apply(Drain(1, 1, rows=30), Drain(2, 1, rows=500))
+    run.apply(Failure(3, 9, rows=1, error="bad"))
+    counts = run.host.counts()
+    assert (counts.sources, counts.pass_number, counts.messages) == (4, 1, 4)
+    assert (counts.completed, counts.committed, counts.failed) == (1, 0, 1)
+    assert (counts.rows_read, counts.rows_written, counts.rows_in_flight) == (2, 3, 540)
+    assert counts.rows_at_risk == 542
+    assert run.committed() == {}
+
+    run.host.flush()
+    assert run.host.counts().rows_at_risk == 540
+    run.host.begin_pass(2)
+    assert run.host.counts().rows_at_risk == 0
+    run.host.mark_rest_failed()
+    assert run.host.counts().quarantined == 0
     assert read_writer(run.file, live=True)[0]["sources_total"] == 4
 
 

@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from ray_resume.checkpoint.claims import Claim, Owner, in_use_error
+from ray_resume.checkpoint.claims import Claim, Owner, in_use_error, warn_waiting
 from ray_resume.checkpoint.local.file_lock import FileLock
 from ray_resume.checkpoint.local.process import UNKNOWN, is_dead, this_process
 from ray_resume.core.filenames import is_usual_run
@@ -66,6 +66,7 @@ class Lease:
         """
         deadline = time.monotonic() + wait_s
         path = directory / f"{owner.run_id}{_SUFFIX}"
+        awaited = None
         while True:
             with exclusive_lock(directory):
                 rival = first_rival(directory, claim)
@@ -73,6 +74,9 @@ class Lease:
                     return cls._create(path, owner, claim)
             if time.monotonic() >= deadline:
                 raise in_use_error(str(directory), owner, rival, wait_s)
+            if rival != awaited:
+                warn_waiting(str(directory), owner, rival, wait_s)
+                awaited = rival
             time.sleep(_POLL_INTERVAL_S)
 
     @classmethod

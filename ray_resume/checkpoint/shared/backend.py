@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from ray_resume.checkpoint.backend import CheckpointBackend
-from ray_resume.checkpoint.claims import Claim, Owner, in_use_error
+from ray_resume.checkpoint.claims import Claim, Owner, in_use_error, warn_waiting
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.reader import Reading
@@ -113,6 +113,7 @@ class SharedBackend(CheckpointBackend):
         lock = Lease.hold_unclaimed(folder, owner)
         file = LeaseFile(owner, self._ttl_s, scratch.boot_id(), str(lock.path), claim.shard)
         heart: Heartbeat | None = None
+        awaited: Owner | None = None
         try:
             self._objects.put(f"leases/{run_id}.claim", claim.to_bytes())
             while True:
@@ -124,6 +125,9 @@ class SharedBackend(CheckpointBackend):
                         break
                 if rival is not None and self._clock() >= deadline:
                     raise in_use_error(self.uri, owner, rival, wait_s)
+                if rival is not None and rival != awaited:
+                    warn_waiting(self.uri, owner, rival, wait_s)
+                    awaited = rival
                 self._sleep(self._ttl_s / _POLLS_PER_TTL)
             scratch.remove_dead_runs(folder, self._leases.known)
             heart.start()
