@@ -385,34 +385,11 @@ def test_a_listed_file_that_is_gone_is_told(path: Path) -> None:
 
 def test_runs_one_a_line(dead: Path, tmp_path: Path) -> None:
     header, first, second = run("runs", dead).stdout.splitlines()
-    assert header.split() == [
-        "started",
-        "outcome",
-        "took",
-        "sources",
-        "rows",
-        "run",
-        "host",
-        "error",
-    ]
+    assert " ".join(header.split()) == "started outcome took sources rows run host error"
     assert first[header.index("outcome") :].split()[0] == "killed"
     at = header.index("outcome")
-    assert second[at:].split() == (
-        [
-            "failed",
-            "1.0",
-            "min",
-            "4",
-            "1,234,567",
-            "run3",
-            "h\\x1b1",
-            "(shard",
-            "1",
-            "of",
-            "2)",
-            "ValueError:",
-            "b\\x1bad",
-        ]
+    assert " ".join(second[at:].split()) == (
+        "failed 1.0 min 4 1,234,567 run3 h\\x1b1 (shard 1 of 2) ValueError: b\\x1bad"
     )
     found = json.loads(run("runs", dead, "--json").stdout)
     assert [one["outcome"] for one in found] == ["killed", "failed"]
@@ -661,12 +638,10 @@ def test_sources_are_selected_by_patterns(path: Path) -> None:
     assert ids("--glob", "f*") == ["f\\n1", "f2"]
     assert ids("--glob", "[ab]", "--source", "q") == ["q", "a", "b"]
     assert ids("--glob", "f*", "--state", "completed") == []
-    assert [
-        s["source_id"] for s in json.loads(run("sources", path, "--glob", "?", "--json").stdout)
-    ]
-    assert {
-        line.split("\t")[3] for line in run("parts", path, "--glob", "a").stdout.splitlines()
-    } == {"a"}
+    found = json.loads(run("sources", path, "--glob", "?", "--json").stdout)
+    assert [source["source_id"] for source in found] == ["a", "b", "q"]
+    (part,) = run("parts", path, "--glob", "a").stdout.splitlines()
+    assert part.endswith("\ta")
     result = run("reset", path, "--glob", "f*")
     assert (result.returncode, "would forget 2 sources" in result.stderr) == (2, True)
     result = run("reset", path, "--glob", "zz*", "--yes")
@@ -748,7 +723,7 @@ def test_a_missing_checkpoint(
     assert "There is no checkpoint at" in one_line(said.err)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "check"])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("check", "runs")])
 def test_a_damaged_checkpoint(path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = (path / "run2.mdb").read_bytes()
     (path / "run2.mdb").write_bytes(data[:4096])
