@@ -34,9 +34,9 @@ class Pace:
             self._points.clear()
         elif count > self._count:
             self._points.append((now, count))
+            while len(self._points) > 2 and self._points[1][0] <= now - self._window_s:
+                self._points.popleft()
         self._count = count
-        while len(self._points) > 2 and self._points[1][0] <= now - self._window_s:
-            self._points.popleft()
 
     def rate(self, now: float) -> float | None:
         """Return the growth per second up to ``now``; None before the count has grown twice."""
