@@ -48,6 +48,7 @@ from ray_resume.failpoints import failpoint
 __all__ = [
     "FORMAT_VERSION",
     "IDENTITY",
+    "SHARED_LAYOUT",
     "CheckpointBackend",
     "LedgerBinding",
     "LedgerLease",
@@ -59,6 +60,9 @@ __all__ = [
 T = TypeVar("T")
 
 IDENTITY = "checkpoint.json"
+SHARED_LAYOUT = "shared"
+"""The layout in the identity of a checkpoint that hosts share."""
+
 FORMAT_VERSION = 3
 """Raised by one whenever an older ray_resume could misread what a newer one writes."""
 

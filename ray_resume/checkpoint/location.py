@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray_resume.checkpoint.backend import IDENTITY, CheckpointBackend
+from ray_resume.checkpoint.backend import IDENTITY, SHARED_LAYOUT, CheckpointBackend
 from ray_resume.checkpoint.local.backend import LocalBackend, local_path
 from ray_resume.checkpoint.mounts import network_filesystem_type
-from ray_resume.checkpoint.shared.backend import LAYOUT, SharedBackend
-from ray_resume.checkpoint.shared.objects import StoredObjects
 from ray_resume.files import public_uri
+
+if TYPE_CHECKING:
+    # Where no hosts share the checkpoint, the command needs nothing of it, and starts sooner.
+    from ray_resume.checkpoint.shared.backend import SharedBackend
+    from ray_resume.checkpoint.shared.objects import StoredObjects
 
 __all__ = ["Location"]
 
@@ -77,10 +80,14 @@ class Location:
             return LocalBackend(path)
         from pyarrow.fs import LocalFileSystem
 
+        from ray_resume.checkpoint.shared.objects import StoredObjects
+
         ttl_s = _MOUNT_TTL_S if mounted else _OBJECT_TTL_S
         return self._of(StoredObjects(LocalFileSystem(), str(path), str(path)), ttl_s)
 
     def _of(self, objects: StoredObjects, ttl_s: float) -> SharedBackend:
+        from ray_resume.checkpoint.shared.backend import SharedBackend
+
         return SharedBackend(
             objects,
             ttl_s=self.lease_ttl_s or ttl_s,
@@ -89,6 +96,7 @@ class Location:
 
     def _objects(self) -> StoredObjects:
         # Imported here: a directory of this host needs no pyarrow.
+        from ray_resume.checkpoint.shared.objects import StoredObjects
         from ray_resume.filesystems import open_uri
 
         filesystem, path = open_uri("checkpoint", self.path, self.filesystem)
@@ -98,6 +106,6 @@ class Location:
 def _is_shared(path: Path) -> bool:
     """Say whether hosts share the checkpoint in a directory: its identity tells."""
     try:
-        return bool(json.loads((path / IDENTITY).read_bytes())["layout"] == LAYOUT)
+        return bool(json.loads((path / IDENTITY).read_bytes())["layout"] == SHARED_LAYOUT)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

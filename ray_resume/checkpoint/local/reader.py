@@ -89,7 +89,10 @@ def _read_in_child(files: list[tuple[str, str, bool]]) -> Iterator[Reading]:
             with contextlib.suppress(BrokenPipeError):
                 marshal.dump(([str(path) for path in sys.path], files), child.stdin)
                 child.stdin.close()
-            # It takes as long to load as the child, which needs no pyarrow, takes to start.
+            # They take as long to load as the child, which needs no pyarrow, takes to start. Arrow
+            # loads its functions when a record is first looked at.
+            import pyarrow.compute  # noqa: F401
+
             from ray_resume.core.record_log import RecordLog
 
             for run_id, path, _ in list(files):

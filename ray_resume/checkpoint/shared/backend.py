@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.checkpoint.backend import SHARED_LAYOUT, CheckpointBackend
 from ray_resume.checkpoint.claims import Claim, Owner, in_use_error, warn_waiting
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.lease import Lease
@@ -48,12 +48,9 @@ from ray_resume.checkpoint.shared.writer import SharedLedgerBinding
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 
-__all__ = ["LAYOUT", "SharedBackend"]
+__all__ = ["SharedBackend"]
 
 T = TypeVar("T")
-
-LAYOUT = "shared"
-"""The layout in the identity of such a checkpoint."""
 
 _MAX_SCANS = 10
 _POLLS_PER_TTL = 15
@@ -69,7 +66,7 @@ class SharedBackend(CheckpointBackend):
             files by default.
     """
 
-    layout = LAYOUT
+    layout = SHARED_LAYOUT
 
     def __init__(
         self,
