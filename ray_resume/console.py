@@ -106,7 +106,8 @@ def _pace_lines(status: CheckpointStatus) -> Iterator[str]:
         return
     pace = f"{rate:,.1f} sources a second" if rate >= 1 else f"{60 * rate:,.1f} sources a minute"
     left = "" if status.seconds_left is None else f", about {age(status.seconds_left)} left"
-    yield f"Pace: {pace}{left}" if rate else "Pace: no source was completed lately"
+    risk = f", {counted(status.rows_at_risk, 'row')} at risk" if status.rows_at_risk else ""
+    yield (f"Pace: {pace}{left}" if rate else "Pace: no source was completed lately") + risk
 
 
 def _last_run_lines(status: CheckpointStatus) -> Iterator[str]:

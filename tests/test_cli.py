@@ -295,6 +295,23 @@ def test_status_of_a_live_run(path: Path) -> None:
     lease.end(wait_s=0)
 
 
+def test_the_pace_of_a_live_run(path: Path) -> None:
+    owner = Owner("run3", "here", 1, time.time() - 60)
+    lease = Lease.acquire(path, owner, Claim(None), wait_s=0)
+    assert "Pace: no source was completed lately\n" in run("status", path).stdout
+    now = time.time()
+    done = [Record(f"n{n}", State.COMPLETED, 9 + n, "run3", completed_at=now) for n in range(2)]
+    write(path, "run3", 8, done)
+    history = LocalBackend(path).history()
+    history.begin("run3", {"started_at": owner.started_at})
+    history.sign("run3", {"at": now, "rows_at_risk": 4321})
+    (line,) = (line for line in run("status", path).stdout.splitlines() if "Pace" in line)
+    # Two in a minute, three to do.
+    assert line == "Pace: 2.0 sources a minute, about 1.5 min left, 4,321 rows at risk"
+    lease.end(wait_s=0)
+    assert "Pace" not in run("status", path).stdout
+
+
 def test_status_as_json_has_every_documented_field(path: Path) -> None:
     result = run("status", path, "--json")
     assert (result.returncode, result.stderr) == (0, "")

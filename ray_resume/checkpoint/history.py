@@ -68,6 +68,8 @@ class RunRecord:
         sources_completed, sources_failed, rows_written: by this run, as in ``RunSummary``; what it
             had committed if it is at work or was killed. So are the other counts.
         duration_s: from its start to its end or last sign of life.
+        rows_at_risk: rows that it had read or written of sources that were not committed, at its
+            last sign of life: what a kill costs, or has cost. Such a sign comes every five seconds.
         error: of a run that raised.
         shard: its share, None if it was to do everything.
         stages: numbers by stage, if the run has counted them.
@@ -89,6 +91,7 @@ class RunRecord:
     sources_quarantined: int = 0
     rows_read: int = 0
     rows_dead_lettered: int = 0
+    rows_at_risk: int = 0
     files: int = 0
     pid: int = 0
     shard: str | None = None

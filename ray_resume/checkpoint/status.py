@@ -64,6 +64,8 @@ class CheckpointStatus(Mapping[str, Any]):
         last_run: the record of the newest run that is over, as a dict (see ``RunRecord``), or None.
         sources_per_s: how many sources the runs at work complete in a second, over the last five
             minutes; None if no run is at work.
+        rows_at_risk: rows that they have read or written of sources that are not committed, at
+            their last signs of life, some seconds old; None if no run is at work.
         seconds_left: how long the pending and failed sources take at that rate, if it is not 0.
     """
 
@@ -87,6 +89,7 @@ class CheckpointStatus(Mapping[str, Any]):
     last_run: dict[str, Any] | None = None
     sources_per_s: float | None = None
     seconds_left: float | None = None
+    rows_at_risk: int | None = None
 
     @property
     def complete(self) -> bool:
@@ -118,7 +121,9 @@ def status_of(storage: CheckpointBackend) -> CheckpointStatus:
         # A live run may have rewritten the files since they were listed.
         if not (missing and contents.live):
             break
-    over = [run for run in runs_of(storage, known, contents) if run.outcome != "running"]
+    runs = runs_of(storage, known, contents)
+    over = [run for run in runs if run.outcome != "running"]
+    at_risk = sum(run.rows_at_risk for run in runs if run.outcome == "running")
     counts = _Counts.of(contents.snapshot)
     on_record = sum(counts.states[state] for state in STATES.values())
     pending = _pending(storage.listed(), contents, on_record)
@@ -148,6 +153,7 @@ def status_of(storage: CheckpointBackend) -> CheckpointStatus:
         last_run=asdict(max(over, key=_when_over)) if over else None,
         sources_per_s=rate,
         seconds_left=left / rate if rate else None,
+        rows_at_risk=at_risk if contents.live else None,
     )
 
 

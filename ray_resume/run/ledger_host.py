@@ -159,15 +159,15 @@ class LedgerHost:
 
     def facts(self) -> dict[str, int]:
         """Return how far the run is, by the names that `RunRecord` has."""
-        committed, _ = self._committer.counts()
-        with self._lock:
-            return {
-                "sources_completed": committed,
-                "rows_read": self._rows_read,
-                "rows_written": self._rows_written,
-                "rows_dead_lettered": self._dead_rows,
-                "files": int(self._files),
-            }
+        counts = self.counts()
+        return {
+            "sources_completed": counts.committed,
+            "rows_read": counts.rows_read,
+            "rows_written": counts.rows_written,
+            "rows_dead_lettered": counts.dead_rows,
+            "rows_at_risk": counts.rows_at_risk,
+            "files": int(self._files),
+        }
 
     def counts(self) -> Counts:
         """Return sums of how far the run is. This commits nothing, and waits for no commit."""

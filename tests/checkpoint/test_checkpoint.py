@@ -103,6 +103,13 @@ def test_status_counts_the_newest_records(path: Path) -> None:
         "last_completed_at": 1.7e9,
         "errors": {"boom": 2},
         "runs": [],
+        "rows_dead_lettered": 0,
+        "sources_dead_lettered": 0,
+        "files_missing": 3,
+        "last_run": None,
+        "sources_per_s": None,
+        "seconds_left": None,
+        "rows_at_risk": None,
     }
 
 
@@ -112,7 +119,7 @@ def test_status_is_a_mapping_with_attributes(path: Path) -> None:
     assert isinstance(status, CheckpointStatus)
     assert json.loads(json.dumps(dict(status))) == dict(status)
     assert {key: getattr(status, key) for key in status} == dict(status)
-    assert (len(status), "total" in status, "get" in status) == (14, True, False)
+    assert (len(status), "total" in status, "get" in status) == (21, True, False)
     with pytest.raises(KeyError):
         status["keys"]
 

@@ -95,7 +95,10 @@ def test_a_run_is_on_record_from_its_start_to_its_end(place: Location) -> None:
     assert (record.outcome, record.ended_at, record.error) == ("running", None, None)
     assert (record.run_id, record.host, record.pid) == (one.run_id, "host 1", 1)
     assert (record.sources_completed, record.sources_failed, record.rows_written) == (2, 1, 30)
-    one.history.sign(one.run_id, {"at": time.time(), "rows_read": 77, "sources_completed": 1})
+    one.history.sign(one.run_id, {"at": time.time(), "rows_read": 77, "rows_at_risk": 5})
+    status = Checkpoint(place.path, shared=place.shared, lease_ttl_s=TTL_S).status()
+    assert (status.rows_at_risk, status.last_run) == (5, None)
+    assert status.sources_per_s is not None
     (record,) = runs(place)
     assert (record.rows_read, record.sources_completed) == (77, 2)
     assert 99 < record.duration_s < 110
