@@ -36,7 +36,13 @@ EXTRA: dict[str, set[str]] = {
     # It verifies and cleans the folder, in the driver.
     "write.output": {"checkpoint"},
     # They put the parts of a pipeline together, in the driver.
-    "write.targets": {"checkpoint.backend", "read", "run.pass_loop", "udf.decorator"},
+    "write.targets": {
+        "checkpoint.backend",
+        "read",
+        "run.pass_loop",
+        "run.table",
+        "udf.decorator",
+    },
     "write.execution": {"checkpoint.backend", "read.datasource", "run", "udf.stage"},
     "write.resumable_write": {"read.datasource", "run.summary", "udf.decorator"},
 }

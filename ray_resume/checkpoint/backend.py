@@ -8,6 +8,7 @@
     history/<run>.*               that run: its start, signs of life, and end (see `history`)
     schemas/<run>.json            the output's column types, where that run changed them
     listings/<digest>.digests     the sources that runs have listed (see `listings`)
+    publications/<run>-<number>   what a run publishes to a table, until it is committed
     dead-letters/...              rows that a stage refused (see `dead_letters`)
 
 Both kinds keep these as whole objects (`objects`), and this module reads and writes them. The kinds
@@ -37,6 +38,7 @@ from ray_resume.checkpoint.listings import ListingStore
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.objects import Objects
 from ray_resume.checkpoint.output_schemas import SchemaStore
+from ray_resume.checkpoint.publications import PublicationStore
 from ray_resume.checkpoint.ranks import RankDraw
 from ray_resume.checkpoint.read_schemas import ReadSchemaStore
 from ray_resume.core.digests import Digests
@@ -63,7 +65,7 @@ IDENTITY = "checkpoint.json"
 SHARED_LAYOUT = "shared"
 """The layout in the identity of a checkpoint that hosts share."""
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised by one whenever an older ray_resume could misread what a newer one writes."""
 
 _SINK = "sink.json"
@@ -146,6 +148,10 @@ class LedgerBinding(ABC):
     def history(self) -> RunHistory:
         """Return the history of the checkpoint's runs."""
         return RunHistory(self._objects)
+
+    def publications(self) -> PublicationStore:
+        """Return the store of publications."""
+        return PublicationStore(self._objects)
 
 
 class CheckpointBackend(ABC):
@@ -358,6 +364,10 @@ class CheckpointBackend(ABC):
     def schemas(self) -> SchemaStore:
         """Return the store of the output's schema."""
         return SchemaStore(self._objects)
+
+    def publications(self) -> PublicationStore:
+        """Return the store of publications."""
+        return PublicationStore(self._objects)
 
     def read_schemas(self) -> ReadSchemaStore:
         """Return the store of the schemas that runs have read with."""

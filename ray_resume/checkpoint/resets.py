@@ -44,7 +44,9 @@ def reset(
             else _on_record(snapshot, list(source_ids), storage.uri)
         )
         if records:
-            resets = reset_records(records, run_id, snapshot.highest_sequence())
+            # Records of an open publication have their numbers already: the reset comes after them.
+            highest = max(snapshot.highest_sequence(), storage.publications().highest_sequence())
+            resets = reset_records(records, run_id, highest)
             # Imported here, because the command must start quickly.
             from ray_resume.core.identity import HEADER_KEY, ids_in_headers
 
@@ -56,6 +58,7 @@ def reset(
             lease.check()
         if source_ids is None and state == "all" and not dead_letters:
             storage.read_schemas().clear()
+            storage.publications().clear()
         return len(records)
     finally:
         lease.end(wait_s=0)

@@ -11,7 +11,8 @@ The steps of a run, whose order keeps rows safe:
    then refuse.
 2. **Skip.** The driver lists the output folder, *then* reads the checkpoint. In the other order,
    a neighbour that starts in between would look like a stranger. The newest record of each
-   source, over all dead runs, says what is committed (`core.snapshot`, `core.resume_plan`).
+   source, over all dead runs, says what is committed (`core.snapshot`, `core.resume_plan`). Where
+   a dead run left a publication open, the driver first asks the table about it (`settling`).
 3. **Ledger.** An actor on the driver's node (`ledger_actor`) joins the lease and creates the run's
    own file. In it, `ledger_host` applies messages to the ledger, and `committer` commits what they
    complete. Each has a lock, and the host's is taken first.

@@ -1,18 +1,21 @@
 """`Committer`: decides when the ledger's process commits, and stops it if a commit fails.
 
-It owns the run's lease, its writer file, and the queue of completed sources that are to be
-committed. It knows no rule about counters, and none about bytes.
+It owns the run's lease, its writer file, and the queues of completed sources that are to be
+committed, or published and then committed. It knows no rule about counters, and none about bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ray_resume.core.messages import Completion
-from ray_resume.core.records import State
-from ray_resume.errors import ResumeError
+from ray_resume.core.publications import Publication, PublicationQueue, Taken
+from ray_resume.core.records import Record, State, decode, encode, records_of
+from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import failpoint
 from ray_resume.run.record_factory import Failed, RecordFactory
 from ray_resume.run.run_spec import RunSpec
@@ -33,12 +36,14 @@ class Committer:
     def __init__(self, spec: RunSpec) -> None:
         self._run_id = spec.run_id
         self._commit_interval_s = spec.binding.commit_interval_s
-        self._publishes = spec.commits_when_published
+        self._table = spec.table
         self._lease, self._writer = spec.binding.open(spec.header)
         self._records = RecordFactory(spec)
         self._queue: list[Completion] = []
-        self._unpublished: list[Completion] = []
-        self._publishing: list[Completion] = []
+        self._unpublished = PublicationQueue()
+        self._publications = spec.binding.publications()
+        # The records of the open publication, as they are in it.
+        self._publishing: Sequence[bytes] = ()
         self._committed = self._dropped = self._rows_committed = 0
         self._fault: ResumeError | None = None
         self._open = True
@@ -70,11 +75,10 @@ class Committer:
     def add(self, completions: Sequence[Completion]) -> None:
         """Queue completions. They are committed soon; or once published, if the sink publishes."""
         with self._state:
-            if self._publishes:
-                self._unpublished.extend(completions)
-            else:
-                self._queue.extend(completions)
-                self._state.notify_all()
+            if self._table is not None:
+                completions = self._unpublished.add(completions)
+            self._queue.extend(completions)
+            self._state.notify_all()
 
     def commit(self) -> None:
         """Commit the queue. If that fails, it raises nothing; :meth:`check_open` does from now on.
@@ -86,27 +90,8 @@ class Committer:
                 if self._fault is not None or not self._open:
                     return
                 group, self._queue = self._queue, []
-            if not group:
-                return
-            try:
-                now = time.time()
-                # Objects of a kilobyte each: the writer encodes them as they are made.
-                records = (self._records.completed(completion, now) for completion in group)
-                self._lease.check()
-                failpoint("ledger.before_commit")
-                self._writer.commit(records)
-                failpoint("ledger.committed")
-            except Exception as error:
-                # Any error at all: nothing may be called complete after a group got lost.
-                fault = ResumeError(
-                    f"Run {self._run_id} cannot commit: {error!r}. Its earlier commits are safe; "
-                    "run again to go on."
-                )
-                self.stop(error if isinstance(error, ResumeError) else fault)
-                return
-            with self._state:
-                self._committed += len(group)
-                self._rows_committed += sum([done.rows_read for done in group])
+            if group:
+                self._commit_completed(self._completed(group), group)
 
     def flush(self) -> None:
         """Commit the queue.
@@ -156,28 +141,82 @@ class Committer:
             with self._state:
                 self._dropped += len(records)
 
-    def take_unpublished(self) -> tuple[list[bytes], int]:
-        """Return the write results, and the number of rows, of the sources to be published.
+    def take_unpublished(self, position: str | None) -> Taken | None:
+        """Record durably what is to be published, and return it; None if nothing is.
+
+        Args:
+            position: where the table stands now; see `core.publications.Publication`.
+
+        Returns:
+            A publication. If one was taken and not confirmed, it is that one again.
 
         Raises:
-            CheckpointError: the lease is lost, so that nothing may be published.
+            CheckpointError: the lease is lost or the storage fails. Nothing may be published.
         """
-        self._lease.check()
-        with self._state:
-            self.check_open()
-            self._publishing, self._unpublished = self._unpublished, []
-            results = [result for done in self._publishing for result in done.results]
-            return results, sum(done.rows_written for done in self._publishing)
+        assert self._table is not None
+        with self._commits:
+            self._lease.check()
+            with self._state:
+                self.check_open()
+                taken = self._unpublished.take()
+            if taken is None or taken.again:
+                return taken
+            try:
+                self._publishing = list(encode(self._completed(taken.completions)))
+                failpoint("ledger.recording")
+                self._publications.write(
+                    Publication(self._run_id, taken.number, self._table, position, self._publishing)
+                )
+            except BaseException:
+                with self._state:
+                    self._unpublished.put_back()
+                raise
+            failpoint("ledger.recorded")
+            # A run that has not declared this one dead by now will see the publication.
+            self._lease.check()
+            return taken
 
-    def confirm_published(self) -> None:
+    def confirm_published(self, number: int) -> None:
         """Commit in one transaction what :meth:`take_unpublished` returned: it is visible now.
 
         Raises:
-            CheckpointError: the lease is lost or the store cannot be written.
+            CheckpointError: the lease is lost or the store cannot be written. The next run finds
+                the publication on record.
         """
+        with self._commits:
+            with self._state:
+                self.check_open()
+                taken = self._unpublished.confirm(number)
+            blocks, self._publishing = self._publishing, ()
+            records = itertools.chain.from_iterable(records_of(decode(block)) for block in blocks)
+            self._commit_completed(records, taken.completions)
+            self.check_open()
+            # One that is committed does no harm, and the next run forgets it.
+            with contextlib.suppress(CheckpointError):
+                self._publications.forget_one(self._run_id, number)
+
+    def _completed(self, group: Iterable[Completion]) -> Iterable[Record]:
+        now = time.time()
+        # Objects of a kilobyte each: the writer encodes them as they are made.
+        return (self._records.completed(completion, now) for completion in group)
+
+    def _commit_completed(self, records: Iterable[Record], group: Sequence[Completion]) -> None:
+        try:
+            self._lease.check()
+            failpoint("ledger.before_commit")
+            self._writer.commit(records)
+            failpoint("ledger.committed")
+        except Exception as error:
+            # Any error at all: nothing may be called complete after a group got lost.
+            fault = ResumeError(
+                f"Run {self._run_id} cannot commit: {error!r}. Its earlier commits are safe; "
+                "run again to go on."
+            )
+            self.stop(error if isinstance(error, ResumeError) else fault)
+            return
         with self._state:
-            self._queue, self._publishing = self._queue + self._publishing, []
-        self.flush()
+            self._committed += len(group)
+            self._rows_committed += sum([done.rows_read for done in group])
 
     def close(self) -> None:
         """Close the file and release the lease. Sources that are still queued stay uncommitted."""

@@ -103,11 +103,14 @@ class _LedgerActor:
     def counts(self) -> Counts:
         return self._opened().counts()
 
-    def take_unpublished(self) -> tuple[list[bytes], int]:
-        return self._opened().take_unpublished()
+    def take_unpublished(self, position: str | None) -> tuple[int, list[bytes], int, bool] | None:
+        taken = self._opened().take_unpublished(position)
+        if taken is None:
+            return None
+        return taken.number, taken.results, taken.rows, taken.again
 
-    def confirm_published(self) -> None:
-        self._opened().confirm_published()
+    def confirm_published(self, number: int) -> None:
+        self._opened().confirm_published(number)
 
     def drop(self, source_ids: Sequence[str]) -> None:
         self._opened().drop(source_ids)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from ray_resume.core.file_count import FileCount
 from ray_resume.core.ledger import Ledger, LedgerError
 from ray_resume.core.messages import Applied, DeadLetter, Drain, Message
+from ray_resume.core.publications import Taken
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
@@ -191,13 +192,13 @@ class LedgerHost:
                 took_s=time.perf_counter() - began,
             )
 
-    def take_unpublished(self) -> tuple[list[bytes], int]:
-        """Return what is to be published; see `Committer.take_unpublished`."""
-        return self._committer.take_unpublished()
+    def take_unpublished(self, position: str | None) -> Taken | None:
+        """Record and return what is to be published; see `Committer.take_unpublished`."""
+        return self._committer.take_unpublished(position)
 
-    def confirm_published(self) -> None:
+    def confirm_published(self, number: int) -> None:
         """Commit what was published; see `Committer.confirm_published`."""
-        self._committer.confirm_published()
+        self._committer.confirm_published(number)
 
     def drop(self, source_ids: Sequence[str]) -> None:
         """Commit that sources have no output any more; see `Committer.drop`."""

@@ -1,8 +1,16 @@
 """`Publisher`: makes results of complete sources visible while a pass goes on, and at its end.
 
 A table's datasink makes rows visible in ``on_write_complete`` only. The ledger keeps the results of
-complete sources. To publish them: take them from the ledger, check the lease, make them visible,
-and have the ledger commit their sources in one transaction. A crash costs what was not published.
+complete sources. `core.publications` has the steps of a publication, and says what a crash between
+them costs: with marks, nothing is published twice.
+
+The driver checks the lease after the publication is on record, and before it publishes. So a run
+that declares this one dead finds the publication, and this driver then publishes nothing more. One
+case is left, where hosts share a checkpoint. If the driver stands still (SIGSTOP, a paused machine)
+between that check and the table's own commit, for longer than its lease lasts, then a successor
+may find no mark and process the sources again. When the driver wakes, its commit still succeeds,
+and these rows are in the table twice. A killed driver cannot do that: at most, a request that it
+had sent to a remote catalog arrives late.
 """
 
 from __future__ import annotations
@@ -10,13 +18,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
 
 from ray_resume.checkpoint.backend import RunLease
+from ray_resume.core.publications import Mark
+from ray_resume.errors import ResumeError
 from ray_resume.failpoints import failpoint
+from ray_resume.run.table import Table
 
 __all__ = ["Publisher"]
 
@@ -29,22 +40,22 @@ class Publisher:
     Args:
         handle: the ledger's actor.
         lease: checked before anything is made visible.
-        publish: makes results visible, given their number of rows.
+        table: where results are made visible.
+        mark: the mark of the run's publications, but for its number.
         interval_s: how often that happens while a pass goes on.
     """
 
     def __init__(
-        self,
-        handle: Any,
-        lease: RunLease,
-        publish: Callable[[Sequence[bytes], int], None],
-        interval_s: float,
+        self, handle: Any, lease: RunLease, table: Table, mark: Mark, interval_s: float
     ) -> None:
         self._handle, self._lease = handle, lease
-        self._publish, self._interval_s = publish, interval_s
+        self._table, self._mark = table, mark
+        self._interval_s = interval_s
         self._error: Exception | None = None
-        # The ledger knows one publication at a time, and commits whichever was taken last. A user
-        # who interrupts a run twice ends the wait for the thread, whose publication goes on.
+        # Where the table stood before the publication that goes on, or was interrupted.
+        self._position: tuple[str | None] | None = None
+        # The ledger knows one publication at a time. A user who interrupts a run twice ends the
+        # wait for the thread, whose publication goes on.
         self._one_at_a_time = threading.Lock()
 
     @contextlib.contextmanager
@@ -74,13 +85,36 @@ class Publisher:
         """
         with self._one_at_a_time:
             self._raise_error()
-            results, rows = ray.get(self._handle.take_unpublished.remote())
-            failpoint("run.before_publish")
+            if self._position is None:
+                self._position = (self._table.position(),)
+            taken = ray.get(self._handle.take_unpublished.remote(*self._position))
+            if taken is not None:
+                self._publish(*taken)
+            self._position = None
+
+    def _publish(self, number: int, results: Sequence[bytes], rows: int, again: bool) -> None:
+        mark = self._mark._replace(number=number)
+        failpoint("run.before_publish")
+        if not again or not self._was_published(mark):
             self._lease.check()
-            if results:
-                self._publish(results, rows)
-            failpoint("run.published")
-            ray.get(self._handle.confirm_published.remote())
+            self._table.publish(results, rows, mark)
+        failpoint("run.published")
+        ray.get(self._handle.confirm_published.remote(number))
+
+    def _was_published(self, mark: Mark) -> bool:
+        """Return whether an interrupted publication of this run has reached the table.
+
+        Raises:
+            ResumeError: the table has no place for marks.
+        """
+        if not self._table.has_marks:
+            raise ResumeError(
+                f"Publication {mark.number} of run {mark.run_id} was interrupted, and the table "
+                "cannot tell whether it happened. Nothing more is published. Run again: the "
+                "sources that it had are processed again, and may be in the table twice."
+            )
+        assert self._position is not None
+        return self._table.holds(mark, *self._position)
 
     def _publish_until(self, over: threading.Event) -> None:
         while not over.wait(self._interval_s):

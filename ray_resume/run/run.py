@@ -23,6 +23,7 @@ from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.binding import binding_sources, gone_sources
 from ray_resume.core.planning import what_to_do
+from ray_resume.core.publications import Mark
 from ray_resume.core.records import dropped_record, encode
 from ray_resume.core.resume_plan import ResumePlan
 from ray_resume.errors import CheckpointError, ResumeError
@@ -39,6 +40,7 @@ from ray_resume.run.reader_exception import error_of_unread
 from ray_resume.run.reading import record_read_schema
 from ray_resume.run.run_plan import RunPlan
 from ray_resume.run.run_spec import RunSpec
+from ray_resume.run.settling import settled_contents
 from ray_resume.run.signals import raise_on_sigterm
 from ray_resume.run.summary import RunSummary
 
@@ -107,7 +109,13 @@ class Run:
             # The driver lists before it reads the checkpoint, so that the checkpoint knows each run
             # whose files are listed: other runs may start at any moment.
             names = self._plan.output.list_files()
-            contents = self._plan.storage.committed_by_dead_runs(self._run_id)
+            contents = settled_contents(
+                self._plan.storage,
+                self._run_id,
+                self._lease,
+                self._plan.output.uri,
+                self._plan.table,
+            )
             refuse_other_output(self._plan.storage, self._plan.output.uri, contents)
             todo, warnings = what_to_do(
                 self._plan.listing,
@@ -262,9 +270,11 @@ class Run:
         )
 
     def _publisher(self, handle: Any) -> Publisher | None:
-        if self._plan.publish is None:
+        if self._plan.table is None:
             return None
-        return Publisher(handle, self._lease, self._plan.publish, self._plan.publish_interval_s)
+        mark = Mark(self._checkpoint_id, self._run_id, 0)
+        interval_s = self._plan.publish_interval_s
+        return Publisher(handle, self._lease, self._plan.table, mark, interval_s)
 
     def _has_read_some(self, handle: Any, todo: ResumePlan) -> bool:
         """Return whether the reader has read any source in this run or an earlier one."""
@@ -303,7 +313,7 @@ class Run:
             max_failed_runs=self._plan.policies.max_failed_runs,
             signature=self._plan.signature,
             code=self._plan.code.digest(),
-            commits_when_published=self._plan.publish is not None,
+            table=None if self._plan.table is None else self._plan.output.uri,
             schema_afresh=self._is_afresh(todo, contents),
             schema_gone=self._gone_sources(todo, contents),
             faults=armed(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.read_schema import ReadSchema
 from ray_resume.run.display import Display
 from ray_resume.run.output import Output
+from ray_resume.run.table import Table
 
 __all__ = ["RunPlan"]
 
@@ -27,8 +28,8 @@ class RunPlan:
     listing: Listing
     policies: Policies
     output: Output
-    # How results are made visible, for a sink that has such a step; else None.
-    publish: Callable[[Sequence[bytes], int], None] | None
+    # The sink, if it shows rows only once they are published.
+    table: Table | None
     signature: str
     # The signatures that it has had when its input had fewer columns.
     alike: Collection[str] = field(default=(), kw_only=True)

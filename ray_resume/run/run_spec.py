@@ -25,7 +25,7 @@ class RunSpec:
         max_failed_runs: a source is quarantined once it has failed in so many runs.
         first_sequence: the highest sequence number that is on record; the run's own begin after it.
         header: what the run's file says about the run.
-        commits_when_published: the sink publishes, so what is complete is committed after that.
+        table: the name of a sink that publishes; what is complete is committed after that.
         schema_afresh: no output of earlier runs is to stay, so its types do not bind this run.
         schema_gone: the ids of sources whose output is not to stay, if they have given types.
         code: the digest of the code that the pipeline runs.
@@ -41,7 +41,7 @@ class RunSpec:
     first_sequence: int
     signature: str
     header: Mapping[str, Any]
-    commits_when_published: bool = False
+    table: str | None = None
     schema_afresh: bool = False
     schema_gone: frozenset[str] = frozenset()
     code: str = ""

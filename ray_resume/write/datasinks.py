@@ -8,8 +8,11 @@ Importable on workers. Two kinds, told apart by whether ``on_write_complete`` is
 * **published** (Lance, Iceberg, Delta, ...): ``write`` runs once for each source in a flush, and
   the ledger keeps its result. Every ``publish_interval_s`` and at the end of a pass,
   ``on_write_complete`` gets the results of complete sources alone, and then they are committed. A
-  crash before it redoes what was not published, and publishes nothing twice. A crash between the
-  two publishes that one publication twice.
+  crash before it redoes what was not published, and publishes nothing twice. In a crash between
+  the two, it matters whether the table's own transaction has a place for a mark
+  (`raydata.table_marks`). With marks (Lance, Iceberg, Delta), the next run finds the mark and
+  commits: exactly once. Without, it publishes that one publication again: at least once, with a
+  warning. `run.publisher` names the one case that marks do not cover: a driver that is paused.
 """
 
 from __future__ import annotations

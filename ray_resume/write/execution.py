@@ -150,7 +150,7 @@ class Execution:
             ),
             policies=datasource.options.policies,
             output=self._target.output,
-            publish=self._target.publish,
+            table=self._target.table,
             publish_interval_s=self._publish_interval_s,
             signature=signature.text,
             alike=alike,

@@ -84,8 +84,10 @@ def resumable_write(
         publish_interval_s: how often the *rows* of complete sources are published to a table
             (Lance, Iceberg, Delta, and any ``Datasink`` that overrides ``on_write_complete``) while
             the pipeline runs. A kill costs so much work. Each publication is a version of the
-            table. How often *records* are published to a checkpoint that hosts share is an option
-            of :class:`Checkpoint`, of the same name.
+            table. In Lance, Iceberg and Delta it has a mark, so that no kill makes rows appear
+            twice; other datasinks publish again what a kill caught between publishing and
+            committing. How often *records* are published to a checkpoint that hosts share is an
+            option of :class:`Checkpoint`, of the same name.
         require_complete: raise an ``IncompleteError`` at the end if sources are left failed,
             pending or quarantined: SLURM, Kubernetes and Ray Jobs must not take the job for done.
             Everything that is complete is committed, and the output is tidy. Without it, such a

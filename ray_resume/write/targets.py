@@ -27,6 +27,7 @@ from ray_resume.read.datasource import ResumableDatasource
 from ray_resume.read.overlap import refuse_overlap
 from ray_resume.run.output import Output
 from ray_resume.run.pass_loop import Pass
+from ray_resume.run.table import Table
 from ray_resume.udf.decorator import options_of
 from ray_resume.write.datasinks import (
     DiscardSink,
@@ -34,7 +35,6 @@ from ray_resume.write.datasinks import (
     check_datasink,
     publishes_on_complete,
     title_of,
-    write_result,
 )
 from ray_resume.write.file_sink import FileSink
 from ray_resume.write.folder import Folder, folder_at
@@ -44,6 +44,7 @@ from ray_resume.write.output import FolderOutput
 from ray_resume.write.partitions import checked_columns, partitions_of
 from ray_resume.write.retyping import retype_output
 from ray_resume.write.rewriting import copy_in_tasks
+from ray_resume.write.tables import DatasinkTable
 from ray_resume.write.tidying import tidy_output
 
 __all__ = ["SinkOptions", "Target", "target_of"]
@@ -86,7 +87,7 @@ class Target:
         described: stands for the target at the end of the pipeline's signature.
         output: what a run verifies before it starts, and cleans up.
         datasink: makes the datasink that a pass writes to.
-        publish: makes the results of complete sources visible, with their number of rows.
+        table: the sink, if it shows rows only once they are published.
         failed: takes the error that ended the run after its first pass began.
         ended: does what is left to do to the output when the run is over, well or not.
     """
@@ -94,7 +95,7 @@ class Target:
     described: str
     output: Output
     datasink: Callable[[Pass], Datasink[Any]]
-    publish: Callable[[Sequence[bytes], int], None] | None = None
+    table: Table | None = None
     failed: Callable[[Exception], None] | None = None
     ended: Callable[[CheckpointBackend], None] | None = None
 
@@ -130,17 +131,11 @@ def target_of(sink: Any, chain: Chain, options: SinkOptions) -> Target:
 
 def _datasink_target(sink: Datasink[Any], commit_interval_s: float) -> Target:
     check_datasink(sink)
-    publish = None
-    if publishes_on_complete(sink):
-
-        def publish(results: Sequence[bytes], rows: int) -> None:
-            sink.on_write_complete(write_result(results, rows))
-
     return Target(
         type(sink).__name__,
         Output(title_of(sink)),
         lambda this: WrappedDatasink(sink, this.client, commit_interval_s),
-        publish,
+        DatasinkTable(sink) if publishes_on_complete(sink) else None,
         sink.on_write_failed,
     )
 

@@ -290,12 +290,55 @@ class Published(Job):
         return
 
 
-class PublishedTwice(Published):
-    """The one crash that the documentation owns up to: published, and not committed."""
+class Marked(Job):
+    """Writes into a Delta table, which takes marks."""
+
+    def run(self) -> RunSummary:
+        return resumable_write(self._read(), self.sink())
+
+    def sink(self) -> Any:
+        from ray.data._internal.datasource.delta_datasink import DeltaDatasink
+
+        return DeltaDatasink(str(self.folder / "table"))
 
     def check(self) -> None:
-        every = sorted([*range(FILES * ROWS)] * 2)
-        assert Table(self.folder / "table").rows() == every
+        assert self.rows() == list(range(FILES * ROWS))
+        assert Checkpoint(self.checkpoint).check().ok
+        assert not list((self.checkpoint / "publications").iterdir())
+
+    def check_truth(self) -> None:
+        rows = self.rows()
+        assert len(rows) == len(set(rows))
+
+    def rows(self) -> list[int]:
+        from deltalake import DeltaTable
+
+        table = str(self.folder / "table")
+        if not DeltaTable.is_deltatable(table):
+            return []
+        return sorted(DeltaTable(table).to_pyarrow_table()["id"].to_pylist())
+
+
+class Unanswered(Marked):
+    """The first run publishes, and then hears of an error: the next one has to settle that."""
+
+    def run(self) -> RunSummary:
+        if not (self.folder / "table").exists():
+            with contextlib.suppress(ConnectionError):
+                resumable_write(self._read(), unanswered(self.sink()))
+        return resumable_write(self._read(), self.sink())
+
+
+def unanswered(inner: Any) -> Any:
+    class Unanswering(type(inner)):  # type: ignore[misc]
+        def on_write_complete(self, write_result: Any) -> None:
+            super().on_write_complete(write_result)
+            raise ConnectionError("the answer got lost")
+
+    # By its class's name a checkpoint knows it again.
+    Unanswering.__name__ = type(inner).__name__
+    inner.__class__ = Unanswering
+    return inner
 
 
 class LongNames(Job):
@@ -328,7 +371,8 @@ JOBS = {
         Failing,
         Untidy,
         Published,
-        PublishedTwice,
+        Marked,
+        Unanswered,
         LongNames,
     )
 }

@@ -19,7 +19,13 @@ from typing import Any, NoReturn
 import pyarrow as pa
 from ray.data.datasource import Datasink
 
-KINDS = {"lance": "lance", "iceberg": "pyiceberg", "upsert": "pyiceberg", "delta": "deltalake"}
+KINDS = {
+    "lance": "lance",
+    "lance_ray": "lance_ray",
+    "iceberg": "pyiceberg",
+    "upsert": "pyiceberg",
+    "delta": "deltalake",
+}
 """What is written to, and the module that it needs. Delta needs Ray 2.58 too."""
 
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("weight", pa.float64())])
@@ -28,7 +34,6 @@ SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("weight", pa.flo
 def datasink(kind: str, folder: Path) -> Datasink[Any]:
     """Make the datasink for the table in ``folder``, which is created if it is missing."""
     from ray.data._internal.datasource.iceberg_datasink import IcebergDatasink
-    from ray.data._internal.datasource.lance_datasink import LanceDatasink
     from ray.data._internal.savemode import SaveMode
 
     table = str(folder / "table")
@@ -36,11 +41,17 @@ def datasink(kind: str, folder: Path) -> Datasink[Any]:
         from ray.data._internal.datasource.delta_datasink import DeltaDatasink
 
         return DeltaDatasink(table)
-    if kind == "lance":
+    if kind in ("lance", "lance_ray"):
         if not os.path.exists(table):
             import lance
 
             lance.write_dataset(SCHEMA.empty_table(), table, schema=SCHEMA)
+        if kind == "lance_ray":
+            from lance_ray.datasink import LanceDatasink as OfLanceRay
+
+            return OfLanceRay(table, mode="append")
+        from ray.data._internal.datasource.lance_datasink import LanceDatasink
+
         return LanceDatasink(table, mode=SaveMode.APPEND)
     rows = catalog(folder).create_table_if_not_exists("shop.rows", schema=SCHEMA)
     if rows.current_snapshot() is None:
@@ -70,7 +81,7 @@ def catalog(folder: Path) -> Any:
 def ids_in_table(kind: str, folder: Path) -> list[int]:
     """Read the table with its own library; return the ids in it, sorted."""
     table = str(folder / "table")
-    if kind == "lance":
+    if kind in ("lance", "lance_ray"):
         import lance
 
         rows = lance.dataset(table).to_table()

@@ -371,7 +371,7 @@ def plan_of(directory: LocalBackend, out: Path, shard: Shard | None = None) -> R
         listing=Listing(sources, sources, ids_of("file"), shard=shard),
         policies=Policies(),
         output=FolderOutput(Folder(LocalFileSystem(), str(out), str(out)), append=False),
-        publish=None,
+        table=None,
         signature="",
     )
 

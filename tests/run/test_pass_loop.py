@@ -64,7 +64,7 @@ class Job:
             listing=Listing(self.sources, self.sources, ids_of("key")),
             policies=Policies(),
             output=Output("somewhere"),
-            publish=None,
+            table=None,
             signature="read>write",
         )
         return Run(plan).execute(run_pass, lease_wait_s=5)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 
+from ray_resume.core.publications import Mark
 from ray_resume.run.publisher import Publisher
 
 pytestmark = pytest.mark.extended
@@ -37,11 +38,13 @@ class Steps:
     def __init__(self) -> None:
         self.steps: list[str] = []
 
-    def take_unpublished(self) -> tuple[list[bytes], int]:
+    def take_unpublished(self, position: str | None) -> tuple[int, list[bytes], int, bool]:
+        assert position == "here"
         self.steps.append("take")
-        return [b"result"], 1
+        return len(self.steps), [b"result"], 1, False
 
-    def confirm_published(self) -> None:
+    def confirm_published(self, number: int) -> None:
+        assert number == len(self.steps)
         self.steps.append("confirm")
 
     def all(self) -> list[str]:
@@ -55,11 +58,20 @@ def test_a_second_interrupt_does_not_mix_two_publications() -> None:
     handle = remote.options(num_cpus=0).remote()
     begun, go_on = threading.Event(), threading.Event()
 
-    def publish(results: Sequence[bytes], rows: int) -> None:
-        begun.set()
-        go_on.wait(30)
+    class SlowTable:
+        has_marks = True
 
-    publisher = Publisher(handle, Held(), publish, 0.01)
+        def position(self) -> str | None:
+            return "here"
+
+        def holds(self, mark: Mark, position: str | None) -> bool:
+            return False
+
+        def publish(self, results: Sequence[bytes], rows: int, mark: Mark) -> None:
+            begun.set()
+            go_on.wait(30)
+
+    publisher = Publisher(handle, Held(), SlowTable(), Mark("c", "r", 0), 0.01)
     ended = contextlib.ExitStack()
     ended.enter_context(publisher.regularly())
     assert begun.wait(30)

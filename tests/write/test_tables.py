@@ -109,13 +109,14 @@ def test_a_driver_killed_around_publishing(
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert ids_in_table(kind, folder) == (ONCE if moment in ("between", "after") else [])
-    assert Checkpoint(checkpoint).status().completed == (7 if moment == "after" else 0)
+    assert Checkpoint(checkpoint).status().completed in ((7,) if moment == "after" else (0, 1))
 
     ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=checkpoint)
     summary = resumable_write(ds, datasink(kind, folder))
-    done = 7 if moment == "after" else 0
-    assert (summary.sources_skipped, summary.sources_completed) == (done, 7 - done)
-    # Published, but nobody knew: the documentation says twice. An upsert does no harm.
-    twice = moment == "between" and kind != "upsert"
-    assert ids_in_table(kind, folder) == (sorted(2 * ONCE) if twice else ONCE)
+    # The empty source has nothing to publish, and may be committed at any time.
+    done = {"between": (6, 7), "after": (7,)}.get(moment, (0, 1))
+    assert summary.sources_skipped in done
+    assert summary.sources_completed == 7 - summary.sources_skipped
+    assert ids_in_table(kind, folder) == ONCE
+    assert not list((checkpoint / "publications").iterdir())
     assert resumable_write(ds, datasink(kind, folder)).sources_skipped == 7

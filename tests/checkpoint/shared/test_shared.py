@@ -644,7 +644,7 @@ def test_what_runs_leave_does_not_pile_up(place: Location, tmp_path: Path) -> No
         listing=Listing(sources, sources, ids_of("file")),
         policies=Policies("ignore", "continue"),
         output=FolderOutput(out, append=False),
-        publish=None,
+        table=None,
         signature="",
     )
     summary = Run(plan).execute(lambda _: None)
