@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 from ray.data.datasource import Datasource
 
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
@@ -36,7 +36,6 @@ def arm(
     chain: Chain,
     datasource: Datasource,
     read_tasks: int,
-    retries: int,
     arm_udf: Callable[[str, Any], Any],
     arm_predicate: Callable[[Any], Any],
 ) -> Dataset:
@@ -47,8 +46,6 @@ def arm(
             Armed, operators keep their order: a filter is a UDF for Ray from here on.
         datasource: replaces the chain's own; its blocks have the two columns.
         read_tasks: how many read tasks it is asked for.
-        retries: how often Ray retries a task whose worker died. (Ray Data's own default has no
-            bound, also for a task that kills its worker each time.)
         arm_udf: maps the method that a decorated UDF was given to (``map_batches``, ``map``,
             ``filter``, ``flat_map``), and the UDF, to a UDF for ``map_batches``.
         arm_predicate: maps the expression of a filter to a UDF for ``map_batches``.
@@ -60,13 +57,12 @@ def arm(
         datasource_or_legacy_reader=datasource,
         num_outputs=None,
         detected_parallelism=None,
-        ray_remote_args={"max_retries": retries, **(chain.read.ray_remote_args or {})},
         # With a number of its own choice, Ray would split the output of each read task into many
         # blocks. It could no longer fuse the read with the operators above.
         parallelism=read_tasks,
     )
     for above in chain.operators:
-        operator = _retried(_armed(above, operator, arm_udf, arm_predicate), retries)
+        operator = _armed(above, operator, arm_udf, arm_predicate)
     return Dataset._from_parent(dataset, LogicalPlan(operator, dataset.context))
 
 
@@ -128,12 +124,3 @@ def _projection(operator: Project) -> Callable[[Any], Any]:
         return eval_projection(exprs, block, **options)
 
     return project
-
-
-def _retried(operator: Any, retries: int) -> Any:
-    given = getattr(operator, "ray_remote_args", None)
-    if given is None:
-        return operator
-    in_actors = isinstance(getattr(operator, "compute", None), ActorPoolStrategy)
-    name = "max_task_retries" if in_actors else "max_retries"
-    return dataclasses.replace(operator, ray_remote_args={name: retries, **given})

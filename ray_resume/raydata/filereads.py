@@ -8,6 +8,7 @@ Internals of Ray's that are used:
 
 * ``DataContext.use_datasource_v2``: which of its two readers Ray plans a read with.
 * ``FileBasedDatasource._paths`` and ``_file_sizes``: its list of files is in the object store.
+* ``FileBasedDatasource._NUM_THREADS_PER_TASK``: how many files a task reads at once.
 * ``ParquetDatasource._pq_fragments``: to read other files, and row groups, with Ray's reader.
 """
 
@@ -30,6 +31,7 @@ from ray_resume.core.sources import Source, SourceTable
 from ray_resume.errors import NonResumableError, ResumeError
 from ray_resume.raydata.internals import check_used, unknown_ray
 from ray_resume.raydata.paths import resolving
+from ray_resume.raydata.read_ahead import read_ahead
 
 try:
     from ray.data._internal.datasource.parquet_datasource import (
@@ -62,7 +64,8 @@ __all__ = [
 check_used(
     {
         DataContext: "use_datasource_v2",
-        FileBasedDatasource: "_paths _file_sizes _filesystem _data_context get_read_tasks",
+        FileBasedDatasource: "_paths _file_sizes _filesystem _data_context get_read_tasks "
+        "estimate_inmemory_data_size _NUM_THREADS_PER_TASK",
         ParquetDatasource: "_pq_paths _pq_fragments",
         _ParquetFragment: "_fragment _file_size file_size original",
     }
@@ -101,6 +104,9 @@ class FileReader(Protocol):
 
     def metadata(self, paths: Sequence[str], sizes: Sequence[int | None]) -> BlockMetadata | None:
         """Return the metadata that plain Ray Data has of these files before reading, if any."""
+
+    def inflation(self) -> float | None:
+        """Return how many bytes in memory Ray Data takes a byte of a file for, None if unknown."""
 
     def task_factory(self, selection: Selection) -> tuple[ReadTaskFactory, Selection]:
         """Return a factory of read tasks, and the part of ``selection`` to make after reading.
@@ -180,6 +186,14 @@ class DatasourceFiles:
         metadata: BlockMetadata = task.metadata
         return metadata
 
+    def inflation(self) -> float | None:
+        """As :meth:`FileReader.inflation`."""
+        if not isinstance(self.template, FileBasedDatasource):
+            return None
+        size = 1 << 20
+        estimate = _with_files(self.template, ["any"], [size]).estimate_inmemory_data_size()
+        return None if estimate is None else estimate / size
+
     def task_factory(self, selection: Selection) -> tuple[ReadTaskFactory, Selection]:
         """As :meth:`FileReader.task_factory`."""
         pushed, left = _pushed(self.template, selection)
@@ -240,12 +254,14 @@ class _FileTasks:
     """A factory: a copy of ``datasource`` makes a read task for each file, bound by its name."""
 
     name: str
-    datasource: Datasource
+    datasource: Any
 
     def __call__(self, sources: SourceTable) -> Sequence[Any]:
         paths = [str(source.item) for source in sources]
         sizes = [source.fingerprint.size for source in sources]
-        bound = _with_files(self.datasource, paths, sizes)
+        bound: Any = _with_files(self.datasource, paths, sizes)
+        # Each task reads one file; `read_ahead` has the threads.
+        bound._NUM_THREADS_PER_TASK = 0
         tasks: dict[str, Any] = dict.fromkeys(paths)
         for task in bound.get_read_tasks(len(paths)):
             files = [str(path) for path in task.metadata.input_files or ()]
@@ -261,7 +277,8 @@ class _FileTasks:
                 f"{self.name} gave no read task for {missing[0]}, so ray_resume cannot say when "
                 "that source is complete."
             )
-        return list(tasks.values())
+        threads = self.datasource._NUM_THREADS_PER_TASK
+        return read_ahead(list(tasks.values()), threads) if threads else list(tasks.values())
 
 
 @dataclass(frozen=True)
@@ -313,6 +330,10 @@ class EachByItself:
         return None
 
     def metadata(self, paths: Sequence[str], sizes: Sequence[int | None]) -> BlockMetadata | None:
+        """Return None."""
+        return None
+
+    def inflation(self) -> float | None:
         """Return None."""
         return None
 

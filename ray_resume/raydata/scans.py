@@ -133,6 +133,10 @@ class Scan:
         """Return unknown metadata: Ray Data executes such a read to measure it."""
         return BlockMetadata(None, None, None, None)
 
+    def inflation(self) -> float | None:
+        """Return None: Ray Data goes by the footers of all files."""
+        return None
+
     def task_factory(self, selection: Selection) -> tuple[ReadTaskFactory, Selection]:
         """As :meth:`filereads.FileReader.task_factory`."""
         operator, left = self._narrowed(selection)

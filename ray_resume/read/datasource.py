@@ -26,6 +26,7 @@ from ray_resume.core.tokens import SOURCE_COLUMN, SOURCE_TYPE, TOKEN_COLUMN, TOK
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata.expressions import is_repeatable
 from ray_resume.raydata.filereads import ReadTaskFactory, Selection, row_group_of
+from ray_resume.raydata.parallelism import detected_read_tasks
 from ray_resume.raydata.scans import Scan
 from ray_resume.read.footers import schemas_of
 from ray_resume.read.inputs import FileInput, Input
@@ -33,9 +34,6 @@ from ray_resume.read.read_task import PlainReadTask, ResumableReadTask
 from ray_resume.run.client import LedgerClient
 
 __all__ = ["ArmedDatasource", "ResumableDatasource"]
-
-# Ray Data makes at least so many tasks of an input that is large enough.
-_MIN_READ_TASKS = 200
 
 # To name files in a message, so many are opened at most.
 _MAX_FOOTERS = 64
@@ -231,14 +229,10 @@ class ArmedDatasource(_SourceDatasource):
         ours = [pa.field(SOURCE_COLUMN, SOURCE_TYPE), pa.field(TOKEN_COLUMN, TOKEN_TYPE)]
         return pa.schema([*schema, *ours], schema.metadata)
 
-    def preferred_read_tasks(self, target_bytes: int) -> int:
-        """Say how many read tasks suit these sources: enough to spread them, few tiny ones.
-
-        Args:
-            target_bytes: in-memory size that a task's output should not exceed by much.
-        """
-        size = self.estimate_inmemory_data_size() or 0
-        return min(len(self.sources), max(_MIN_READ_TASKS, -(-size // target_bytes)))
+    def preferred_read_tasks(self, data_context: DataContext) -> int:
+        """Return how many read tasks suit these sources: as many as plain Ray Data would make."""
+        size_bytes = self.estimate_inmemory_data_size()
+        return min(len(self.sources), detected_read_tasks(size_bytes, data_context))
 
     @override
     def get_read_tasks(

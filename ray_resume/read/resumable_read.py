@@ -39,15 +39,9 @@ from ray_resume.read.workdir import local_at
 
 __all__ = ["ReadOptions", "resumable_read"]
 
-# Bytes in memory for a byte on disk. Parquet: what plain Ray Data assumes of it before it has
-# sampled any file. The others: guesses of the same kind, used only to choose a parallelism.
-_INFLATION = {
-    "read_parquet": 5.0,
-    "read_orc": 5.0,
-    "read_avro": 3.0,
-    "read_images": 10.0,
-    "read_videos": 100.0,
-}
+# Bytes in memory for a byte on disk, where the reader does not tell: those of Parquet, as plain Ray
+# Data takes them before it has sampled any file. Only a parallelism depends on it.
+_INFLATION = 5.0
 
 # How many tasks a user's own datasource is asked for, in every run, whatever the cluster.
 _CUSTOM_READ_TASKS = 200
@@ -292,7 +286,7 @@ def _read_files(
         title,
         sources,
         files,
-        _INFLATION.get(name, 1.5),
+        files.inflation() or _INFLATION,
         listed.opened_on,
         repeatable=is_repeatable(arguments),
         distributed=distributed,

@@ -21,6 +21,8 @@ from ray_resume.raydata.pacing import pace
 from ray_resume.raydata.plan import Chain
 from ray_resume.raydata.pool_watch import watch_pools
 from ray_resume.raydata.signature import Signature, signature_of
+from ray_resume.raydata.task_retries import bound_retries
+from ray_resume.raydata.write_steps import release_written_blocks
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
 from ray_resume.run.display import Display, LogDisplay, show_log
 from ray_resume.run.pass_loop import Pass
@@ -33,8 +35,6 @@ from ray_resume.write.targets import Target
 __all__ = ["Execution"]
 
 logger = logging.getLogger("ray_resume")
-
-_TARGET_BLOCK_BYTES = 128 << 20
 
 # Beyond so many, a read task for each source would cost more than it tells.
 _MOST_ISOLATED = 1000
@@ -173,7 +173,7 @@ class Execution:
         datasink = self._target.datasink(this)
         retries = _RETRIES_ALONE if this.plan.isolated else _RETRIES
         armed = self._arm(this, retries)
-        remote_args = {"max_retries": retries, **self._ray_remote_args}
+        remote_args = dict(self._ray_remote_args)
         if self._optimized.ends_in_actors:
             # If actors and reads have taken all CPUs, Ray lets writes wait for one until the reads
             # are over. Nothing can be committed before.
@@ -193,10 +193,11 @@ class Execution:
             self._optimized,
             source,
             self._read_tasks_of(this, source),
-            retries,
             lambda method, udf: instrument(udf, this.client, method),
             lambda expression: instrument_predicate(expression, this.client),
         )
+        bound_retries(armed, retries)
+        release_written_blocks(armed)
         pace(armed, min(_LONGEST_WAIT_IN_STEP_S, self._commit_interval_s))
         watch_pools(armed)
         guards.allow_write(armed)
@@ -210,8 +211,7 @@ class Execution:
             return len(this.sources)
         if self._read_tasks is not None:
             return self._read_tasks
-        context = self._optimized.dataset.context
-        return source.preferred_read_tasks(context.target_max_block_size or _TARGET_BLOCK_BYTES)
+        return source.preferred_read_tasks(self._optimized.dataset.context)
 
 
 @contextlib.contextmanager

@@ -77,6 +77,8 @@ class FileSink(Datasink[None]):
         """
         for some in flushes(blocks, self._commit_interval_s):
             self._flush(some)
+            # They would stay in memory while the next ones gather.
+            del some
 
     def _flush(self, blocks: Iterable[Block]) -> None:
         rows = group_by_source(blocks)

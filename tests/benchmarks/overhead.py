@@ -1,21 +1,26 @@
-"""What resumability costs: the same pipeline plain and resumable, alternating, in one process.
+"""What resumability costs: the same pipeline plain and resumable, in turns, in one process.
 
-    python tests/benchmarks/overhead.py [--rows-per-file N] [--files N] [--pairs N]
+    python tests/benchmarks/overhead.py [SHAPE ...] [--pairs N] [--profile]
 
-Prints what an armed UDF adds to a call, the seconds of each pair and their ratio, and how long a
-finished job takes to find that out.
+For each shape of pipeline, prints the seconds of each pair and their ratio, how many files each of
+the two wrote, and the median ratio. ``call`` prints what an armed UDF adds to a call, ``finished``
+how long a finished job takes to find that out. ``--profile`` prints what Ray Data says of the time
+that each operator took, for one more pair.
 Timings of a shared machine drift, so only the ratios within pairs are worth quoting.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +28,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.data.expressions import col
 
 from ray_resume import resumable, resumable_read, resumable_write
 from ray_resume.core import tokens
 from ray_resume.raydata import blocks
 from ray_resume.udf import stage
+
+Decorate = Callable[[Any], Any]
 
 
 def keep_positive(batch: Any) -> Any:
@@ -36,9 +44,25 @@ def keep_positive(batch: Any) -> Any:
     return {name: column[mask] for name, column in batch.items()}
 
 
-def make_input(folder: Path, files: int, rows: int) -> None:
-    """Write ``files`` Parquet files of ``rows`` rows: an id, a float, a short string."""
-    folder.mkdir()
+def as_it_is(batch: Any) -> Any:
+    """Return a batch."""
+    return batch
+
+
+class Pooled:
+    """The same, in actors."""
+
+    def __call__(self, batch: Any) -> Any:
+        return batch
+
+
+def mean_color(batch: Any) -> Any:
+    """Replace each image by its mean."""
+    return {"mean": np.array([image.mean() for image in batch["image"]])}
+
+
+def make_parquet(folder: Path, *, files: int, rows: int) -> None:
+    """Write Parquet files: an id, a float, a short string."""
     for number in range(files):
         random = np.random.default_rng(number)
         ids = np.arange(number * rows, (number + 1) * rows)
@@ -48,6 +72,88 @@ def make_input(folder: Path, files: int, rows: int) -> None:
         pq.write_table(table, folder / f"{number:05d}.parquet")
 
 
+def make_images(folder: Path, *, files: int) -> None:
+    """Write images of 64 x 64 pixels."""
+    from PIL import Image
+
+    for number in range(files):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:05d}.png")
+
+
+def make_json(folder: Path, *, files: int, rows: int) -> None:
+    """Write files of JSON lines."""
+    for number in range(files):
+        random = np.random.default_rng(number).normal(size=rows)
+        with open(folder / f"{number:05d}.jsonl", "w") as file:
+            for row in range(rows):
+                line = {"id": number * rows + row, "value": random[row], "text": str(row % 1000)}
+                file.write(json.dumps(line) + "\n")
+
+
+def make_lines(folder: Path, *, files: int) -> None:
+    """Write text files of one line."""
+    for number in range(files):
+        (folder / f"{number:07d}.txt").write_text(f"row {number}\n")
+
+
+def filtered(ds: Any, decorate: Decorate) -> Any:
+    return ds.map_batches(decorate(keep_positive))
+
+
+def pooled(ds: Any, decorate: Decorate) -> Any:
+    pool, cheap = (
+        ray.data.ActorPoolStrategy(size=1),
+        {"batch_size": None, "batch_format": "pyarrow"},
+    )
+    ds = ds.filter(expr=col("value") > 0)
+    ds = ds.map_batches(decorate(Pooled), compute=pool, **cheap)
+    return ds.map_batches(decorate(as_it_is), **cheap)
+
+
+def unchanged(ds: Any, decorate: Decorate) -> Any:
+    return ds.map_batches(decorate(as_it_is))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A pipeline: how its input is made and read, and what stands between read and write."""
+
+    make: Callable[[Path], None]
+    reader: str
+    transform: Callable[[Any, Decorate], Any]
+    read: dict[str, Any] = field(default_factory=dict)
+    write: dict[str, Any] = field(default_factory=dict)
+
+
+_POOL_INPUT = partial(make_parquet, files=16, rows=200_000)
+
+SHAPES = {
+    "filter": Shape(partial(make_parquet, files=24, rows=200_000), "read_parquet", filtered),
+    "images": Shape(
+        partial(make_images, files=600),
+        "read_images",
+        lambda ds, of: ds.map_batches(of(mean_color)),
+    ),
+    "json": Shape(partial(make_json, files=12, rows=20_000), "read_json", filtered),
+    "pool": Shape(_POOL_INPUT, "read_parquet", pooled),
+    "pool, four read tasks": Shape(
+        _POOL_INPUT, "read_parquet", pooled, read={"override_num_blocks": 4}
+    ),
+    "pool, one read task": Shape(
+        _POOL_INPUT, "read_parquet", pooled, read={"override_num_blocks": 1}
+    ),
+    "tiny files": Shape(partial(make_lines, files=100_000), "read_text", unchanged),
+    "tiny files, merged": Shape(
+        partial(make_lines, files=100_000),
+        "read_text",
+        unchanged,
+        write={"target_file_bytes": 64 << 20},
+    ),
+    "small files": Shape(partial(make_parquet, files=1000, rows=10), "read_parquet", filtered),
+}
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Time one call."""
     start = time.perf_counter()
@@ -55,25 +161,68 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Run both comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=24)
-    parser.add_argument("--rows-per-file", type=int, default=200_000)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--finished-files", type=int, default=1000)
-    arguments = parser.parse_args()
+def compare(work: Path, name: str, pairs: int, *, profile: bool) -> None:
+    """Alternate between both pipelines, after one uncounted pair."""
+    shape = SHAPES[name]
+    source = work / "in"
+    source.mkdir()
+    shape.make(source)
 
-    time_one_call()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    work = Path(tempfile.mkdtemp(prefix="ray-resume-benchmark-"))
-    try:
-        compare(work, arguments.files, arguments.rows_per_file, arguments.pairs)
-        resume_finished(work, arguments.finished_files)
-    finally:
-        shutil.rmtree(work)
-        ray.shutdown()
+    def plain(output: Path) -> Any:
+        ds = getattr(ray.data, shape.reader)(str(source), **shape.read)
+        ds = shape.transform(ds, lambda udf: udf)
+        ds.write_parquet(str(output))
+        return ds
+
+    def ours(output: Path) -> Any:
+        reader = getattr(ray.data, shape.reader)
+        ds = resumable_read(reader, str(source), checkpoint=f"{output}.ckpt", **shape.read)
+        ds = shape.transform(ds, resumable)
+        return resumable_write(ds, str(output), **shape.write)
+
+    ratios = []
+    for pair in range(pairs + 1):
+        plain_s = seconds(lambda pair=pair: plain(work / f"plain-{pair}"))  # type: ignore[misc]
+        ours_s = seconds(lambda pair=pair: ours(work / f"ours-{pair}"))  # type: ignore[misc]
+        files = [
+            sum(1 for _ in (work / f"{kind}-{pair}").rglob("*.parquet"))
+            for kind in ("plain", "ours")
+        ]
+        if pair or not pairs:
+            ratios.append(ours_s / plain_s)
+            print(
+                f"{name:22} plain {plain_s:6.2f} s, {files[0]:4} files   resumable {ours_s:6.2f} s,"
+                f" {files[1]:4} files   ratio {ratios[-1]:.3f}",
+                flush=True,
+            )
+        for output in work.glob("*-*"):
+            shutil.rmtree(output)
+    print(
+        f"{name:22} median ratio {statistics.median(ratios):.3f} "
+        f"(from {min(ratios):.3f} to {max(ratios):.3f})",
+        flush=True,
+    )
+    if profile:
+        print_stats(lambda: plain(work / "plain"), lambda: ours(work / "ours"))
+    shutil.rmtree(work)
+    work.mkdir()
+
+
+def print_stats(*jobs: Callable[[], object]) -> None:
+    """Print what Ray Data says of the operators of each execution."""
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+    executor_class: Any = StreamingExecutor
+    shutdown = executor_class.shutdown
+
+    def print_and_shut_down(executor: Any, *args: Any, **kwargs: Any) -> None:
+        shutdown(executor, *args, **kwargs)
+        print(executor._final_stats.to_summary().to_string(), flush=True)
+
+    executor_class.shutdown = print_and_shut_down
+    for job in jobs:
+        job()
+    executor_class.shutdown = shutdown
 
 
 class NoLedger:
@@ -95,46 +244,50 @@ def time_one_call(rows: int = 1000, columns: int = 10, calls: int = 5000) -> Non
     )
 
 
-def compare(work: Path, files: int, rows: int, pairs: int) -> None:
-    """Alternate between both pipelines, after one uncounted pair."""
-    source = work / "in"
-    make_input(source, files, rows)
-    decorated = resumable(keep_positive)
-
-    def plain(output: Path) -> None:
-        ray.data.read_parquet(str(source)).map_batches(keep_positive).write_parquet(str(output))
-
-    def resumable_pipeline(output: Path) -> None:
-        ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=f"{output}.ckpt")
-        resumable_write(ds.map_batches(decorated), str(output))
-
-    ratios = []
-    for pair in range(pairs + 1):
-        plain_s = seconds(lambda pair=pair: plain(work / f"plain-{pair}"))  # type: ignore[misc]
-        ours_s = seconds(lambda pair=pair: resumable_pipeline(work / f"ours-{pair}"))  # type: ignore[misc]
-        if pair:
-            ratios.append(ours_s / plain_s)
-            print(f"plain {plain_s:6.2f} s   resumable {ours_s:6.2f} s   ratio {ratios[-1]:.3f}")
-        for output in work.glob("*-*"):
-            shutil.rmtree(output)
-    print(
-        f"{files} files, {files * rows:,} rows: median ratio {statistics.median(ratios):.3f} "
-        f"(from {min(ratios):.3f} to {max(ratios):.3f})"
-    )
-
-
-def resume_finished(work: Path, files: int) -> None:
+def resume_finished(work: Path, files: int = 1000) -> None:
     """Finish a job of many small files, then time runs that find nothing to do."""
-    source = work / "many"
-    make_input(source, files, 10)
+    source = work / "in"
+    source.mkdir()
+    make_parquet(source, files=files, rows=10)
 
     def job() -> None:
-        ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=work / "many.ckpt")
-        resumable_write(ds.map_batches(resumable(keep_positive)), str(work / "many-out"))
+        ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=work / "ckpt")
+        resumable_write(ds.map_batches(resumable(keep_positive)), str(work / "out"))
 
     first_s = seconds(job)
     again_s = min(seconds(job) for _ in range(3))
     print(f"{files} files: first run {first_s:.2f} s, finished job {again_s * 1000:.0f} ms")
+    shutil.rmtree(work)
+    work.mkdir()
+
+
+def main() -> None:
+    """Run the comparisons that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = ["call", "finished", *SHAPES]
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=", ".join(names))
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--profile", action="store_true")
+    given = parser.parse_args()
+    if unknown := set(given.shapes) - set(names):
+        parser.error(f"no such shape: {', '.join(unknown)}. Give some of: {', '.join(names)}.")
+
+    chosen = given.shapes or names
+    if "call" in chosen:
+        time_one_call()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    work = Path(tempfile.mkdtemp(prefix="ray-resume-benchmark-"))
+    try:
+        for name in chosen:
+            if name == "finished":
+                resume_finished(work)
+            elif name in SHAPES:
+                compare(work, name, given.pairs, profile=given.profile)
+    finally:
+        shutil.rmtree(work)
+        ray.shutdown()
 
 
 if __name__ == "__main__":

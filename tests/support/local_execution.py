@@ -97,7 +97,6 @@ def execute_armed(dataset: Dataset) -> list[pa.Table]:
         chain,
         ArmedDatasource(base, sources, range(len(sources)), client),
         len(sources),
-        0,
         lambda method, udf: instrument(udf, client, method),
         lambda expression: instrument_predicate(expression, client),
     )
