@@ -27,7 +27,7 @@ try:
 except ImportError as error:
     raise unknown_ray(error) from error
 
-__all__ = ["arm"]
+__all__ = ["arm", "udf_operators"]
 
 check_used({Dataset: "_from_parent copy"})
 
@@ -64,6 +64,17 @@ def arm(
     for above in chain.operators:
         operator = _armed(above, operator, arm_udf, arm_predicate)
     return Dataset._from_parent(dataset, LogicalPlan(operator, dataset.context))
+
+
+def udf_operators(chain: Chain) -> list[Any]:
+    """Return the operators with a UDF that `arm` rewrites by ``arm_udf``, in this order."""
+    return [
+        operator
+        for operator in chain.operators
+        if (isinstance(operator, (MapRows, FlatMap)))
+        or (isinstance(operator, Filter) and not operator.is_expression_based())
+        or (isinstance(operator, MapBatches) and dropped_columns(operator) is None)
+    ]
 
 
 def _armed(

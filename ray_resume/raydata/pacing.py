@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,28 @@ try:
 except ImportError as error:
     raise unknown_ray(error) from error
 
-__all__ = ["by_source", "pace"]
+__all__ = ["at_task_end", "by_source", "pace"]
 
 # In the context of a dataset: how many seconds.
 _LONGEST_WAIT_S = "ray_resume.longest_wait_s"
 
 _BY_SOURCE = "__ray_resume_by_source__"
+_AT_TASK_END = "__ray_resume_at_task_end__"
 
 
 def by_source(udf: Any) -> Any:
     """Mark a UDF for ``map_batches``: it does the same if a batch ends where a source ends."""
     setattr(udf, _BY_SOURCE, True)
+    return udf
+
+
+def at_task_end(udf: Any, callback: Callable[[], None]) -> Any:
+    """Mark a UDF for ``map_batches``: each task calls ``callback`` after its last output.
+
+    Args:
+        callback: it is pickled with the plan.
+    """
+    setattr(udf, _AT_TASK_END, callback)
     return udf
 
 
@@ -95,14 +107,17 @@ class _PaceSteps(Rule):
 
 def _pace_operator(operator: Any, longest_wait_s: float) -> None:
     udfs = [getattr(logical, "fn", None) for logical in operator._logical_operators]
+    ended = getattr(udfs[0], _AT_TASK_END, None) if len(udfs) == 1 else None
     for step in operator.get_map_transformer().get_transform_fns():
         option = step.output_block_size_option
-        if (
+        is_paced = (
             option is not None
             and not option.disable_block_shaping
             and step.target_num_rows_per_block is None
-        ):
-            step._shape_blocks = _ShapeBlocks(step, longest_wait_s)
+        )
+        # Ray applies its rules again to what it has fused, where no step's own UDF is known.
+        if (is_paced or ended is not None) and "_shape_blocks" not in vars(step):
+            step._shape_blocks = _ShapeBlocks(step, longest_wait_s if is_paced else inf, ended)
         # A call with a number of rows is short enough.
         whole_blocks = isinstance(step, BatchMapTransformFn) and not isinstance(
             step._batch_size, int
@@ -117,6 +132,7 @@ class _ShapeBlocks:
 
     step: MapTransformFn
     longest_wait_s: float
+    ended: Callable[[], None] | None = None
 
     def __call__(self, results: Iterable[Any]) -> Iterator[Block]:
         shaped: Callable[..., Iterable[Block]] = MapTransformFn._shape_blocks
@@ -127,6 +143,8 @@ class _ShapeBlocks:
             # Else it would stay in memory until the next wait is over.
             del first
             yield from shaped(self.step, _until_due(some, self.longest_wait_s))
+        if self.ended is not None:
+            self.ended()
 
 
 @dataclass

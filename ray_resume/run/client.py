@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from ray_resume.core.messages import DeadLetter, Event, Message
+from ray_resume.core.stages import StageCount
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import Fault
 
@@ -94,6 +95,10 @@ class LedgerClient:
         if problem is not None:
             raise ResumeError(f"The output's types cannot be unified: {problem}")
         return bytes(schema)
+
+    def count_stage(self, stage: int, count: StageCount) -> None:
+        """Report what a stage did, for the numbers of the run. This does not wait, nor fail."""
+        self.handle.count_stage.remote(stage, tuple(count))
 
     def name_of(self, source: int) -> str:
         """Return the id of a source, for messages."""

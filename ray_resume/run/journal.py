@@ -16,6 +16,7 @@ from typing import Any
 from ray_resume.checkpoint.claims import Owner
 from ray_resume.checkpoint.history import RunHistory, RunRecord
 from ray_resume.core.error_text import message_of
+from ray_resume.core.stages import by_name
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.run.summary import RunSummary
@@ -60,6 +61,7 @@ class Journal:
         """Note the counts of a run that ended by itself."""
         self._outcome = "completed" if summary.complete else "incomplete"
         named = {known.name: getattr(summary, known.name) for known in fields(summary)}
+        named["stages"] = by_name(summary.stages)
         self.note(**{name: value for name, value in named.items() if name in _KEPT})
 
     def _end(self, how: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray_resume.core.messages import DeadLetter, Message
+from ray_resume.core.stages import StageCount
 from ray_resume.errors import ResumeError
 from ray_resume.run.driver_watch import end_with_driver
 from ray_resume.run.ledger_host import LedgerHost
@@ -99,6 +100,9 @@ class _LedgerActor:
 
     def flush(self) -> Progress:
         return self._opened().flush()
+
+    def count_stage(self, stage: int, count: tuple[Any, ...]) -> None:
+        self._opened().count_stage(stage, StageCount(*count))
 
     def counts(self) -> Counts:
         return self._opened().counts()

@@ -17,6 +17,7 @@ from ray_resume.core.file_count import FileCount
 from ray_resume.core.ledger import Ledger, LedgerError
 from ray_resume.core.messages import Applied, DeadLetter, Drain, Message
 from ray_resume.core.publications import Taken
+from ray_resume.core.stages import StageCount, added
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
@@ -44,6 +45,7 @@ class LedgerHost:
         self._ledger = Ledger(spec.run_id, len(spec.sources))
         self._completed = self._rows_read = self._rows_written = self._dead_rows = 0
         self._messages = self._quarantined = 0
+        self._stages: dict[int, StageCount] = {}
         self._files = FileCount()
         # How many sources each source of `mark_lost` has added to those that are quarantined.
         self._lost: dict[int, int] = {}
@@ -156,7 +158,13 @@ class LedgerHost:
                 self._why(pending[0]) if pending else None,
                 self._unread(),
                 dropped,
+                dict(self._stages),
             )
+
+    def count_stage(self, stage: int, count: StageCount) -> None:
+        """Add to what a stage did, by its position in the pipeline."""
+        with self._lock:
+            self._stages[stage] = added(self._stages.get(stage, StageCount()), count)
 
     def facts(self) -> dict[str, int]:
         """Return how far the run is, by the names that `RunRecord` has."""
@@ -189,6 +197,7 @@ class LedgerHost:
                 rows_in_flight=in_flight,
                 rows_at_risk=in_flight + self._rows_read - rows_committed,
                 messages=self._messages,
+                stages=dict(self._stages),
                 took_s=time.perf_counter() - began,
             )
 

@@ -6,18 +6,19 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 
 from ray_resume.core.resume_plan import ResumePlan
+from ray_resume.core.stages import Stage, StageCount, cut_batches
 from ray_resume.run.display import Display
 from ray_resume.run.progress import Counts
 from ray_resume.run.run_plan import RunPlan
 from ray_resume.run.status import StatusKeeper
 
-__all__ = ["shown"]
+__all__ = ["StageWatch", "shown"]
 
 logger = logging.getLogger("ray_resume")
 
@@ -28,26 +29,44 @@ _END_WAIT_S = 1.0
 _TIME_SHARE = 100
 
 
+class StageWatch:
+    """Warns once of each stage whose batches are cut into calls of few rows."""
+
+    def __init__(self, run_id: str, stages: Sequence[Stage]) -> None:
+        self._run_id = run_id
+        self._silent = dict(enumerate(stages))
+
+    def look(self, counts: Mapping[int, StageCount]) -> None:
+        """Look at what the stages did so far, by their positions."""
+        for position, count in counts.items():
+            stage = self._silent.get(position)
+            warning = None if stage is None else cut_batches(stage, count)
+            if warning is not None:
+                del self._silent[position]
+                logger.warning("Run %s: %s", self._run_id, warning)
+
+
 @contextlib.contextmanager
-def shown(handle: Any, run_id: str, plan: RunPlan, todo: ResumePlan) -> Iterator[None]:
+def shown(handle: Any, run_id: str, plan: RunPlan, todo: ResumePlan) -> Iterator[StageWatch]:
     """Show how far run ``run_id`` is, as its plan says, until the block ends.
 
     Args:
         handle: the ledger's actor. A thread asks it for its counts at intervals.
+
+    Yields:
+        The thread's watch of the stages, which may look once more at the end.
     """
-    if plan.display is None:
-        yield
-        return
     total = len(plan.listing.sources)
     skipped = total - len(todo.pending) - todo.quarantined
     keeper = StatusKeeper(total, skipped, todo.quarantined)
     over = threading.Event()
-    watch = (handle, keeper, plan.display, over)
-    thread = threading.Thread(target=_show_until_over, args=watch, daemon=True)
+    watch = StageWatch(run_id, plan.stages)
+    shares = (handle, keeper, plan.display, watch, over)
+    thread = threading.Thread(target=_show_until_over, args=shares, daemon=True)
     plan.display.begin(run_id)
     thread.start()
     try:
-        yield
+        yield watch
     finally:
         over.set()
         thread.join(_END_WAIT_S)
@@ -55,7 +74,11 @@ def shown(handle: Any, run_id: str, plan: RunPlan, todo: ResumePlan) -> Iterator
 
 
 def _show_until_over(
-    handle: Any, keeper: StatusKeeper, display: Display, over: threading.Event
+    handle: Any,
+    keeper: StatusKeeper,
+    display: Display,
+    watch: StageWatch,
+    over: threading.Event,
 ) -> None:
     interval_s = display.interval_s
     try:
@@ -63,6 +86,7 @@ def _show_until_over(
             counts: Counts = ray.get(handle.counts.remote())
             if over.is_set():
                 return
+            watch.look(counts.stages)
             display.show(keeper.of(counts, time.monotonic()))
             interval_s = max(display.interval_s, _TIME_SHARE * counts.took_s)
     except Exception as error:

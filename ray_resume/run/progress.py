@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ray_resume.core.stages import StageCount
 
 __all__ = ["Counts", "Progress", "Unread"]
 
@@ -39,6 +41,7 @@ class Progress:
             each.
         unread: the pending sources whose reader raised, if there are any.
         dropped: how many earlier sources no longer have output.
+        stages: what the stages did, by their positions in the pipeline.
     """
 
     completed: int
@@ -52,6 +55,7 @@ class Progress:
     example: str | None = None
     unread: Unread | None = None
     dropped: int = 0
+    stages: Mapping[int, StageCount] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Counts:
             on, rows that are written.
         rows_at_risk: ``rows_in_flight``, and rows of complete sources that are not committed.
         messages: how many messages took effect.
+        stages: what the stages did so far, by their positions in the pipeline.
         took_s: the seconds that it took to count all this.
     """
 
@@ -84,4 +89,5 @@ class Counts:
     rows_in_flight: int = 0
     rows_at_risk: int = 0
     messages: int = 0
+    stages: Mapping[int, StageCount] = field(default_factory=dict)
     took_s: float = 0.0

@@ -26,6 +26,7 @@ from ray_resume.core.planning import what_to_do
 from ray_resume.core.publications import Mark
 from ray_resume.core.records import dropped_record, encode
 from ray_resume.core.resume_plan import ResumePlan
+from ray_resume.core.stages import by_name, numbers_of
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, failpoint
 from ray_resume.run import ledger_actor
@@ -235,8 +236,9 @@ class Run:
                 publisher=self._publisher(handle),
                 read_schema=read_schema,
             )
-            with shown(handle, self._run_id, self._plan, todo):
+            with shown(handle, self._run_id, self._plan, todo) as watch:
                 progress = loop.execute(run_pass)
+                watch.look(progress.stages)
             failed = quarantined = 0
             if progress.pending:
                 proven = self._plan.max_errored_blocks != 0 or self._has_read_some(handle, todo)
@@ -267,6 +269,7 @@ class Run:
             rows_written=progress.rows_written,
             rows_dead_lettered=progress.dead_rows,
             files=progress.files,
+            stages=by_name(numbers_of(self._plan.stages, progress.stages)),
         )
 
     def _publisher(self, handle: Any) -> Publisher | None:
@@ -359,6 +362,7 @@ class Run:
             sources_removed=progress.dropped,
             lost_alone=outcome.lost_alone,
             sources_not_tried=outcome.not_tried,
+            stages=numbers_of(self._plan.stages, progress.stages),
         )
         self._journal.note_summary(summary)
         return summary

@@ -13,6 +13,7 @@ from ray_resume.core.code import Code
 from ray_resume.core.identity import HEADER_KEY
 from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.read_schema import ReadSchema
+from ray_resume.core.stages import Stage
 from ray_resume.run.display import Display
 from ray_resume.run.output import Output
 from ray_resume.run.table import Table
@@ -40,8 +41,10 @@ class RunPlan:
     read_schema: ReadSchema | None = None
     # Returns some of the sources of these ids whose files have one of these columns.
     having: Callable[[Collection[str], Iterable[str]], list[str]] | None = None
-    # Shows how far the run is, until it ends; None for no display.
-    display: Display | None = None
+    # The decorated UDFs, in their order.
+    stages: Sequence[Stage] = ()
+    # Shows how far the run is, until it ends.
+    display: Display = field(default_factory=Display)
     # Lines in the log say what the run is to do, and what it did.
     announces: bool = True
 

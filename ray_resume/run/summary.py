@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from typing_extensions import override
 
+from ray_resume.core.stages import StageNumbers
 from ray_resume.errors import IncompleteError
 
 __all__ = ["RunSummary"]
@@ -25,6 +26,9 @@ class RunSummary:
     although each was executed alone, by their ids, with the reason. ``sources_not_tried`` counts
     those that got lost with others, and were not executed alone in this run. Both are among
     ``sources_failed`` and ``sources_quarantined``, but only the former come nearer to quarantine.
+
+    ``stages`` has numbers of each decorated UDF, in the order of the pipeline. ``stats`` is what
+    ``ds.stats()`` of plain Ray Data says, of each pass; empty if nothing was executed.
     """
 
     run_id: str
@@ -42,6 +46,8 @@ class RunSummary:
     sources_removed: int = 0
     lost_alone: Mapping[str, str] = field(default_factory=dict, hash=False)
     sources_not_tried: int = 0
+    stages: tuple[StageNumbers, ...] = ()
+    stats: str = field(default="", repr=False)
 
     @property
     def complete(self) -> bool:

