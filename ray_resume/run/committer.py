@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from ray_resume.core.messages import Completion
@@ -17,10 +18,13 @@ from ray_resume.core.publications import Publication, PublicationQueue, Taken
 from ray_resume.core.records import Record, State, decode, encode, records_of
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import failpoint
+from ray_resume.run.progress import Latencies
 from ray_resume.run.record_factory import Failed, RecordFactory
 from ray_resume.run.run_spec import RunSpec
 
 __all__ = ["Committer"]
+
+_MOST_LATENCIES = 10_000
 
 
 class Committer:
@@ -45,6 +49,10 @@ class Committer:
         # The records of the open publication, as they are in it.
         self._publishing: Sequence[bytes] = ()
         self._committed = self._dropped = self._rows_committed = 0
+        # The seconds that commits and publications took since `take_latencies` was last called.
+        self._commit_s: deque[float] = deque(maxlen=_MOST_LATENCIES)
+        self._publish_s: deque[float] = deque(maxlen=_MOST_LATENCIES)
+        self._taken_at = 0.0
         self._fault: ResumeError | None = None
         self._open = True
         # A commit holds `_commits` from its first record to its last, so that commits happen one at
@@ -71,6 +79,14 @@ class Committer:
         """Return how many sources are committed, and how many rows were read of them."""
         with self._state:
             return self._committed, self._rows_committed
+
+    def take_latencies(self) -> Latencies:
+        """Return how long the commits and publications took that were not taken yet."""
+        with self._state:
+            latencies = Latencies(tuple(self._commit_s), tuple(self._publish_s))
+            self._commit_s.clear()
+            self._publish_s.clear()
+            return latencies
 
     def add(self, completions: Sequence[Completion]) -> None:
         """Queue completions. They are committed soon; or once published, if the sink publishes."""
@@ -174,6 +190,7 @@ class Committer:
             failpoint("ledger.recorded")
             # A run that has not declared this one dead by now will see the publication.
             self._lease.check()
+            self._taken_at = time.monotonic()
             return taken
 
     def confirm_published(self, number: int) -> None:
@@ -191,6 +208,8 @@ class Committer:
             records = itertools.chain.from_iterable(records_of(decode(block)) for block in blocks)
             self._commit_completed(records, taken.completions)
             self.check_open()
+            with self._state:
+                self._publish_s.append(time.monotonic() - self._taken_at)
             # One that is committed does no harm, and the next run forgets it.
             with contextlib.suppress(CheckpointError):
                 self._publications.forget_one(self._run_id, number)
@@ -201,6 +220,7 @@ class Committer:
         return (self._records.completed(completion, now) for completion in group)
 
     def _commit_completed(self, records: Iterable[Record], group: Sequence[Completion]) -> None:
+        began = time.monotonic()
         try:
             self._lease.check()
             failpoint("ledger.before_commit")
@@ -215,6 +235,7 @@ class Committer:
             self.stop(error if isinstance(error, ResumeError) else fault)
             return
         with self._state:
+            self._commit_s.append(time.monotonic() - began)
             self._committed += len(group)
             self._rows_committed += sum([done.rows_read for done in group])
 

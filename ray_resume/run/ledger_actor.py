@@ -14,6 +14,7 @@ from ray_resume.core.stages import StageCount
 from ray_resume.errors import ResumeError
 from ray_resume.run.driver_watch import end_with_driver
 from ray_resume.run.ledger_host import LedgerHost
+from ray_resume.run.metrics import export_regularly
 from ray_resume.run.progress import Counts, Progress
 from ray_resume.run.run_spec import RunSpec
 from ray_resume.run.sign_of_life import SignOfLife
@@ -78,6 +79,7 @@ class _LedgerActor:
         life = self._life = SignOfLife(spec.binding.history(), spec.run_id, host.facts)
         tune_garbage_collector()
         life.start()
+        export_regularly(host.counts, host.take_latencies, spec.checkpoint, spec.run_id)
 
         def end() -> None:
             host.close()

@@ -23,7 +23,7 @@ from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.run.agreement import Agreement
 from ray_resume.run.committer import Committer
-from ray_resume.run.progress import Counts, Progress, Unread
+from ray_resume.run.progress import Counts, Latencies, Progress, Unread
 from ray_resume.run.record_factory import Failed
 from ray_resume.run.run_spec import RunSpec
 
@@ -200,6 +200,10 @@ class LedgerHost:
                 stages=dict(self._stages),
                 took_s=time.perf_counter() - began,
             )
+
+    def take_latencies(self) -> Latencies:
+        """Return how long commits took; see `Committer.take_latencies`."""
+        return self._committer.take_latencies()
 
     def take_unpublished(self, position: str | None) -> Taken | None:
         """Record and return what is to be published; see `Committer.take_unpublished`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ray_resume.core.stages import StageCount
 
-__all__ = ["Counts", "Progress", "Unread"]
+__all__ = ["Counts", "Latencies", "Progress", "Unread"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,14 @@ class Progress:
     unread: Unread | None = None
     dropped: int = 0
     stages: Mapping[int, StageCount] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """The seconds that some commits took, and publications, from "taken" to "committed"."""
+
+    commits: tuple[float, ...] = ()
+    publications: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -309,6 +309,7 @@ class Run:
     def _spec(self, todo: ResumePlan, contents: Contents) -> RunSpec:
         return RunSpec(
             run_id=self._run_id,
+            checkpoint=self._plan.storage.uri,
             binding=self._plan.storage.bind_ledger(self._run_id, self._lease),
             sources=todo.pending.trimmed(),
             records=todo.records,

@@ -28,6 +28,7 @@ class RunSpec:
         table: the name of a sink that publishes; what is complete is committed after that.
         schema_afresh: no output of earlier runs is to stay, so its types do not bind this run.
         schema_gone: the ids of sources whose output is not to stay, if they have given types.
+        checkpoint: its path or URI, for metrics.
         code: the digest of the code that the pipeline runs.
         driver: the identity of the driver's process, with which the ledger's ends.
         faults: the faults that a test has armed; the ledger's process arms them on arrival.
@@ -45,5 +46,6 @@ class RunSpec:
     schema_afresh: bool = False
     schema_gone: frozenset[str] = frozenset()
     code: str = ""
+    checkpoint: str = ""
     driver: str = field(default_factory=this_process)
     faults: tuple[Fault, ...] = ()
