@@ -70,6 +70,22 @@ class Pipeline:
     def dead(self) -> list[int]:
         return []
 
+    def check(self) -> None:
+        """Make sure that all rows are there once, and nothing else."""
+        import pyarrow.parquet as pq
+
+        from ray_resume import Checkpoint
+        from ray_resume.testing import check_exactly_once
+
+        check_exactly_once(self.checkpoint, self.expected())
+        letters = Checkpoint(self.checkpoint).dead_letters()
+        dead = [i for path in letters for i in pq.read_table(path)["id"].to_pylist()]
+        assert sorted(dead) == self.dead()
+        assert sorted(map(str, self.checkpoint.glob("dead-letters/*"))) == letters
+        # Nothing is in the folder that is not listed, hidden files neither.
+        inside = sorted(str(path) for path in self.out.rglob("*") if path.is_file())
+        assert inside == Checkpoint(self.checkpoint).files()
+
     def _read(self, part: int) -> Any:
         import ray
 
@@ -176,9 +192,95 @@ class SharedPair(Shared, Pair):
     run, expected, dead = Pair.run, Pair.expected, Pair.dead
 
 
+class Tabled(Pipeline):
+    """Writes into a table, which is published often."""
+
+    kind = "iceberg"
+
+    def write_input(self) -> None:
+        from table_driver import datasink
+
+        super().write_input()
+        # Drivers that start at once would both make it.
+        datasink(self.kind, self.out)
+
+    def run(self, part: int) -> Any:
+        import ray
+        from table_driver import datasink
+
+        from ray_resume import resumable, resumable_read, resumable_write
+
+        folder = str(self.folder / f"in{part}")
+        ds = resumable_read(ray.data.read_parquet, folder, checkpoint=self.checkpoint)
+        ds = ds.map_batches(resumable(slowly), batch_size=50, num_cpus=0.5)
+        sink = datasink(self.kind, self.out)
+        return resumable_write(ds, sink, commit_interval_s=0.2, publish_interval_s=0.3)
+
+    def check(self) -> None:
+        from table_driver import ids_in_table
+
+        from ray_resume import Checkpoint
+
+        assert ids_in_table(self.kind, self.out) == list(range(IDS))
+        status = Checkpoint(self.checkpoint).status()
+        assert (status.completed, status.live) == (FILES, 0)
+        assert Checkpoint(self.checkpoint).check().ok
+        assert not list((self.checkpoint / "publications").glob("*"))
+
+
+class Delta(Tabled):
+    """A Delta table."""
+
+    kind = "delta"
+
+
+class Lance(Tabled):
+    """A Lance table."""
+
+    kind = "lance"
+
+
+class TabledPair(Tabled):
+    """Two drivers at once, on one checkpoint and into one table."""
+
+    parts = 2
+
+
+class DeltaPair(Delta):
+    """Two drivers at once."""
+
+    parts = 2
+
+
+class SharedTable(Tabled):
+    """With a checkpoint that hosts share."""
+
+    def write_input(self) -> None:
+        from ray_resume.checkpoint.location import Location
+
+        super().write_input()
+        Location(str(self.checkpoint), shared=True).open().ensure()
+
+
 PIPELINES: dict[str, Callable[[Path], Pipeline]] = {
     kind.__name__: kind
-    for kind in (Scored, Pair, Merged, Alone, Keys, Partitioned, Letters, Shared, SharedPair)
+    for kind in (
+        Scored,
+        Pair,
+        Merged,
+        Alone,
+        Keys,
+        Partitioned,
+        Letters,
+        Shared,
+        SharedPair,
+        Tabled,
+        Delta,
+        Lance,
+        TabledPair,
+        DeltaPair,
+        SharedTable,
+    )
 }
 
 

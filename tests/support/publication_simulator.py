@@ -43,7 +43,6 @@ class Rules:
         looks: what is on record is committed only if the table has the mark.
         settles: what is on record and marked is committed; else it is forgotten.
         spares_live: only dead runs' publications are settled.
-        lists_first: publications are listed before live runs are noted.
         commits_first: a publication is forgotten after the commit, not before.
         keeps_numbers: what is settled is committed with the numbers that are on record.
         asks_again: an interrupted run looks for the mark before it publishes again.
@@ -53,7 +52,6 @@ class Rules:
     looks: bool = True
     settles: bool = True
     spares_live: bool = True
-    lists_first: bool = True
     commits_first: bool = True
     keeps_numbers: bool = True
     asks_again: bool = True
@@ -158,8 +156,6 @@ class World:
         live = self.live() if self.rules.spares_live else set()
         snapshot = self.snapshot(process.run_id)
         yield
-        if not self.rules.lists_first:
-            listed = list(self.publications)
         found = [name for name in listed if name[0] not in live]
         published: list[tuple[Mark, Snapshot]] = []
         for name in found:
