@@ -55,6 +55,9 @@ class IcebergMarks:
             if summary and summary.additional_properties.get(_PROPERTY) == str(mark):
                 return True
             snapshot_id = snapshot.parent_snapshot_id
+            # PyIceberg makes the oldest snapshot that it keeps one without a parent.
+            if snapshot_id is None and snapshot.sequence_number != 1:
+                raise LookupError(f"snapshots before {snapshot.snapshot_id} were expired")
         return False
 
     def publish(self, result: WriteResult[Any], mark: Mark) -> None:

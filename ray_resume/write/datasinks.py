@@ -155,12 +155,14 @@ class WrappedDatasink(Datasink[None]):
     @property
     @override
     def min_rows_per_write(self) -> int | None:
-        return self._inner.min_rows_per_write
+        # Lance asks for a million rows. Until so many have come, no source could be published, and
+        # a kill would cost them all. Each source is written by itself anyway.
+        return None if self._publishes_on_complete else self._inner.min_rows_per_write
 
     @property
     @override
     def min_bytes_per_write(self) -> int | None:
-        return self._inner.min_bytes_per_write
+        return None if self._publishes_on_complete else self._inner.min_bytes_per_write
 
     @override
     def on_write_start(self, schema: Any = None) -> None:

@@ -87,13 +87,21 @@ class Pipeline:
         assert inside == Checkpoint(self.checkpoint).files()
 
     def _read(self, part: int) -> Any:
+        return self._read_whole(part).select_columns(["id"])
+
+    def _read_whole(self, part: int) -> Any:
         import ray
 
         from ray_resume import resumable_read
 
-        folder = str(self.folder / f"in{part}")
-        ds = resumable_read(ray.data.read_parquet, folder, checkpoint=self.checkpoint)
-        return ds.select_columns(["id"])
+        # The other driver's files are none of this one's input, and may all be done before.
+        gone = "keep" if self.parts > 1 else None
+        return resumable_read(
+            ray.data.read_parquet,
+            str(self.folder / f"in{part}"),
+            checkpoint=self.checkpoint,
+            on_source_gone=gone,
+        )
 
 
 class Scored(Pipeline):
@@ -205,14 +213,11 @@ class Tabled(Pipeline):
         datasink(self.kind, self.out)
 
     def run(self, part: int) -> Any:
-        import ray
         from table_driver import datasink
 
-        from ray_resume import resumable, resumable_read, resumable_write
+        from ray_resume import resumable, resumable_write
 
-        folder = str(self.folder / f"in{part}")
-        ds = resumable_read(ray.data.read_parquet, folder, checkpoint=self.checkpoint)
-        ds = ds.map_batches(resumable(slowly), batch_size=50, num_cpus=0.5)
+        ds = self._read_whole(part).map_batches(resumable(slowly), batch_size=50, num_cpus=0.5)
         sink = datasink(self.kind, self.out)
         return resumable_write(ds, sink, commit_interval_s=0.2, publish_interval_s=0.3)
 

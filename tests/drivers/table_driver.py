@@ -1,13 +1,16 @@
 """A driver that writes into a real table of Lance, Iceberg or Delta, and is killed on the way.
 
-    python table_driver.py KIND SOURCE CHECKPOINT TABLE ADDRESS MOMENT
+    python table_driver.py KIND SOURCE CHECKPOINT TABLE ADDRESS MOMENT [SHARD]
 
 ``MOMENT`` says when it kills itself with SIGKILL: while ``writing``, ``before`` publishing,
-``between`` publishing and committing, or ``after`` the commit; ``never`` lets it end.
+``between`` publishing and committing, or ``after`` the commit; ``later`` is between these two in
+its second publication; ``never`` lets it end. The last two publish often, a file after another.
+``SHARD`` is 0 or 1, of two.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -27,6 +30,15 @@ KINDS = {
     "delta": "deltalake",
 }
 """What is written to, and the module that it needs. Delta needs Ray 2.58 too."""
+
+
+def skip_if_not_installed(kind: str) -> None:
+    import pytest
+
+    pytest.importorskip(KINDS[kind])
+    if kind == "delta":
+        pytest.importorskip("ray.data._internal.datasource.delta_datasink", reason="Ray 2.58")
+
 
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("weight", pa.float64())])
 
@@ -101,6 +113,7 @@ def killing(inner: Datasink[Any], moment: str) -> Datasink[Any]:
     """Make ``inner`` kill this process at ``moment``."""
     driver = os.getpid()
     kind: Any = type(inner)
+    publications = itertools.count(1)
 
     class Killing(kind):  # type: ignore[misc]
         def write(self, blocks: Any, ctx: Any) -> Any:
@@ -113,13 +126,19 @@ def killing(inner: Datasink[Any], moment: str) -> Datasink[Any]:
             if moment == "before":
                 kill_myself()
             super().on_write_complete(write_result)
-            if moment == "between":
+            is_second = next(publications) == 2
+            if moment == "between" or (moment == "later" and is_second):
                 kill_myself()
 
     # By its class's name a checkpoint knows it again.
     Killing.__name__ = kind.__name__
     inner.__class__ = Killing
     return inner
+
+
+def slowly(batch: Any) -> Any:
+    time.sleep(0.7)
+    return batch
 
 
 def kill_myself() -> NoReturn:
@@ -132,9 +151,9 @@ def main() -> None:
 
     import ray
 
-    from ray_resume import Checkpoint, CheckpointError, resumable_read, resumable_write
+    from ray_resume import Checkpoint, CheckpointError, resumable, resumable_read, resumable_write
 
-    kind, source, checkpoint, folder, address, moment = sys.argv[1:]
+    kind, source, checkpoint, folder, address, moment, *shard = sys.argv[1:]
 
     def kill_after_the_commit() -> None:
         while True:
@@ -148,11 +167,22 @@ def main() -> None:
 
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    ds = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint, override_num_blocks=2)
+    often = moment in ("later", "never")
+    ds = resumable_read(
+        ray.data.read_parquet,
+        source,
+        checkpoint=checkpoint,
+        override_num_blocks=7 if often else 2,
+        shard=(int(shard[0]), 2) if shard else None,
+    )
+    options: Any = {}
+    if often:
+        ds = ds.map_batches(resumable(slowly), batch_size=None, concurrency=1)
+        options = {"commit_interval_s": 0.1, "publish_interval_s": 0.2}
     sink = killing(datasink(kind, Path(folder)), moment)
     if moment == "after":
         threading.Thread(target=kill_after_the_commit, daemon=True).start()
-    print(resumable_write(ds, sink), flush=True)
+    print(resumable_write(ds, sink, **options), flush=True)
     if moment == "after":
         time.sleep(60)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +12,12 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import write_file
+from conftest import snapshot, write_file
+from fault_jobs import unanswered
 from job import WITHOUT_TOKENS
 from places import SCRIPTS
 from ray.data._internal.datasource.sql_datasink import SQLDatasink
-from table_driver import KINDS, datasink, ids_in_table
+from table_driver import KINDS, datasink, ids_in_table, skip_if_not_installed
 
 from ray_resume import (
     Checkpoint,
@@ -29,12 +32,6 @@ pytestmark = pytest.mark.long
 DRIVER = SCRIPTS / "table_driver.py"
 ONCE = list(range(600))
 EVERY_DAY = {("lance", "between"), ("iceberg", "before")}
-
-
-def skip_if_not_installed(kind: str) -> None:
-    pytest.importorskip(KINDS[kind])
-    if kind == "delta":
-        pytest.importorskip("ray.data._internal.datasource.delta_datasink", reason="Ray 2.58")
 
 
 @pytest.mark.usefixtures("cluster")
@@ -120,3 +117,109 @@ def test_a_driver_killed_around_publishing(
     assert ids_in_table(kind, folder) == ONCE
     assert not list((checkpoint / "publications").iterdir())
     assert resumable_write(ds, datasink(kind, folder)).sources_skipped == 7
+
+
+def start_driver(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(DRIVER), *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=WITHOUT_TOKENS,
+    )
+
+
+@pytest.mark.extended
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    "kind", ["iceberg", *(pytest.param(k, marks=pytest.mark.slow) for k in ("lance_ray", "delta"))]
+)
+def test_two_shards_publish_often_and_one_is_killed_on_the_way(
+    kind: str, source: Path, tmp_path: Path, another_cluster: str
+) -> None:
+    """Its second publication is in the table, and is not committed."""
+    skip_if_not_installed(kind)
+    checkpoint, folder = tmp_path / "ckpt", tmp_path / "tables"
+    for number in range(6):
+        write_file(source / f"more-{number}.parquet", 600 + 50 * number, 650 + 50 * number)
+    datasink(kind, folder)
+    drivers = [
+        start_driver(kind, source, checkpoint, folder, another_cluster, moment, shard)
+        for shard, moment in enumerate(("later", "never"))
+    ]
+    told = [driver.communicate(timeout=150)[1] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [-signal.SIGKILL, 0], told
+    committed = {record.source_id for record in Checkpoint(checkpoint).sources("completed")}
+    published = ids_in_table(kind, folder)
+    assert len(published) == len(set(published))
+    assert len(published) > sum(record.rows for record in Checkpoint(checkpoint).sources())
+
+    def job() -> Any:
+        ds = resumable_read(
+            ray.data.read_parquet, str(source), checkpoint=checkpoint, on_pipeline_change="continue"
+        )
+        return resumable_write(ds, datasink(kind, folder))
+
+    summary = job()
+    assert summary.sources_skipped > len(committed), "the mark was found"
+    assert summary.complete
+    assert ids_in_table(kind, folder) == list(range(900))
+    assert job().sources_skipped == 13
+
+
+@pytest.mark.extended
+@pytest.mark.usefixtures("cluster")
+def test_a_table_that_cannot_tell_stops_the_run(source: Path, tmp_path: Path) -> None:
+    skip_if_not_installed("delta")
+
+    def job(sink: Any) -> Any:
+        ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
+        return resumable_write(ds, sink)
+
+    # The table is there before that: if it were not, none would be the answer.
+    job(datasink("delta", tmp_path))
+    write_file(source / "new.parquet", 600, 650)
+    with pytest.raises(ConnectionError):
+        job(unanswered(datasink("delta", tmp_path)))
+    assert ids_in_table("delta", tmp_path) == list(range(650))
+    before = snapshot(tmp_path / "ckpt" / "publications")
+    (tmp_path / "table").rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match="there is no table any more"):
+        job(datasink("delta", tmp_path))
+    with pytest.raises(CheckpointError, match="Run once with the sink of that run"):
+        job(tmp_path / "out")
+    assert snapshot(tmp_path / "ckpt" / "publications") == before
+    (tmp_path / "moved").rename(tmp_path / "table")
+    assert job(datasink("delta", tmp_path)).sources_skipped == 8
+    assert ids_in_table("delta", tmp_path) == list(range(650))
+
+
+@pytest.mark.extended
+@pytest.mark.usefixtures("cluster")
+def test_a_reset_comes_after_what_was_published_and_not_committed(
+    source: Path, tmp_path: Path
+) -> None:
+    skip_if_not_installed("delta")
+    checkpoint = Checkpoint(tmp_path / "ckpt")
+
+    def job(sink: Any) -> Any:
+        ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=checkpoint)
+        return resumable_write(ds, sink)
+
+    write_file(source / "new.parquet", 600, 601)
+    job(datasink("delta", tmp_path))
+    first = source / "00000.parquet"
+    for changed in (first, source / "00001.parquet"):
+        os.utime(changed)
+    with pytest.raises(ConnectionError):
+        job(unanswered(datasink("delta", tmp_path)))
+    checkpoint.reset([str(first)])
+    assert job(datasink("delta", tmp_path)).sources_completed == 1
+    thrice, twice = list(range(100)), list(range(200))
+    assert ids_in_table("delta", tmp_path) == sorted([*range(601), *twice, *thrice])
+    checkpoint.reset(state="all")
+    with pytest.raises(ConnectionError):
+        job(unanswered(datasink("delta", tmp_path)))
+    checkpoint.reset(state="all")
+    shutil.rmtree(tmp_path / "table")
+    assert job(datasink("delta", tmp_path)).sources_completed == 8
+    assert ids_in_table("delta", tmp_path) == list(range(601))
