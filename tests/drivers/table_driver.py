@@ -4,7 +4,7 @@
 
 ``MOMENT`` says when it kills itself with SIGKILL: while ``writing``, ``before`` publishing,
 ``between`` publishing and committing, or ``after`` the commit; ``later`` is between these two in
-its second publication; ``never`` lets it end. The last two publish often, a file after another.
+its second publication; ``never`` lets it end. The last two publish as soon as they can.
 ``SHARD`` is 0 or 1, of two.
 """
 
@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -109,7 +110,7 @@ def ids_in_table(kind: str, folder: Path) -> list[int]:
     return sorted(rows["id"].to_pylist())
 
 
-def killing(inner: Datasink[Any], moment: str) -> Datasink[Any]:
+def killing(inner: Datasink[Any], moment: str, folder: Path) -> Datasink[Any]:
     """Make ``inner`` kill this process at ``moment``."""
     driver = os.getpid()
     kind: Any = type(inner)
@@ -126,6 +127,8 @@ def killing(inner: Datasink[Any], moment: str) -> Datasink[Any]:
             if moment == "before":
                 kill_myself()
             super().on_write_complete(write_result)
+            for signs in folder.glob(f"signs-{driver}"):
+                (signs / "published").touch()
             is_second = next(publications) == 2
             if moment == "between" or (moment == "later" and is_second):
                 kill_myself()
@@ -136,9 +139,18 @@ def killing(inner: Datasink[Any], moment: str) -> Datasink[Any]:
     return inner
 
 
-def slowly(batch: Any) -> Any:
-    time.sleep(0.7)
-    return batch
+def waiting(folder: Path) -> Callable[[Any], Any]:
+    """Make a UDF whose second call waits until the rows of the first are published."""
+
+    def wait(batch: Any) -> Any:
+        deadline = time.monotonic() + 60
+        while (folder / "called").exists() and not (folder / "published").exists():
+            assert time.monotonic() < deadline, "nothing was published"
+            time.sleep(0.05)
+        (folder / "called").touch()
+        return batch
+
+    return wait
 
 
 def kill_myself() -> NoReturn:
@@ -177,9 +189,12 @@ def main() -> None:
     )
     options: Any = {}
     if often:
-        ds = ds.map_batches(resumable(slowly), batch_size=None, concurrency=1)
+        signs = Path(folder, f"signs-{os.getpid()}")
+        signs.mkdir(parents=True)
+        udf = resumable(waiting(signs))
+        ds = ds.map_batches(udf, batch_size=None, concurrency=1)
         options = {"commit_interval_s": 0.1, "publish_interval_s": 0.2}
-    sink = killing(datasink(kind, Path(folder)), moment)
+    sink = killing(datasink(kind, Path(folder)), moment, Path(folder))
     if moment == "after":
         threading.Thread(target=kill_after_the_commit, daemon=True).start()
     print(resumable_write(ds, sink, **options), flush=True)
