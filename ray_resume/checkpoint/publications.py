@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from ray_resume.checkpoint.objects import Objects
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
 __all__ = ["PublicationStore"]
 
 _FOLDER = "publications"
-_NAME = re.compile(rf"{_FOLDER}/([0-9a-f]+)-(\d+)")
 
 
 class PublicationStore:
@@ -33,8 +31,8 @@ class PublicationStore:
 
     def names(self) -> dict[str, str]:
         """List the publications on record by name: the run of each, in order."""
-        found = {name: _NAME.fullmatch(name) for name in sorted(self._objects.list(_FOLDER))}
-        return {name: match[1] for name, match in found.items() if match}
+        names = sorted(self._objects.list(_FOLDER))
+        return {name: name.removeprefix(f"{_FOLDER}/").rpartition("-")[0] for name in names}
 
     def read(self, name: str) -> Publication | None:
         """Return a publication; None if it was forgotten since it was listed."""

@@ -557,3 +557,48 @@ def test_sources_are_dropped_at_once(tmp_path: Path) -> None:
     assert (progress.committed, progress.dropped) == (1, 2)
     assert sorted(record.sequence for record in run.committed().values()) == [8, 9, 10]
     run.end()
+
+
+def test_what_is_published_is_on_record_before_and_committed_after(tmp_path: Path) -> None:
+    run = Run(tmp_path, table="datasink Table")
+    store = run.directory.publications()
+    for source in (0, 1):
+        results = (b"result",) if source == 0 else ()
+        run.apply(Seal(source, 5, rows=2), Drain(source, MODULUS - 5, rows=2, results=results))
+    assert run.host.flush().committed == 1, "the other one has nothing to publish"
+    taken = run.host.take_unpublished("17")
+    assert taken is not None
+    assert (taken.number, taken.results, taken.rows, taken.again) == (1, [b"result"], 2, False)
+    (name,) = store.names()
+    publication = store.read(name)
+    assert publication is not None
+    assert (publication.sink, publication.position) == ("datasink Table", "17")
+    run.apply(Seal(2, 5, rows=2), Drain(2, MODULUS - 5, rows=2, results=(b"more",)))
+    again = run.host.take_unpublished("18")
+    assert again == taken._replace(again=True)
+    assert run.host.flush().committed == 1
+    run.host.confirm_published(1)
+    assert run.committed()["s0"] == next(iter(publication.log))
+    assert not store.names()
+    second = run.host.take_unpublished("18")
+    assert second is not None
+    assert (second.number, second.results) == (2, [b"more"])
+    assert run.host.close().committed == 2
+    assert len(store.names()) == 1, "the next run asks the table about it"
+    assert run.host.counts().committed == 2
+    run.end()
+
+
+def test_what_cannot_be_recorded_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, table="datasink Table")
+    run.apply(Seal(0, 5, rows=2), Drain(0, MODULUS - 5, rows=2, results=(b"result",)))
+    (tmp_path / "publications").touch()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        run.host.take_unpublished(None)
+    (tmp_path / "publications").unlink()
+    taken = run.host.take_unpublished(None)
+    assert taken is not None
+    assert (taken.number, taken.results, taken.again) == (2, [b"result"], False)
+    run.end()
