@@ -1,11 +1,12 @@
 """What resumability costs: the same pipeline plain and resumable, in turns, in one process.
 
-    python tests/benchmarks/overhead.py [SHAPE ...] [--pairs N] [--profile]
+    python tests/benchmarks/overhead.py [SHAPE ...] [--pairs N] [--profile] [--progress]
 
 For each shape of pipeline, prints the seconds of each pair and their ratio, how many files each of
 the two wrote, and the median ratio. ``call`` prints what an armed UDF adds to a call, ``finished``
 how long a finished job takes to find that out. ``--profile`` prints what Ray Data says of the time
-that each operator took, for one more pair.
+that each operator took, for one more pair. ``--progress`` compares runs without and with progress
+and numbers of stages, in the place of plain and resumable ones.
 Timings of a shared machine drift, so only the ratios within pairs are worth quoting.
 """
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +36,7 @@ from ray_resume import resumable, resumable_read, resumable_write
 from ray_resume.core import tokens
 from ray_resume.raydata import blocks
 from ray_resume.udf import stage
+from ray_resume.write import execution
 
 Decorate = Callable[[Any], Any]
 
@@ -161,7 +164,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(work: Path, name: str, pairs: int, *, profile: bool) -> None:
+def compare(work: Path, name: str, pairs: int, *, profile: bool, progress: bool) -> None:
     """Alternate between both pipelines, after one uncounted pair."""
     shape = SHAPES[name]
     source = work / "in"
@@ -174,11 +177,18 @@ def compare(work: Path, name: str, pairs: int, *, profile: bool) -> None:
         ds.write_parquet(str(output))
         return ds
 
-    def ours(output: Path) -> Any:
+    def ours(output: Path, *, is_shown: bool | None = None) -> Any:
         reader = getattr(ray.data, shape.reader)
         ds = resumable_read(reader, str(source), checkpoint=f"{output}.ckpt", **shape.read)
         ds = shape.transform(ds, resumable)
-        return resumable_write(ds, str(output), **shape.write)
+        return resumable_write(ds, str(output), progress=is_shown, **shape.write)
+
+    def unobserved(output: Path) -> Any:
+        with mock.patch.object(execution, "instrument", uncounted):
+            return ours(output, is_shown=False)
+
+    if progress:
+        plain, ours = unobserved, partial(ours, is_shown=True)
 
     ratios = []
     for pair in range(pairs + 1):
@@ -208,6 +218,11 @@ def compare(work: Path, name: str, pairs: int, *, profile: bool) -> None:
     work.mkdir()
 
 
+def uncounted(udf: Any, client: Any, kind: str, position: int) -> Any:
+    """Take the place of `stage.instrument`, and have nothing counted."""
+    return stage.instrument(udf, client, kind)
+
+
 def print_stats(*jobs: Callable[[], object]) -> None:
     """Print what Ray Data says of the operators of each execution."""
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
@@ -228,6 +243,8 @@ def print_stats(*jobs: Callable[[], object]) -> None:
 class NoLedger:
     """Takes what a call reports."""
 
+    run_id = "run"
+
     def send(self, *events: object) -> None:
         """Do nothing."""
 
@@ -236,12 +253,14 @@ def time_one_call(rows: int = 1000, columns: int = 10, calls: int = 5000) -> Non
     """Time what an armed UDF adds to a call with one batch of one source."""
     batch = {f"c{i}": np.random.default_rng(i).normal(size=rows) for i in range(columns)}
     client: Any = NoLedger()
-    udf: Any = stage.instrument(resumable(lambda batch: batch), client)
     given = blocks.with_tracking_columns(batch, np.zeros(rows, np.int32), tokens.tokens(1, 0, rows))
-    spent_s = seconds(lambda: [udf(given) for _ in range(calls)])
-    print(
-        f"a call with {rows} rows and {columns} columns costs {spent_s / calls * 1e6:.0f} us more"
-    )
+    for position in (None, 0) * 3:
+        udf: Any = stage.instrument(resumable(lambda batch: batch), client, "map_batches", position)
+        spent_s = seconds(lambda udf=udf: [udf(given) for _ in range(calls)])  # type: ignore[misc]
+        print(
+            f"a call with {rows} rows and {columns} columns costs {spent_s / calls * 1e6:.1f} us "
+            f"more{'' if position is None else ', counted'}"
+        )
 
 
 def resume_finished(work: Path, files: int = 1000) -> None:
@@ -268,6 +287,7 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=", ".join(names))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--progress", action="store_true")
     given = parser.parse_args()
     if unknown := set(given.shapes) - set(names):
         parser.error(f"no such shape: {', '.join(unknown)}. Give some of: {', '.join(names)}.")
@@ -284,7 +304,7 @@ def main() -> None:
             if name == "finished":
                 resume_finished(work)
             elif name in SHAPES:
-                compare(work, name, given.pairs, profile=given.profile)
+                compare(work, name, given.pairs, profile=given.profile, progress=given.progress)
     finally:
         shutil.rmtree(work)
         ray.shutdown()
