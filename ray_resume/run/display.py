@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import override
 
 from ray_resume.run.status import Status
 
-__all__ = ["Display", "LogDisplay", "show_log"]
+__all__ = ["BarDisplay", "Display", "LogDisplay", "show_log"]
 
 logger = logging.getLogger("ray_resume")
 
@@ -20,9 +21,11 @@ class Display:
 
     Attributes:
         interval_s: the seconds between two calls of :meth:`show`, at least.
+        shows_end: it shows the end of the last pass, too. The log has a line of its own for it.
     """
 
     interval_s = 10.0
+    shows_end = False
 
     def begin(self, run_id: str) -> None:
         """Begin to show run ``run_id``."""
@@ -46,6 +49,38 @@ class LogDisplay(Display):
     @override
     def show(self, status: Status) -> None:
         logger.info("Run %s: %s.", self._run_id, status)
+
+
+class BarDisplay(Display):
+    """A bar on a terminal.
+
+    Args:
+        make: makes one of a title and the number of sources, with ``show`` and ``close``.
+    """
+
+    interval_s = 1.0
+    shows_end = True
+
+    def __init__(self, make: Callable[[str, int], Any]) -> None:
+        self._make = make
+        self._title = ""
+        self._bar: Any = None
+
+    @override
+    def begin(self, run_id: str) -> None:
+        self._title = f"Run {run_id}"
+
+    @override
+    def show(self, status: Status) -> None:
+        if self._bar is None:
+            self._bar = self._make(self._title, status.sources_total)
+        self._bar.show(status.sources_done, status.details.removeprefix(", "))
+
+    @override
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 class _Console(logging.StreamHandler[Any]):

@@ -67,6 +67,10 @@ def shown(handle: Any, run_id: str, plan: RunPlan, todo: ResumePlan) -> Iterator
     thread.start()
     try:
         yield watch
+        over.set()
+        thread.join(_END_WAIT_S)
+        if plan.display.shows_end and not thread.is_alive():
+            plan.display.show(keeper.of(ray.get(handle.counts.remote()), time.monotonic()))
     finally:
         over.set()
         thread.join(_END_WAIT_S)

@@ -20,6 +20,7 @@ from ray_resume.core.planning import Listing
 from ray_resume.core.stages import Stage
 from ray_resume.errors import ResumeError
 from ray_resume.raydata import arming, guards
+from ray_resume.raydata.bars import Bar, has_bars
 from ray_resume.raydata.pacing import pace
 from ray_resume.raydata.plan import Chain, method_of
 from ray_resume.raydata.pool_watch import watch_pools
@@ -27,7 +28,7 @@ from ray_resume.raydata.signature import Signature, signature_of
 from ray_resume.raydata.task_retries import bound_retries
 from ray_resume.raydata.write_steps import release_written_blocks
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
-from ray_resume.run.display import Display, LogDisplay, show_log
+from ray_resume.run.display import BarDisplay, Display, LogDisplay, show_log
 from ray_resume.run.pass_loop import Pass
 from ray_resume.run.run import Run
 from ray_resume.run.run_plan import RunPlan
@@ -174,10 +175,13 @@ class Execution:
         ]
 
     def _display(self) -> Display:
+        context = self._optimized.dataset.context
         is_shown = self._progress
         if is_shown is None:
-            is_shown = self._optimized.dataset.context.enable_progress_bars
-        return LogDisplay() if is_shown else Display()
+            is_shown = context.enable_progress_bars
+        if not is_shown:
+            return Display()
+        return BarDisplay(Bar) if has_bars(context) else LogDisplay()
 
     def _execute_pass(self, this: Pass) -> None:
         self._has_begun = True

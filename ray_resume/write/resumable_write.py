@@ -93,8 +93,9 @@ def resumable_write(
             Everything that is complete is committed, and the output is tidy. Without it, such a
             script ends with exit code 0, unless it calls ``RunSummary.raise_if_incomplete()``.
         progress: whether to show how far the run is, in lines of the log ``ray_resume`` (INFO): at
-            the start, every 10 seconds, and at the end. None shows those between start and end if
-            ``DataContext.enable_progress_bars`` is set, as Ray Data does. They go to the console,
+            the start, every 10 seconds, and at the end. On a terminal, a bar above those of Ray
+            Data takes the place of the lines every 10 seconds (with ``tqdm``). None shows bar or
+            lines only if ``DataContext.enable_progress_bars`` is set. Lines go to the console,
             or to the handlers of ``logging`` if you have configured any. ``True`` shows them even
             if the root logger's level hides INFO. Warnings are shown in any case.
         append: write into a folder that has data files of others; theirs are left alone. Do not

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -21,6 +27,7 @@ from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.run.display import LogDisplay
 
+BAR_DRIVER = Path(__file__).parent.parent / "drivers" / "bar_driver.py"
 VERSIONS = f"ray_resume {ray_resume.__version__} with Ray {ray.__version__}"
 
 
@@ -119,3 +126,26 @@ def test_lines_are_on_the_console_unless_logging_is_configured(configured: str) 
     else:
         assert [line.split("\t")[1].split()[0] for line in before] == ["INFO", "WARNING"]
     assert last == "now by root: a last warning"
+
+
+@pytest.mark.extended
+def test_a_terminal_has_a_bar_above_those_of_ray_data(tmp_path: Path) -> None:
+    pytest.importorskip("tqdm")
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(sys.executable, [sys.executable, str(BAR_DRIVER), str(tmp_path)])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    shown = b""
+    # Reading ends by an error once the terminal has no other end.
+    with contextlib.suppress(OSError):
+        while some := os.read(terminal, 1 << 16):
+            shown += some
+    assert os.waitpid(process, 0)[1] == 0
+    text = shown.decode()
+    bars = re.findall(r"Run \w+: *(\d+)%\|.*?\| (\d+)/12 sources, ([^\r\n\x1b]*)", text)
+    assert len(bars) > 3
+    assert bars[-1][:2] == ("100", "12")
+    assert any("row at risk" in details or "rows at risk" in details for *_, details in bars)
+    # Ray Data's own bars are there, and no line in the log besides.
+    assert "Running Dataset" in text
+    assert "% completed" not in text
