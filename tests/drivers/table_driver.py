@@ -140,12 +140,16 @@ def killing(inner: Datasink[Any], moment: str, folder: Path) -> Datasink[Any]:
 
 
 def waiting(folder: Path) -> Callable[[Any], Any]:
-    """Make a UDF whose second call waits until the rows of the first are published."""
+    """Make a UDF whose later calls wait a while for the rows of the first to be published.
+
+    A task hands on what a call returned when the next one has returned.
+    """
 
     def wait(batch: Any) -> Any:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 4
         while (folder / "called").exists() and not (folder / "published").exists():
-            assert time.monotonic() < deadline, "nothing was published"
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.05)
         (folder / "called").touch()
         return batch

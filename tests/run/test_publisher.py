@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import ray
 
-from ray_resume.core.publications import Mark
+from ray_resume.core.messages import Completion
+from ray_resume.core.publications import Mark, PublicationQueue
+from ray_resume.errors import ResumeError
 from ray_resume.run.publisher import Publisher
 
 pytestmark = pytest.mark.extended
@@ -86,3 +88,62 @@ def test_a_second_interrupt_does_not_mix_two_publications() -> None:
     steps = ray.get(handle.all.remote())
     assert len(steps) >= 4
     assert steps == ["take", "confirm"] * (len(steps) // 2)
+
+
+class Queue:
+    """An actor with one source to publish."""
+
+    def __init__(self) -> None:
+        self._queue = PublicationQueue()
+        self._queue.add([Completion(0, 1, 1, (), (b"result",))])
+
+    def take_unpublished(self, position: str | None) -> tuple[int, list[bytes], int, bool] | None:
+        taken = self._queue.take()
+        return None if taken is None else (taken.number, taken.results, taken.rows, taken.again)
+
+    def confirm_published(self, number: int) -> None:
+        self._queue.confirm(number)
+
+
+class Interrupted:
+    """A table; the user interrupts its first publication before or after that."""
+
+    def __init__(self, *, before: bool, has_marks: bool = True) -> None:
+        self.has_marks = has_marks
+        self.marks: list[Mark] = []
+        self._before, self._moves = before, 0
+
+    def position(self) -> str | None:
+        self._moves += 1
+        return str(self._moves)
+
+    def holds(self, mark: Mark, position: str | None) -> bool:
+        assert position == "1", "as it stood before the first try"
+        return mark in self.marks
+
+    def publish(self, results: Sequence[bytes], rows: int, mark: Mark) -> None:
+        first, self._moves = self._moves == 1, self._moves + 1
+        if not (first and self._before):
+            self.marks.append(mark)
+        if first:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("has_marks", [True, False])
+def test_an_interrupted_publication_is_not_made_twice(before: bool, has_marks: bool) -> None:
+    remote: Any = ray.remote(Queue)
+    handle = remote.options(num_cpus=0).remote()
+    table = Interrupted(before=before, has_marks=has_marks)
+    publisher = Publisher(handle, Held(), table, Mark("c", "r", 0), 60)
+    with pytest.raises(KeyboardInterrupt):
+        publisher.publish_now()
+    if has_marks:
+        publisher.publish_now()
+        publisher.publish_now()
+        assert table.marks == [Mark("c", "r", 1)]
+        return
+    with pytest.raises(ResumeError, match="cannot tell whether it happened"):
+        publisher.publish_now()
+    assert len(table.marks) == (not before)
