@@ -17,6 +17,8 @@ from ray_resume.errors import CheckpointError
 
 RUN = "0123456789ab"
 
+pytestmark = pytest.mark.long
+
 
 def done(source: str, sequence: int, run_id: str = RUN) -> Record:
     return Record(source, State.COMPLETED, sequence, run_id, rows=sequence)
