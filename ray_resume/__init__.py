@@ -24,6 +24,7 @@ __all__ = [
     "RunSummary",
     "SourceChangedError",
     "SourceRecord",
+    "StageNumbers",
     "__version__",
     "mark_failed",
     "resumable",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ray_resume.checkpoint.history import RunRecord
     from ray_resume.checkpoint.report import CheckReport
     from ray_resume.checkpoint.status import CheckpointStatus
+    from ray_resume.core.stages import StageNumbers
     from ray_resume.errors import (
         CheckpointError,
         IncompleteError,
@@ -64,6 +66,7 @@ _HOMES = {
     "RunSummary": "run.summary",
     "SourceChangedError": "errors",
     "SourceRecord": "checkpoint.checkpoint",
+    "StageNumbers": "core.stages",
     "mark_failed": "udf.failures",
     "resumable": "udf.decorator",
     "resumable_read": "read.resumable_read",

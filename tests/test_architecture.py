@@ -53,7 +53,7 @@ TOP: dict[str, set[str]] = {
     "cli": {"__init__", "checkpoint", "console", "core.wording", *GROUND},
     "console": {"checkpoint", "core.wording"},
     "testing": {"checkpoint", "core", *GROUND},
-    "__init__": {"checkpoint", "errors", "read", "run", "udf", "write"},
+    "__init__": {"checkpoint", "core.stages", "errors", "read", "run", "udf", "write"},
     "errors": set(),
     "failpoints": set(),
     "files": set(),

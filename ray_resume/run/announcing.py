@@ -10,8 +10,8 @@ import ray
 
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.resume_plan import ResumePlan
+from ray_resume.core.wording import counted
 from ray_resume.run.run_plan import RunPlan
-from ray_resume.run.status import amount
 from ray_resume.run.summary import RunSummary
 
 __all__ = ["announce_end", "announce_start"]
@@ -25,7 +25,7 @@ def announce_start(run_id: str, plan: RunPlan, todo: ResumePlan, contents: Conte
         return
     total = len(plan.listing.sources)
     parts = [
-        f"{total - len(todo.pending) - todo.quarantined:,} of {amount(total, 'source')} done",
+        f"{total - len(todo.pending) - todo.quarantined:,} of {counted(total, 'source')} done",
         f"{len(todo.pending):,} to do" if todo.pending else "nothing to do",
     ]
     if todo.quarantined:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from ray_resume.core.pace import Pace
+from ray_resume.core.wording import counted
 from ray_resume.run.progress import Counts
 
-__all__ = ["Status", "StatusKeeper", "amount", "duration"]
+__all__ = ["Status", "StatusKeeper", "duration"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Status:
     @override
     def __str__(self) -> str:
         percent = 100 * self.sources_done // max(1, self.sources_total)
-        done = f"{self.sources_done:,} of {amount(self.sources_total, 'source')} ({percent} %)"
+        done = f"{self.sources_done:,} of {counted(self.sources_total, 'source')} ({percent} %)"
         return f"{done} completed{self.details}"
 
     @property
@@ -60,11 +61,11 @@ class Status:
             self.sources_skipped and f"{self.sources_skipped:,} of them before",
             self.sources_failed and f"{self.sources_failed:,} failed",
             self.sources_quarantined and f"{self.sources_quarantined:,} quarantined",
-            amount(self.rows_read, "row"),
+            counted(self.rows_read, "row"),
             self.rows_per_s is not None and f"{_rate(self.rows_per_s)} rows/s",
             self.sources_per_s is not None and f"{_rate(self.sources_per_s)} sources/s",
             self.left_s is not None and f"{duration(self.left_s)} left",
-            self.rows_at_risk and f"{amount(self.rows_at_risk, 'row')} at risk",
+            self.rows_at_risk and f"{counted(self.rows_at_risk, 'row')} at risk",
             self.pass_number > 1 and f"pass {self.pass_number}",
         ]
         return "".join(f", {part}" for part in parts if part)
@@ -107,11 +108,6 @@ class StatusKeeper:
             sources_per_s=self._sources.rate(now),
             left_s=self._sources.left_s(now, remaining),
         )
-
-
-def amount(number: int, noun: str) -> str:
-    """Format a number with its noun: ``1 row``, ``1,234 rows``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
