@@ -39,11 +39,14 @@ except ImportError as error:
 
 __all__ = ["release_written_blocks"]
 
+# Where a step keeps its function; older versions of Ray have another name for it.
+_FN = "_block_fn" if "_block_fn" in BlockMapTransformFn.__init__.__code__.co_names else "_fn"
+
 check_used(
     {
         MapOperator: "get_map_transformer _logical_operators",
         MapTransformer: "get_transform_fns",
-        BlockMapTransformFn: "_fn",
+        BlockMapTransformFn: _FN,
         Write: "datasink_or_legacy_datasource",
     }
 )
@@ -77,8 +80,9 @@ class _ReleaseBlocks(Rule):
 def _release(transformer: MapTransformer, datasink: Datasink[Any]) -> None:
     # Nothing comes after a write, and Ray applies its rules until nothing changes any more.
     write, count = transformer.get_transform_fns()[-2:]
-    if not isinstance(write._fn, _CountedWrite):
-        write._fn, count._fn = _CountedWrite(datasink), _hand_on
+    if not isinstance(getattr(write, _FN), _CountedWrite):
+        setattr(write, _FN, _CountedWrite(datasink))
+        setattr(count, _FN, _hand_on)
 
 
 @dataclass(frozen=True)
