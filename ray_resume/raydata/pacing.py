@@ -9,6 +9,8 @@ A UDF that is called with whole blocks gets a block with many small sources as a
 gives nothing out before it has dealt with all of them. If it is called for each source anyway, it
 gets such a block in *slices* of whole sources.
 
+`capacity` says what bounds the rows between the last UDF and the disk.
+
 Internals of Ray's that are used:
 
 * ``get_physical_ruleset``: a rule is the one place that sees the steps of a task before they are

@@ -21,7 +21,9 @@ from ray_resume.core.stages import Stage
 from ray_resume.errors import ResumeError
 from ray_resume.raydata import arming, guards
 from ray_resume.raydata.bars import Bar, has_bars
+from ray_resume.raydata.capacity import check_capacity, free_tail, needs_of
 from ray_resume.raydata.pacing import pace
+from ray_resume.raydata.parallelism import detected_read_tasks
 from ray_resume.raydata.plan import Chain, method_of
 from ray_resume.raydata.pool_watch import watch_pools
 from ray_resume.raydata.signature import Signature, signature_of
@@ -89,6 +91,8 @@ class Execution:
         self._progress = progress
         self._has_begun = False
         self._stats: list[str] = []
+        self._executed = self._optimized
+        self._most_writes: int | None = None
 
     def run(self, lease_wait_s: float | None) -> RunSummary:
         """Execute the pipeline as one run, and tell the target how it ended.
@@ -100,6 +104,7 @@ class Execution:
             Exception: as ``resumable_write``.
         """
         show_log(always=bool(self._progress))
+        self._fit_cluster()
         signature = self._signature()
         # `drop_columns` selects all other columns of the input, with new ones among them.
         alike = [self._signature(names).text for names in self._names_added() if names]
@@ -122,6 +127,23 @@ class Execution:
                     self._target.ended(storage)
                 except (ResumeError, RayError, OSError) as error:
                     logger.warning("The output stays untidy until the next run ends: %s", error)
+
+    def _fit_cluster(self) -> None:
+        """Find out whether the cluster can run the pipeline, and what it has left for the writes.
+
+        Raises:
+            NonResumableError: it cannot.
+        """
+        read = self._datasource
+        if not read.sources:
+            return
+        size_bytes, context = read.estimate_inmemory_data_size(), self._optimized.dataset.context
+        tasks = self._read_tasks or min(len(read.sources), detected_read_tasks(size_bytes, context))
+        # The UDFs are not run.
+        planned = arming.arm(self._optimized, read, tasks, lambda _, udf: udf, lambda _: id)
+        needs = needs_of(planned)
+        check_capacity(needs)
+        self._executed, self._most_writes = free_tail(self._optimized, needs, tasks)
 
     def _names_added(self) -> list[list[str]]:
         schema = self._datasource.options.schema
@@ -189,13 +211,15 @@ class Execution:
         retries = _RETRIES_ALONE if this.plan.isolated else _RETRIES
         armed = self._arm(this, retries)
         remote_args = dict(self._ray_remote_args)
-        if self._optimized.ends_in_actors:
+        if self._optimized.ends_in_actors or self._most_writes is not None:
             # If actors and reads have taken all CPUs, Ray lets writes wait for one until the reads
             # are over. Nothing can be committed before.
             remote_args.setdefault("num_cpus", 0)
         with _ours_first():
             armed.write_datasink(
-                datasink, ray_remote_args=remote_args, concurrency=self._concurrency
+                datasink,
+                ray_remote_args=remote_args,
+                concurrency=self._concurrency or self._most_writes,
             )
         self._stats.append(armed.stats())
 
@@ -207,7 +231,7 @@ class Execution:
         source = ArmedDatasource(read, this.sources, this.plan.sources, this.client)
         positions = itertools.count()
         armed = arming.arm(
-            self._optimized,
+            self._executed,
             source,
             self._read_tasks_of(this, source),
             lambda method, udf: instrument(udf, this.client, method, next(positions)),
@@ -227,7 +251,10 @@ class Execution:
         if this.plan.isolated and len(this.sources) <= _MOST_ISOLATED:
             return len(this.sources)
         if self._read_tasks is not None:
-            return self._read_tasks
+            # More tasks than there are sources would split each task's output, which keeps Ray from
+            # fusing the read with actors. A resume, with fewer sources, must not begin with that.
+            is_split = self._read_tasks > len(self._datasource.sources)
+            return self._read_tasks if is_split else min(self._read_tasks, len(this.sources))
         return source.preferred_read_tasks(self._optimized.dataset.context)
 
 
