@@ -330,14 +330,17 @@ class Flaky:
 
     def __init__(self, kind: str, times: int) -> None:
         self.kind, self.times, self.calls = kind, times, 0
+        self.sizes: set[int] = set()
 
     def check(self, given: Any) -> None:
         of_row = self.kind in ("map", "filter", "flat_map")
         deep = given["deep"] if of_row else given["deep"][0]
         assert "spoilt" not in deep
         deep.append("spoilt")
-        if 1 in ([given["x"]] if of_row else x_of(given)):
+        xs = [given["x"]] if of_row else x_of(given)
+        if 1 in xs:
             self.calls += 1
+            self.sizes.add(len(xs))
             if self.calls <= self.times:
                 raise BusyError("come back later")
 
@@ -400,6 +403,8 @@ def test_an_error_is_retried_as_often_as_tasks_are(
     for patterns in (True, ["later"], ["BusyError", "other"], ["come .* later"]):
         flaky, seen, desk = run(2, patterns, 2)
         assert (seen, desk.completed, flaky.calls) == (everything, {0, 1}, 3)
+        # A search for the bad row would also have called it three times, with fewer rows each time.
+        assert len(flaky.sizes) == 1
         assert not desk.letters
     for patterns, count, calls in ((True, 2, 3), (["earlier"], 2, 1), (True, 0, 1)):
         flaky, seen, desk = run(10**9, patterns, count)
