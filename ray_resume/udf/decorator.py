@@ -102,7 +102,10 @@ def resumable(
             complete. ``"mark_failed"``: they are failed (see :func:`mark_failed`), and the job goes
             on. ``"dead_letter"``: they are written, with the error, to the checkpoint's dead
             letters, and their sources can complete; so are rows given to ``mark_failed``. Rows
-            that a generator yielded before it raised stay. In a row-wise UDF a call is a row.
+            that a generator yielded before it raised stay. In a row-wise UDF a call is a row. An
+            error that ``DataContext.retried_map_errors`` names is retried first;
+            ``actor_task_retry_on_errors``, which retries without a limit, sees none of those that
+            ``on_error`` catches.
         isolate: when a call of many rows raises, call the UDF again with either half of them, and
             so on, until it finds the bad rows. It needs ``on_error="mark_failed"`` or
             ``"dead_letter"``. One bad image of 256 costs 16 more calls, and fails alone. Only for
