@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -249,6 +249,17 @@ def _read_keys(
     return _Read("key", KeyInput(getattr(load, "__name__", "Keys"), key_sources(keys), load))
 
 
+def _check_row_groups(name: str, arguments: Mapping[str, Any]) -> None:
+    if name != "read_parquet":
+        raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
+    if arguments.get("include_row_hash") and not reads_with_scans(name):
+        raise NonResumableError(
+            "include_row_hash=True counts the rows of what is read at once, so with "
+            'granularity="row_group" rows of two row groups would get the same hash. Read whole '
+            "files, or with the Parquet reader of Ray 2.60 (DataContext.use_datasource_v2)."
+        )
+
+
 def _read_files(
     reader: Callable[..., Any],
     args: tuple[Any, ...],
@@ -267,8 +278,8 @@ def _read_files(
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name, {}))
-    if granularity == "row_group" and name != "read_parquet":
-        raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
+    if granularity == "row_group":
+        _check_row_groups(name, arguments)
     distributed = not is_local_scheme(arguments["paths"])
     listed = _list(name, signature, arguments)
     sources = listed.sources

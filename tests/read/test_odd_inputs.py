@@ -14,6 +14,7 @@ import tarfile
 import traceback
 import wave
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -657,6 +658,23 @@ REFUSED: dict[str, set[str]] = {
 }
 
 
+# Where an older reader of Ray's does otherwise, each for a reason.
+OF_SCANS = {
+    "read_parquet": {
+        # Which null columns there are depends on which files a read task has.
+        "a column of the 21st file",
+        # Refused: rows of two row groups would get the same hash.
+        "row groups and hashes",
+        "row groups, hashes, a filter",
+        # Plain Ray Data refuses it.
+        "row groups and a file of no bytes",
+        # Plain Ray Data waits without end, as its workers are in another directory.
+        "a relative path",
+        "a relative path and hashes",
+    }
+}
+
+
 def outcome(run: Callable[[], list[pa.Table]]) -> Any:
     """Return rows and types, or the error: its text, of which only that there is one counts."""
     try:
@@ -685,6 +703,8 @@ def differences(case: Case, name: str, folder: Path) -> list[str]:
     for file, write in case.files.items():
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         write(root / file)
+    if not HAS_SCANS and case.name in OF_SCANS.get(name, ()):
+        return []
     options = dict(case.options)
     if options.get("filesystem") == "part":
         options["filesystem"] = SubTreeFileSystem(str(folder), LocalFileSystem())
@@ -700,7 +720,8 @@ def differences(case: Case, name: str, folder: Path) -> list[str]:
 
     # Where aiohttp is missing, Ray's own threads race for an import if they are given two paths.
     with resolving():
-        expected = outcome(lambda: execute(case.steps(reader(paths, **options))))
+        # Ray writes into what it is given.
+        expected = outcome(lambda: execute(case.steps(reader(paths, **deepcopy(options)))))
     if HAS_SCANS:
         # Older versions refuse other inputs; here is nothing that is refused by mistake.
         assert isinstance(expected, str) == (case.name in REFUSED[name]), (case.name, expected)
