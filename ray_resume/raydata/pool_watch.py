@@ -5,11 +5,17 @@ restarts (``max_restarts=0``, say) is gone for good at some time; the pool goes 
 starts no other. An actor whose constructor kills its process (``os._exit``, an abort, a lack of
 memory) is started again and again. :func:`watch_pools` ends both.
 
+An execution that fails drops its actors, and Ray ends an actor once no object refers to it. But an
+error refers to them for as long as it is in a reference cycle or in a log's records. Meanwhile Ray
+starts the actor again that has died, and it keeps its CPUs. A next pass that needs these would wait
+without end. So after a crash, :func:`watch_pools` has the actors killed.
+
 Internals of Ray's that are used:
 
 * ``DataContext.custom_execution_callback_classes``: an instance of each lives for one execution on
   the driver. An error that ``on_execution_step`` raises ends the execution.
-* The actors of ``ActorPoolMapOperator._actor_pool``, and what Ray knows of their state.
+* The actors of ``ActorPoolMapOperator._actor_pool``, and what Ray knows of their state. The pool
+  forgets them in ``shutdown``.
 * ``ray._private.state.actors``: how often Ray has started an actor again. The public state API
   needs a dashboard. It is asked only while no actor of a pool is alive.
 * ``_ActorPool.pending_to_running`` raises what an actor died of before it was ready. Ray marks such
@@ -20,12 +26,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
+import ray
 import ray._private.state
 from ray.data import Dataset
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 from typing_extensions import override
 
 from ray_resume.raydata.internals import check_used, unknown_ray
@@ -47,9 +55,10 @@ __all__ = ["PoolDiedError", "watch_pools"]
 check_used(
     {
         ActorPoolMapOperator: "_actor_pool has_execution_finished",
-        _ActorPool: "_running_actors _pending_actors pending_to_running",
+        _ActorPool: "_running_actors _pending_actors pending_to_running shutdown",
         StreamingExecutor: "_topology",
-        ExecutionCallback: "on_execution_step after_execution_fails",
+        ExecutionCallback: "before_execution_starts on_execution_step after_execution_succeeds "
+        "after_execution_fails",
         ActorHandle: "_get_local_state",
         RayActorError: "_actor_init_failed",
     }
@@ -81,6 +90,8 @@ class PoolDiedError(ActorDiedError):
 def watch_pools(dataset: Dataset) -> None:
     """End each execution of ``dataset`` that waits in vain for actors, by a `PoolDiedError`.
 
+    When an execution ends with a crash, its actors are killed.
+
     Args:
         dataset: it has a context of its own.
     """
@@ -98,6 +109,19 @@ class _WatchPools(ExecutionCallback):
     def __init__(self) -> None:
         self._silent: dict[Any, _SilentPool] = {}
         self._due = 0.0
+        self._dropped: list[Any] = []
+
+    @override
+    def before_execution_starts(self, executor: Any) -> None:
+        for operator in executor._topology:
+            if isinstance(operator, ActorPoolMapOperator):
+                pool: Any = operator._actor_pool
+                pool.shutdown = partial(self._shutdown, pool, pool.shutdown)
+
+    def _shutdown(self, pool: Any, shutdown: Callable[..., None], force: bool = False) -> None:
+        """Shut ``pool`` down, and note which actors it drops."""
+        self._dropped += [*pool._running_actors, *pool._pending_actors.values()]
+        shutdown(force=force)
 
     @override
     def on_execution_step(self, executor: Any) -> None:
@@ -116,10 +140,19 @@ class _WatchPools(ExecutionCallback):
                 self._silent.setdefault(operator, _SilentPool(operator.name)).check(actors, now)
 
     @override
+    def after_execution_succeeds(self, executor: Any) -> None:
+        self._dropped.clear()
+
+    @override
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
         if isinstance(error, RayActorError) and _is_of_start(error):
             # Ray says so itself of a constructor that raised.
             error._actor_init_failed = True
+        # Ray itself says that a process or a node died; a task's error is the user's.
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            for actor in self._dropped:
+                ray.kill(actor)
+        self._dropped.clear()
 
 
 def _is_of_start(error: RayActorError) -> bool:

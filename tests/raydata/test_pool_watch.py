@@ -20,9 +20,8 @@ pytestmark = pytest.mark.usefixtures("cluster")
 def run(folder: Path, udf: Any, **options: Any) -> Any:
     write_source(folder / "in", files=4, rows=10)
     ds = resumable_read(ray.data.read_parquet, str(folder / "in"), checkpoint=folder / "ckpt")
-    ds = ds.map_batches(
-        udf, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.5, batch_size=10, **options
-    )
+    options = {"num_cpus": 0.5, "batch_size": 10, **options}
+    ds = ds.map_batches(udf, compute=ray.data.ActorPoolStrategy(size=1), **options)
     return resumable_write(ds, str(folder / "out"))
 
 
@@ -79,4 +78,20 @@ def test_an_actor_that_is_gone_for_good_costs_only_the_source_that_killed_it(
     summary = run(tmp_path, Model, max_restarts=0)
     assert (summary.sources_completed, summary.sources_failed) == (3, 1)
     assert [name[-13:] for name in summary.lost_alone] == ["00002.parquet"]
+    assert ids_in(tmp_path / "out") == [i for i in range(40) if i // 10 != 2]
+
+
+@pytest.mark.extended
+def test_actors_of_a_pass_that_crashed_leave_their_cpus_to_the_next(tmp_path: Path) -> None:
+    """Ray starts the actor again, while the pass is over. Two actors would take all CPUs."""
+
+    @resumable
+    class Model:
+        def __call__(self, batch: Any) -> Any:
+            if 25 in batch["id"]:
+                sys.exit(3)
+            return batch
+
+    summary = run(tmp_path, Model, num_cpus=2, max_task_retries=0)
+    assert (summary.sources_completed, summary.sources_failed) == (3, 1)
     assert ids_in(tmp_path / "out") == [i for i in range(40) if i // 10 != 2]
