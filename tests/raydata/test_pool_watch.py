@@ -81,6 +81,7 @@ def test_an_actor_that_is_gone_for_good_costs_only_the_source_that_killed_it(
     assert ids_in(tmp_path / "out") == [i for i in range(40) if i // 10 != 2]
 
 
+@pytest.mark.long
 @pytest.mark.extended
 def test_actors_of_a_pass_that_crashed_leave_their_cpus_to_the_next(tmp_path: Path) -> None:
     """Ray starts the actor again, while the pass is over. Two actors would take all CPUs."""
