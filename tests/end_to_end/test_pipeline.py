@@ -164,6 +164,11 @@ def test_every_kind_of_udf_in_one_pipeline(source: Path, tmp_path: Path) -> None
     assert (again.sources_skipped, again.sources_completed, again.rows_written) == (7, 0, 0)
 
 
+def without_history(files: Any) -> Any:
+    """Leave out what tells of the runs themselves."""
+    return {name: one for name, one in files.items() if not str(name).startswith("history")}
+
+
 def test_a_finished_job_runs_no_udf_writes_nothing_and_is_quick(
     source: Path, tmp_path: Path
 ) -> None:
@@ -182,13 +187,15 @@ def test_a_finished_job_runs_no_udf_writes_nothing_and_is_quick(
     job()
     for mark in marks.iterdir():
         mark.unlink()
-    before = snapshot(tmp_path / "out"), snapshot(tmp_path / "ckpt")
+    before = snapshot(tmp_path / "out"), without_history(snapshot(tmp_path / "ckpt"))
     start = time.perf_counter()
     summary = job()
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 1.5
     assert (summary.sources_skipped, summary.sources_total, summary.files) == (7, 7, 0)
     assert not list(marks.iterdir())
-    assert (snapshot(tmp_path / "out"), snapshot(tmp_path / "ckpt")) == before
+    after = snapshot(tmp_path / "out"), without_history(snapshot(tmp_path / "ckpt"))
+    assert after == before
+    assert len(list(Checkpoint(tmp_path / "ckpt").runs())) == 2
     assert ids_in(tmp_path / "out") == list(range(600))
 
 

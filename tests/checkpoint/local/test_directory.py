@@ -183,8 +183,8 @@ def test_a_damaged_identity_is_one_clear_error(checkpoint: LocalBackend, content
 
 def test_a_newer_format_is_refused(checkpoint: LocalBackend) -> None:
     path = checkpoint.path / "checkpoint.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 4}))
-    with pytest.raises(CheckpointError, match=r"format 4.*Upgrade ray_resume"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 5}))
+    with pytest.raises(CheckpointError, match=r"format 5.*Upgrade ray_resume"):
         checkpoint.ensure()
 
 
