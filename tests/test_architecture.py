@@ -30,8 +30,9 @@ EXTRA: dict[str, set[str]] = {
     # To rebind a checkpoint is to look at its output folder.
     "checkpoint.rebinding": {"write.folder"},
     "checkpoint.checkpoint": {"write.folder", "write.tidying"},
-    # It commits records, in the driver.
+    # They commit records, in the driver.
     "write.retyping": {"checkpoint"},
+    "write.rewriter": {"checkpoint"},
     "write.tidying": {"checkpoint"},
     # It verifies and cleans the folder, in the driver.
     "write.output": {"checkpoint"},

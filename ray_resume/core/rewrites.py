@@ -6,14 +6,14 @@ all of its rows are live. A rewrite copies the live rows of some files into one 
 Then nothing lists the old files, and they are removed.
 
 Invariant: killed at any moment, either the old files count or the new ones. Under a lease on their
-sources the records cannot change. :func:`still_due` drops what changed before it, and
-:func:`superseding` refuses what was not copied.
+sources the records cannot change. :func:`still_due` drops what changed before it, and a
+:class:`Supersession` refuses what was not copied.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,9 +31,11 @@ from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
 
 __all__ = [
+    "Copy",
     "FileUse",
     "Moves",
     "Rewrite",
+    "Supersession",
     "clean_files",
     "file_uses",
     "live_parts",
@@ -42,8 +44,8 @@ __all__ = [
     "overlapping_files",
     "plan_rewrites",
     "records_in",
+    "rewrites_of",
     "still_due",
-    "superseding",
 ]
 
 # The columns of records that say where a part is in its file.
@@ -137,6 +139,10 @@ class Rewrite:
         ]
 
 
+Copy = Callable[[Sequence[tuple[Rewrite, str]]], Iterable[str | None]]
+"""Writes the new file of each rewrite, under its name; returns what is wrong with each, or None."""
+
+
 def file_uses(snapshot: Snapshot) -> dict[str, FileUse]:
     """Return the use of each file that is listed with a part of its rows.
 
@@ -195,12 +201,12 @@ def live_parts(snapshot: Snapshot, files: Collection[str]) -> dict[str, list[Fil
     return {file: sorted(parts) for file, parts in found.items()}
 
 
-def rows_in(snapshot: Snapshot, files: Collection[str]) -> dict[str, Positions]:
-    """Return the rows of the records that have parts in each of ``files``."""
+def positions_in(snapshot: Snapshot, files: Collection[str]) -> dict[str, Positions]:
+    """Return the positions of the records that have parts in each of ``files``."""
     found: defaultdict[str, set[int]] = defaultdict(set)
-    for row, part in _parts_in(snapshot, files):
-        found[part.file].add(row)
-    return {file: np.array(sorted(rows), np.int64) for file, rows in found.items()}
+    for position, part in _parts_in(snapshot, files):
+        found[part.file].add(position)
+    return {file: np.array(sorted(some), np.int64) for file, some in found.items()}
 
 
 def merge_groups(
@@ -270,13 +276,18 @@ def plan_rewrites(
         merged = {file for group in merges for file in group}
         groups = [*merges, *(group for group in groups if group[0] not in merged)]
     if share is not None:
-        rows = rows_in(snapshot, [file for group in groups for file in group])
+        positions = positions_in(snapshot, [file for group in groups for file in group])
         outside = {
             file
-            for file, of_file in rows.items()
+            for file, of_file in positions.items()
             if not share.of(snapshot.digests.take(of_file)).all()
         }
         groups = [group for group in groups if outside.isdisjoint(group)]
+    return rewrites_of(snapshot, groups)
+
+
+def rewrites_of(snapshot: Snapshot, groups: Sequence[Sequence[str]]) -> list[Rewrite]:
+    """Return for each group of files the rewrite that makes one file of them."""
     group_of = {file: number for number, group in enumerate(groups) for file in group}
     parts: list[list[FilePart]] = [[] for _ in groups]
     # In the order of the records, and of the parts in a record: each source keeps its order.
@@ -301,9 +312,9 @@ def still_due(plan: Iterable[Rewrite], snapshot: Snapshot) -> list[Rewrite]:
 
 
 def records_in(snapshot: Snapshot, plan: Iterable[Rewrite]) -> Positions:
-    """Return the rows of the records with live rows in the files to be rewritten, ascending."""
-    rows = rows_in(snapshot, [file for rewrite in plan for file in rewrite.files])
-    return np.unique(np.concatenate([np.empty(0, np.int64), *rows.values()]))
+    """Return the positions of the records with live rows in the files of ``plan``, ascending."""
+    positions = positions_in(snapshot, [file for rewrite in plan for file in rewrite.files])
+    return np.unique(np.concatenate([np.empty(0, np.int64), *positions.values()]))
 
 
 def moves_of(rewrite: Rewrite, new_file: str) -> dict[FilePart, FilePart]:
@@ -316,48 +327,72 @@ def moves_of(rewrite: Rewrite, new_file: str) -> dict[FilePart, FilePart]:
     return moves
 
 
-def superseding(
-    snapshot: Snapshot, files: Collection[str], moves: Moves, *, sequence: int
-) -> Iterator[Record]:
-    """Yield the records that take the place of those that list ``files``.
+class Supersession:
+    """The records that take the place of those that list rewritten files, step by step.
+
+    A source may have parts in files of several steps. Its record of a later step lists what earlier
+    steps have moved.
 
     Args:
-        files: the files that were rewritten.
-        moves: where the live parts of ``files`` are now.
-        sequence: the highest sequence number in use.
-
-    Raises:
-        CheckpointError: a live part was not moved. The rewrite must not be committed.
+        snapshot: the records before the first step.
+        steps: the rewrites of each step.
     """
-    rows: dict[int, None] = {}
-    for row, part in _parts_in(snapshot, files):
-        if part not in moves:
-            raise CheckpointError(
-                f"The output file {part.file} was rewritten, and meanwhile its rows "
-                f"{part.first_row} to {part.first_row + part.rows - 1} became those of "
-                f"{snapshot.record(row).source_id}. The rewrite does not count. Run again."
-            )
-        rows[row] = None
-    for number, row in enumerate(rows, sequence + 1):
-        record = snapshot.record(row)
-        parts = [moves.get(part, part) for part in record.parts]
-        yield replace(record, sequence=number, parts=tuple(_joined(parts)))
+
+    def __init__(self, snapshot: Snapshot, steps: Iterable[Iterable[Rewrite]]) -> None:
+        self._snapshot = snapshot
+        self._sequence = snapshot.highest_sequence()
+        # Other records are not kept: there may be millions.
+        in_steps = [records_in(snapshot, step) for step in steps]
+        positions, count = np.unique(
+            np.concatenate([np.empty(0, np.int64), *in_steps]), return_counts=True
+        )
+        self._in_several = set(positions[count > 1].tolist())
+        self._newest: dict[int, Record] = {}
+
+    def records(self, files: Collection[str], moves: Moves) -> Iterator[Record]:
+        """Yield the records of a step, with the next sequence numbers.
+
+        Args:
+            files: the files that the step has rewritten.
+            moves: where the live parts of ``files`` are now.
+
+        Raises:
+            CheckpointError: a live part was not moved. The step must not be committed.
+        """
+        positions: dict[int, None] = {}
+        for position, part in _parts_in(self._snapshot, files):
+            if part not in moves:
+                raise CheckpointError(
+                    f"The output file {part.file} was rewritten, and meanwhile its rows "
+                    f"{part.first_row} to {part.first_row + part.rows - 1} became those of "
+                    f"{self._snapshot.record(position).source_id}. The rewrite does not count. "
+                    "Run again."
+                )
+            positions[position] = None
+        for position in positions:
+            record = self._newest.get(position) or self._snapshot.record(position)
+            parts = [moves.get(part, part) for part in record.parts]
+            self._sequence += 1
+            record = replace(record, sequence=self._sequence, parts=tuple(_joined(parts)))
+            if position in self._in_several:
+                self._newest[position] = record
+            yield record
 
 
 def _parts_in(snapshot: Snapshot, files: Collection[str]) -> Iterator[tuple[int, FilePart]]:
-    """Yield the parts of records that are in ``files``, each with the row of its record."""
+    """Yield the parts of records that are in ``files``, each with the position of its record."""
     wanted = texts([bytes_of(file) for file in files])
-    for rows, batch in snapshot.batches():
+    for positions, batch in snapshot.batches():
         lists = batch.column("files")
         names = lists.flatten()
         at = np.flatnonzero(mask_of(pc.is_in(names, wanted)))
         if not len(at):
             continue
-        parents = rows[parents_of(lists)[at]].tolist()
+        parents = positions[parents_of(lists)[at]].tolist()
         numbers = (numbers_of(batch.column(name).flatten(), "i8")[at].tolist() for name in _NUMBERS)
         chosen = map(text_of, names.take(pa.array(at)).to_pylist())
-        for row, *part in zip(parents, chosen, *numbers, strict=True):
-            yield row, FilePart(*part)
+        for position, *part in zip(parents, chosen, *numbers, strict=True):
+            yield position, FilePart(*part)
 
 
 def _joined(parts: Iterable[FilePart]) -> Iterator[FilePart]:

@@ -1,27 +1,25 @@
-"""After a run: replace files that were written before the output's schema became what it is.
+"""After a run: rewrite files that were written before the output's schema became what it is.
 
-Invariant: killed at any moment, either the old files count or the new ones. New files are named
-after the run that wrote the old ones, so a later run removes them if no record lists them. Their
-records are committed in one step, under a lease on everything; only then the old files go.
+Each file is rewritten alone (see `write.rewriter`), under a lease on everything.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.checkpoint.contents import SUPERSEDES
 from ray_resume.core.output_schema import OutputSchema, SchemaMismatchError
-from ray_resume.core.records import Record, State, encode
+from ray_resume.core.records import Record, State
+from ray_resume.core.rewrites import rewrites_of
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.failpoints import failpoint
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout
-from ray_resume.write.rewriting import rewrite_in_tasks, schemas_in_tasks
+from ray_resume.write.rewriter import Rewriter
+from ray_resume.write.rewriting import retype_in_tasks, schemas_in_tasks, stale_in_tasks
 
 __all__ = ["retype_output"]
 
@@ -53,36 +51,26 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
         names = storage.schemas().names()
         agreed = storage.schemas().read()
         assert agreed is not None
-        contents = storage.committed_by_dead_runs(run_id)
-        records = [record for record in contents.snapshot if record.files]
+        snapshot = storage.committed_by_dead_runs(run_id).snapshot
+        records = [record for record in snapshot if record.files]
         agreed = _needed(folder, layout, agreed, records)
+        schema = layout.whole_schema(agreed)
         files = sorted({file for record in records for file in record.files})
-        done = rewrite_in_tasks(folder, layout, files, layout.whole_schema(agreed))
-        failpoint("retyping.written")
-        if done.kept:
-            name, reason = next(iter(done.kept.items()))
+        stale = stale_in_tasks(folder, layout, files, schema)
+        outcome = Rewriter(storage, folder, run_id, lease, purpose="schema").execute(
+            snapshot,
+            rewrites_of(snapshot, [[file] for file in stale]),
+            retype_in_tasks(folder, layout, schema),
+        )
+        if outcome.faults:
             logger.warning(
-                "%d output files keep types of their own, %s/%s for one: %s. Process their sources "
-                "again, or have the UDFs return one type.",
-                len(done.kept),
-                folder.uri,
-                name,
-                reason,
+                "%d output files keep types of their own: %s. Process their sources again, or have "
+                "the UDFs return one type.",
+                len(outcome.faults),
+                outcome.faults[0],
             )
-        if done.renamed:
-            lease.check()
-            sequence = contents.snapshot.highest_sequence()
-            superseding = _superseding(records, done.renamed, sequence)
-            # A record keeps the run that completed its source: that run's header says how the ids
-            # of its sources are made.
-            header = {"purpose": "schema", SUPERSEDES: sorted({r.run_id for r in superseding})}
-            storage.write_whole(run_id, header, encode(superseding))
-            failpoint("retyping.committed")
-        lease.check()
-        for name in done.renamed:
-            folder.remove(name)
         # Another run tries again where files could not be given the schema.
-        settled = replace(agreed, stale=bool(done.kept))
+        settled = replace(agreed, stale=bool(outcome.faults))
         storage.schemas().settle(run_id, settled, names)
     except OSError as error:
         raise ResumeError(f"The output {folder.uri} was not given one schema: {error}") from error
@@ -107,18 +95,3 @@ def _needed(
         with contextlib.suppress(SchemaMismatchError):
             agreed = agreed.widened(schema, owner[file])
     return agreed
-
-
-def _superseding(
-    records: Sequence[Record], renamed: Mapping[str, str], sequence: int
-) -> list[Record]:
-    """Return a record for each source whose files have other names now."""
-    found = []
-    for record in records:
-        if any(file in renamed for file in record.files):
-            sequence += 1
-            parts = tuple(
-                part._replace(file=renamed.get(part.file, part.file)) for part in record.parts
-            )
-            found.append(replace(record, sequence=sequence, parts=parts))
-    return found

@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, Any
 
 import pyarrow as pa
 import ray
 
-from ray_resume.core.filenames import OutputName, stem_of
 from ray_resume.core.output_schema import SchemaMismatchError, unifiable
 from ray_resume.core.retyped import retype
-from ray_resume.core.rewrites import Rewrite
+from ray_resume.core.rewrites import Copy, Rewrite
+from ray_resume.failpoints import failpoint
 from ray_resume.write.folder import Folder
 from ray_resume.write.formats import TYPED, FileFormat
 from ray_resume.write.layout import Layout, columns_in
 from ray_resume.write.row_copies import copy_rewrite
 
-__all__ = ["Rewritten", "copy_in_tasks", "rewrite_in_tasks", "schemas_in_tasks"]
+__all__ = ["copy_in_tasks", "retype_in_tasks", "schemas_in_tasks", "stale_in_tasks"]
 
 # One task looks at so many files, if there are enough of them.
 _FILES_OF_TASK = 64
 # New files are written by so many tasks at most.
 _COPY_TASKS = 256
-
-
-@dataclass(frozen=True)
-class Rewritten:
-    """Some files after rewriting: new names by old ones, and why others stay as they are."""
-
-    renamed: Mapping[str, str]
-    kept: Mapping[str, str]
 
 
 def schemas_in_tasks(
@@ -69,49 +60,56 @@ def _format_of(layout: Layout, name: str) -> FileFormat:
     return layout.format if name == layout.format.name else FileFormat(name)
 
 
-def rewrite_in_tasks(
+def stale_in_tasks(
     folder: Folder, layout: Layout, names: Sequence[str], schema: pa.Schema
-) -> Rewritten:
-    """Write new files for those of ``names`` that have another schema, in Ray tasks.
+) -> list[str]:
+    """Return those of ``names`` that have types, and other ones than ``schema``.
 
-    Files of earlier runs may have had another layout. Each stays in its partition and its format,
-    if that is one that has types.
+    Files of earlier runs may have had another layout: each has its own columns.
 
     Args:
         schema: of all columns, those that name folders, too.
     """
-    remote: Any = ray.remote(_rewritten)
+    remote: Any = ray.remote(_stale)
     tasks = [remote.remote(folder, layout, some, schema) for some in _parts(names)]
-    renamed: dict[str, str] = {}
-    kept: dict[str, str] = {}
-    for some, others in ray.get(tasks):
-        renamed.update(some)
-        kept.update(others)
-    return Rewritten(renamed, kept)
+    return [name for found in ray.get(tasks) for name in found]
 
 
-def copy_in_tasks(
-    folder: Folder, layout: Layout, schema: pa.Schema | None
-) -> Callable[[Sequence[tuple[Rewrite, str]]], list[str | None]]:
-    """Return a function that writes the new files of rewrites in Ray tasks; see `tidying.Copy`."""
+def retype_in_tasks(folder: Folder, layout: Layout, schema: pa.Schema) -> Copy:
+    """Return a function that gives files the types of ``schema``, in Ray tasks.
 
-    def copy(rewrites: Sequence[tuple[Rewrite, str]]) -> list[str | None]:
-        remote: Any = ray.remote(_copied)
+    Each file stays in its partition and its format.
+    """
+    return _in_tasks(partial(_retyped, folder, layout, schema))
+
+
+def copy_in_tasks(folder: Folder, layout: Layout, schema: pa.Schema | None) -> Copy:
+    """Return a function that writes the new files of rewrites in Ray tasks."""
+    return _in_tasks(partial(_copied, folder, layout, schema))
+
+
+def _in_tasks(copy: Copy) -> Copy:
+    def copy_all(rewrites: Sequence[tuple[Rewrite, str]]) -> list[str | None]:
+        remote: Any = ray.remote(_call)
         step = -(-len(rewrites) // _COPY_TASKS) or 1
         tasks = [
-            remote.remote(folder, layout, rewrites[start : start + step], schema)
+            remote.remote(copy, rewrites[start : start + step])
             for start in range(0, len(rewrites), step)
         ]
         return [fault for faults in ray.get(tasks) for fault in faults]
 
-    return copy
+    return copy_all
+
+
+def _call(copy: Copy, rewrites: Sequence[tuple[Rewrite, str]]) -> Iterable[str | None]:
+    return copy(rewrites)
 
 
 def _copied(
     folder: Folder,
     layout: Layout,
-    rewrites: Sequence[tuple[Rewrite, str]],
     schema: pa.Schema | None,
+    rewrites: Sequence[tuple[Rewrite, str]],
 ) -> list[str | None]:
     faults = []
     for rewrite, name in rewrites:
@@ -121,12 +119,9 @@ def _copied(
     return faults
 
 
-def _rewritten(
-    folder: Folder, layout: Layout, names: Sequence[str], schema: pa.Schema
-) -> tuple[dict[str, str], dict[str, str]]:
-    renamed: dict[str, str] = {}
-    kept: dict[str, str] = {}
-    expected: dict[tuple[str, str], tuple[pa.Schema, pa.Schema]] = {}
+def _stale(folder: Folder, layout: Layout, names: Sequence[str], schema: pa.Schema) -> list[str]:
+    stale = []
+    expected: dict[tuple[str, str], pa.Schema] = {}
     for name in names:
         format_name = name.rpartition(".")[2]
         if format_name not in TYPED:
@@ -135,26 +130,54 @@ def _rewritten(
         used = _format_of(layout, format_name)
         if (subfolder, format_name) not in expected:
             columns = columns_in(subfolder, schema)
-            expected[subfolder, format_name] = columns, _as_stored(used, columns.empty_table())
-        columns, stored = expected[subfolder, format_name]
-        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
-            found = used.schema_of(file)
-            if _alike(found, stored):
-                continue
+            expected[subfolder, format_name] = _as_stored(used, columns.empty_table())
+        with folder.open(name) as file:
+            if not _alike(used.schema_of(file), expected[subfolder, format_name]):
+                stale.append(name)
+    return stale
+
+
+def _retyped(
+    folder: Folder,
+    layout: Layout,
+    schema: pa.Schema,
+    rewrites: Sequence[tuple[Rewrite, str]],
+) -> list[str | None]:
+    faults: list[str | None] = []
+    for rewrite, new in rewrites:
+        try:
+            _retype_file(folder, layout, rewrite, new, schema)
+        except SchemaMismatchError as error:
+            faults.append(f"{folder.uri}/{rewrite.files[0]}: {error}")
+        else:
+            faults.append(None)
+    return faults
+
+
+def _retype_file(
+    folder: Folder, layout: Layout, rewrite: Rewrite, new: str, schema: pa.Schema
+) -> None:
+    """Write the live rows of one file with other types.
+
+    Raises:
+        SchemaMismatchError: a value would change.
+    """
+    (name,) = rewrite.files
+    used = _format_of(layout, name.rpartition(".")[2])
+    with folder.open(name) as file:
+        rows = used.read(file)
+        if used is not layout.format:
             file.seek(0)
-            try:
-                table = retype(used.read(file), columns)
-            except SchemaMismatchError as error:
-                kept[name] = str(error)
-                continue
-            if used is not layout.format:
-                file.seek(0)
-                used = used.compressed_as(file)
-        new = _renamed(name)
-        folder.write_file(new, partial(_write, used, table))
-        renamed[name] = new
-    folder.sync(renamed.values())
-    return renamed, kept
+            used = used.compressed_as(file)
+    if any(part.file_rows != len(rows) for part in rewrite.parts):
+        raise OSError(
+            f"{folder.uri}/{name} has {len(rows)} rows, and {rewrite.parts[0].file_rows} were "
+            "written. Put the file back, or reset the sources that have rows in it"
+        )
+    live = pa.concat_tables([rows.slice(part.first_row, part.rows) for part in rewrite.parts])
+    table = retype(live, columns_in(name.rpartition("/")[0], schema))
+    folder.write_file(new, partial(_write, used, table))
+    failpoint("rewrite.copied")
 
 
 def _write(used: FileFormat, table: pa.Table, file: IO[bytes]) -> None:
@@ -176,13 +199,3 @@ def _alike(schema: pa.Schema, expected: pa.Schema) -> bool:
     return bool(ours.equals(expected)) and all(
         isinstance(one.type, pa.BaseExtensionType) for one in schema if one.name not in known
     )
-
-
-def _renamed(name: str) -> str:
-    """Make a name that no file has had before, of the same run and source, in the same folder."""
-    subfolder, _, bare = name.rpartition("/")
-    parsed = OutputName.parse(name)
-    assert parsed is not None, f"{name} is no output file of ray_resume"
-    digest = None if parsed.is_shared else bytes.fromhex(parsed.digest)
-    stem = stem_of(f"{parsed.checkpoint}-{parsed.run_id}", digest, subfolder)
-    return f"{subfolder}{'/' if subfolder else ''}{stem}.{bare.partition('.')[2]}"

@@ -89,7 +89,7 @@ def copy_rewrite(
             copy_rows(folder, rewrite.parts, name, format=format)
     except ResumeError as error:
         return str(error)
-    failpoint("tidy.copied")
+    failpoint("rewrite.copied")
     return None
 
 

@@ -14,6 +14,7 @@ from ray_resume.core.records import Record, State
 from ray_resume.core.rewrites import (
     FileUse,
     Rewrite,
+    Supersession,
     clean_files,
     file_uses,
     merge_groups,
@@ -21,7 +22,6 @@ from ray_resume.core.rewrites import (
     overlapping_files,
     plan_rewrites,
     still_due,
-    superseding,
 )
 from ray_resume.core.shards import Shard
 from ray_resume.errors import CheckpointError
@@ -74,10 +74,27 @@ def test_live_rows_move_to_a_new_file_and_records_keep_their_completion() -> Non
     assert rewrite == Rewrite(("f",), (A.parts[0], B.parts[0]))
     moves = moves_of(rewrite, "new")
     assert moves == {A.parts[0]: FilePart("new", 0, 1, 2), B.parts[0]: FilePart("new", 1, 1, 2)}
-    assert list(superseding(snapshot, ["f"], moves, sequence=9)) == [
-        replace(A, sequence=10, parts=(FilePart("new", 0, 1, 2), A.parts[1])),
-        replace(B, sequence=11, parts=(FilePart("new", 1, 1, 2), B.parts[1])),
+    last = snapshot.highest_sequence()
+    assert list(Supersession(snapshot, [[rewrite]]).records(["f"], moves)) == [
+        replace(A, sequence=last + 1, parts=(FilePart("new", 0, 1, 2), A.parts[1])),
+        replace(B, sequence=last + 2, parts=(FilePart("new", 1, 1, 2), B.parts[1])),
     ]
+
+
+def test_a_later_step_knows_what_an_earlier_one_has_moved() -> None:
+    record, other = done("a", FilePart("f", 0, 2, 3), FilePart("g", 0, 1, 2)), done("b", sequence=2)
+    snapshot = snapshot_of({RUN: [record, other]})
+    steps = [[Rewrite((part.file,), (part,))] for part in record.parts]
+    supersession = Supersession(snapshot, steps)
+    first, second = (
+        list(supersession.records(step[0].files, moves_of(step[0], f"new-{step[0].files[0]}")))
+        for step in steps
+    )
+    assert [one.parts for one in first] == [(FilePart("new-f", 0, 2, 2), record.parts[1])]
+    assert [one.parts for one in second] == [
+        (FilePart("new-f", 0, 2, 2), FilePart("new-g", 0, 1, 1))
+    ]
+    assert second[0].sequence > first[0].sequence > other.sequence
 
 
 def test_a_source_keeps_the_order_of_its_rows() -> None:
@@ -93,7 +110,8 @@ def test_a_source_keeps_the_order_of_its_rows() -> None:
     ]
     assert [half.is_needed for half in rewrite.halves()] == [True, False]
     moves = moves_of(rewrite, "new")
-    new = {one.source_id: one for one in superseding(snapshot, ["f", "g"], moves, sequence=2)}
+    supersession = Supersession(snapshot, [[rewrite]])
+    new = {one.source_id: one for one in supersession.records(["f", "g"], moves)}
     assert new["a"].parts == (FilePart("new", 0, 3, 4),)
 
 
@@ -101,7 +119,8 @@ def test_parts_of_a_source_that_come_to_stand_together_are_one() -> None:
     record = done("a", FilePart("f", 0, 2, 3), FilePart("g", 0, 1, 2))
     snapshot = snapshot_of({RUN: [record]})
     rewrite = Rewrite(("f", "g"), record.parts)
-    (new,) = superseding(snapshot, rewrite.files, moves_of(rewrite, "new"), sequence=1)
+    supersession = Supersession(snapshot, [[rewrite]])
+    (new,) = supersession.records(rewrite.files, moves_of(rewrite, "new"))
     assert new.parts == (FilePart("new", 0, 3, 3),)
 
 
@@ -111,7 +130,7 @@ def test_a_rewrite_of_what_has_changed_is_refused() -> None:
     assert still_due([rewrite], before) == [rewrite]
     assert still_due([rewrite], after) == []
     with pytest.raises(CheckpointError, match=r"f was rewritten.* of b\."):
-        list(superseding(after, ["f"], moves_of(rewrite, "new"), sequence=9))
+        list(Supersession(after, [[rewrite]]).records(["f"], moves_of(rewrite, "new")))
 
 
 def test_a_share_leaves_files_alone_that_others_have_rows_in() -> None:
@@ -159,10 +178,11 @@ def test_many_histories_of_the_output() -> None:
 
 # A broken rule, and a seed shortly before the first history that shows it.
 BROKEN = [
-    (Rules(compares=False), 590),
+    (Rules(compares=False), 100),
     (Rules(takes_lease=False), 0),
     (Rules(commits_first=False), 0),
     (Rules(counts_rows=False), 0),
+    (Rules(remembers=False), 0),
 ]
 
 

@@ -57,7 +57,7 @@ WORKERS = [
     ("sink.before_drain", "Files", 1),
     ("sink.after_drain", "Files", 0),
     ("datasink.before_write", "Published", 0),
-    ("tidy.copied", "Untidy", 0),
+    ("rewrite.copied", "Untidy", 0),
     ("datasink.before_drain", "Published", 1),
     ("datasink.after_drain", "Published", 0),
 ]
@@ -105,11 +105,10 @@ DRIVERS = {
     "shared.ending": ("SharedFiles", ()),
     "history.ended": ("Files", ()),
     "lease.ending": ("Files", ()),
-    "tidy.registered": ("Untidy", ()),
-    "tidy.written": ("Untidy", ()),
-    "tidy.committed": ("Untidy", ()),
-    "retyping.written": ("Types", ()),
-    "retyping.committed": ("Types", ()),
+    "rewrite.registered": ("Untidy", ()),
+    "rewrite.written": ("Types", ()),
+    "rewrite.committed": ("Types", ()),
+    "rewrite.removed": ("Untidy", ()),
 }
 
 # Reached without Ray.

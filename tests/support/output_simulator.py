@@ -26,13 +26,13 @@ from ray_resume.core.record_log import RecordLog
 from ray_resume.core.records import Fingerprint, Record, State, dropped_record, encode
 from ray_resume.core.rewrites import (
     Rewrite,
+    Supersession,
     clean_files,
     moves_of,
     overlapping_files,
     plan_rewrites,
     records_in,
     still_due,
-    superseding,
 )
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
@@ -52,12 +52,14 @@ class Rules:
         takes_lease: its lease is on the sources in the files.
         commits_first: old files are removed after the commit.
         counts_rows: a file is clean if all of its rows are live, whatever its parts.
+        remembers: a step knows what earlier steps have moved.
     """
 
     compares: bool = True
     takes_lease: bool = True
     commits_first: bool = True
     counts_rows: bool = True
+    remembers: bool = True
 
 
 SHIPPED = Rules()
@@ -235,22 +237,42 @@ class World:
         if rules.compares:
             snapshot = self.snapshot(run_id)
             plan = still_due(plan, snapshot)
-        mine = self.records.setdefault(run_id, [])
-        moves: dict[FilePart, FilePart] = {}
-        old: list[str] = []
+        # Registered first: what it writes is a leftover of a run that is known.
+        self.records.setdefault(run_id, [])
+        steps: list[list[Rewrite]] = []
         for rewrite in plan:
-            yield
-            moves |= moves_of(rewrite, self.write(run_id, self.rows_of(rewrite.parts)))
-            old += rewrite.files
-        if not rules.commits_first:
-            for file in old:
-                self.folder.pop(file, None)
-                yield
-        yield
-        mine += superseding(snapshot, old, moves, sequence=snapshot.highest_sequence())
-        self.seen["files rewritten"] += len(old)
+            if not steps or rng.random() < 0.5:
+                steps.append([])
+            steps[-1].append(rewrite)
+        supersession = Supersession(snapshot, steps)
+        for step in steps:
+            yield from self.rewrite(run_id, supersession, step)
+            if not rules.remembers:
+                supersession = Supersession(snapshot, steps)
         yield
         yield from self.remove_leftovers(run_id)
+
+    def rewrite(self, run_id: str, supersession: Supersession, rewrites: Sequence[Rewrite]) -> Step:
+        """Do a step of a rewrite, as `write.rewriter` does."""
+        moves: dict[FilePart, FilePart] = {}
+        for rewrite in rewrites:
+            yield
+            moves |= moves_of(rewrite, self.write(run_id, self.rows_of(rewrite.parts)))
+        old = [file for rewrite in rewrites for file in rewrite.files]
+        if not self.rules.commits_first:
+            yield from self.remove(old)
+        yield
+        # In one transaction: all, or nothing.
+        self.records[run_id] += list(supersession.records(old, moves))
+        self.seen["files rewritten"] += len(old)
+        yield
+        if self.rules.commits_first:
+            yield from self.remove(old)
+
+    def remove(self, files: Iterable[str]) -> Step:
+        for file in files:
+            self.folder.pop(file, None)
+            yield
 
     def plan(self, snapshot: Snapshot, *, merge: bool) -> list[Rewrite]:
         sizes = {name: float(len(rows)) for name, rows in self.folder.items()}

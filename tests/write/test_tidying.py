@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,17 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_resume import Checkpoint, CheckpointError
+from ray_resume.checkpoint.backend import new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.core.digests import Digests, source_digest
 from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record, State
-from ray_resume.core.rewrites import Rewrite
+from ray_resume.core.rewrites import Rewrite, plan_rewrites
 from ray_resume.write.folder import folder_at
 from ray_resume.write.formats import checked_format
+from ray_resume.write.rewriter import Outcome, Rewriter
 from ray_resume.write.row_copies import copy_rewrite
-from ray_resume.write.tidying import Tidied, copy_here, tidy_output
+from ray_resume.write.tidying import copy_here, tidy_output
 
 RUN = "0123456789ab"
 
@@ -47,7 +50,7 @@ class Output:
         writer.close()
         self.names = [record.files[0] for record in records]
 
-    def tidy(self, target_bytes: int | None = None) -> Tidied:
+    def tidy(self, target_bytes: int | None = None) -> Outcome:
         folder = folder_at(self.out)
         return tidy_output(
             self.backend, folder, copy_here(folder), target_file_bytes=target_bytes, wait_s=0
@@ -78,7 +81,8 @@ def test_one_damaged_file_keeps_no_other_from_being_merged(
 def test_an_unclean_file_is_rewritten_alone_if_it_cannot_be_merged(tmp_path: Path) -> None:
     output = Output(tmp_path, 2)
     pq.write_table(pa.table({"other": ["x", "y"]}), output.out / output.names[1])
-    assert output.tidy(1 << 20) == Tidied(1, 1)
+    outcome = output.tidy(1 << 20)
+    assert (outcome.rewritten, outcome.files, len(outcome.faults)) == (1, 1, 1)
     (new,) = {file.name for file in output.out.iterdir()} - {output.names[1]}
     assert pq.read_table(output.out / new)["id"].to_pylist() == [0, 1]
     assert Checkpoint(output.backend.path).check().ok
@@ -89,12 +93,12 @@ def test_files_of_a_run_at_work_wait_and_no_others(tmp_path: Path) -> None:
     live = output.backend.acquire(
         Owner.here("aaaaaaaaaaaa"), Claim([source_digest("s1")]), wait_s=0
     )
-    assert output.tidy() == Tidied(2, 2)
+    assert output.tidy() == Outcome(2, 2)
     assert sorted(output.rows()) == [0, 1, 20, 21], "the file that waits is not clean"
     with pytest.raises(CheckpointError, match="is working on the same sources"):
         output.tidy()
     live.end(wait_s=0)
-    assert output.tidy() == Tidied(1, 1)
+    assert output.tidy() == Outcome(1, 1)
     assert sorted(output.rows()) == [0, 1, 10, 11, 20, 21]
 
 
@@ -105,17 +109,41 @@ def test_a_run_merges_only_files_of_its_own_sources(tmp_path: Path) -> None:
     tidied = tidy_output(
         output.backend, folder, copy_here(folder), target_file_bytes=1 << 20, own=own, wait_s=0
     )
-    assert tidied == Tidied(3, 2), "two become one, and the unclean one is rewritten alone"
+    assert tidied == Outcome(3, 2), "two become one, and the unclean one is rewritten alone"
     assert sorted(output.rows()) == [10 * n + i for n in range(4) for i in range(2)]
 
 
 def test_merging_is_idempotent_and_keeps_all_rows(tmp_path: Path) -> None:
     output = Output(tmp_path, 5)
-    assert output.tidy(1 << 20) == Tidied(5, 1)
+    assert output.tidy(1 << 20) == Outcome(5, 1)
     assert output.rows() == [10 * n + i for n in range(5) for i in range(2)]
-    assert output.tidy(1 << 20) == Tidied()
+    assert output.tidy(1 << 20) == Outcome()
     assert Checkpoint(output.backend.path).check().ok
     assert Checkpoint(output.backend.path).compact() == 2
+    assert Checkpoint(output.backend.path).check().ok
+
+
+def test_the_storage_needs_room_for_one_step_only(tmp_path: Path) -> None:
+    output = Output(tmp_path, 6, unclean=6)
+    size = max((output.out / name).stat().st_size for name in output.names)
+    run_id = new_run_id()
+    lease = output.backend.acquire(Owner.here(run_id), Claim(None), wait_s=0)
+    folder = folder_at(output.out)
+    snapshot = output.backend.committed_by_dead_runs(run_id).snapshot
+    sizes = dict(folder.sizes())
+    plan = plan_rewrites(snapshot, sizes=sizes, target_bytes=2 * size, max_rows=4)
+    assert [len(rewrite.files) for rewrite in plan] == [2, 2, 2]
+    seen = []
+
+    def copy(rewrites: Sequence[tuple[Rewrite, str]]) -> Iterable[str | None]:
+        seen.append((len(rewrites), len(list(output.out.iterdir()))))
+        return copy_here(folder)(rewrites)
+
+    rewriter = Rewriter(output.backend, folder, run_id, lease, purpose="tidy", step_bytes=3 * size)
+    assert rewriter.execute(snapshot, plan, copy) == Outcome(6, 3)
+    assert seen == [(1, 6), (1, 5), (1, 4)], "the old files of a step go before the next step"
+    lease.end(wait_s=0)
+    assert sorted(output.rows()) == [10 * n + i for n in range(6) for i in range(2)]
     assert Checkpoint(output.backend.path).check().ok
 
 
