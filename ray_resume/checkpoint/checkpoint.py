@@ -221,7 +221,7 @@ class Checkpoint:
         """Rewrite the output files that are not clean, and remove leftovers, as the next run would.
 
         Nothing is lost if it is killed at any moment: the old files are removed when the new ones
-        are durable and on record. The disk needs room for the new files beside the old ones. Files
+        are durable and on record, 16 GiB of files at a time. The disk needs room for so much. Files
         with sources of a run at work stay as they are; if all have such sources, this raises.
 
         Args:
