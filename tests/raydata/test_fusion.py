@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray
 from conftest import write_source
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.expressions import col
 
 from ray_resume import resumable, resumable_read, resumable_write
@@ -28,11 +29,16 @@ class Stop(ExecutionCallback):
     """Keeps what Ray would start: the name of each operator, and where its steps run."""
 
     plan: list[tuple[str, list[str]]]
+    actors: ClassVar[list[Any]] = []
 
     def before_execution_starts(self, executor: Any) -> None:
         Stop.plan = [
             (type(operator).__name__, operator.name.split("->")) for operator in executor._topology
         ]
+        for operator in executor._topology:
+            if isinstance(operator, ActorPoolMapOperator):
+                pool: Any = operator._actor_pool
+                Stop.actors += [*pool._running_actors, *pool._pending_actors.values()]
         raise PlannedError
 
 
@@ -88,6 +94,9 @@ def planned(run: Callable[[], object]) -> list[tuple[str, int]]:
     """Return the kinds of operators that ``run`` would start, and how many steps each has."""
     with pytest.raises(PlannedError):
         run()
+    # References in cycles would keep them, and their CPUs, from what comes next.
+    while Stop.actors:
+        ray.kill(Stop.actors.pop())
     return [(kind, len(names)) for kind, names in Stop.plan]
 
 
