@@ -188,7 +188,7 @@ def test_what_workers_import_loads_no_lmdb() -> None:
         "import sys\n"
         "import ray_resume.read.datasource, ray_resume.read.inputs, ray_resume.udf.stage\n"
         "import ray_resume.write.file_sink, ray_resume.write.datasinks\n"
-        "import ray_resume.write.rewriting\n"
+        "import ray_resume.write.rewrite_tasks\n"
         "print([name for name in ('lmdb', 'ray_resume.checkpoint') if name in sys.modules])\n"
     )
     result = subprocess.run(

@@ -53,7 +53,7 @@ def write(directory: Path, run_id: str, total: int, records: list[Record]) -> No
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """What two runs left: a and b done, two failed, one given up, one of six not read."""
+    """Make the checkpoint of two runs: two done, two failed, one given up, one of six not read."""
     out = tmp_path / "out"
     out.mkdir()
     directory = LocalBackend(tmp_path / "ckpt")

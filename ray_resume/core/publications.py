@@ -139,7 +139,7 @@ def unsettled(publication: Publication, snapshot: Snapshot) -> Snapshot:
 
 
 class Taken(NamedTuple):
-    """What is to be published at once.
+    """The sources that are published together.
 
     ``again``: it was taken before, and it is not known whether it was published.
     """
@@ -150,7 +150,7 @@ class Taken(NamedTuple):
 
     @property
     def results(self) -> list[bytes]:
-        """What the datasink's tasks have returned for these sources."""
+        """The results that the datasink's tasks have returned for these sources."""
         return [result for done in self.completions for result in done.results]
 
     @property

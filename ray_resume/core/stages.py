@@ -1,4 +1,4 @@
-"""What decorated UDFs did in a run, in numbers: one stage for each. Pure.
+"""Numbers of what decorated UDFs did in a run: one stage for each. Pure.
 
 Workers count, the ledger's process adds up, and the driver puts names to the sums.
 """
@@ -45,11 +45,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageNumbers:
-    """What one decorated UDF did in a run.
+    """Numbers of what one decorated UDF did in a run.
 
     If no task is executed again and no source fails, all numbers are exact. Work that is done again
-    counts again: after a lost block, after an error that Ray retries, in a further pass. What a
-    task did whose worker died does not count. A call that raised counts if the pipeline went on.
+    counts again: after a lost block, after an error that Ray retries, in a further pass. The work
+    of a task whose worker died does not count. A call that raised counts if the pipeline went on.
     So rows of sources that are not completed have a part in these numbers, unlike in the
     ``rows_`` counts of `RunSummary`.
 
@@ -61,8 +61,8 @@ class StageNumbers:
         calls: of the user's function: one for each row with ``map``, ``filter`` and ``flat_map``.
         batches: as Ray Data made them; without ``one_to_one=True`` or ``origin=``, a batch is cut
             into a call for each of its sources.
-        udf_s: seconds in the UDF, summed over all workers. Of async UDFs: until they were done, so
-            that calls that overlap count each.
+        udf_s: seconds in the UDF, summed over all workers. A call of an async UDF takes until it
+            is done, so calls that overlap count each.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Adds to the calls that somebody else's code makes, where it has no option for that."""
+"""Changes calls that other people's code makes, where it has no option for that."""
 
 from __future__ import annotations
 

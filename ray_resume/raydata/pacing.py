@@ -13,8 +13,6 @@ gets such a block in *slices* of whole sources.
 
 Internals of Ray's that are used:
 
-* ``get_physical_ruleset``: a rule is the one place that sees the steps of a task before they are
-  fused. It is added once for a process, and leaves plans that ask for nothing as they are.
 * ``MapTransformFn._shape_blocks`` and ``_pre_process``: the first cuts a step's output into blocks,
   the second makes batches of its input. Other functions take their places in an instance; they
   call Ray's own for each part of what they divide.
@@ -37,6 +35,7 @@ from typing_extensions import override
 from ray_resume.core.tokens import SOURCE_COLUMN
 from ray_resume.raydata import blocks as batches
 from ray_resume.raydata.internals import unknown_ray
+from ray_resume.raydata.rules import ask_for
 
 try:
     from ray.data._internal.execution.operators.map_operator import MapOperator
@@ -45,7 +44,6 @@ try:
         MapTransformFn,
     )
     from ray.data._internal.logical.interfaces import Rule
-    from ray.data._internal.logical.optimizers import get_physical_ruleset
     from ray.data._internal.logical.rules import FuseOperators
 except ImportError as error:
     raise unknown_ray(error) from error
@@ -85,9 +83,7 @@ def pace(dataset: Dataset, longest_wait_s: float) -> None:
         dataset: it has a context of its own.
         longest_wait_s: in seconds.
     """
-    dataset.context.set_config(_LONGEST_WAIT_S, longest_wait_s)
-    if _PaceSteps not in get_physical_ruleset():
-        get_physical_ruleset().add(_PaceSteps)
+    ask_for(_PaceSteps, dataset, _LONGEST_WAIT_S, longest_wait_s)
 
 
 class _PaceSteps(Rule):

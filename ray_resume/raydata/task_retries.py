@@ -6,8 +6,6 @@ actors, which has another argument for it. Then reads would need CPUs beside tho
 
 Internals of Ray's that are used:
 
-* ``get_physical_ruleset``: a rule is added once for a process, and leaves plans that ask for
-  nothing as they are.
 * ``MapOperator._ray_remote_args``: Ray reads it when it submits a task, or starts an actor.
 """
 
@@ -19,12 +17,12 @@ from ray.data import Dataset
 from typing_extensions import override
 
 from ray_resume.raydata.internals import check_used, unknown_ray
+from ray_resume.raydata.rules import ask_for
 
 try:
     from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
     from ray.data._internal.execution.operators.map_operator import MapOperator
     from ray.data._internal.logical.interfaces import Rule
-    from ray.data._internal.logical.optimizers import get_physical_ruleset
     from ray.data._internal.logical.rules import FuseOperators
 except ImportError as error:
     raise unknown_ray(error) from error
@@ -43,9 +41,7 @@ def bound_retries(dataset: Dataset, retries: int) -> None:
     Args:
         dataset: it has a context of its own.
     """
-    dataset.context.set_config(_RETRIES, retries)
-    if _BoundRetries not in get_physical_ruleset():
-        get_physical_ruleset().add(_BoundRetries)
+    ask_for(_BoundRetries, dataset, _RETRIES, retries)
 
 
 class _BoundRetries(Rule):

@@ -6,8 +6,6 @@ the rows itself as they come, and hands on the count.
 
 Internals of Ray's that are used:
 
-* ``get_physical_ruleset``: a rule is added once for a process, and leaves plans that ask for
-  nothing as they are.
 * The two steps of a ``Write``, and the block that the second makes, whose columns Ray reads when
   all tasks are over.
 """
@@ -24,6 +22,7 @@ from ray.data.datasource import Datasink
 from typing_extensions import override
 
 from ray_resume.raydata.internals import check_used, unknown_ray
+from ray_resume.raydata.rules import ask_for
 
 try:
     from ray.data._internal.execution.operators.map_operator import MapOperator
@@ -33,7 +32,6 @@ try:
     )
     from ray.data._internal.logical.interfaces import Rule
     from ray.data._internal.logical.operators import Write
-    from ray.data._internal.logical.optimizers import get_physical_ruleset
 except ImportError as error:
     raise unknown_ray(error) from error
 
@@ -60,9 +58,7 @@ def release_written_blocks(dataset: Dataset) -> None:
     Args:
         dataset: it has a context of its own.
     """
-    dataset.context.set_config(_RELEASES, True)
-    if _ReleaseBlocks not in get_physical_ruleset():
-        get_physical_ruleset().add(_ReleaseBlocks)
+    ask_for(_ReleaseBlocks, dataset, _RELEASES, True)
 
 
 class _ReleaseBlocks(Rule):

@@ -17,7 +17,7 @@ from ray_resume.udf.accounting import Step, StepKind, Steps
 __all__ = ["Meter"]
 
 _lock = threading.Lock()
-# What the calls of this process came to, since the last report of their stage.
+# Sums of the calls in this process since the last report of their stage.
 _unreported: dict[Meter, StageCount] = {}
 
 

@@ -18,8 +18,8 @@ from ray_resume.core.rewrites import rewrites_of
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout
+from ray_resume.write.rewrite_tasks import retype_in_tasks, schemas_in_tasks, stale_in_tasks
 from ray_resume.write.rewriter import Rewriter
-from ray_resume.write.rewriting import retype_in_tasks, schemas_in_tasks, stale_in_tasks
 
 __all__ = ["retype_output"]
 

@@ -1,4 +1,7 @@
-"""Output files written again with other types. Importable on workers."""
+"""Rewrites of output files in Ray tasks: with other types, or as they are.
+
+Importable on workers.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,12 @@ from ray_resume.core.output_schema import SchemaMismatchError, unifiable
 from ray_resume.core.retyped import retype
 from ray_resume.core.rewrites import Copy, Rewrite
 from ray_resume.failpoints import failpoint
+from ray_resume.files import one_line
 from ray_resume.write.folder import Folder
 from ray_resume.write.formats import TYPED, FileFormat
 from ray_resume.write.layout import Layout, columns_in
 from ray_resume.write.row_copies import copy_rewrite
+from ray_resume.write.row_pieces import READ_ERRORS
 
 __all__ = ["copy_in_tasks", "retype_in_tasks", "schemas_in_tasks", "stale_in_tasks"]
 
@@ -65,7 +70,8 @@ def stale_in_tasks(
 ) -> list[str]:
     """Return those of ``names`` that have types, and other ones than ``schema``.
 
-    Files of earlier runs may have had another layout: each has its own columns.
+    A file that cannot be read is among them. Files of earlier runs may have had another layout:
+    each has its own columns.
 
     Args:
         schema: of all columns, those that name folders, too.
@@ -131,9 +137,13 @@ def _stale(folder: Folder, layout: Layout, names: Sequence[str], schema: pa.Sche
         if (subfolder, format_name) not in expected:
             columns = columns_in(subfolder, schema)
             expected[subfolder, format_name] = _as_stored(used, columns.empty_table())
-        with folder.open(name) as file:
-            if not _alike(used.schema_of(file), expected[subfolder, format_name]):
-                stale.append(name)
+        try:
+            with folder.open(name) as file:
+                is_stale = not _alike(used.schema_of(file), expected[subfolder, format_name])
+        except READ_ERRORS:
+            is_stale = True
+        if is_stale:
+            stale.append(name)
     return stale
 
 
@@ -147,8 +157,8 @@ def _retyped(
     for rewrite, new in rewrites:
         try:
             _retype_file(folder, layout, rewrite, new, schema)
-        except SchemaMismatchError as error:
-            faults.append(f"{folder.uri}/{rewrite.files[0]}: {error}")
+        except (SchemaMismatchError, *READ_ERRORS) as error:
+            faults.append(f"{folder.uri}/{rewrite.files[0]}: {one_line(error)}")
         else:
             faults.append(None)
     return faults
@@ -161,6 +171,7 @@ def _retype_file(
 
     Raises:
         SchemaMismatchError: a value would change.
+        Exception: one of ``READ_ERRORS``; the file cannot be read, or the new one not written.
     """
     (name,) = rewrite.files
     used = _format_of(layout, name.rpartition(".")[2])
@@ -171,8 +182,8 @@ def _retype_file(
             used = used.compressed_as(file)
     if any(part.file_rows != len(rows) for part in rewrite.parts):
         raise OSError(
-            f"{folder.uri}/{name} has {len(rows)} rows, and {rewrite.parts[0].file_rows} were "
-            "written. Put the file back, or reset the sources that have rows in it"
+            f"it has {len(rows)} rows, and {rewrite.parts[0].file_rows} were written; put it back, "
+            "or reset the sources that have rows in it"
         )
     live = pa.concat_tables([rows.slice(part.first_row, part.rows) for part in rewrite.parts])
     table = retype(live, columns_in(name.rpartition("/")[0], schema))

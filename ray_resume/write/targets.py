@@ -43,7 +43,7 @@ from ray_resume.write.layout import Layout
 from ray_resume.write.output import FolderOutput
 from ray_resume.write.partitions import checked_columns, partitions_of
 from ray_resume.write.retyping import retype_output
-from ray_resume.write.rewriting import copy_in_tasks
+from ray_resume.write.rewrite_tasks import copy_in_tasks
 from ray_resume.write.tables import DatasinkTable
 from ray_resume.write.tidying import tidy_output
 

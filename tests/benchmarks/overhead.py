@@ -1,4 +1,4 @@
-"""What resumability costs: the same pipeline plain and resumable, in turns, in one process.
+"""The cost of resumability: the same pipeline plain and resumable, in turns, in one process.
 
     python tests/benchmarks/overhead.py [SHAPE ...] [--pairs N] [--profile] [--progress]
 

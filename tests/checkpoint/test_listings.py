@@ -74,7 +74,7 @@ def job(tmp_path: Path, request: pytest.FixtureRequest) -> Job:
 def test_what_the_newest_run_does_not_list_is_not_pending(job: Job) -> None:
     job.run(*"abcd", done="a", failed="b")
     assert job.counts() == (4, 1, 1, 2)
-    # Of the completed and the failed ones there is still a record.
+    # The completed and the failed ones still have a record.
     job.run(*"d")
     assert job.counts() == (3, 1, 1, 1)
     job.run(*"d", done="d")

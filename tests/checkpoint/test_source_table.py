@@ -24,7 +24,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """What two runs left, with all that a record may hold."""
+    """Make the checkpoint of two runs, with all that a record may hold."""
     storage = LocalBackend(tmp_path / "ckpt")
     storage.ensure()
     storage.bind("/data/o ut", "")

@@ -46,7 +46,7 @@ def test_a_damaged_publication_is_refused(data: st.DataObject) -> None:
         read = Publication.from_bytes(damaged)
     except (ValueError, CheckpointError):
         return
-    # What is beside the records, which have a checksum, may be other text.
+    # The records have a checksum. The text beside them may be another.
     assert read.blocks == Publication.from_bytes(whole).blocks
 
 

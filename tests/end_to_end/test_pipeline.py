@@ -190,7 +190,7 @@ def test_a_finished_job_runs_no_udf_writes_nothing_and_is_quick(
     before = snapshot(tmp_path / "out"), without_history(snapshot(tmp_path / "ckpt"))
     start = time.perf_counter()
     summary = job()
-    assert time.perf_counter() - start < 1.5
+    assert time.perf_counter() - start < 1
     assert (summary.sources_skipped, summary.sources_total, summary.files) == (7, 7, 0)
     assert not list(marks.iterdir())
     after = snapshot(tmp_path / "out"), without_history(snapshot(tmp_path / "ckpt"))

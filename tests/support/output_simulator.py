@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from processes import Process, SharedCheckpoint, Step
 
 from ray_resume.core.digests import source_digest
 from ray_resume.core.parts import FilePart
-from ray_resume.core.record_log import RecordLog
-from ray_resume.core.records import Fingerprint, Record, State, dropped_record, encode
+from ray_resume.core.records import Fingerprint, Record, State, dropped_record
 from ray_resume.core.rewrites import (
     Rewrite,
     Supersession,
@@ -35,12 +36,9 @@ from ray_resume.core.rewrites import (
     still_due,
 )
 from ray_resume.core.snapshot import Snapshot
-from ray_resume.errors import CheckpointError
 
 Row = tuple[str, int, int]
 """A source's id, the version of its content, and the row's index in it."""
-
-Step = Iterator[None]
 
 
 @dataclass(frozen=True)
@@ -65,60 +63,18 @@ class Rules:
 SHIPPED = Rules()
 
 
-@dataclass(eq=False)
-class Process:
-    """A process, and the lease that it holds: on the digests of ``claim``, or on all sources."""
-
-    run_id: str
-    steps: Step = field(default_factory=lambda: iter(()))
-    claim: frozenset[bytes] | None = None
-    holds_lease: bool = False
-
-
-class World:
+class World(SharedCheckpoint):
     """A folder, a checkpoint, and the processes at work on them."""
 
     def __init__(self, rng: random.Random, rules: Rules) -> None:
-        self.rng, self.rules = rng, rules
+        super().__init__(rng)
+        self.rules = rules
         self.versions = {f"s{number}": 0 for number in range(rng.randint(1, 6))}
         self.row_counts = {source: rng.choice((0, 1, 2, 3, 5)) for source in self.versions}
         self.folder: dict[str, list[Row]] = {}
-        self.records: dict[str, list[Record]] = {}
-        self.processes: list[Process] = []
-        self.seen: Counter[str] = Counter()
-        self._logs: dict[str, tuple[int, RecordLog]] = {}
-        self._started = self._written = 0
+        self._written = 0
 
     # The checkpoint and the folder.
-
-    def snapshot(self, own: str | None = None) -> Snapshot:
-        """Read what dead runs and run ``own`` committed; what all runs did if there is none."""
-        live = {process.run_id for process in self.processes if process.holds_lease}
-        return Snapshot(
-            {
-                run: self._log(run)
-                for run in self.records
-                if own is None or run == own or run not in live
-            }
-        )
-
-    def _log(self, run: str) -> RecordLog:
-        count, log = self._logs.get(run, (-1, RecordLog()))
-        if count != len(self.records[run]):
-            log = RecordLog(encode(self.records[run]))
-            self._logs[run] = len(self.records[run]), log
-        return log
-
-    def acquire(self, process: Process, claim: Iterable[bytes] | None) -> bool:
-        """Take a lease; not if another process has one on a source of it."""
-        mine = None if claim is None else frozenset(claim)
-        for other in self.processes:
-            if other.holds_lease and (
-                other.claim is None or mine is None or not other.claim.isdisjoint(mine)
-            ):
-                return False
-        process.claim, process.holds_lease = mine, True
-        return True
 
     def write(self, run_id: str, rows: Sequence[Row]) -> str:
         self._written += 1
@@ -140,18 +96,11 @@ class World:
 
     # Processes.
 
-    def spawn(self, kind: Callable[[Process], Step]) -> Process:
-        self._started += 1
-        process = Process(f"{self._started:012x}")
-        process.steps = kind(process)
-        self.processes.append(process)
-        return process
-
     def run(self, process: Process) -> Step:
         """Read pending sources, flush their rows at any moment, commit each that is complete."""
         rng, run_id = self.rng, process.run_id
         share = [source for source in sorted(self.versions) if rng.random() < 0.7]
-        if not self.acquire(process, map(source_digest, share)):
+        if not self.acquire(process, frozenset(map(source_digest, share))):
             return
         yield
         snapshot = self.snapshot(run_id)
@@ -231,7 +180,7 @@ class World:
         yield
         digests = snapshot.digests.take(records_in(snapshot, plan))
         claim = [digests[number] for number in range(len(digests))]
-        if not self.acquire(process, claim if rules.takes_lease else ()):
+        if not self.acquire(process, frozenset(claim if rules.takes_lease else ())):
             return
         yield
         if rules.compares:
@@ -341,27 +290,16 @@ def simulate_output(seed: int, rules: Rules = SHIPPED) -> tuple[list[str], Count
         elif rng.random() < 0.1:
             world.versions[rng.choice(sorted(world.versions))] += 1
         elif world.processes and rng.random() < 0.05:
-            world.processes.remove(rng.choice(world.processes))
-            world.seen["killed"] += 1
+            world.kill_one()
         elif world.processes:
-            _step(world, rng.choice(world.processes))
+            world.step(rng.choice(world.processes))
         if wrong := [*world.faults()]:
             return wrong, world.seen
     while world.processes:
-        _step(world, rng.choice(world.processes))
+        world.step(rng.choice(world.processes))
         if wrong := [*world.faults()]:
             return wrong, world.seen
     last = world.spawn(world.tidy)
     while last in world.processes:
-        _step(world, last)
+        world.step(last)
     return [*world.faults(), *world.faults_at_rest()], world.seen
-
-
-def _step(world: World, process: Process) -> None:
-    try:
-        next(process.steps)
-    except StopIteration:
-        world.processes.remove(process)
-    except CheckpointError:
-        world.seen["refused"] += 1
-        world.processes.remove(process)

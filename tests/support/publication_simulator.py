@@ -16,20 +16,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from processes import Process, SharedCheckpoint, Step
 
 from ray_resume.checkpoint.resets import reset_records
 from ray_resume.core.messages import Completion
 from ray_resume.core.publications import Mark, Publication, PublicationQueue, Taken, unsettled
-from ray_resume.core.record_log import RecordLog
 from ray_resume.core.records import Fingerprint, Record, State, encode
 from ray_resume.core.snapshot import Snapshot
 
 Row = tuple[str, int, int]
 """A source's id, the version of its content, and how often it was reset before it was read."""
-
-Step = Iterator[None]
 
 SHARDS = 2
 
@@ -60,66 +59,23 @@ class Rules:
 SHIPPED = Rules()
 
 
-@dataclass(eq=False)
-class Process:
-    """A process, and the lease that it holds on the sources in ``claim``."""
-
-    run_id: str
-    steps: Step = field(default_factory=lambda: iter(()))
-    claim: frozenset[str] = frozenset()
-    holds_lease: bool = False
-
-
-class World:
+class World(SharedCheckpoint):
     """A table, a checkpoint, and the processes at work on them."""
 
     def __init__(self, rng: random.Random, rules: Rules) -> None:
-        self.rng, self.rules = rng, rules
+        super().__init__(rng)
+        self.rules = rules
         self.versions = {f"s{number}": 0 for number in range(rng.randint(1, 5))}
         self.resets = dict.fromkeys(self.versions, 0)
         self.table: list[tuple[Mark, list[Row]]] = []
-        self.records: dict[str, list[Record]] = {}
         self.publications: dict[tuple[str, int], bytes] = {}
-        self.processes: list[Process] = []
-        self.seen: Counter[str] = Counter()
-        self._logs: dict[str, tuple[int, RecordLog]] = {}
-        self._started = 0
 
     # The checkpoint and the table.
-
-    def live(self) -> set[str]:
-        return {process.run_id for process in self.processes if process.holds_lease}
-
-    def snapshot(self, own: str) -> Snapshot:
-        """Read what dead runs and run ``own`` committed."""
-        others = self.live() - {own}
-        return Snapshot({run: self._log(run) for run in self.records if run not in others})
-
-    def _log(self, run: str) -> RecordLog:
-        count, log = self._logs.get(run, (-1, RecordLog()))
-        if count != len(self.records[run]):
-            log = RecordLog(encode(self.records[run]))
-            self._logs[run] = len(self.records[run]), log
-        return log
-
-    def acquire(self, process: Process, claim: frozenset[str]) -> bool:
-        """Take a lease; not if another process has one on a source of it."""
-        if any(one.holds_lease and one.claim & claim for one in self.processes):
-            return False
-        process.claim, process.holds_lease = claim, True
-        return True
 
     def holds(self, mark: Mark) -> bool:
         return any(mark == one for one, _ in self.table)
 
     # Processes.
-
-    def spawn(self, kind: Callable[[Process], Step]) -> Process:
-        self._started += 1
-        process = Process(f"{self._started:012x}")
-        process.steps = kind(process)
-        self.processes.append(process)
-        return process
 
     def run(self, process: Process) -> Step:
         """Settle, plan, complete sources one by one, publish at any moment and at the end."""
@@ -176,8 +132,7 @@ class World:
             if not self.rules.keeps_numbers:
                 first = self.snapshot(process.run_id).highest_sequence() + 1
                 records = [replace(one, sequence=first + i) for i, one in enumerate(records)]
-            self._started += 1
-            self.records[f"{self._started:012x}"] = records
+            self.records[self.new_run_id()] = records
             self.seen["settled"] += 1
             yield
         for name in found:
@@ -316,28 +271,20 @@ def simulate_publications(seed: int, rules: Rules = SHIPPED) -> tuple[list[str],
         elif rng.random() < 0.05:
             world.versions[rng.choice(sorted(world.versions))] += 1
         elif world.processes and rng.random() < 0.1:
-            world.processes.remove(rng.choice(world.processes))
-            world.seen["killed"] += 1
+            world.kill_one()
         elif world.processes:
-            _step(world, rng.choice(world.processes))
+            world.step(rng.choice(world.processes))
         if wrong := [*world.faults()]:
             return wrong, world.seen
     while world.processes:
-        _step(world, rng.choice(world.processes))
+        world.step(rng.choice(world.processes))
         if wrong := [*world.faults()]:
             return wrong, world.seen
     while [*world.faults_at_rest()] and world.seen["last runs"] < 40:
         world.seen["last runs"] += 1
         last = world.spawn(world.run)
         while last in world.processes:
-            _step(world, last)
+            world.step(last)
         if wrong := [*world.faults()]:
             return wrong, world.seen
     return [*world.faults_at_rest()], world.seen
-
-
-def _step(world: World, process: Process) -> None:
-    try:
-        next(process.steps)
-    except StopIteration:
-        world.processes.remove(process)

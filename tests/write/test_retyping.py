@@ -156,3 +156,30 @@ def test_files_of_an_earlier_layout_get_the_types_that_were_agreed_on(
     before = sorted(out.rglob("*.*"))
     assert job.run(format="feather").sources_skipped == 3
     assert sorted(out.rglob("*.*")) == before
+
+
+def test_one_damaged_file_keeps_no_other_from_its_types(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = Job(tmp_path)
+    job.put(0, n=0)
+    job.put(1, n=1)
+    assert job.run(file_per_source=True).sources_completed == 2
+    damaged, other = sorted(
+        (tmp_path / "out").glob("*.parquet"),
+        key=lambda path: int(pq.read_table(path)["id"][0].as_py()),
+    )
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    job.put(2, n=0.5)
+    with caplog.at_level("WARNING", "ray_resume"):
+        assert job.run(file_per_source=True).sources_completed == 1
+    assert damaged.name in caplog.text
+    assert not other.exists(), "it was rewritten"
+    files = set((tmp_path / "out").glob("*.parquet")) - {damaged}
+    assert {pq.read_schema(path).field("n").type for path in files} == {pa.float64()}
+    # The next run tries again.
+    damaged.write_bytes(whole)
+    job.run(file_per_source=True)
+    assert rows_of(tmp_path / "c") == [{"id": i, "n": n} for i, n in enumerate((0.0, 1.0, 0.5))]
+    assert len(types_of(tmp_path / "c")) == 1
