@@ -5,17 +5,18 @@ restarts (``max_restarts=0``, say) is gone for good at some time; the pool goes 
 starts no other. An actor whose constructor kills its process (``os._exit``, an abort, a lack of
 memory) is started again and again. :func:`watch_pools` ends both.
 
-An execution that fails drops its actors, and Ray ends an actor once no object refers to it. But an
-error refers to them for as long as it is in a reference cycle or in a log's records. Meanwhile Ray
-starts the actor again that has died, and it keeps its CPUs. A next pass that needs these would wait
-without end. So after a crash, :func:`watch_pools` has the actors killed.
+An execution that is over drops its actors, and Ray ends an actor once no object refers to it. But
+an error, also one that the execution tolerated, refers to them for as long as it is in a reference
+cycle or in a log's records. Meanwhile Ray starts the actor again that has died, and it keeps its
+CPUs. A next pass that needs these would wait without end. So :func:`watch_pools` has actors killed
+after a crash, and before the next execution those that something still refers to.
 
 Internals of Ray's that are used:
 
 * ``DataContext.custom_execution_callback_classes``: an instance of each lives for one execution on
   the driver. An error that ``on_execution_step`` raises ends the execution.
 * The actors of ``ActorPoolMapOperator._actor_pool``, and what Ray knows of their state. The pool
-  forgets them in ``shutdown``.
+  forgets them in ``_release_running_actor`` and ``_release_pending_actors``.
 * ``ray._private.state.actors``: how often Ray has started an actor again. The public state API
   needs a dashboard. It is asked only while no actor of a pool is alive.
 * ``_ActorPool.pending_to_running`` raises what an actor died of before it was ready. Ray marks such
@@ -24,8 +25,10 @@ Internals of Ray's that are used:
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -55,7 +58,8 @@ __all__ = ["PoolDiedError", "watch_pools"]
 check_used(
     {
         ActorPoolMapOperator: "_actor_pool has_execution_finished",
-        _ActorPool: "_running_actors _pending_actors pending_to_running shutdown",
+        _ActorPool: "_running_actors _pending_actors pending_to_running _release_running_actor "
+        "_release_pending_actors",
         StreamingExecutor: "_topology",
         ExecutionCallback: "before_execution_starts on_execution_step after_execution_succeeds "
         "after_execution_fails",
@@ -77,6 +81,10 @@ _MAX_STARTS = 5
 _MAX_ASKED = 16
 
 
+# Actors of executions that are over, as long as something else refers to them.
+_over: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
 class PoolDiedError(ActorDiedError):
     """No actor of a pool is alive, and waiting for one is in vain.
 
@@ -90,7 +98,7 @@ class PoolDiedError(ActorDiedError):
 def watch_pools(dataset: Dataset) -> None:
     """End each execution of ``dataset`` that waits in vain for actors, by a `PoolDiedError`.
 
-    When an execution ends with a crash, its actors are killed.
+    Actors of earlier executions keep no CPUs from it.
 
     Args:
         dataset: it has a context of its own.
@@ -113,15 +121,25 @@ class _WatchPools(ExecutionCallback):
 
     @override
     def before_execution_starts(self, executor: Any) -> None:
+        _kill(list(_over))
+        _over.clear()
         for operator in executor._topology:
             if isinstance(operator, ActorPoolMapOperator):
                 pool: Any = operator._actor_pool
-                pool.shutdown = partial(self._shutdown, pool, pool.shutdown)
+                pool._release_running_actor = partial(
+                    self._release_running, pool._release_running_actor
+                )
+                pool._release_pending_actors = partial(
+                    self._release_pending, pool, pool._release_pending_actors
+                )
 
-    def _shutdown(self, pool: Any, shutdown: Callable[..., None], force: bool = False) -> None:
-        """Shut ``pool`` down, and note which actors it drops."""
-        self._dropped += [*pool._running_actors, *pool._pending_actors.values()]
-        shutdown(force=force)
+    def _release_running(self, release: Callable[[Any], None], actor: Any) -> None:
+        self._dropped.append(actor)
+        release(actor)
+
+    def _release_pending(self, pool: Any, release: Callable[..., None], force: bool) -> None:
+        self._dropped += pool._pending_actors.values()
+        release(force=force)
 
     @override
     def on_execution_step(self, executor: Any) -> None:
@@ -141,7 +159,7 @@ class _WatchPools(ExecutionCallback):
 
     @override
     def after_execution_succeeds(self, executor: Any) -> None:
-        self._dropped.clear()
+        self._end()
 
     @override
     def after_execution_fails(self, executor: Any, error: Exception) -> None:
@@ -150,9 +168,19 @@ class _WatchPools(ExecutionCallback):
             error._actor_init_failed = True
         # Ray itself says that a process or a node died; a task's error is the user's.
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-            for actor in self._dropped:
-                ray.kill(actor)
+            _kill(self._dropped)
+        self._end()
+
+    def _end(self) -> None:
+        _over.update(self._dropped)
         self._dropped.clear()
+
+
+def _kill(actors: Iterable[Any]) -> None:
+    for actor in actors:
+        # The cluster that it was in may be gone.
+        with contextlib.suppress(Exception):
+            ray.kill(actor)
 
 
 def _is_of_start(error: RayActorError) -> bool:
