@@ -44,7 +44,7 @@ def remove(folder):
     listing = Listing(sources, sources, ids_of("file"))
     policies = Policies(on_source_gone="remove")
     directory = LocalBackend(folder / "ckpt")
-    plan = RunPlan(directory, listing, policies, output, publish=None, signature="")
+    plan = RunPlan(directory, listing, policies, output, table=None, signature="")
     return Run(plan).execute(lambda _: None, lease_wait_s=5)
 
 for folder in map(Path, sys.argv[1:]):
