@@ -45,7 +45,7 @@ def main() -> None:
     )
     ds = ds.map_batches(clean, batch_format="pandas")  # type: ignore[arg-type]
     # SLURM must not take the task for done while sources are left.
-    print(resumable_write(ds, options.output, require_complete=True), flush=True)
+    resumable_write(ds, options.output, require_complete=True)
 
 
 if __name__ == "__main__":

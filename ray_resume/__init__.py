@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ray_resume.checkpoint.check_report import CheckReport
     from ray_resume.checkpoint.checkpoint import Checkpoint, Part, SourceRecord
     from ray_resume.checkpoint.history import RunRecord
-    from ray_resume.checkpoint.report import CheckReport
     from ray_resume.checkpoint.status import CheckpointStatus
     from ray_resume.core.stages import StageNumbers
     from ray_resume.errors import (
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from ray_resume.write.resumable_write import resumable_write
 
 _HOMES = {
-    "CheckReport": "checkpoint.report",
+    "CheckReport": "checkpoint.check_report",
     "Checkpoint": "checkpoint.checkpoint",
     "CheckpointError": "errors",
     "CheckpointStatus": "checkpoint.status",

@@ -11,13 +11,11 @@ is one line on standard error.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -25,8 +23,9 @@ import click
 from typing_extensions import override
 
 from ray_resume import __version__
+from ray_resume.checkpoint.check_report import plain
 from ray_resume.checkpoint.checkpoint import Checkpoint
-from ray_resume.checkpoint.report import plain
+from ray_resume.checkpoint.selection import chooser, matching_ids
 from ray_resume.console import RUNS_HEADER, run_row, source_lines, status_lines, table_lines
 from ray_resume.core.wording import counted
 from ray_resume.errors import ResumeError
@@ -92,11 +91,13 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 A job died, and you wonder what is left:
-  ray-resume status CHECKPOINT            what is done, and what to type next
-  ray-resume runs CHECKPOINT              who worked on it, and how each run ended
+  ray-resume status CHECKPOINT                     what is done, and what to type next
+  ray-resume runs CHECKPOINT                       who worked on it, and how each run ended
   ray-resume sources CHECKPOINT --state failed     why sources failed
+  ray-resume report CHECKPOINT            all of it, as a page to send around
 Once the cause is mended:
   ray-resume reset CHECKPOINT --state quarantined  try again what failed too often
+  ray-resume reset CHECKPOINT --dead-letters       try again what has rows in dead letters
   (your script once more)                          it goes on with what is left
 
 \b
@@ -105,6 +106,7 @@ CHECKPOINT is a directory, or a URI such as s3://bucket/checkpoint.
 \b
 Completion of commands and options, for bash (or zsh, fish):
   eval "$(_RAY_RESUME_COMPLETE=bash_source ray-resume)"
+Put this line into ~/.bashrc to have it in each shell.
 
 \b
 Exit codes: 0 done, 1 failed, damaged or declined, 2 wrong usage,
@@ -174,7 +176,8 @@ def _status(
             _print(_json(dict(status)))
         else:
             # A screen that is refreshed shows how old it is.
-            stamp = [f"{time.strftime('%H:%M:%S')}, Ctrl-C to leave"] if watch else []
+            leave = ", Ctrl-C to leave" if status.live else ""
+            stamp = [f"{time.strftime('%H:%M:%S')}{leave}"] if watch else []
             _print(clear + "\n".join([*status_lines(status, public_uri(checkpoint)), *stamp]))
         if not (watch and status.live):
             return _INCOMPLETE if fail_if_incomplete and not status.complete else _DONE
@@ -201,7 +204,7 @@ def _sources(
     as_json: bool,
 ) -> int:
     """List the sources on record, what failed first."""
-    is_chosen = _chooser(source, glob)
+    is_chosen = chooser(source, glob)
     opened = Checkpoint(checkpoint)
     if as_json:
         records = [
@@ -233,6 +236,27 @@ def _runs(checkpoint: str, as_json: bool) -> int:
             _print(line)
     else:
         _print("No run is on record.")
+    return _DONE
+
+
+@_add(
+    """Example:
+  ray-resume report ckpt -o report.html         then open it in a browser
+
+The page needs no network. It takes `pip install 'ray-resume[report]'` to make one."""
+)
+@click.option(
+    "-o",
+    "--output",
+    default="report.html",
+    metavar="FILE",
+    type=click.Path(),
+    help="Where to write it (report.html); a file that is there is replaced.",
+)
+def _report(checkpoint: str, output: str) -> int:
+    """Write an HTML page: progress, runs, crashes, failures, sizes."""
+    path = Checkpoint(checkpoint).report(output)
+    _print(f"The report is in {plain(path)}.")
     return _DONE
 
 
@@ -277,7 +301,7 @@ def _files(checkpoint: str, as_json: bool, null: bool) -> int:
 @_as_json("A JSON array of objects.")
 def _parts(checkpoint: str, source: Sequence[str], glob: Sequence[str], as_json: bool) -> int:
     """List where rows are: file, first row, rows, source."""
-    is_chosen = _chooser(source, glob)
+    is_chosen = chooser(source, glob)
     parts = (part for part in Checkpoint(checkpoint).parts() if is_chosen(part.source_id))
     if as_json:
         _print_list(_json(part._asdict()) for part in parts)
@@ -292,30 +316,38 @@ def _parts(checkpoint: str, source: Sequence[str], glob: Sequence[str], as_json:
   ray-resume reset ckpt --state failed          try again what failed
   ray-resume reset ckpt --dead-letters          and what has rows in dead letters
   ray-resume reset ckpt --glob 'raw/2026-11-*'
+  ray-resume reset ckpt --version prompt-3      what went through this version of a UDF
   ray-resume reset ckpt --state all --yes       everything, without a question
 
 Output stays until the next run has replaced it."""
 )
 @click.option("--state", type=click.Choice([*_STATES, "all"]), help="All in this state.")
 @click.option("--dead-letters", is_flag=True, help="All with rows in dead letters.")
+@click.option("--version", metavar="TEXT", help="All of this version= of a UDF.")
 @_ids
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def _reset(
     checkpoint: str,
     state: str | None,
     dead_letters: bool,
+    version: str | None,
     source: Sequence[str],
     glob: Sequence[str],
     yes: bool,
 ) -> int:
     """Forget sources: the next run processes them again."""
-    if [bool(state), dead_letters, bool(source or glob)].count(True) != 1:
-        raise click.UsageError("Say which: one of --state, --dead-letters, or --source and --glob.")
+    if [bool(state), dead_letters, version is not None, bool(source or glob)].count(True) != 1:
+        raise click.UsageError(
+            "Say which: one of --state, --dead-letters, --version, or --source and --glob."
+        )
     opened = Checkpoint(checkpoint)
     ids: list[str] | None = None
     if source or glob:
-        ids = list(dict.fromkeys([*source, *_matching(opened, glob)]))
+        ids = list(dict.fromkeys([*source, *matching_ids(opened, glob)]))
         what = counted(len(ids), "source")
+    elif version is not None:
+        what = f"{counted(opened.status().versions.get(version, 0), 'completed source')} of "
+        what += f"version {version!r}, and those of it that failed"
     elif dead_letters:
         what = f"{counted(opened.status().sources_dead_lettered, 'source')} with dead letters"
     else:
@@ -330,7 +362,7 @@ def _reset(
             return _fail(f"This would forget {what}. Say so with --yes.", _USAGE)
         if not _agreed(f"Forget {what} of {opened.path}, to be processed again? [y/N] "):
             return _fail("Nothing was reset.")
-    forgotten = opened.reset(ids, state=state, dead_letters=dead_letters)
+    forgotten = opened.reset(ids, state=state, dead_letters=dead_letters, version=version)
     _print(
         f"{counted(forgotten, 'source')} forgotten. The next run processes what it lists of them."
     )
@@ -353,7 +385,7 @@ def _rebind(checkpoint: str, folder: str) -> int:
 def _compact(checkpoint: str) -> int:
     """Merge the checkpoint's files into one: runs start quicker."""
     merged = Checkpoint(checkpoint).compact()
-    _print(f"{merged} writers' files merged into one." if merged else "There is nothing to merge.")
+    _print(f"Merged {merged:,} files of runs into one." if merged else "There is nothing to merge.")
     return _DONE
 
 
@@ -374,32 +406,6 @@ def _check(checkpoint: str, as_json: bool) -> int:
     report = Checkpoint(checkpoint).check()
     _print(_json({"ok": report.ok, **asdict(report)}) if as_json else str(report))
     return _DONE if report.ok else _FAILED
-
-
-def _chooser(ids: Sequence[str], patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Return a function that says whether an id is one of ``ids`` or matches; no options: all."""
-    if not ids and not patterns:
-        return lambda source_id: True
-    named = frozenset(ids)
-    matches = [re.compile(fnmatch.translate(pattern)).match for pattern in patterns]
-    return lambda source_id: source_id in named or any(m(source_id) for m in matches)
-
-
-def _matching(checkpoint: Checkpoint, patterns: Sequence[str]) -> Iterator[str]:
-    """Yield the ids on record that match.
-
-    Raises:
-        ResumeError: a pattern matches none.
-    """
-    ids = [record.source_id for record in checkpoint.sources()] if patterns else []
-    for pattern in patterns:
-        found = list(filter(_chooser((), [pattern]), ids))
-        if not found:
-            raise ResumeError(
-                f"No source on record has an id like {pattern!r}. Nothing was changed. "
-                f"`ray-resume sources {checkpoint.path}` lists the ids."
-            )
-        yield from found
 
 
 def _agreed(question: str) -> bool:

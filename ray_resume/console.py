@@ -6,14 +6,14 @@ Every id, error and path is hostile: `plain` escapes what would break a line or 
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ray_resume.checkpoint.check_report import plain
 from ray_resume.checkpoint.history import RunRecord
-from ray_resume.checkpoint.report import plain
+from ray_resume.checkpoint.moments import moment, time_text
 from ray_resume.checkpoint.status import CheckpointStatus, last_line
-from ray_resume.core.wording import age, counted
+from ray_resume.core.wording import counted, duration
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +26,7 @@ _BAR_SIGNS = ("#", "q", "!", ".")
 _COMMON_ERRORS = 3
 _LINE_CHARS = 200
 
-RUNS_HEADER = ("started", "outcome", "took", "sources", "rows", "run", "host", "error")
+RUNS_HEADER = ("started", "outcome", "took", "completed", "failed", "rows", "run", "host", "error")
 """The columns of the list of runs."""
 
 
@@ -55,8 +55,16 @@ def status_lines(status: CheckpointStatus, path: str) -> list[str]:
             f"{_are(status.rows_dead_lettered, 'row')} in dead letters, of "
             f"{counted(status.sources_dead_lettered, 'source')}"
         )
+    if status.versions:
+        of_each = (f"{n:,} of {plain(version)}" for version, n in status.versions.items())
+        lines.append(f"Versions of completed sources: {', '.join(of_each)}")
+    if status.unsettled:
+        lines.append(
+            f"{_are(status.unsettled, 'publication')} not confirmed, since a run died meanwhile: "
+            "the next run asks the table, and no row is lost or doubled"
+        )
     if status.last_completed_at is not None:
-        lines.append(f"Last commit: {_moment(status.last_completed_at)}")
+        lines.append(f"Last commit: {moment(status.last_completed_at)}")
     lines += [_owner_line(run) for run in status.runs]
     lines += _pace_lines(status)
     if not status.live:
@@ -96,7 +104,7 @@ def _bar_lines(status: CheckpointStatus) -> list[str]:
 
 def _owner_line(run: dict[str, Any]) -> str:
     shard = f"{run['shard']}, " if run["shard"] else ""
-    where = f"({shard}host {run['host']}, pid {run['pid']}), started {_moment(run['started_at'])}"
+    where = f"({shard}host {run['host']}, pid {run['pid']}), started {moment(run['started_at'])}"
     return plain(f"{'At work' if run['alive'] else 'Killed'}: run {run['run_id']} {where}")
 
 
@@ -105,7 +113,7 @@ def _pace_lines(status: CheckpointStatus) -> Iterator[str]:
     if rate is None:
         return
     pace = f"{rate:,.1f} sources a second" if rate >= 1 else f"{60 * rate:,.1f} sources a minute"
-    left = "" if status.seconds_left is None else f", about {age(status.seconds_left)} left"
+    left = "" if status.seconds_left is None else f", about {duration(status.seconds_left)} left"
     risk = f", {counted(status.rows_at_risk, 'row')} at risk" if status.rows_at_risk else ""
     yield (f"Pace: {pace}{left}" if rate else "Pace: no source was completed lately") + risk
 
@@ -115,8 +123,8 @@ def _last_run_lines(status: CheckpointStatus) -> Iterator[str]:
     run = status.last_run
     if run is None or any(run["run_id"] == killed["run_id"] for killed in status.runs):
         return
-    when = _moment(run["ended_at"] or run["started_at"])
-    line = f"Last run: {run['outcome']} {when}, after {age(run['duration_s'])}"
+    when = moment(run["ended_at"] or run["started_at"])
+    line = f"Last run: {run['outcome']} {when}, after {duration(run['duration_s'])}"
     if run["outcome"] == "failed" and run["error"]:
         line += f": {_short(run['error'])}"
     yield plain(line)
@@ -202,10 +210,11 @@ def _rank(state: str, dead_rows: int) -> int:
 def run_row(run: RunRecord) -> tuple[str, ...]:
     """Return what `RUNS_HEADER` says of a run."""
     return (
-        _time_text(run.started_at),
+        time_text(run.started_at),
         run.outcome,
-        age(run.duration_s),
+        duration(run.duration_s),
         f"{run.sources_completed:,}",
+        f"{run.sources_failed:,}",
         f"{run.rows_written:,}",
         plain(run.run_id),
         plain(run.host + (f" ({run.shard})" if run.shard else "")),
@@ -214,10 +223,14 @@ def run_row(run: RunRecord) -> tuple[str, ...]:
 
 
 def table_lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as lines with columns of equal width."""
+    """Yield rows as lines with columns of equal width; numbers stand on the right."""
+    formats = []
+    for _, *cells in zip(*rows, strict=True):
+        are_numbers = all(cell.replace(",", "").isdigit() for cell in cells)
+        formats.append(">" if are_numbers else "<")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        cells = [f"{c:{f}{w}}" for c, f, w in zip(row, formats, widths, strict=True)]
         yield "  ".join(cells).rstrip()
 
 
@@ -228,16 +241,3 @@ def _are(number: int, noun: str) -> str:
 def _short(error: str) -> str:
     line = plain(last_line(error))
     return line if len(line) <= _LINE_CHARS else f"{line[: _LINE_CHARS - 1]}…"
-
-
-def _moment(at: float) -> str:
-    """Return a time, and how long ago it was, with the time zone: logs may have another."""
-    if not 0 <= at < 1e11:
-        return f"at an impossible time, {at}"
-    return f"{age(time.time() - at)} ago, {_time_text(at)}"
-
-
-def _time_text(at: float) -> str:
-    if not 0 <= at < 1e11:
-        return "?"
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))

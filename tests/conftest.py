@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from buckets import S3
 from hypothesis import settings
-from job import FILES, ROWS, WITHOUT_TOKENS, Job, kill_with_descendants
+from job import FEWER_PROCESSES, FILES, ROWS, WITHOUT_TOKENS, Job, kill_with_descendants
 from places import PATHS
 
 # How long an example takes says nothing on a machine that others use, too.
@@ -31,6 +31,36 @@ settings.load_profile("patient")
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+os.environ.update(FEWER_PROCESSES)
+
+PROCESSES = 2
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in two processes, each with a cluster.
+
+    `-n 0` keeps it in one, as do names of tests, and slow tests, which measure.
+    """
+    if (
+        config.pluginmanager.hasplugin("xdist")
+        and not hasattr(config, "workerinput")
+        and config.args_source is config.ArgsSource.TESTPATHS
+        and config.option.numprocesses is None
+        and config.option.markexpr != "slow"
+        and config.option.capture != "no"
+        and not (config.option.collectonly or config.option.usepdb)
+    ):
+        config.option.numprocesses = PROCESSES
+        config.option.dist = "worksteal"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let slow tests take as long as they need."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(0))
 
 
 @pytest.fixture(scope="session")
@@ -166,3 +196,10 @@ def job(tmp_path: Path) -> Iterator[Job]:
     job = Job(tmp_path)
     yield job
     job.kill(with_descendants=True)
+
+
+@pytest.fixture
+def job_on_cluster(job: Job, another_cluster: str) -> Job:
+    """A job on a cluster that outlives it."""
+    job.address = another_cluster
+    return job

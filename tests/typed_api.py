@@ -35,6 +35,11 @@ def generator(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield batch
 
 
+@resumable(by="path", on_error="dead_letter", version="v2")
+def by_path(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
+
+
 @resumable
 class Model:
     def __init__(self, path: str) -> None:
@@ -48,11 +53,12 @@ def decorated_names_keep_their_types() -> None:
     result: dict[str, Any] = with_options({}, factor=2)
     model: Model = Model("weights")
     path: str = model.path
-    print(result, path, bare({}), list(generator({})))
+    print(result, path, bare({}), list(generator({})), by_path({}))
 
 
 def reads_and_writes(checkpoint: Checkpoint, folder: Path) -> RunSummary:
     ds: Dataset = resumable_read(ray.data.read_parquet, "in", checkpoint=checkpoint, columns=["a"])
+    ds = resumable_read(ray.data.read_csv, checkpoint, checkpoint="second", on_source_gone="keep")
     ds = resumable_read(lambda key: {"a": [key]}, keys=[1, 2], checkpoint="ckpt")
     resumable_write(ds)
     return resumable_write(ds, folder, format="json", append=True, partition_cols=["a"])
@@ -67,4 +73,4 @@ def looks(checkpoint: Checkpoint) -> int:
     status: CheckpointStatus = checkpoint.status()
     records: list[SourceRecord] = list(checkpoint.sources(state="failed"))
     files: list[str] = checkpoint.files()
-    return status.completed + len(records) + len(files) + checkpoint.reset(state="all")
+    return status.completed + len(records) + len(files) + checkpoint.reset(version="1")

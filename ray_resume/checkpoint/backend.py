@@ -35,6 +35,7 @@ from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.dead_letters import DeadLetterStore
 from ray_resume.checkpoint.history import RunHistory
 from ray_resume.checkpoint.listings import ListingStore
+from ray_resume.checkpoint.local.lmdb_file import WriterContents
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.objects import Objects
 from ray_resume.checkpoint.output_schemas import SchemaStore
@@ -86,6 +87,9 @@ class Writer(Protocol):
             CheckpointError: the storage is full or fails, or the lease is lost. The records may
                 count or not, and the caller must commit nothing more.
         """
+
+    def contents(self) -> WriterContents | None:
+        """Return the header and all committed records; None if the driver is to read them."""
 
     def close(self) -> None:
         """End writing. The committed records can be read afterwards."""
@@ -301,16 +305,22 @@ class CheckpointBackend(ABC):
 
     # Contents.
 
-    def committed_by_dead_runs(self, own: str) -> Contents:
+    def committed_by_dead_runs(
+        self, own: str, own_contents: WriterContents | None = None
+    ) -> Contents:
         """Read what dead runs and run ``own`` committed, to rely on it. Call this under a lease.
 
         The ledger of run ``own`` is closed, or not open yet. The live runs are noted first. A run
         that is alive then counts as alive, whatever it does meanwhile.
 
+        Args:
+            own_contents: what the ledger of run ``own`` had committed when it closed. Its file need
+                not be read then.
+
         Raises:
             CheckpointError: a file cannot be read.
         """
-        return self._read_dead_runs(own).require_readable()
+        return self._read_dead_runs(own, own_contents).require_readable()
 
     def snapshot(self) -> Contents:
         """Read what dead and live runs committed up to now, for reports only.
@@ -417,7 +427,7 @@ class CheckpointBackend(ABC):
         """Return the live runs. Called inside :meth:`_exclusively`."""
 
     @abstractmethod
-    def _read_dead_runs(self, own: str) -> Contents:
+    def _read_dead_runs(self, own: str, own_contents: WriterContents | None) -> Contents:
         """Read what dead runs and run ``own`` committed."""
 
     def _unreadable(self, name: str, error: Exception) -> CheckpointError:

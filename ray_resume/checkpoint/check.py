@@ -17,18 +17,20 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.checkpoint.check_report import CheckReport
 from ray_resume.checkpoint.contents import SUPERSEDES, merged_headers
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.output_listing import files_in
-from ray_resume.checkpoint.report import CheckReport
 from ray_resume.core.columns import mask_of, numbers_of, parents_of
 from ray_resume.core.digests import Digests, Positions, digest_bytes, source_digest
+from ray_resume.core.file_uses import file_uses, overlapping_files
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
+from ray_resume.core.publications import unsettled
 from ray_resume.core.record_log import Flag, RecordLog
 from ray_resume.core.records import Record, State, records_of
-from ray_resume.core.rewrites import file_uses, overlapping_files
 from ray_resume.core.snapshot import Snapshot
+from ray_resume.core.wording import counted
 from ray_resume.errors import CheckpointError
 
 __all__ = ["check"]
@@ -85,6 +87,8 @@ class _Look:
         self._check_contradictions(snapshot, sound)
         files = self._check_output(snapshot)
         self._check_letters(snapshot)
+        self._check_publications(snapshot)
+        self._check_history()
         self._report_runs()
         return CheckReport(
             checkpoint=self._storage.uri,
@@ -218,10 +222,11 @@ class _Look:
         completed = snapshot.in_state(State.COMPLETED)
         # Several sources may share a file; the message names any of them. A missing file matters
         # if one of them is completed.
-        lost = dict(missing_files(snapshot.records(np.flatnonzero(completed)), filled))
+        pairs = list(missing_files(snapshot.records(np.flatnonzero(completed)), filled))
+        lost = dict(pairs)
         if lost:
             in_vain = len(empty & lost.keys())
-            sources = list(dict.fromkeys(lost.values()))
+            sources = list(dict.fromkeys(source_id for _, source_id in pairs))
             self._problems.append(
                 f"{len(lost)} output files of {len(sources)} completed sources are gone from "
                 f"{self._sink}{f' or empty ({in_vain})' if in_vain else ''}: {_some(lost)}. Put "
@@ -244,6 +249,34 @@ class _Look:
             self._notes.append(
                 f"{len(gone)} of {len(listed)} dead letters are gone from {folder}: {_some(gone)}. "
                 "If their rows are not dealt with yet, put them back, or reset their sources."
+            )
+
+    def _check_publications(self, snapshot: Snapshot) -> None:
+        store = self._storage.publications()
+        sources = 0
+        for name, run_id in store.names().items():
+            if run_id in self._look.live:
+                continue
+            try:
+                publication = store.read(name)
+            except CheckpointError as error:
+                self._problems.append(str(error))
+                continue
+            sources += len(unsettled(publication, snapshot)) if publication is not None else 0
+        if sources:
+            self._notes.append(
+                f"A run died while it published {counted(sources, 'source')} to {self._sink}. The "
+                "next run asks the table whether it has their rows, and goes on from there."
+            )
+
+    def _check_history(self) -> None:
+        history = self._storage.history()
+        damaged = history.damaged()
+        if damaged:
+            self._notes.append(
+                f"{counted(len(damaged), 'file')} of the history of runs cannot be read: "
+                f"{_some(history.path_of(name) for name in damaged)}. Only `ray-resume runs` and "
+                "reports need them. Restore them from a copy, or remove them."
             )
 
     def _check_unlisted(self, unlisted: OutputFileSet) -> None:

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from typing_extensions import override
 
 from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.checkpoint.check_report import CheckReport
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.history import RunRecord
 from ray_resume.checkpoint.location import Location
-from ray_resume.checkpoint.report import CheckReport
+from ray_resume.checkpoint.notebook import status_html
 from ray_resume.checkpoint.resets import reset
 from ray_resume.checkpoint.runs import runs_on_record
 from ray_resume.checkpoint.status import STATES, CheckpointStatus, in_state, status_of
+from ray_resume.core.markup import panel, table
 from ray_resume.core.records import Record
 from ray_resume.core.snapshot import Snapshot
-from ray_resume.errors import CheckpointError
+from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.files import public_uri
 
 if TYPE_CHECKING:
@@ -145,6 +147,13 @@ class Checkpoint:
     def __repr__(self) -> str:
         return f"Checkpoint({self.path!r})"
 
+    def _repr_html_(self) -> str:
+        try:
+            return status_html(self.status(), self.path)
+        except (CheckpointError, OSError) as error:
+            # A notebook shows a traceback in its place otherwise, also where none was asked for.
+            return panel(repr(self), table([("", str(error))]))
+
     def __fspath__(self) -> str:
         return self.path
 
@@ -203,7 +212,7 @@ class Checkpoint:
         reset, or has failed since, counts until new output takes its place.
         """
         sink, snapshot = self._storage.sink(), self._snapshot()
-        from ray_resume.core.rewrites import clean_files
+        from ray_resume.core.file_uses import clean_files
 
         return sorted(f"{sink}/{file}" for file in clean_files(snapshot))
 
@@ -248,7 +257,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"The output folder {folder.uri} cannot be tidied: {error}. No row is lost."
             ) from error
-        return tidied.rewritten
+        return len(tidied.moved)
 
     def dead_letters(self) -> list[str]:
         """Return the paths of the dead letters, sorted: Parquet files.
@@ -273,6 +282,7 @@ class Checkpoint:
         *,
         state: str | None = None,
         dead_letters: bool = False,
+        version: str | None = None,
     ) -> int:
         """Reset sources, so that the next run processes them again; return how many.
 
@@ -284,22 +294,28 @@ class Checkpoint:
             state: ``"completed"``, ``"failed"``, ``"quarantined"`` or ``"all"``: all sources in it;
                 or
             dead_letters: all sources with rows in dead letters, once the UDF is mended. The letters
-                stay until the next run has completed their source.
+                stay until the next run has completed their source; or
+            version: all sources that went through a UDF of this version
+                (``@resumable(version=...)``).
 
         Raises:
             ValueError: none of them or several are given, or there is no such state.
-            CheckpointError: an id is not on record, or a run is at work. Nothing was reset.
+            CheckpointError: an id or the version is not on record, or a run is at work. Nothing
+                was reset.
         """
-        if [source_ids is None, state is None, not dead_letters].count(False) != 1:
+        ways = [source_ids is None, state is None, not dead_letters, version is None]
+        if ways.count(False) != 1:
             raise ValueError(
                 'reset needs the ids of sources, or a state ("all" for everything), or '
-                "dead_letters=True"
+                "dead_letters=True, or a version"
             )
         if state is not None and state != "all" and state not in STATES:
             raise ValueError(f"state must be one of {', '.join(STATES)} or all, not {state!r}")
         if source_ids is not None:
             source_ids = [source_ids] if isinstance(source_ids, str) else list(source_ids)
-        return reset(self._storage, source_ids, state or "all", dead_letters=dead_letters)
+        return reset(
+            self._storage, source_ids, state or "all", dead_letters=dead_letters, version=version
+        )
 
     def compact(self) -> int:
         """Merge the writers' files into one, so that reading the checkpoint stays quick.
@@ -334,6 +350,37 @@ class Checkpoint:
         from ray_resume.write.folder import folder_at
 
         return rebind(self._storage, folder_at(folder, filesystem))
+
+    def report(self, path: str | os.PathLike[str]) -> str:
+        """Write a report as one HTML page that opens offline: progress, runs, failures, sizes.
+
+        It has a bounded size, however many sources there are: about 1 MB. It may be made while a
+        run is at work.
+
+        Args:
+            path: a file of this host. One that is there is replaced.
+
+        Returns:
+            The absolute path of the file.
+
+        Raises:
+            ResumeError: what charts need is not installed (``pip install 'ray-resume[report]'``),
+                or the file cannot be written.
+            CheckpointError: there is no checkpoint, or it cannot be read.
+        """
+        try:
+            from ray_resume.checkpoint.report.page import write_report
+        except ImportError as error:
+            raise ResumeError(
+                f"A report needs Vega-Altair, which this Python cannot import ({error}). Install "
+                "it: pip install 'ray-resume[report]'"
+            ) from error
+        # The command must start quickly, and seldom needs what this loads.
+        from ray_resume.write.folder import folder_at
+
+        whole = os.path.abspath(path)
+        write_report(self._storage, whole, self.path, lambda sink: folder_at(sink).sizes())
+        return whole
 
     def check(self) -> CheckReport:
         """Check the checkpoint and report all damage; change nothing.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import re
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ray_resume.checkpoint.objects import Objects
@@ -56,6 +56,27 @@ class DeadLetterStore:
         """List the letters, without the folder."""
         return _names(self._objects.list(FOLDER))
 
+    def reasons(self, name: str) -> Iterator[tuple[str, str, str]]:
+        """Yield the stage, the error and the source's id of each row in a letter.
+
+        A letter that is gone or damaged has none: this is for reports.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        data = self._objects.get(f"{FOLDER}/{name}")
+        if data is None:
+            return
+        try:
+            file = pq.ParquetFile(pa.BufferReader(data))
+            # They are the last that have this name: the rows may have such columns, too.
+            columns = [_last_named(name, file.schema_arrow.names) for name in COLUMNS]
+            table = file.read(columns=columns)
+        except (pa.ArrowException, OSError, KeyError):
+            return
+        source, stage, error = (table.column(column).to_pylist() for column in columns)
+        yield from zip(map(str, stage), map(str, error), map(str, source), strict=True)
+
     def remove_leftovers(self, runs: Collection[str], listed: Collection[str]) -> None:
         """Remove the letters of ``runs``, all of them over, that no record lists.
 
@@ -77,6 +98,19 @@ def _names(listing: Iterable[str]) -> set[str]:
 
 def _new_name(run_id: str, source_id: str) -> str:
     return f"{run_id}-{source_digest(source_id)[:8].hex()}-{secrets.token_hex(8)}.parquet"
+
+
+def _last_named(name: str, names: Collection[str]) -> str:
+    """Return the name that `_write` gave to a column.
+
+    Raises:
+        KeyError: there is none.
+    """
+    while f"_{name}" in names:
+        name = f"_{name}"
+    if name not in names:
+        raise KeyError(name)
+    return name
 
 
 def _write(letter: DeadLetter, source_id: str, file: Any) -> None:

@@ -15,7 +15,6 @@ The history is for people. No run relies on it, so a run that cannot write it go
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -45,6 +44,9 @@ ALIVE = "alive"
 MOST_RUNS = 10_000
 """A merge keeps the records of so many runs, the newest."""
 
+MOST_SLOW = 100
+"""A merge keeps so many of the slowest sources, of all runs together."""
+
 _END_OF_TIME = 1e12
 _START, _ALIVE, _END, _MERGED = ".start", ".alive", ".end", ".merged"
 _KINDS = (_START, _ALIVE, _END)
@@ -67,12 +69,16 @@ class RunRecord:
             ``"interrupted"``: by Ctrl-C or SIGTERM; ``"killed"``: it left no end.
         sources_completed, sources_failed, rows_written: by this run, as in ``RunSummary``; what it
             had committed if it is at work or was killed. So are the other counts.
+        files: how many files its sources' rows were in at its end, before small ones were merged.
         duration_s: from its start to its end or last sign of life.
         rows_at_risk: rows that it had read or written of sources that were not committed, at its
-            last sign of life: what a kill costs, or has cost. Such a sign comes every five seconds.
+            end or last sign of life: what a kill costs, or has cost. Such a sign comes every five
+            seconds.
         error: of a run that raised.
         shard: its share, None if it was to do everything.
         stages: numbers by stage, if the run has counted them.
+        slowest: the sources that took longest from the start of their read until they were
+            complete, and how many seconds; of a run that was killed, as of its last sign of life.
     """
 
     run_id: str
@@ -96,6 +102,7 @@ class RunRecord:
     pid: int = 0
     shard: str | None = None
     stages: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    slowest: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class RunHistory:
@@ -134,6 +141,16 @@ class RunHistory:
                 break
         return _joined(found)
 
+    def damaged(self) -> list[str]:
+        """List the objects that say nothing, because they are damaged."""
+        names = self._names()
+        found = zip(names, self._objects.get_all(names), strict=True)
+        return [name for name, data in found if data is not None and _decode(data) is None]
+
+    def path_of(self, name: str) -> str:
+        """Return where an object is kept, for messages."""
+        return f"{self._objects.uri}/{name}"
+
     def ends(self, run_ids: Iterable[str]) -> dict[str, Facts]:
         """Return what is known by now of the ends of runs."""
         names = [f"{FOLDER}/{run_id}{_END}" for run_id in run_ids]
@@ -149,6 +166,7 @@ class RunHistory:
         names = self._names()
         newest = sorted(records, key=lambda record: record.started_at)[-MOST_RUNS:]
         merged = {record.run_id: _facts(record) for record in newest}
+        _forget_quick(merged.values())
         self._objects.put(f"{FOLDER}/{by}{_MERGED}", _encode(merged))
         self._objects.delete(names)
 
@@ -189,11 +207,34 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _facts(record: RunRecord) -> Facts:
-    return {known.name: getattr(record, known.name) for known in fields(record)}
+    facts = {known.name: getattr(record, known.name) for known in fields(record)}
+    return {**facts, "slowest": dict(record.slowest)}
+
+
+def _forget_quick(runs: Iterable[Facts]) -> None:
+    """Take the sources that are not among the slowest of all out of the records of runs."""
+    slow = [
+        (seconds, source_id, facts["slowest"])
+        for facts in runs
+        for source_id, seconds in facts["slowest"].items()
+        if is_time(seconds)
+    ]
+    slow.sort(key=lambda one: (one[0], one[1]))
+    for _, source_id, slowest in slow[:-MOST_SLOW]:
+        del slowest[source_id]
 
 
 def _encode(facts: Mapping[str, Any]) -> bytes:
     return json.dumps(facts).encode()
+
+
+def _decode(data: bytes) -> Facts | None:
+    """Return what an object says; None if it is damaged."""
+    try:
+        facts = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
 def _joined(objects: Mapping[str, bytes | None]) -> dict[str, Facts]:
@@ -204,11 +245,10 @@ def _joined(objects: Mapping[str, bytes | None]) -> dict[str, Facts]:
             stem, dot, ending = name.rpartition("/")[2].rpartition(".")
             if f"{dot}{ending}" != kind or data is None:
                 continue
-            with contextlib.suppress(ValueError, RecursionError):
-                facts = json.loads(data)
-                parts = facts if kind == _MERGED and isinstance(facts, dict) else {stem: facts}
-                for run_id, part in parts.items():
-                    if isinstance(part, dict):
-                        known = runs.setdefault(run_id, {})
-                        known.update({ALIVE: part} if kind == _ALIVE else part)
+            facts = _decode(data) or {}
+            parts = facts if kind == _MERGED else {stem: facts}
+            for run_id, part in parts.items():
+                if isinstance(part, dict):
+                    known = runs.setdefault(run_id, {})
+                    known.update({ALIVE: part} if kind == _ALIVE else part)
     return runs

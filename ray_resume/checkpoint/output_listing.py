@@ -15,8 +15,8 @@ def files_in(folder: str, *, apart_from: str) -> Iterator[tuple[str, int]]:
         prefix = pending.pop()
         try:
             entries = list(os.scandir(os.path.join(folder, prefix)))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            continue  # No file has a name with a NUL in it.
         for entry in entries:
             name = f"{prefix}{entry.name}"
             try:

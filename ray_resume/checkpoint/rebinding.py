@@ -15,11 +15,11 @@ from ray_resume.core.records import State
 from ray_resume.errors import CheckpointError
 from ray_resume.write.folder import Folder
 
-__all__ = ["output_folder", "rebind"]
+__all__ = ["NO_FOLDER", "output_folder", "rebind"]
 
 _EXAMPLES = 10
 # The name of an output that is no folder begins so.
-_NO_FOLDER = ("datasink ", "sink=True: ")
+NO_FOLDER = ("datasink ", "sink=True: ")
 
 
 def output_folder(storage: CheckpointBackend) -> str:
@@ -29,7 +29,7 @@ def output_folder(storage: CheckpointBackend) -> str:
         CheckpointError: it has no output yet, or its output is no folder.
     """
     bound = storage.sink()
-    if bound is None or bound.startswith(_NO_FOLDER):
+    if bound is None or bound.startswith(NO_FOLDER):
         what = "has no output yet" if bound is None else f"belongs to {bound}, which is no folder"
         raise CheckpointError(f"The checkpoint {storage.uri} {what}. There is nothing to do.")
     return bound

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
 from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.checkpoint.status import in_state
+from ray_resume.checkpoint.contents import Contents
+from ray_resume.checkpoint.status import STATES, in_state
 from ray_resume.core.records import Record, State, encode
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.errors import CheckpointError
@@ -21,6 +24,7 @@ def reset(
     state: str,
     *,
     dead_letters: bool = False,
+    version: str | None = None,
 ) -> int:
     """Reset sources in one durable transaction; return how many.
 
@@ -28,6 +32,7 @@ def reset(
         source_ids: the sources; None for all in ``state``.
         state: as in `in_state`.
         dead_letters: of the sources in ``state``, only those with rows in dead letters.
+        version: all sources that went through a UDF of this version.
 
     Raises:
         CheckpointError: an id is not on record, or a run is at work. Nothing was reset.
@@ -38,11 +43,12 @@ def reset(
     try:
         contents = storage.committed_by_dead_runs(run_id)
         snapshot = contents.snapshot
-        records = list(
-            in_state(snapshot, state, dead_letters=dead_letters)
-            if source_ids is None
-            else _on_record(snapshot, list(source_ids), storage.uri)
-        )
+        if version is not None:
+            records = list(_of_version(contents, version, storage.uri))
+        elif source_ids is None:
+            records = list(in_state(snapshot, state, dead_letters=dead_letters))
+        else:
+            records = list(_on_record(snapshot, list(source_ids), storage.uri))
         if records:
             # Records of an open publication have their numbers already: the reset comes after them.
             highest = max(snapshot.highest_sequence(), storage.publications().highest_sequence())
@@ -56,7 +62,7 @@ def reset(
             storage.write_whole(run_id, header, encode(resets))
             failpoint("reset.committed")
             lease.check()
-        if source_ids is None and state == "all" and not dead_letters:
+        if source_ids is None and state == "all" and not dead_letters and version is None:
             storage.read_schemas().clear()
             storage.publications().clear()
         return len(records)
@@ -72,12 +78,29 @@ def reset_records(records: Iterable[Record], run_id: str, highest_sequence: int)
             state=State.RESET,
             sequence=sequence,
             run_id=run_id,
-            # They stay until a completed record replaces them.
+            # They stay until a completed record replaces them; rows in a table stay for good.
+            rows=record.rows,
             parts=record.parts,
             dead_letters=record.dead_letters,
         )
         for sequence, record in enumerate(records, highest_sequence + 1)
     ]
+
+
+def _of_version(contents: Contents, version: str, checkpoint: str) -> Iterator[Record]:
+    snapshot = contents.snapshot
+    # Imported here, because the command must start quickly.
+    from ray_resume.core.versions import completed_by_version, is_of_version
+
+    chosen = is_of_version(snapshot, contents.headers, version)
+    if not chosen.any():
+        known = ", ".join(map(repr, completed_by_version(snapshot, contents.headers))) or "none"
+        raise CheckpointError(
+            f"No source in the checkpoint {checkpoint} went through the version {version!r}. The "
+            f"versions of completed sources: {known}. Nothing was reset."
+        )
+    chosen &= snapshot.in_state(*STATES.values())
+    return iter(snapshot.records(np.flatnonzero(chosen)))
 
 
 def _on_record(snapshot: Snapshot, source_ids: Iterable[str], checkpoint: str) -> Iterator[Record]:

@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from typing_extensions import override
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.history import RunRecord
+from ray_resume.checkpoint.notebook import status_html
 from ray_resume.checkpoint.output_listing import files_in
 from ray_resume.checkpoint.runs import runs_of
 from ray_resume.core.columns import numbers_of, text_of
@@ -22,6 +23,7 @@ from ray_resume.core.digests import Digests
 from ray_resume.core.record_log import Flag
 from ray_resume.core.records import Record, State
 from ray_resume.core.snapshot import Snapshot
+from ray_resume.core.versions import completed_by_version
 
 __all__ = ["STATES", "CheckpointStatus", "dead_lettered", "in_state", "last_line", "status_of"]
 
@@ -62,11 +64,15 @@ class CheckpointStatus(Mapping[str, Any]):
         files_missing: listed files of completed sources that are gone from the output folder; None
             if that is not on this host, and was not looked at.
         last_run: the record of the newest run that is over, as a dict (see ``RunRecord``), or None.
+        unsettled: publications to a table by runs that did not confirm them before they died. The
+            next run asks the table, and commits their sources or processes them again.
         sources_per_s: how many sources the runs at work complete in a second, over the last five
             minutes; None if no run is at work.
         rows_at_risk: rows that they have read or written of sources that are not committed, at
             their last signs of life, some seconds old; None if no run is at work.
         seconds_left: how long the pending and failed sources take at that rate, if it is not 0.
+        versions: how many completed sources went through each version of a UDF
+            (``@resumable(version=...)``).
     """
 
     total: int
@@ -87,14 +93,19 @@ class CheckpointStatus(Mapping[str, Any]):
     sources_dead_lettered: int = 0
     files_missing: int | None = None
     last_run: dict[str, Any] | None = None
+    unsettled: int = 0
     sources_per_s: float | None = None
     seconds_left: float | None = None
     rows_at_risk: int | None = None
+    versions: dict[str, int] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
         """Whether a run has listed sources, and all of them are completed."""
         return 0 < self.total == self.completed
+
+    def _repr_html_(self) -> str:
+        return status_html(self)
 
     @override
     def __getitem__(self, key: str) -> Any:
@@ -104,7 +115,7 @@ class CheckpointStatus(Mapping[str, Any]):
 
     @override
     def __iter__(self) -> Iterator[str]:
-        return (field.name for field in fields(self))
+        return (one.name for one in fields(self))
 
     @override
     def __len__(self) -> int:
@@ -115,6 +126,8 @@ def status_of(storage: CheckpointBackend) -> CheckpointStatus:
     """Count the sources by state; what a live run has committed up to now counts."""
     for _ in range(_LOOKS):
         known = storage.history().read()
+        # A run that is alive afterwards confirms its own.
+        publications = storage.publications().names()
         contents = storage.snapshot()
         sink = storage.sink()
         missing = _missing(contents.snapshot, sink, storage.root)
@@ -151,9 +164,11 @@ def status_of(storage: CheckpointBackend) -> CheckpointStatus:
         sources_dead_lettered=counts.sources_dead_lettered,
         files_missing=missing,
         last_run=asdict(max(over, key=_when_over)) if over else None,
+        unsettled=sum(run_id not in contents.live for run_id in publications.values()),
         sources_per_s=rate,
         seconds_left=left / rate if rate else None,
         rows_at_risk=at_risk if contents.live else None,
+        versions=completed_by_version(contents.snapshot, contents.headers),
     )
 
 
@@ -217,8 +232,8 @@ class _Counts:
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> _Counts:
+        from ray_resume.core.file_uses import file_uses
         from ray_resume.core.output_files import listed_files
-        from ray_resume.core.rewrites import file_uses
 
         completed = snapshot.in_state(State.COMPLETED)
         times = snapshot.column("completed_at")[completed]

@@ -16,13 +16,13 @@ from ray_resume.core.snapshot import Snapshot
 __all__ = ["binding_sources", "gone_sources"]
 
 
-def binding_sources(snapshot: Snapshot, todo: ResumePlan) -> npt.NDArray[np.bool_]:
-    """Return for each row of ``snapshot`` whether its source stays, whatever ``todo`` reads."""
+def binding_sources(snapshot: Snapshot, resume_plan: ResumePlan) -> npt.NDArray[np.bool_]:
+    """Return for each row of ``snapshot`` whether its source stays, whatever the run reads."""
     stays = snapshot.in_state(State.COMPLETED)
     stays |= snapshot.column("flags") & Flag.FILES != 0
-    again = snapshot.find(todo.pending.digests)
+    again = snapshot.find(resume_plan.pending.digests)
     stays[again[again >= 0]] = False
-    stays[todo.removed.rows] = False
+    stays[resume_plan.removed.rows] = False
     return stays
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 __all__ = ["Limits", "common_type", "is_left_alone", "limits_of", "misfit"]
 
@@ -190,6 +189,9 @@ def _limits(array: pa.Array, path: tuple[str, ...]) -> Iterator[tuple[tuple[str,
 
 
 def _extremes(array: pa.Array) -> tuple[int, int]:
+    # It takes 0.1 s to load, and the ledger's process never calls it.
+    import pyarrow.compute as pc
+
     found = pc.min_max(array)
     return found["min"].as_py() or 0, found["max"].as_py() or 0
 

@@ -11,6 +11,8 @@ MAX_ERROR_CHARS = 2_000
 """The longest text of an error that is kept."""
 
 _CHAINED = "\nThe above exception was the direct cause of the following exception:"
+# Ray Data adds to the text of an error how often it has tried, and advice about retries.
+_ADVICE = re.compile(r"\nFailed to [^\n]* after \d+/\d+ attempts .*?to be transient\.", re.DOTALL)
 _FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
 
 
@@ -43,6 +45,7 @@ def text_of(error: object) -> str:
             text += f" ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})"
     else:
         text = str(error)
+    text = _ADVICE.sub("", text)
     # Lone surrogates, of undecodable bytes say, could not be stored as UTF-8.
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= MAX_ERROR_CHARS else text[: MAX_ERROR_CHARS - 1] + "…"

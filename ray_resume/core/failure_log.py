@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-__all__ = ["FailureLog", "ReadErrors"]
+from ray_resume.core.wording import counted
+
+__all__ = ["FailureLog", "ReadErrors", "split_reason"]
 
 # Repeats are recognized among so many failures of a source.
 _MOST_FAILURES = 10_000
@@ -16,6 +19,10 @@ _FEW_CHARS = 100
 
 # The exceptions of readers are kept up to this many bytes together; one of them is raised.
 _MAX_CAUSE_BYTES = 1 << 20
+
+# What `FailureLog.why` says. A stage is a method and a UDF: "map_batches(clean)".
+_IN_STAGE = re.compile(r"[\d,]+ rows? failed, the first in (.+?): (.*)", re.DOTALL)
+_IN_READ = re.compile(r"its reader failed after [\d,]+ rows?: (.*)", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -71,8 +78,8 @@ class FailureLog:
         if known is None:
             return None
         if known.read:
-            return f"its reader failed after {known.rows} rows: {known.error}"
-        return f"{known.rows} rows failed, the first in {known.error}"
+            return f"its reader failed after {counted(known.rows, 'row')}: {known.error}"
+        return f"{counted(known.rows, 'row')} failed, the first in {known.error}"
 
     def _kept(self, error: str) -> str:
         kept = self._texts.get(error)
@@ -119,3 +126,15 @@ class ReadErrors:
     def is_transient(self, source: int) -> bool:
         """Say whether the error tells about the storage at that time, not about the source."""
         return source in self._transient
+
+
+def split_reason(text: str) -> tuple[str, str]:
+    """Split what is on record of a failed source into the stage and its error.
+
+    The stage is empty if the text names none.
+    """
+    found = _IN_STAGE.match(text)
+    if found:
+        return found[1], found[2]
+    found = _IN_READ.match(text)
+    return ("read", found[1]) if found else ("", text)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from ray_resume.core.filenames import OutputName
 from ray_resume.core.parts import FilePart
 
-__all__ = ["FileCount"]
+__all__ = ["FileCount", "count_after", "moved_again"]
 
 
 class FileCount:
@@ -29,3 +30,19 @@ class FileCount:
 
     def __int__(self) -> int:
         return self._whole + len(self._shared)
+
+
+def count_after(count: int, run_id: str, moved: Mapping[str, str]) -> int:
+    """Return how many files a run's rows are in after rewrites; before them, it was ``count``.
+
+    Args:
+        moved: the new file of each old one that was rewritten. All of these had live rows.
+    """
+    names = ((OutputName.parse(old), new) for old, new in moved.items())
+    new_files = [new for name, new in names if name is not None and name.run_id == run_id]
+    return count - len(new_files) + len(set(new_files))
+
+
+def moved_again(first: Mapping[str, str], then: Mapping[str, str]) -> dict[str, str]:
+    """Return the last file of each old one, after two rounds of rewrites."""
+    return {**then, **{old: then.get(new, new) for old, new in first.items()}}

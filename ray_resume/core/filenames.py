@@ -1,7 +1,9 @@
 """How output files are named: a name says which checkpoint and which run wrote the file.
 
-``<checkpoint>-<run>-<source's digest>-<random>[-<tag>].<format>[.<compression>]``; zeros for the
-digest where several sources share the file. The random part is drawn for each write.
+``<checkpoint>-<run>-<source's digest>-<random>[-<tag>][~<label>].<format>[.<compression>]``; zeros
+for the digest where several sources share the file. In a file that a merge made, ``ffff`` and a
+size stand there (see `OutputName.filled_bytes`). The random part is drawn for each write. A label
+is for people, who give it.
 
 In a subfolder (a partition) a name has a tag, which stands for that folder. So a copy that a user
 made in another folder is recognized, and is never removed as a leftover. In the output folder
@@ -16,8 +18,10 @@ import hashlib
 import re
 import secrets
 from dataclasses import dataclass
+from urllib.parse import quote
 
 __all__ = [
+    "MERGED_DIGEST",
     "NAME_DIGEST_BYTES",
     "SHARED_DIGEST",
     "OutputName",
@@ -31,9 +35,16 @@ NAME_DIGEST_BYTES = 8
 SHARED_DIGEST = "0" * 2 * NAME_DIGEST_BYTES
 """The digest in the name of a file that may hold rows of several sources."""
 
+MERGED_DIGEST = "ffff"
+"""The digest in the name of a merged file begins with it; that of a source's own file does not."""
+
+_MAX_FILLED_BYTES = (1 << 48) - 1
+
+_MAX_LABEL = 120
+
 _NAME = re.compile(
     r"\.?([0-9a-f]{8})-([0-9a-f]{12})-([0-9a-f]{16})-([0-9a-f]{16})(?:-([0-9a-f]{8}))?"
-    r"\.[a-z]+(?:\.[a-z0-9]+)?"
+    r"(?:~[A-Za-z0-9_%-]+)?\.[a-z]+(?:\.[a-z0-9]+)?"
 )
 
 
@@ -53,7 +64,15 @@ class OutputName:
     @property
     def is_shared(self) -> bool:
         """Whether it may hold rows of several sources."""
-        return self.digest == SHARED_DIGEST
+        return self.digest == SHARED_DIGEST or self.filled_bytes is not None
+
+    @property
+    def filled_bytes(self) -> int | None:
+        """The size for which merged files were enough for this one; 0 if they were not enough.
+
+        None if no merge made the file. It may be smaller than the files were together.
+        """
+        return int(self.digest[4:], 16) if self.digest.startswith(MERGED_DIGEST) else None
 
     @classmethod
     def parse(cls, name: str) -> OutputName | None:
@@ -74,17 +93,37 @@ def is_usual_run(run_id: str) -> bool:
     return len(run_id) == 12 and set(run_id) <= set("0123456789abcdef")
 
 
-def stem_of(prefix: str, digest: bytes | None, folder: str = "") -> str:
+def stem_of(
+    prefix: str,
+    digest: bytes | None,
+    folder: str = "",
+    *,
+    filled_bytes: int | None = None,
+    label: str = "",
+) -> str:
     """Make a new name, without its ending; no other file has or had it.
 
     Args:
         prefix: ``<checkpoint>-<run>``.
         digest: ``NAME_DIGEST_BYTES`` bytes of the source's digest; None if several share the file.
         folder: the subfolder of the output folder that the file is for, ``""`` for none.
+        filled_bytes: of a merged file; see `OutputName.filled_bytes`.
+        label: what people know the file by: it is in the name, as in a URL, and cut off if long.
     """
     tag = f"-{_tag_of(folder.rstrip('/'))}" if folder else ""
-    digits = SHARED_DIGEST if digest is None else digest.hex()
-    return f"{prefix}-{digits}-{secrets.token_hex(8)}{tag}"
+    if filled_bytes is not None:
+        digits = f"{MERGED_DIGEST}{min(filled_bytes, _MAX_FILLED_BYTES):012x}"
+    else:
+        digits = SHARED_DIGEST if digest is None else digest.hex()
+        if digits.startswith(MERGED_DIGEST):
+            # It is read by people only.
+            digits = f"fffe{digits[4:]}"
+    return f"{prefix}-{digits}-{secrets.token_hex(8)}{tag}{_labelled(label)}"
+
+
+def _labelled(label: str) -> str:
+    text = quote(label, safe="", errors="surrogatepass").replace(".", "%2E").replace("~", "%7E")
+    return f"~{text[:_MAX_LABEL]}" if text else ""
 
 
 @functools.lru_cache(1024)

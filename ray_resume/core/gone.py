@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_resume.core.digests import Positions
+from ray_resume.core.filenames import OutputName
 from ray_resume.core.record_log import Flag
 from ray_resume.core.records import State
 from ray_resume.core.shards import Shard
@@ -93,14 +94,16 @@ def judge_gone(
 
     Args:
         policy: ``on_source_gone``: ``"keep"``, ``"remove"``, ``"error"``; None keeps what is
-            there, but refuses what looks like the same data under other ids.
+            there, or removes it if ``gone`` says so, but refuses what looks like another input.
         checkpoint: how to name the checkpoint in a message.
 
     Raises:
         SourceChangedError: the run must not go on; the message has the ways out.
     """
     completed = gone.sources[snapshot.column("state", gone.sources) == State.COMPLETED.value]
-    if policy == "remove":
+    if gone.remove:
+        if policy is None and len(completed):
+            _refuse_other_input(snapshot, completed, listed, checkpoint)
         if not len(mine := gone.removed(snapshot)):
             return None
         return (
@@ -119,10 +122,18 @@ def judge_gone(
     if policy is None:
         _refuse_other_input(snapshot, completed, listed, checkpoint)
         _refuse_moved(snapshot, completed, listed)
-    return (
+    warning = (
         f"{len(completed)} completed sources are not in the input any more, {example} for one. "
         'Their output stays; on_source_gone="remove" removes it. (Is it another input? Then give '
         "it a checkpoint of its own.)"
+    )
+    if OutputName.parse(_bare(example)) is None:
+        return warning
+    return (
+        f"{warning} They are output files of another resumable pipeline, which rewrites its files. "
+        "If their rows are in new files now, they are in the output twice. Read that pipeline's "
+        'checkpoint, with on_source_gone="remove" once: resumable_read(ray.data.read_parquet, '
+        "Checkpoint(...), checkpoint=...)."
     )
 
 

@@ -33,25 +33,39 @@ _RELATIVE = " relative to source_root"
 _ABOUT = {
     "file": "the paths of files",
     "row_group": 'row groups of files (granularity="row_group")',
+    "split": 'ranges of bytes of files (granularity="split")',
+    "auto": 'files, and parts of large ones (granularity="auto")',
     "key": "keys",
     "task": "the read tasks of a datasource",
+    "upstream": "the sources of the pipeline before",
+    "piece": "the files or fragments of the table",
 }
-_ROW_GROUP = re.compile("(.+)#rg[0-9]+", re.DOTALL)
+_PARTS = {
+    "row_group": re.compile("(.+)#rg[0-9]+", re.DOTALL),
+    "split": re.compile("(.+)#bytes=[0-9]+-[0-9]+", re.DOTALL),
+}
 
 
-def ids_of(kind: str, *, relative: bool = False) -> str:
-    """Name a way to make ids: "file", "row_group", "key" or "task"; of paths, relative or not."""
-    return kind + (_RELATIVE if relative else "")
+def ids_of(kind: str, *, relative: bool = False, of: str | None = None) -> str:
+    """Name a way to make ids: a key of ``_ABOUT``; of paths, relative or not; and what else counts.
+
+    Args:
+        of: the address of the table, or how long splits are.
+    """
+    return kind + (_RELATIVE if relative else "") + (f" {of}" if of else "")
 
 
 def part_file(ids: str, source_id: str) -> str | None:
     """Return the id of the file that a source is a part of, by how its id was made.
 
     None if its sources are not parts of files. Only ids of this very checkpoint are asked about,
-    and only where all of them are row groups: elsewhere an id is never parsed.
+    and only where all of them are parts of files: elsewhere an id is never parsed.
     """
-    match = _ROW_GROUP.fullmatch(source_id) if ids.startswith("row_group") else None
-    return None if match is None else match[1]
+    kind = ids.partition(" ")[0]
+    found = [spelt.fullmatch(source_id) for name, spelt in _PARTS.items() if kind in (name, "auto")]
+    file = next((match[1] for match in found if match), None)
+    # A file that was a source as a whole may have grown, and be cut now.
+    return source_id if file is None and kind == "auto" else file
 
 
 def ids_in_headers(headers: Mapping[str, Mapping[str, Any]], runs: Iterable[str]) -> set[str]:
@@ -77,7 +91,11 @@ def refuse_other_ids(
     """
     has_output = snapshot.in_state(State.COMPLETED) | (snapshot.column("flags") & Flag.FILES != 0)
     output = np.flatnonzero(has_output)
-    others = sorted(ids_in_headers(headers, snapshot.runs(output)) - {ids})
+    same = {ids}
+    if ids.startswith("auto"):
+        # Files that were completed as a whole stay whole.
+        same.add(ids_of("file", relative=_RELATIVE in ids))
+    others = sorted(ids_in_headers(headers, snapshot.runs(output)) - same)
     if not others:
         return
     example = snapshot.record(int(output[0])).source_id
@@ -91,5 +109,5 @@ def refuse_other_ids(
 
 
 def _about(ids: str) -> str:
-    kind = ids.removesuffix(_RELATIVE)
+    kind = ids.partition(" ")[0]
     return _ABOUT.get(kind, kind) + ids.removeprefix(kind)

@@ -143,10 +143,10 @@ class _Counter:
         return Outcome.APPLIED
 
     def completion(self, source: int) -> Completion:
-        rows_read = 0 if self.sealed is None else self.sealed.rows
+        _, _, rows_read, began_at = self.sealed or Seal(source, 0)
         if self.drained is None:
-            return Completion(source, rows_read, 0)
-        return Completion(source, rows_read, *self.drained[2:])
+            return Completion(source, rows_read, 0, began_at=began_at)
+        return Completion(source, rows_read, *self.drained[2:], began_at)
 
 
 class Ledger:

@@ -37,12 +37,14 @@ __all__ = [
 class Seal(NamedTuple):
     """A read has emitted the last row of ``source``.
 
-    ``total`` is the sum of the tokens of its ``rows`` rows, modulo 2**64.
+    ``total`` is the sum of the tokens of its ``rows`` rows, modulo 2**64. The read began at
+    ``began_at``, in seconds since 1970 by the clock of its host; 0 if that is unknown.
     """
 
     source: int
     total: int
     rows: int = 0
+    began_at: float = 0.0
 
 
 class Drain(NamedTuple):
@@ -115,7 +117,7 @@ class Message:
 def _plain(event: Event) -> tuple[Any, ...]:
     """Serialize an event as (kind, *fields), without trailing defaults."""
     if isinstance(event, Seal):
-        return "S", event.source, event.total, event.rows
+        return "S", *event
     if isinstance(event, Failure):
         return "F", event.source, event.total, event.rows, event.error
     if isinstance(event, ReadFailure):
@@ -194,6 +196,7 @@ class Completion(NamedTuple):
     results: tuple[bytes, ...] = ()
     dead_rows: int = 0
     dead_letters: tuple[str, ...] = ()
+    began_at: float = 0.0
 
 
 class Applied(NamedTuple):

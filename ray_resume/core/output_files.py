@@ -1,6 +1,6 @@
 """Lists of output files, as columns: what a folder holds and what records list, compared at once.
 
-There may be millions of names. A name in the standard format, in no subfolder and with one of five
+There may be millions of names. A name in the standard format, in no subfolder and with one of these
 endings, takes 27 bytes in a numpy array. Other names are kept as text.
 """
 
@@ -17,17 +17,18 @@ from typing_extensions import override
 
 from ray_resume.core.columns import bytes_of, lengths_of, parents_of, text_of, texts
 from ray_resume.core.digests import Positions
-from ray_resume.core.filenames import OutputName, is_usual_run
+from ray_resume.core.filenames import MERGED_DIGEST, OutputName, is_usual_run
 from ray_resume.core.snapshot import Records, Snapshot
 
 __all__ = ["OutputFileSet", "listed_files", "missing_files"]
 
-_AT_ONCE = 1 << 16
+_BATCH_ROWS = 1 << 16
 
-_ENDINGS = ("parquet", "json", "csv", "orc", "feather")
+_ENDINGS = ("parquet", "json", "csv", "orc", "feather", "tar", "npy", "tfrecords", "png", "jpeg")
 # Checkpoint (4 bytes), run (6), digest (8), random part (8), number of the ending (1).
 _COMPACT_BYTES = 27
 
+_DIGEST = slice(10, 18)
 _RANDOM = slice(18, 26)
 _DASHES = [8, 21, 38]
 _STEM = 55
@@ -35,6 +36,9 @@ _STEM = 55
 _DIGITS = [slice(0, 8), slice(9, 21), slice(22, 38), slice(39, _STEM)]
 _VALUES = np.full(256, 255, np.uint8)
 _VALUES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+
+# The digest in the name of a merged file begins with it.
+_MERGED = np.frombuffer(bytes.fromhex(MERGED_DIGEST), np.uint8)
 
 Rows = npt.NDArray[np.uint8]
 
@@ -55,7 +59,7 @@ class OutputFileSet(Collection[str]):
         compact: list[Rows] = [np.empty((0, _COMPACT_BYTES), np.uint8)]
         plain: list[str] = []
         rest = iter(names)
-        while part := list(itertools.islice(rest, _AT_ONCE)):
+        while part := list(itertools.islice(rest, _BATCH_ROWS)):
             found, fits = _compact(texts([bytes_of(name) for name in part]))
             compact.append(found)
             plain += [part[position] for position in np.flatnonzero(~fits).tolist()]
@@ -96,8 +100,8 @@ class OutputFileSet(Collection[str]):
         asked = np.argsort(random)
         mine, theirs = _names(self.compact), _names(wanted)
         # A part at a time, since names are compared whole.
-        for start in range(0, len(asked), _AT_ONCE):
-            part = asked[start : start + _AT_ONCE]
+        for start in range(0, len(asked), _BATCH_ROWS):
+            part = asked[start : start + _BATCH_ROWS]
             rank = np.searchsorted(ordered, random[part]).astype(np.int64)
             left = np.arange(len(part))
             while len(left):
@@ -213,7 +217,8 @@ def _without_repeats(compact: Rows) -> Rows:
 
     A source's own file is in no other record. One that is shared may be in many.
     """
-    shared = ~compact[:, 10:18].any(axis=1)
+    digests = compact[:, _DIGEST]
+    shared = ~digests.any(axis=1) | (digests[:, : len(_MERGED)] == _MERGED).all(axis=1)
     if not shared.any():
         return compact
     distinct = np.unique(_names(compact[shared])).view(np.uint8).reshape(-1, _COMPACT_BYTES)

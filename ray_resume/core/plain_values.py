@@ -85,9 +85,17 @@ def _plain(value: Any, around: tuple[int, ...]) -> Any:
     if type(value) in (set, frozenset):
         return ["set", *sorted(json.dumps(_plain(item, within)) for item in value)]
     if isinstance(value, Mapping):
-        pairs = ([_plain(name, within), _plain(of, within)] for name, of in value.items())
+        # Possible credentials count for nothing in a mapping, either.
+        pairs = (
+            [_plain(name, within), None if _is_hidden(name) else _plain(of, within)]
+            for name, of in value.items()
+        )
         return ["dict", *sorted(pairs, key=json.dumps)]
     return [type(value).__qualname__, *(_plain(part, within) for part in _inside(value))]
+
+
+def _is_hidden(name: Any) -> bool:
+    return type(name) is str and is_secret(name)
 
 
 def _inside(value: Any) -> Iterator[Any]:

@@ -45,11 +45,35 @@ class Policies:
     on_source_gone: str | None = None
     on_code_change: str = "warn"
     max_failed_runs: int = field(default=3, kw_only=True)
+    # Whether the input is what another pipeline has completed, or the rows of a table: what is gone
+    # there goes here, too.
+    follows_upstream: bool = field(default=False, kw_only=True)
+    follows_table: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.max_failed_runs < 1:
+            raise ValueError(f"max_failed_runs must be at least 1, not {self.max_failed_runs}")
+        for name, known in (
+            ("on_source_change", ("reprocess", "error", "ignore")),
+            ("on_pipeline_change", ("error", "continue", "restart")),
+            ("on_code_change", ("warn", "reprocess", "ignore")),
+            ("on_source_gone", (None, "keep", "remove", "error")),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                words = ", ".join(word for word in known if word is not None)
+                raise ValueError(f"{name} must be one of {words}, not {value!r}")
 
     @property
     def removes(self) -> bool:
         """Whether a run removes the output of sources that it does not list."""
-        return self.on_source_gone == "remove"
+        by_default = self.follows_upstream or self.follows_table
+        return (self.on_source_gone or (by_default and "remove")) == "remove"
+
+    @property
+    def gone(self) -> str | None:
+        """What `judge_gone` goes by: all of a table's files may be new, and it is that table."""
+        return "remove" if self.follows_table and self.removes else self.on_source_gone
 
 
 def what_to_do(
@@ -77,7 +101,7 @@ def what_to_do(
     Raises:
         CheckpointError, SourceChangedError, PipelineChangedError: the run must not go on.
     """
-    if not policies.removes:
+    if policies.on_source_gone != "remove":
         refuse_other_ids(snapshot, headers, listing.ids, checkpoint)
     file_of = partial(part_file, listing.ids)
     gone = gone_from(
@@ -88,9 +112,9 @@ def what_to_do(
         share=listing.shard,
         remove=policies.removes,
     )
-    warning = judge_gone(snapshot, gone, listing.listed, policies.on_source_gone, checkpoint)
+    warning = judge_gone(snapshot, gone, listing.listed, policies.gone, checkpoint)
     texts = (header.get("signature") for header in headers.values())
-    todo = plan_resume(
+    resume_plan = plan_resume(
         listing.sources,
         snapshot,
         on_source_change=policies.on_source_change,
@@ -103,4 +127,4 @@ def what_to_do(
         gone=gone,
         file_of=file_of,
     )
-    return todo, [warning] if warning else []
+    return resume_plan, [warning] if warning else []

@@ -17,13 +17,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from ray_resume.core.columns import bytes_of, mask_of, numbers_of, parents_of, text_of, texts
-from ray_resume.core.digests import DigestIndex, Digests, Positions
-from ray_resume.core.output_files import OutputFileSet, listed_files
+from ray_resume.core.digests import Digests, Positions
+from ray_resume.core.file_uses import MIXED, FileUse, file_uses, live_parts, parts_in, positions_in
+from ray_resume.core.filenames import OutputName
 from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record
 from ray_resume.core.shards import Shard
@@ -32,90 +29,31 @@ from ray_resume.errors import CheckpointError
 
 __all__ = [
     "Copy",
-    "FileUse",
     "Moves",
     "Rewrite",
     "Supersession",
-    "clean_files",
-    "file_uses",
-    "live_parts",
     "merge_groups",
     "moves_of",
-    "overlapping_files",
     "plan_rewrites",
     "records_in",
     "rewrites_of",
     "still_due",
 ]
 
-# The columns of records that say where a part is in its file.
-_NUMBERS = ("first_rows", "part_rows", "file_rows")
-
-# The pipeline of a file with rows of several.
-_MIXED = -1
-
 Moves = Mapping[FilePart, FilePart]
 """Where parts of old files are in new ones."""
 
 
 @dataclass(frozen=True)
-class FileUse:
-    """How many rows of an output file are live, of how many.
-
-    ``pipeline`` stands for the signature of the pipeline that wrote them. It is -1 if there are
-    several, or if a source is not the run's own.
-    """
-
-    live_rows: int
-    rows: int
-    pipeline: int = 0
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether all rows are live."""
-        return self.live_rows == self.rows
-
-
-def clean_files(snapshot: Snapshot) -> OutputFileSet:
-    """Return the listed files all of whose rows are live: nothing else is in them."""
-    listed = listed_files(snapshot)
-    unclean = [file for file, use in file_uses(snapshot).items() if not use.is_clean]
-    return listed.without(OutputFileSet.of(unclean)) if unclean else listed
-
-
-def overlapping_files(snapshot: Snapshot) -> list[str]:
-    """Return the files in which two parts have rows in common, or differ about the file's rows.
-
-    No run writes such records. Rows in them would be in the output twice.
-    """
-    columns = [
-        [
-            batch.column("files").flatten(),
-            *(numbers_of(batch.column(name).flatten(), "i8") for name in _NUMBERS),
-        ]
-        for _, batch in snapshot.batches()
-    ]
-    if not columns:
-        return []
-    names, *numbers = zip(*columns, strict=True)
-    encoded = pa.concat_arrays(names).dictionary_encode()
-    index = numbers_of(encoded.indices, "i4")
-    first, rows, whole = map(np.concatenate, numbers)
-    order = np.lexsort((first, index))
-    index, first, rows, whole = index[order], first[order], rows[order], whole[order]
-    wrong = (index[1:] == index[:-1]) & (
-        (first[1:] < first[:-1] + rows[:-1]) | (whole[1:] != whole[:-1])
-    )
-    numbers_of_files = np.unique(index[1:][wrong])
-    return [text_of(encoded.dictionary[number].as_py()) for number in numbers_of_files.tolist()]
-
-
-@dataclass(frozen=True)
 class Rewrite:
-    """Files that become one: ``parts`` are their live rows, in the order of the new file."""
+    """Files that become one: ``parts`` are their live rows, in the order of the new file.
+
+    ``filled_bytes`` is that of the new file's name; see `OutputName.filled_bytes`.
+    """
 
     files: tuple[str, ...]
     parts: tuple[FilePart, ...]
+    filled_bytes: int | None = None
 
     @property
     def rows(self) -> int:
@@ -134,79 +72,17 @@ class Rewrite:
             return []
         middle = len(self.files) // 2
         return [
-            Rewrite(files, tuple(part for part in self.parts if part.file in files))
+            Rewrite(
+                files,
+                tuple(part for part in self.parts if part.file in files),
+                0 if len(files) > 1 else None,
+            )
             for files in (self.files[:middle], self.files[middle:])
         ]
 
 
 Copy = Callable[[Sequence[tuple[Rewrite, str]]], Iterable[str | None]]
 """Writes the new file of each rewrite, under its name; returns what is wrong with each, or None."""
-
-
-def file_uses(snapshot: Snapshot) -> dict[str, FileUse]:
-    """Return the use of each file that is listed with a part of its rows.
-
-    A file that is one part as a whole is clean, and is left out: there may be millions.
-    """
-    return _uses(snapshot, partly=True)
-
-
-def _uses(
-    snapshot: Snapshot, *, partly: bool = False, own: Digests | None = None
-) -> dict[str, FileUse]:
-    """Return the use of each listed file, or only of those with a part that is not all of it."""
-    is_own = np.ones(len(snapshot), bool)
-    if own is not None:
-        is_own = DigestIndex(own).holds(snapshot.digests)
-    names: list[pa.Array] = []
-    live: list[npt.NDArray[np.int64]] = []
-    whole: list[npt.NDArray[np.int64]] = []
-    pipelines: list[npt.NDArray[np.int64]] = []
-    for of_batch, batch in snapshot.batches():
-        lists = batch.column("files")
-        part_rows, file_rows = (
-            numbers_of(batch.column(name).flatten(), "i8") for name in _NUMBERS[1:]
-        )
-        at = np.flatnonzero(part_rows != file_rows) if partly else np.arange(len(part_rows))
-        if len(at):
-            signature = snapshot.column("pipeline", of_batch)[:, 0]
-            names.append(lists.flatten().take(pa.array(at)))
-            live.append(part_rows[at])
-            whole.append(file_rows[at])
-            parents = parents_of(lists)[at]
-            signature = np.where(is_own[of_batch], signature.astype(np.int64), _MIXED)
-            pipelines.append(signature[parents])
-    if not names:
-        return {}
-    encoded = pa.concat_arrays(names).dictionary_encode()
-    index, count = numbers_of(encoded.indices, "i4"), len(encoded.dictionary)
-    pipeline = np.concatenate(pipelines)
-    live_rows, of_file, latest = np.zeros((3, count), np.int64)
-    np.add.at(live_rows, index, np.concatenate(live))
-    of_file[index] = np.concatenate(whole)
-    latest[index] = pipeline
-    mixed = np.zeros(count, bool)
-    mixed[index[latest[index] != pipeline]] = True
-    latest[mixed] = _MIXED
-    columns = (live_rows.tolist(), of_file.tolist(), latest.tolist())
-    names_of_files = map(text_of, encoded.dictionary.to_pylist())
-    return dict(zip(names_of_files, map(FileUse, *columns), strict=True))
-
-
-def live_parts(snapshot: Snapshot, files: Collection[str]) -> dict[str, list[FilePart]]:
-    """Return the live parts of ``files``, in the order of their rows; none for other files."""
-    found: defaultdict[str, list[FilePart]] = defaultdict(list)
-    for _, part in _parts_in(snapshot, files):
-        found[part.file].append(part)
-    return {file: sorted(parts) for file, parts in found.items()}
-
-
-def positions_in(snapshot: Snapshot, files: Collection[str]) -> dict[str, Positions]:
-    """Return the positions of the records that have parts in each of ``files``."""
-    found: defaultdict[str, set[int]] = defaultdict(set)
-    for position, part in _parts_in(snapshot, files):
-        found[part.file].add(position)
-    return {file: np.array(sorted(some), np.int64) for file, some in found.items()}
 
 
 def merge_groups(
@@ -219,22 +95,26 @@ def merge_groups(
 
     Args:
         uses: of the files. Only files of one pipeline are merged: others may have other options.
-        sizes: the bytes of the live rows of each file. Files larger than half of the target stay.
+        sizes: the bytes of the live rows of each file. Files larger than half of the target stay,
+            and so do those that a merge has filled, however small they became.
         max_rows: the most rows of a file.
 
     Returns:
-        Groups of at least two files, all of one subfolder and one ending.
+        Groups of at least two files, all of one subfolder and one ending. A file that was merged
+        before, and not filled, is among them only if there is as much to merge with it: runs that
+        add little would copy it each time.
     """
     alike: defaultdict[tuple[str, str, int], list[str]] = defaultdict(list)
     for file in sorted(sizes):
-        if 2 * sizes[file] <= target_bytes and uses[file].pipeline != _MIXED:
+        is_small = 2 * sizes[file] <= target_bytes and _filled_bytes(file) < target_bytes
+        if is_small and uses[file].pipeline != MIXED:
             folder, _, name = file.rpartition("/")
             alike[folder, name.partition(".")[2], uses[file].pipeline].append(file)
     groups: list[list[str]] = []
     for files in alike.values():
         group: list[str] = []
         size, rows = 0.0, 0
-        for file in files:
+        for file in _worth_merging(files, sizes):
             more = uses[file].live_rows
             if group and (size >= target_bytes or (max_rows and rows + more > max_rows)):
                 groups.append(group)
@@ -243,6 +123,25 @@ def merge_groups(
             size, rows = size + sizes[file], rows + more
         groups.append(group)
     return [group for group in groups if len(group) > 1]
+
+
+def _filled_bytes(file: str) -> int:
+    """Return the size for which a merge has filled a file; 0 if none did, -1 if none made it."""
+    name = OutputName.parse(file)
+    filled = None if name is None else name.filled_bytes
+    return -1 if filled is None else filled
+
+
+def _worth_merging(files: Sequence[str], sizes: Mapping[str, float]) -> list[str]:
+    """Leave out files that were merged before, and are larger than all that they would join."""
+    merged = {file for file in files if _filled_bytes(file) == 0}
+    size = sum(sizes[file] for file in files if file not in merged)
+    for file in sorted(merged, key=sizes.__getitem__):
+        if sizes[file] > size:
+            break
+        size += sizes[file]
+        merged.remove(file)
+    return [file for file in files if file not in merged]
 
 
 def plan_rewrites(
@@ -264,7 +163,8 @@ def plan_rewrites(
             its files, and a run must not hold up others for the sake of larger files.
         share: leave files alone that have sources outside of this share.
     """
-    uses = _uses(snapshot, partly=sizes is None, own=own)
+    uses = file_uses(snapshot, every=sizes is not None, own=own)
+    filled: dict[str, int] = {}
     groups = [[file] for file, use in sorted(uses.items()) if not use.is_clean]
     if sizes is not None:
         live_sizes = {
@@ -274,6 +174,9 @@ def plan_rewrites(
         }
         merges = merge_groups(uses, live_sizes, target_bytes, max_rows)
         merged = {file for group in merges for file in group}
+        for group in merges:
+            enough = sum(live_sizes[file] for file in group) >= target_bytes
+            filled[group[0]] = target_bytes if enough else 0
         groups = [*merges, *(group for group in groups if group[0] not in merged)]
     if share is not None:
         positions = positions_in(snapshot, [file for group in groups for file in group])
@@ -283,7 +186,10 @@ def plan_rewrites(
             if not share.of(snapshot.digests.take(of_file)).all()
         }
         groups = [group for group in groups if outside.isdisjoint(group)]
-    return rewrites_of(snapshot, groups)
+    return [
+        replace(rewrite, filled_bytes=filled.get(rewrite.files[0]))
+        for rewrite in rewrites_of(snapshot, groups)
+    ]
 
 
 def rewrites_of(snapshot: Snapshot, groups: Sequence[Sequence[str]]) -> list[Rewrite]:
@@ -291,7 +197,7 @@ def rewrites_of(snapshot: Snapshot, groups: Sequence[Sequence[str]]) -> list[Rew
     group_of = {file: number for number, group in enumerate(groups) for file in group}
     parts: list[list[FilePart]] = [[] for _ in groups]
     # In the order of the records, and of the parts in a record: each source keeps its order.
-    for _, part in _parts_in(snapshot, group_of):
+    for _, part in parts_in(snapshot, group_of):
         parts[group_of[part.file]].append(part)
     return [
         Rewrite(tuple(group), tuple(of_group))
@@ -320,9 +226,9 @@ def records_in(snapshot: Snapshot, plan: Iterable[Rewrite]) -> Positions:
 def moves_of(rewrite: Rewrite, new_file: str) -> dict[FilePart, FilePart]:
     """Return where the parts are, now that the new file has been written."""
     moves: dict[FilePart, FilePart] = {}
-    first = 0
+    first, rows = 0, rewrite.rows
     for part in rewrite.parts:
-        moves[part] = FilePart(new_file, first, part.rows, rewrite.rows)
+        moves[part] = FilePart(new_file, first, part.rows, rows)
         first += part.rows
     return moves
 
@@ -360,7 +266,7 @@ class Supersession:
             CheckpointError: a live part was not moved. The step must not be committed.
         """
         positions: dict[int, None] = {}
-        for position, part in _parts_in(self._snapshot, files):
+        for position, part in parts_in(self._snapshot, files):
             if part not in moves:
                 raise CheckpointError(
                     f"The output file {part.file} was rewritten, and meanwhile its rows "
@@ -369,30 +275,16 @@ class Supersession:
                     "Run again."
                 )
             positions[position] = None
-        for position in positions:
-            record = self._newest.get(position) or self._snapshot.record(position)
+        # To decode them one by one would take several times as long.
+        records = self._snapshot.records(np.fromiter(positions, np.int64, len(positions)))
+        for position, before in zip(positions, records, strict=True):
+            record = self._newest.get(position, before)
             parts = [moves.get(part, part) for part in record.parts]
             self._sequence += 1
             record = replace(record, sequence=self._sequence, parts=tuple(_joined(parts)))
             if position in self._in_several:
                 self._newest[position] = record
             yield record
-
-
-def _parts_in(snapshot: Snapshot, files: Collection[str]) -> Iterator[tuple[int, FilePart]]:
-    """Yield the parts of records that are in ``files``, each with the position of its record."""
-    wanted = texts([bytes_of(file) for file in files])
-    for positions, batch in snapshot.batches():
-        lists = batch.column("files")
-        names = lists.flatten()
-        at = np.flatnonzero(mask_of(pc.is_in(names, wanted)))
-        if not len(at):
-            continue
-        parents = positions[parents_of(lists)[at]].tolist()
-        numbers = (numbers_of(batch.column(name).flatten(), "i8")[at].tolist() for name in _NUMBERS)
-        chosen = map(text_of, names.take(pa.array(at)).to_pylist())
-        for position, *part in zip(parents, chosen, *numbers, strict=True):
-            yield position, FilePart(*part)
 
 
 def _joined(parts: Iterable[FilePart]) -> Iterator[FilePart]:

@@ -23,7 +23,7 @@ from ray_resume.core.records import Record, State, encode_batches, records_of
 
 __all__ = ["Records", "Snapshot"]
 
-_AT_ONCE = 1 << 16
+_BATCH_ROWS = 1 << 16
 
 
 class Snapshot:
@@ -188,8 +188,8 @@ class Records(Sequence[Record]):
 
     @override
     def __iter__(self) -> Iterator[Record]:
-        for first in range(0, len(self), _AT_ONCE):
-            rows = self.rows[first : first + _AT_ONCE]
+        for first in range(0, len(self), _BATCH_ROWS):
+            rows = self.rows[first : first + _BATCH_ROWS]
             found = itertools.chain.from_iterable(
                 map(records_of, (batch for _, batch in self.snapshot.batches(rows)))
             )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from ray_resume.core.digests import Digests, Positions, digest_bytes
+from ray_resume.core.part_lists import PartLists
 from ray_resume.core.records import Fingerprint
 from ray_resume.errors import ResumeError
 
@@ -24,7 +25,7 @@ __all__ = [
 
 _UNKNOWN = Fingerprint()
 # So many objects are made at once.
-_AT_ONCE = 1 << 14
+_BATCH_ROWS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,31 @@ class SourceTable(Sequence[Source]):
         """Make a table of files: each is called as its path, and found by it."""
         return cls(*_strings(paths), Fingerprints.made(sizes, mtimes_ns), Items())
 
+    @classmethod
+    def of_parts(
+        cls,
+        ids: Sequence[bytes],
+        parts: PartLists,
+        contents: Iterable[int],
+        digests: Digests,
+    ) -> SourceTable:
+        """Make a table of sources that are found by parts; ``contents`` stand for their rows."""
+        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        fingerprints = Fingerprints.made([None] * len(ids), contents)
+        return cls(b"".join(ids), starts, lengths, fingerprints, Items(listed=parts), digests)
+
+    @classmethod
+    def cut_from(
+        cls, files: SourceTable, at: Positions, ids: Sequence[str], items: Sequence[Any]
+    ) -> SourceTable:
+        """Make a table of parts of files, with their ids and items, which look as the files do.
+
+        Args:
+            at: the position of each part's file in ``files``.
+        """
+        return cls(*_strings(ids), files.fingerprints.take(at), Items(listed=items))
+
     @override
     def __len__(self) -> int:
         return len(self._starts)
@@ -101,7 +127,9 @@ class SourceTable(Sequence[Source]):
 
     @override
     def __iter__(self) -> Iterator[Source]:
-        return map(self.__getitem__, range(len(self)))
+        get = self._items.get
+        every = zip(self.ids(), self.fingerprints, strict=True)
+        return (Source(name, get(n, name), seen) for n, (name, seen) in enumerate(every))
 
     @override
     def __eq__(self, other: object) -> bool:
@@ -119,21 +147,31 @@ class SourceTable(Sequence[Source]):
         return self._digests
 
     def _digested(self) -> bytearray:
-        digests, ids = bytearray(), self._ids
-        for first in range(0, len(self), _AT_ONCE):
-            starts = self._starts[first : first + _AT_ONCE].tolist()
-            lengths = self._lengths[first : first + _AT_ONCE].tolist()
-            digests += b"".join(
-                [
-                    digest_bytes(ids[start : start + length])
-                    for start, length in zip(starts, lengths, strict=True)
-                ]
-            )
+        digests = bytearray()
+        for ids in self._batches_of_ids():
+            digests += b"".join(map(digest_bytes, ids))
         return digests
+
+    def _batches_of_ids(self) -> Iterator[list[bytes]]:
+        whole = self._ids
+        for first in range(0, len(self), _BATCH_ROWS):
+            starts = self._starts[first : first + _BATCH_ROWS].tolist()
+            lengths = self._lengths[first : first + _BATCH_ROWS].tolist()
+            yield [
+                whole[start : start + length] for start, length in zip(starts, lengths, strict=True)
+            ]
 
     def ids(self) -> Iterator[str]:
         """Return the ids, in order."""
-        return map(self.id, range(len(self)))
+        for ids in self._batches_of_ids():
+            yield from [text.decode("utf-8", "surrogatepass") for text in ids]
+
+    def items(self) -> Iterator[Any]:
+        """Return what the input finds each source by, in order."""
+        listed = self._items.listed
+        if listed is not None:
+            return iter(listed)
+        return (self._items.get(position, name) for position, name in enumerate(self.ids()))
 
     def id(self, position: int) -> str:
         """Return the id of one source."""
@@ -143,6 +181,12 @@ class SourceTable(Sequence[Source]):
         """Return the id of one source in UTF-8, which may contain lone surrogates."""
         start = self._starts.item(position)
         return self._ids[start : start + self._lengths.item(position)]
+
+    @property
+    def part_lists(self) -> PartLists | None:
+        """The parts by which sources of another pipeline are found, as columns; else None."""
+        listed = self._items.listed
+        return listed if isinstance(listed, PartLists) else None
 
     def take(self, positions: Positions | slice) -> SourceTable:
         """Return a table of those at ``positions``, which shares what it can with this one."""
@@ -221,6 +265,8 @@ class Items:
         """Return those at ``positions``."""
         if self.listed is None:
             return self
+        if isinstance(self.listed, PartLists):
+            return Items(listed=self.listed.take(positions))
         if isinstance(positions, slice):
             return Items(listed=self.listed[positions])
         return Items(listed=[self.listed[position] for position in positions.tolist()])
@@ -269,6 +315,12 @@ class Fingerprints(Sequence[Fingerprint]):
             self.sizes.item(position) if known & 1 else None,
             self.mtimes_ns.item(position) if known & 2 else None,
         )
+
+    @override
+    def __iter__(self) -> Iterator[Fingerprint]:
+        columns = (self.known.tolist(), self.sizes.tolist(), self.mtimes_ns.tolist())
+        for known, size, mtime_ns in zip(*columns, strict=True):
+            yield Fingerprint(size if known & 1 else None, mtime_ns if known & 2 else None)
 
     def take(self, positions: Positions | slice) -> Fingerprints:
         """Return those at ``positions``."""

@@ -36,11 +36,14 @@ class Stage:
         name: the method and the UDF, as ``map_batches(clean)``.
         batch_size: the rows of a batch, as asked for; None for whole blocks.
         by_source: the UDF is called once for each source in a batch.
+        by_column: rows are matched to sources by this column; sources that share a value get a
+            call each.
     """
 
     name: str
     batch_size: int | None = None
     by_source: bool = False
+    by_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class StageNumbers:
         rows_failed: rows that failed, and did not go to the dead letters.
         rows_dead_lettered: rows that failed, and went there.
         calls: of the user's function: one for each row with ``map``, ``filter`` and ``flat_map``.
-        batches: as Ray Data made them; without ``one_to_one=True`` or ``origin=``, a batch is cut
-            into a call for each of its sources.
+        batches: as Ray Data made them; without ``one_to_one=True``, ``by=`` or ``origin=``, a batch
+            is cut into a call for each of its sources.
         udf_s: seconds in the UDF, summed over all workers. A call of an async UDF takes until it
             is done, so calls that overlap count each.
     """
@@ -114,15 +117,27 @@ def by_name(numbers: Iterable[StageNumbers]) -> dict[str, Any]:
 
 def cut_batches(stage: Stage, count: StageCount) -> str | None:
     """Return a warning if a UDF is called for far fewer rows than its batches have; else None."""
-    if not stage.by_source or not count.batches or count.calls < 2 * count.batches:
+    is_cut = stage.by_source or stage.by_column is not None
+    if not is_cut or not count.batches or count.calls < 2 * count.batches:
         return None
     rows = count.rows_in / count.calls
     if rows >= (_FEW_ROWS if stage.batch_size is None else stage.batch_size / 2):
         return None
     sources = round(count.calls / count.batches)
+    cause, remedy = (
+        (
+            f"a batch has rows of about {sources} sources",
+            "@resumable(by=...), one_to_one=True or origin= keeps batches whole.",
+        )
+        if stage.by_column is None
+        else (
+            f"about {sources} sources in a batch share values of {stage.by_column!r}",
+            "A column whose values are each of one source keeps batches whole, and so does "
+            "@resumable(one_to_one=True) or origin=.",
+        )
+    )
     return (
         f"{stage.name} gets {rows:.3g} {'row' if rows == 1 else 'rows'} a call, "
-        f"batch_size={stage.batch_size}: a batch has rows of about {sources} sources, and the UDF "
-        f"is called for each of them ({count.calls:,} calls for {count.batches:,} batches). "
-        "@resumable(one_to_one=True) or @resumable(origin=...) keeps batches whole."
+        f"batch_size={stage.batch_size}: {cause}, and the UDF is called for each of them "
+        f"({count.calls:,} calls for {count.batches:,} batches). {remedy}"
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["age", "counted"]
+__all__ = ["counted", "duration"]
 
-_UNITS = (("d", 86400), ("h", 3600), ("min", 60))
+_UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
 def counted(number: int, noun: str) -> str:
@@ -12,10 +12,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def age(seconds: float) -> str:
-    """Return a span of time in the unit that suits it: "3 s", "1.5 min", "2.0 h", "3.1 d"."""
-    whole = max(0, int(seconds))
-    for unit, length in _UNITS:
+def duration(seconds: float) -> str:
+    """Return a span of time in the two units that suit it: "8 s", "2 min 5 s", "2 d 4 h"."""
+    whole = max(0, round(seconds))
+    for length, unit, below_length, below in _UNITS:
         if whole >= length:
-            return f"{whole / length:,.1f} {unit}"
+            return f"{whole // length:,} {unit} {whole % length // below_length} {below}"
     return f"{whole} s"

@@ -45,6 +45,7 @@ except ImportError as error:
     raise unknown_ray(error) from error
 
 __all__ = [
+    "arrow_column",
     "block_of",
     "check_output",
     "column",
@@ -207,6 +208,44 @@ def column(batch: Any, name: str) -> Any:
     if isinstance(batch, pd.DataFrame):
         return batch[name].to_numpy()
     return batch[name]
+
+
+def arrow_column(batch: Any, name: str) -> pa.Array | pa.ChunkedArray:
+    """Return a column as Arrow has it; what pandas takes for missing is null.
+
+    Raises:
+        ValueError: Arrow has no type for its values.
+    """
+    if isinstance(batch, pa.Table):
+        return batch.column(name)
+    values = batch[name]
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values
+    if not isinstance(values, (np.ndarray, pd.Series, list)):
+        values = np.asarray(values)
+    if isinstance(values, np.ndarray) and not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    try:
+        return _arrow_array(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"The values of the column {name!r} have no type in common: {error}"
+        ) from error
+
+
+def _arrow_array(values: Any) -> pa.Array:
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        if not isinstance(values, list):
+            raise
+        with contextlib.suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
+            return pa.array(values, pa.uint64())
+        # Arrow does not know numpy's NaT.
+        times = np.asarray(values)
+        if times.ndim != 1 or times.dtype.kind not in "mM":
+            raise
+        return pa.array(times, from_pandas=True)
 
 
 def with_column(batch: Any, name: str, values: npt.NDArray[Any]) -> Any:

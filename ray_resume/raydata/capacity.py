@@ -157,7 +157,7 @@ def _nodes() -> list[Resources]:
 
 
 _WAY_OUT = (
-    "Give the pool fewer actors, or its actors less (num_cpus=0.5, say), or the cluster more "
+    "Give the pool fewer actors, or each of its actors a smaller num_cpus, or the cluster more "
     "(ray.init(num_cpus=...))."
 )
 

@@ -2,6 +2,11 @@
 
 Both Ray's own ``LanceDatasink`` and that of the package lance-ray are served.
 
+A Lance table cannot keep out the commit of a driver that was declared dead and wakes. Lance rebases
+an append onto whatever was committed since its ``read_version``, also with ``max_retries=0``. Only
+two operations make it refuse: a restore and an overwrite. As a fence, either of them would itself
+discard what other runs have appended at the same time.
+
 Internals of theirs that are used:
 
 * ``on_write_complete`` commits with ``lance.LanceDataset.commit`` and an operation. It has no
@@ -13,6 +18,7 @@ Internals of theirs that are used:
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from ray.data.datasource import WriteResult
@@ -51,7 +57,11 @@ class LanceMarks:
                 return True
         return False
 
-    def publish(self, result: WriteResult[Any], mark: Mark) -> None:
+    def settle(self, mark: Mark, position: str | None) -> bool:
+        """Return as :meth:`holds`."""
+        return self.holds(mark, position)
+
+    def publish(self, result: WriteResult[Any], mark: Mark, check: Callable[[], None]) -> None:
         """Commit with the mark."""
         import lance
         from lance.dataset import Transaction
@@ -67,6 +77,7 @@ class LanceMarks:
         fresh = copy.copy(self._datasink)
         # From a version of long ago on, Lance would have to look for conflicts.
         fresh.read_version = self._table().version
+        check()
         with intercepted(lance.LanceDataset, "commit", commit):
             fresh.on_write_complete(result)
 

@@ -28,6 +28,7 @@ from ray_resume.raydata.internals import check_used, unknown_ray
 try:
     from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan
     from ray.data._internal.logical.operators import (
+        Download,
         Filter,
         FlatMap,
         InputData,
@@ -43,11 +44,12 @@ try:
 except ImportError as error:
     raise unknown_ray(error) from error
 
-__all__ = ["Chain", "dropped_columns", "method_of", "position_of_write", "validate"]
+__all__ = ["Chain", "downloads", "dropped_columns", "method_of", "position_of_write", "validate"]
 
 _WAY_OUT = (
-    "Write the rows that go into it with resumable_write, then start a second pipeline "
-    "from the written files."
+    "Write the rows that go into it with resumable_write, and run it with plain Ray Data on the "
+    "written files. A second pipeline goes on from there, or from the first one's checkpoint: "
+    "examples/deduplicate.py has both."
 )
 
 _READ_WAY_OUT = (
@@ -63,10 +65,6 @@ _LEAVES_OUT = "which rows it leaves out differs from run to run"
 # what passes. An operator in neither list, such as one of a newer Ray, is refused in general terms.
 _REFUSED: dict[str, tuple[str, str]] = {
     "Aggregate": ("groupby or an aggregation", _MIXES),
-    "Download": (
-        "an expression",
-        "ray_resume cannot follow rows through it. A @resumable UDF that downloads is fine",
-    ),
     "Join": ("join", _JOINS),
     "Limit": ("limit", _LEAVES_OUT),
     "Mix": ("mix", _JOINS),
@@ -106,6 +104,7 @@ _USED: dict[Any, str] = {
     ),
     Project: "exprs per_block_limit input_dependencies",
     StreamingRepartition: "per_block_limit input_dependencies",
+    Download: "uri_column_names output_bytes_column_names input_dependencies",
 }
 
 
@@ -230,7 +229,7 @@ def _title(operator: Any) -> str:
 
 
 def _check_kind(chain: Chain, operator: Any) -> None:
-    if not isinstance(operator, (*_UDF_TYPES, Project, StreamingRepartition)):
+    if not isinstance(operator, (*_UDF_TYPES, Project, StreamingRepartition, Download)):
         call, why = _REFUSED.get(
             type(operator).__name__, ("", "ray_resume cannot follow rows through it")
         )
@@ -277,16 +276,30 @@ def _check_udf(chain: Chain, operator: Any, is_decorated: Callable[[Any], bool])
             f"{_title(operator)} runs a UDF that is not decorated.",
             "Put @resumable on it, if each call's output comes from that call's rows alone. A UDF "
             "that buffers, deduplicates or aggregates over calls cannot be resumed. Write with "
-            "resumable_write before it, then start a second pipeline from the written files.",
+            "resumable_write before it, run it with plain Ray Data on the written files, and start "
+            "a second pipeline from there, as examples/deduplicate.py does.",
         )
     elif isinstance(operator, Project):
         for expression in _expressions(operator):
             _check_expression(chain, operator, expression)
+    elif isinstance(operator, Download):
+        for name in operator.output_bytes_column_names:
+            _check_name(chain, operator, name)
 
 
 def method_of(operator: Any) -> str | None:
     """Return the method of a dataset that makes such an operator of a UDF, None if none does."""
     return _UDF_OPERATORS.get(type(operator))
+
+
+def downloads(operator: Any) -> list[tuple[str, str]]:
+    """Return the column of addresses, and that of bytes, of each download that an operator makes.
+
+    It keeps all rows and columns, and takes a null for what it cannot download.
+    """
+    if not isinstance(operator, Download):
+        return []
+    return list(zip(operator.uri_column_names, operator.output_bytes_column_names, strict=True))
 
 
 def dropped_columns(operator: Any) -> list[str] | None:
@@ -310,7 +323,7 @@ def _is_rays_own(udf: Any) -> bool:
 
 
 def _check_limit(chain: Chain, operator: Any) -> None:
-    if operator.per_block_limit is not None:
+    if getattr(operator, "per_block_limit", None) is not None:
         chain.refuse(
             operator,
             f"A limit was pushed into {_title(operator)}: rows that it leaves out are lost "
@@ -319,14 +332,17 @@ def _check_limit(chain: Chain, operator: Any) -> None:
         )
 
 
-def _check_expression(chain: Chain, operator: Any, expression: Any) -> None:
-    if expression.name in (SOURCE_COLUMN, TOKEN_COLUMN):
+def _check_name(chain: Chain, operator: Any, name: str | None) -> None:
+    if name in (SOURCE_COLUMN, TOKEN_COLUMN):
         chain.refuse(
             operator,
-            f"{_title(operator)} makes a column called {expression.name}, a name that ray_resume "
-            "uses itself.",
+            f"{_title(operator)} makes a column called {name}, a name that ray_resume uses itself.",
             "Give it another name.",
         )
+
+
+def _check_expression(chain: Chain, operator: Any, expression: Any) -> None:
+    _check_name(chain, operator, expression.name)
     refusal = expressions.refusal_of(expression)
     if refusal is not None:
         chain.refuse(operator, f"{_title(operator)} {refusal.problem}", refusal.way_out)

@@ -12,7 +12,7 @@ expressions are shown.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from ray_resume.core.code import Code
 from ray_resume.core.plain_values import digest_of_value, is_secret
 from ray_resume.raydata import plan
 from ray_resume.raydata.expressions import Columns, conjuncts, describe
+from ray_resume.raydata.llm import signed_arguments
 
 __all__ = ["Signature", "described_values", "signature_of"]
 
@@ -34,10 +35,12 @@ class Signature:
     Args:
         text: what has to be the same for completed sources to stay as they are.
         code: what may differ; the user is to know of it.
+        versions: those that the user gave to UDFs, in their order.
     """
 
     text: str
     code: Code
+    versions: tuple[str, ...] = ()
 
 
 def signature_of(
@@ -50,6 +53,7 @@ def signature_of(
     input_names: Sequence[str] | None,
     write: str,
     new_names: Collection[str] = (),
+    version_of: Callable[[Any], str | None] = lambda _: None,
 ) -> Signature:
     """Describe a chain as Ray's optimizer has left it.
 
@@ -61,8 +65,9 @@ def signature_of(
         input_names: the columns that there are without that, None if they are not known.
         write: describes the sink.
         new_names: columns of the input that are to be left out, as if it did not have them.
+        version_of: returns the version that the user gave to a UDF, if any.
     """
-    steps, udfs = [read], list(read_udfs)
+    steps, udfs, versions = [read], list(read_udfs), list[str]()
     segment = _Segment(input_names, new_names)
     for predicate in predicates:
         segment.filter(predicate)
@@ -76,12 +81,22 @@ def signature_of(
             segment.filter(operator.predicate_expr)
         elif method is not None:
             name = _name_of(operator)
-            steps += [*segment.steps(), f"{method}({_udf(name, operator)})"]
+            version = version_of(operator.fn)
+            versions += [] if version is None else [version]
+            named = _udf(name, operator) + ("" if version is None else f", version={version}")
+            steps += [*segment.steps(), f"{method}({named})"]
             if plan.dropped_columns(operator) is None:
                 udfs.append((f"{method}({name})", operator.fn))
             segment = _Segment(None)
+        elif downloaded := plan.downloads(operator):
+            # One by one: newer versions of Ray put several in a row into one operator.
+            steps += [
+                *segment.steps(),
+                *(f"download({into}={address})" for address, into in downloaded),
+            ]
+            segment = _Segment(None)
     steps += [*segment.steps(), *([write] if write else [])]
-    return Signature(" -> ".join(steps), Code.of(udfs))
+    return Signature(" -> ".join(steps), Code.of(udfs), tuple(versions))
 
 
 _NUMBERS = (bool, int, float, type(None))
@@ -142,7 +157,8 @@ def _udf(name: str, operator: Any) -> str:
     if dropped is not None:
         return f"{name}, {', '.join(dropped)}"
     made = described_values(
-        _listed(operator.fn_constructor_args), operator.fn_constructor_kwargs or {}
+        _listed(operator.fn_constructor_args),
+        signed_arguments(operator.fn, operator.fn_constructor_kwargs or {}),
     )
     positional, named = _bound(operator.fn)
     called = described_values(

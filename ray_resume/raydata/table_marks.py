@@ -37,8 +37,19 @@ class TableMarks(Protocol):
             LookupError: the table's history does not reach back to ``position``.
         """
 
-    def publish(self, result: WriteResult[Any], mark: Mark) -> None:
-        """Call ``on_write_complete`` of a fresh copy of the datasink, with ``mark``."""
+    def settle(self, mark: Mark, position: str | None) -> bool:
+        """Return as :meth:`holds`, for a run that is dead or was declared dead.
+
+        Delta and Iceberg keep the mark out from then on, if they do not have it. Lance does not.
+        """
+
+    def publish(self, result: WriteResult[Any], mark: Mark, check: Callable[[], None]) -> None:
+        """Call ``on_write_complete`` of a fresh copy of the datasink, with ``mark``.
+
+        Args:
+            check: raises if the run may have been declared dead. `settle` of another process keeps
+                out the commit that follows a check, if it comes between the two.
+        """
 
 
 # Ray's own classes, and that of the package lance-ray, which is called as Ray's.

@@ -12,6 +12,9 @@ How a read goes:
 4. **Read.** On a worker, a `ResumableReadTask` opens its sources one after another, gives each row
    its token, and seals each source after its last row. A source that cannot be read fails alone.
 
+Another pipeline's checkpoint as input (`upstream`): its sources keep their ids, and are found by
+the parts of its output files. `file_rows` reads these with Ray's own reader, once for neighbors.
+
 Relative paths stay relative where a column shows them, as in plain Ray Data; ids are absolute
 (`paths`, `workdir`).
 

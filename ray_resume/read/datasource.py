@@ -25,7 +25,7 @@ from ray_resume.core.sources import SourceTable
 from ray_resume.core.tokens import SOURCE_COLUMN, SOURCE_TYPE, TOKEN_COLUMN, TOKEN_TYPE
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata.expressions import is_repeatable
-from ray_resume.raydata.filereads import ReadTaskFactory, Selection, row_group_of
+from ray_resume.raydata.filereads import ReadTaskFactory, Selection
 from ray_resume.raydata.parallelism import detected_read_tasks
 from ray_resume.raydata.scans import Scan
 from ray_resume.read.footers import schemas_of
@@ -90,7 +90,7 @@ class _SourceDatasource(Datasource):
     def _placeholders(self, parallelism: int) -> list[ReadTask]:
         # Ray asks for tasks several times to count them, before the call whose tasks run.
         # Opening sources only to be counted would cost as much as reading their footers.
-        groups = _grouped(range(len(self.sources)), parallelism)
+        groups = self.input.groups(self.sources, parallelism)
         schema = self._schema() if groups else None
         return [
             ReadTask(_never_run, self._metadata(self.sources[group.start : group.stop]), schema)
@@ -115,7 +115,7 @@ class _SourceDatasource(Datasource):
         """Open the sources, and cut them into at most ``parallelism`` groups, by position."""
         selection = Selection(self._predicates, self.selected_columns)
         tasks_of, left = self.input.open(self.sources, selection, data_context)
-        for positions in _grouped(range(len(self.sources)), parallelism):
+        for positions in self.input.groups(self.sources, parallelism):
             group = self.sources[positions.start : positions.stop].packed()
             yield positions, group, tasks_of(positions), left
 
@@ -149,7 +149,9 @@ class ResumableDatasource(_SourceDatasource):
         found = at.positions(Digests.of(b"".join(map(source_digest, some))))
         ids: dict[str, str] = {}
         for position in at.order[found[found >= 0]].tolist():
-            ids.setdefault(row_group_of(self.sources[position])[0], self.sources.id(position))
+            path = self.input.path_of(self.sources[position])
+            if path is not None:
+                ids.setdefault(path, self.sources.id(position))
         schemas = schemas_of(self.input.filesystem, ids)
         return [ids[path] for path, schema in schemas if not set(columns).isdisjoint(schema.names)]
 
@@ -190,6 +192,7 @@ class ResumableDatasource(_SourceDatasource):
             # Ray asks for what a user can ask of a dataset: its size, its files, its rows.
             metadata = self.input.metadata(self.sources) or self._metadata(self.sources)
             return [ReadTask(_never_run, metadata, self._schema())]
+        parallelism = min(parallelism, max(1, self.input.most_tasks(self.sources)))
         if data_context is None or not self.sources:
             return self._placeholders(parallelism)
         return [
@@ -232,7 +235,8 @@ class ArmedDatasource(_SourceDatasource):
     def preferred_read_tasks(self, data_context: DataContext) -> int:
         """Return how many read tasks suit these sources: as many as plain Ray Data would make."""
         size_bytes = self.estimate_inmemory_data_size()
-        return min(len(self.sources), detected_read_tasks(size_bytes, data_context))
+        most = self.input.most_tasks(self.sources)
+        return min(most, detected_read_tasks(size_bytes, data_context))
 
     @override
     def get_read_tasks(
@@ -268,9 +272,3 @@ def _total(sizes_bytes: npt.NDArray[np.float64] | None) -> int | None:
 
 def _never_run() -> list[Any]:
     raise AssertionError("a placeholder was run: Ray asked for these tasks only to count them")
-
-
-def _grouped(items: range, count: int) -> list[range]:
-    """Cut ``items`` into at most ``count`` runs of nearly equal length, none of them empty."""
-    n = min(max(count, 1), len(items))
-    return [items[i * len(items) // n : (i + 1) * len(items) // n] for i in range(n)]

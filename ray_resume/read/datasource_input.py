@@ -14,7 +14,7 @@ from ray_resume.errors import NonResumableError, SourceChangedError
 from ray_resume.raydata.filereads import ReadTaskFactory, Selection
 from ray_resume.read.inputs import Input, unknown_metadata
 
-__all__ = ["DatasourceInput"]
+__all__ = ["DatasourceInput", "MadeTasks"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class DatasourceInput(Input):
         tasks = self.datasource.get_read_tasks(self.task_count, None, data_context)
         found = self._bind(sources, tasks)
         # Selected after reading: a datasource that selects may cut its tasks otherwise.
-        return lambda positions: _Made(found[positions.start : positions.stop]), selection
+        return lambda positions: MadeTasks(found[positions.start : positions.stop]), selection
 
     def _bind(self, sources: SourceTable, tasks: Sequence[ReadTask]) -> list[ReadTask]:
         """Return the task of each of ``sources``; one that raises for a source without a task.
@@ -141,7 +141,7 @@ class _MissingRead:
 
 
 @dataclass(frozen=True)
-class _Made:
+class MadeTasks:
     """Read tasks that only the driver could make."""
 
     tasks: Sequence[ReadTask]

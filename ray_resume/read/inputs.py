@@ -35,6 +35,7 @@ from ray_resume.raydata.scans import SAMPLED, Scan, planned_scan, reads_with_sca
 from ray_resume.read.fixed_schema import explained
 from ray_resume.read.footers import readable
 from ray_resume.read.listing import has_changed
+from ray_resume.read.splits import SplitFiles, split_sizes
 from ray_resume.read.workdir import is_local_at
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Input",
     "PlannedFiles",
     "file_reader_of",
+    "never_changed",
     "unknown_metadata",
 ]
 
@@ -98,13 +100,25 @@ class Input(ABC):
         """
         return None
 
+    def most_tasks(self, sources: SourceTable) -> int:
+        """Return among how many read tasks ``sources`` can be shared out at no extra cost."""
+        return len(sources)
+
+    def groups(self, sources: SourceTable, count: int) -> list[range]:
+        """Cut the positions of ``sources`` into at most ``count`` groups, for a task each.
+
+        None of them is empty. If there are as many as sources, each is alone.
+        """
+        n = min(max(count, 1), len(sources))
+        return [range(i * len(sources) // n, (i + 1) * len(sources) // n) for i in range(n)]
+
     def metadata(self, sources: SourceTable) -> BlockMetadata | None:
         """Return the metadata that plain Ray Data has of ``sources`` before it reads them."""
         return None
 
     def change_check(self) -> ChangeCheck:
         """Return a check of whether a source has changed since it was listed."""
-        return _never_changed
+        return never_changed
 
     @abstractmethod
     def open(
@@ -149,7 +163,10 @@ class FileInput(Input):
     @override
     def sizes_bytes(self, sources: SourceTable) -> npt.NDArray[np.float64]:
         # A size that is not known counts as zero.
-        return sources.fingerprints.sizes.astype(np.float64) * self.inflation
+        sizes = sources.fingerprints.sizes
+        if isinstance(self.files, SplitFiles):
+            sizes = split_sizes(sources)
+        return sizes.astype(np.float64) * self.inflation
 
     @override
     def schema(self, columns: Sequence[str] | None) -> pa.Schema | None:
@@ -166,6 +183,10 @@ class FileInput(Input):
             size_bytes = round(self.sizes_bytes(sources).sum())
             return BlockMetadata(None, size_bytes, input_files=tuple(paths), exec_stats=None)
         return metadata
+
+    def path_of(self, source: Source) -> str | None:
+        """Return the path of a file that has rows of a source, if it has any."""
+        return row_group_of(source)[0]
 
     @override
     def open(
@@ -245,7 +266,8 @@ def file_reader_of(
     return PlannedFiles(each.on(filesystem) if moved else each)
 
 
-def _never_changed(_: Source) -> bool:
+def never_changed(_: Source) -> bool:
+    """Return False: whatever is read is what was listed."""
     return False
 
 

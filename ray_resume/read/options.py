@@ -20,6 +20,7 @@ from ray.data.datasource import Datasource
 
 from ray_resume.core.plain_values import NotPlainError, digest_of_value, is_secret, plain
 from ray_resume.errors import NonResumableError
+from ray_resume.raydata.table_reads import TABLE_READERS
 
 __all__ = ["ReaderText", "check_reader", "describe_options", "describe_reader", "is_repeatable"]
 
@@ -37,15 +38,24 @@ _NOT_COMPARED = {
     "arrow_open_file_args",
     "arrow_open_stream_args",
     "catalog",
+    "catalog_kwargs",
     "file_extensions",
     "filesystem",
     "ignore_missing_paths",
     "meta_provider",
     "open_stream_args",
+    "parallelism",
     "partition_filter",
+    "path",
     "paths",
+    "scan_kwargs",
     "shuffle",
     "skip_paths",
+    "snapshot_id",
+    "storage_options",
+    "table_identifier",
+    "uri",
+    "version",
 }
 
 _ARROWS: dict[type, tuple[str, ...]] = {
@@ -71,6 +81,18 @@ _ARROWS: dict[type, tuple[str, ...]] = {
     ),
 }
 
+
+# Why readers of Ray Data's other than those of files and tables have no sources.
+_WITHOUT_SOURCES = {
+    "read_kafka": (
+        "offsets say which messages were read, not what is in them, and a topic forgets its "
+        "oldest ones. A key may be a topic, a partition, and the offsets where it starts and ends"
+    ),
+    "read_sql": (
+        "a query gives its rows in any order, and other ones tomorrow. A key may be a day, or a "
+        "range of a primary key, that the query is restricted to"
+    ),
+}
 
 _READERS = (
     "Read files with one of Ray Data's readers for files (ray.data.read_parquet, read_csv, "
@@ -116,6 +138,10 @@ def check_reader(reader: Any, args: tuple[Any, ...], *, keyed: bool) -> None:
         )
     name = getattr(reader, "__name__", repr(reader))
     rays = getattr(ray.data, name, None)
+    if rays is reader and name in TABLE_READERS:
+        return
+    if name in _WITHOUT_SOURCES and rays is not None:
+        raise NonResumableError(f"{name} cannot be resumed: {_WITHOUT_SOURCES[name]}. {_READERS}")
     if rays is None or "paths" not in inspect.signature(rays).parameters:
         raise NonResumableError(
             f"{name} has no sources that are the same in every run, so it cannot be resumed. "

@@ -7,7 +7,6 @@ its other sources. The driver raises the exception at the end of the run (`run.r
 from __future__ import annotations
 
 import pickle
-import re
 import traceback
 
 from ray import cloudpickle
@@ -16,16 +15,18 @@ from ray.exceptions import RayError, RayTaskError
 
 from ray_resume.core.error_text import text_of
 from ray_resume.core.messages import ReadFailure
+from ray_resume.errors import ResumeError
 from ray_resume.raydata.retries import matches
 
-__all__ = ["is_rays_own", "is_transient", "read_failure"]
+__all__ = ["RowsMovedError", "is_rays_own", "is_transient", "read_failure"]
 
 # Longer tracebacks are cut, larger exceptions are reported by their text alone.
 _MAX_TRACEBACK_CHARS = 20_000
 _MAX_CAUSE_BYTES = 64 << 10
 
-# Ray Data adds to the text of an error how often it has tried, and advice about retries.
-_ADVICE = re.compile(r"\nFailed to [^\n]* after \d+/\d+ attempts .*?to be transient\.", re.DOTALL)
+
+class RowsMovedError(ResumeError):
+    """The rows of a source are in other files now. They are the same, and the source is intact."""
 
 
 def read_failure(source: int, total: int, rows: int, error: Exception) -> ReadFailure:
@@ -56,7 +57,7 @@ def is_transient(error: BaseException) -> bool:
 
 def _words(error: Exception) -> str:
     """Return the text of an exception, and of the one that it was raised from."""
-    text = _ADVICE.sub("", text_of(error))
+    text = text_of(error)
     # Ray Data forgets the cause (``from None``) when it has tried a read for the last time.
     cause = error.__cause__ or error.__context__
     if cause is None or str(cause) in text:

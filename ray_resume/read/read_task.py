@@ -24,8 +24,13 @@ from ray_resume.raydata import blocks
 from ray_resume.raydata.filereads import ReadTaskFactory, Selection
 from ray_resume.raydata.retries import backoff_s, retries_of
 from ray_resume.read.inputs import ChangeCheck
-from ray_resume.read.read_errors import is_rays_own, is_transient, read_failure
-from ray_resume.run.client import LedgerClient
+from ray_resume.read.read_errors import (
+    RowsMovedError,
+    is_rays_own,
+    is_transient,
+    read_failure,
+)
+from ray_resume.run.client import LedgerClient, Reply
 
 __all__ = ["PlainReadTask", "ResumableReadTask"]
 
@@ -64,7 +69,7 @@ class ResumableReadTask:
     Guarantees: a source is sealed only if its reader is exhausted, Ray has taken each of its rows,
     and it has not changed since it was listed. If its reader raises, the read reports a failure in
     place of the seal, and reads the other sources. An iteration that ends early seals nothing, and
-    the source stays pending.
+    the source stays pending. So does one whose rows have moved to other files meanwhile.
 
     Raises:
         Exception: a reader's, if it is transient (see `read_errors`): then the other sources would
@@ -86,6 +91,7 @@ class ResumableReadTask:
         for number, source, read in zip(self.numbers, self.sources, self._reads(), strict=True):
             nonce = self._nonce(source.source_id)
             total = start = 0
+            began_at = time.time()
             attempts = _Attempts(read, repeatable=self.repeatable)
             for block in attempts:
                 count = blocks.num_rows(block)
@@ -97,11 +103,17 @@ class ResumableReadTask:
                     block, np.full(count, number, dtype=np.int32), values
                 )
                 failpoint("read.between_blocks")
-            report.add(self._outcome(number, source, total, start, attempts.error))
+            if isinstance(attempts.error, RowsMovedError):
+                # The source stays unsealed: the next pass reads it from where its rows are then.
+                continue
+            outcome = self._outcome(number, source, total, start, attempts.error)
+            if isinstance(outcome, Seal):
+                outcome = outcome._replace(began_at=began_at)
+            report.add(outcome)
             if attempts.error is not None and is_transient(attempts.error):
-                report.send()
+                report.end()
                 raise attempts.error
-        report.send()
+        report.end()
 
     def _reads(self) -> Iterator[Callable[[], Iterable[Any]]]:
         """Return a read of each source; that of a source that cannot be opened raises."""
@@ -213,27 +225,49 @@ class _Attempts:
 
 
 class _Report:
-    """Collects the events of sources, and sends them in few messages."""
+    """Collects the events of sources, and sends them in few messages.
+
+    The read goes on while a message is on its way. The task waits for each reply before it ends.
+    """
 
     def __init__(self, client: LedgerClient) -> None:
         self._client = client
         self._events: list[Seal | Failure | ReadFailure] = []
         self._sent_at = time.monotonic()
+        self._reply: Reply | None = None
 
     def add(self, event: Seal | Failure | ReadFailure) -> None:
         self._events.append(event)
 
     def send_if_due(self) -> None:
-        if time.monotonic() - self._sent_at >= _SEAL_INTERVAL_S:
-            self.send()
+        """Send what has gathered, unless the message before it has no reply yet."""
+        if time.monotonic() - self._sent_at < _SEAL_INTERVAL_S:
+            return
+        if self._reply is not None:
+            if not self._reply.is_there():
+                return
+            self._wait()
+        self._send()
 
-    def send(self) -> None:
+    def end(self) -> None:
+        """Send the rest; return once all has taken effect."""
+        self._send()
+        self._wait()
+
+    def _send(self) -> None:
         self._sent_at = time.monotonic()
         if self._events:
             failpoint("read.before_seal")
-            self._client.send(*self._events)
-            failpoint("read.after_seal")
+            # One message at a time is on its way: `end` sends the last one in any case.
+            self._wait()
+            self._reply = self._client.submit(*self._events)
             self._events = []
+
+    def _wait(self) -> None:
+        if self._reply is not None:
+            self._reply.wait()
+            self._reply = None
+            failpoint("read.after_seal")
 
 
 def _selected(read: Iterable[Any], left: Selection) -> Iterator[Any]:

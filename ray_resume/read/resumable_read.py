@@ -4,38 +4,45 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray.data
-from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data import Dataset
 from ray.data.datasource import Datasource
 
+from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.checkpoint import Checkpoint
+from ray_resume.checkpoint.upstream import Upstream
 from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Policies
 from ray_resume.core.read_schema import ReadSchema
+from ray_resume.core.records import State
 from ray_resume.core.shards import ArrayTask, Shard, shard_of
 from ray_resume.core.sources import SourceTable
-from ray_resume.errors import NonResumableError
+from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.raydata import guards
 from ray_resume.raydata.paths import is_http, is_local_scheme
-from ray_resume.raydata.scans import Scan, reads_with_scans, scanned_extensions
+from ray_resume.raydata.scans import Scan
+from ray_resume.raydata.table_reads import TABLE_READERS, table_read
 from ray_resume.read.datasource import ResumableDatasource
 from ray_resume.read.datasource_input import DatasourceInput
 from ray_resume.read.fixed_schema import fixed_schema
-from ray_resume.read.footers import list_row_groups
+from ray_resume.read.granularity import GRANULARITIES, IsCompleted, check_granularity, cut
 from ray_resume.read.inputs import FileInput, Input, file_reader_of
 from ray_resume.read.key_input import KeyInput, key_sources
-from ray_resume.read.listing import list_files, relative_to
+from ray_resume.read.listing import relative_to
 from ray_resume.read.options import ReaderText, check_reader, describe_reader, is_repeatable
 from ray_resume.read.overlap import InputFolders, filesystem_type, refuse_overlap
-from ray_resume.read.paths import PlainPaths, id_of_url, located, normalized, resolve
-from ray_resume.read.workdir import local_at
+from ray_resume.read.paths import id_of_url, resolve
+from ray_resume.read.reader_files import arguments_of, list_reader_files
+from ray_resume.read.table_input import TableInput
+from ray_resume.read.upstream import read_upstream
 
 __all__ = ["ReadOptions", "resumable_read"]
 
@@ -76,6 +83,7 @@ def resumable_read(
     on_code_change: str = "warn",
     source_id: Callable[..., str] | None = None,
     source_root: str | os.PathLike[str] | None = None,
+    split_bytes: int | None = None,
     **kwargs: Any,
 ) -> Dataset:
     """Read as plain Ray Data would, so that ``resumable_write`` can skip what is done.
@@ -93,6 +101,18 @@ def resumable_read(
             * a ``ray.data.read_*`` function for files; ``args`` and ``kwargs`` are its own. Each
               file is a source, whose id is its path, or its URL without user, password and
               signature. A path that Ray cannot resolve is an error (it logs that, and goes on).
+            * ``read_parquet``, ``read_json``, ``read_csv``, ``read_orc``, ``read_webdataset`` or
+              ``read_numpy`` with a :class:`Checkpoint` in place of the paths: the output folder of
+              another resumable pipeline. Its sources that have output are the sources here, with
+              their ids. A source that was processed again there is processed again here; one that
+              was reset, or is gone, is removed here. Files that were rewritten or merged are no
+              change. Runs of that pipeline may go on meanwhile: what they have committed is read.
+            * ``read_iceberg``, ``read_delta`` or ``read_lance``, with their own arguments. Each
+              data file (Iceberg, Delta) or fragment (Lance) is a source. They are those of the
+              snapshot that the reader finds, or is asked for, whatever others write meanwhile. One
+              with deleted rows is processed again; one that was rewritten or compacted away is
+              removed here. Reads over the whole table (``limit``, ``nearest``) are refused.
+              Filters are made after reading, except for those in the arguments.
             * with ``keys``, any function ``load(key)`` that returns or yields tables, DataFrames or
               dicts of arrays. Each key is a source; ``kwargs`` are those of
               ``ray.data.read_datasource``.
@@ -103,7 +123,16 @@ def resumable_read(
         keys: strings, numbers, dates, and lists, tuples or dicts of these, without repeats. A list
             that has grown since the last run processes what is new.
         granularity: ``"row_group"`` makes each row group of a Parquet file a source, with the id
-            ``<path>#rg<N>``.
+            ``<path>#rg<N>``. ``"split"`` makes sources of ranges of ``split_bytes`` of the files of
+            ``read_json`` (a value a line), ``read_text`` and ``read_csv``, with the id
+            ``<path>#bytes=<first>-<end>``: the lines that begin in it. Compressed files, and
+            encodings and options with which a line may begin elsewhere, are refused. A split of a
+            CSV file fails if a quoted value goes on in another line. The types of JSON values are
+            found in each split, as plain Ray Data finds them in each file: if that gives a column
+            two types, name its own in ``parse_options``. ``"auto"`` keeps files whole, but for
+            those above 256 MiB of ``read_parquet``, ``read_text`` or ``read_json`` (a value a
+            line): it makes row groups or splits of them. It may follow ``"file"``: completed files
+            stay as they are. A file that has changed is changed as a whole.
         max_failed_runs: a source that failed in so many runs is quarantined: later runs skip it. A
             source fails if rows of it fail, if it cannot be read, or if it is lost although it is
             executed alone.
@@ -119,13 +148,17 @@ def resumable_read(
             exceptions that are errors. One: no completed source is left, and everything listed is
             new. The other: new files have the name, size and modification time of files that are
             gone, so the same data would be in the output twice. Only a folder's files can be
-            removed. Files that they shared with others are rewritten at the end of the run. A run
-            that removes works alone: it waits for every other run of its shard, and each input
+            removed. Files that they shared with others are rewritten at the end of the run. Where
+            another pipeline's checkpoint or a table is read, the default is ``"remove"``; only a
+            checkpoint that has none of the completed sources is an error then. A run that removes
+            works alone: it waits for every other run of its shard, and each input
             needs a checkpoint of its own.
         source_id: for a ``Datasource`` whose read tasks do not name one file each:
             ``source_id(read_task, index) -> str``, the same for the same rows in every run.
         source_root: makes ids of files relative to this directory, so that the checkpoint stays
             good when the data moves.
+        split_bytes: how long splits are, 64 MiB by default; the same in each run. A read task holds
+            one split in memory.
         on_pipeline_change: what to do if completed sources went through another pipeline: another
             reader or other options of it (``columns=``), other operators, filters and columns,
             other names of UDFs or other plain values as their arguments, another format, other
@@ -163,24 +196,36 @@ def resumable_read(
         on_code_change,
         max_failed_runs=max_failed_runs,
     )
-    _check_policies(policies)
     guards.refuse_ray_client()
     check_reader(reader, args, keyed=keys is not None)
     share = None if shard is None else shard_of(shard, os.environ)
-    _check_options(reader, keys, granularity, source_root, source_id, checkpoint)
+    _check_options(reader, keys, granularity, source_root, source_id, split_bytes, checkpoint)
     location = Checkpoint(checkpoint).location
     storage = location.open()
     if location.local_path is not None:
         guards.refuse_working_dir_copy(str(location.local_path))
     scheduling = {name: kwargs.pop(name) for name in _SCHEDULING & kwargs.keys()}
-    if keys is not None:
+    upstream = None if keys is not None else _upstream_of(reader, args, kwargs)
+    if upstream is not None:
+        policies = replace(policies, follows_upstream=True)
+        if granularity != "file" or source_root is not None:
+            raise TypeError(
+                "granularity and source_root are for files, and the sources of a checkpoint are "
+                "those of its pipeline. Leave them out."
+            )
+        read = _read_upstream(reader, args, kwargs, upstream, own=storage.uri)
+    elif keys is not None:
         read = _read_keys(reader, keys, args, kwargs)
     elif isinstance(reader, Datasource):
         _refuse_arguments(reader, args, kwargs)
         task_count = scheduling.get("override_num_blocks") or _CUSTOM_READ_TASKS
         read = _Read("task", DatasourceInput.of(reader, source_id, task_count))
+    elif reader.__name__ in TABLE_READERS:
+        policies = replace(policies, follows_table=True)
+        read = _read_table(reader, args, kwargs)
     else:
-        read = _read_files(reader, args, kwargs, granularity, source_root)
+        completed = partial(_completed, storage, policies)
+        read = _read_files(reader, args, kwargs, granularity, source_root, split_bytes, completed)
     kept = location.local_path
     of_type = "local" if kept else filesystem_type(location.path, location.filesystem)
     refuse_overlap(read.folders, "checkpoint", of_type, storage.root, storage.uri)
@@ -194,7 +239,7 @@ def resumable_read(
     if share is not None:
         sources = sources.take(np.flatnonzero(share.of(sources.digests)))
     text = describe_reader(reader, args, kwargs, name=read.input.name, keyed=keys is not None)
-    ids = ids_of(read.kind, relative=source_root is not None)
+    ids = ids_of(read.kind, relative=source_root is not None, of=read.of)
     options = ReadOptions(policies, share, text, ids, read.files, read.folders, schema)
     datasource = ResumableDatasource(read.input, sources, location, options)
     dataset: Dataset = ray.data.read_datasource(datasource, **scheduling)
@@ -220,6 +265,7 @@ class _Read(NamedTuple):
         columns: what Ray Data selects above the read, if anything.
         folders: where the files are, if files are read.
         sampled: the paths of the files that the schema of the read comes from, if it has one.
+        of: the address of the table that is read, or how long splits are, if that counts.
     """
 
     kind: str
@@ -228,6 +274,7 @@ class _Read(NamedTuple):
     columns: list[str] | None = None
     folders: InputFolders | None = None
     sampled: Sequence[str] = ()
+    of: str | None = None
 
 
 def _with_fixed_schema(read: _Read, recorded: Sequence[pa.Schema]) -> tuple[_Read, ReadSchema]:
@@ -249,15 +296,53 @@ def _read_keys(
     return _Read("key", KeyInput(getattr(load, "__name__", "Keys"), key_sources(keys), load))
 
 
-def _check_row_groups(name: str, arguments: Mapping[str, Any]) -> None:
-    if name != "read_parquet":
-        raise NonResumableError('granularity="row_group" is for ray.data.read_parquet alone.')
-    if arguments.get("include_row_hash") and not reads_with_scans(name):
+def _read_table(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Read:
+    table = table_read(reader, args, kwargs)
+    title = table.datasource.get_name()
+    return _Read("piece", TableInput(title, table.sources, table), of=table.address)
+
+
+def _upstream_of(reader: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Upstream | None:
+    """Return the pipeline whose output is to be read; None if files are to be read.
+
+    Raises:
+        NonResumableError: a checkpoint is one of several paths.
+    """
+    if isinstance(reader, Datasource):
+        return None
+    paths = arguments_of(reader, args, kwargs).get("paths")
+    if isinstance(paths, Checkpoint):
+        return Upstream(paths.location)
+    if isinstance(paths, (list, tuple)) and any(isinstance(path, Checkpoint) for path in paths):
         raise NonResumableError(
-            "include_row_hash=True counts the rows of what is read at once, so with "
-            'granularity="row_group" rows of two row groups would get the same hash. Read whole '
-            "files, or with the Parquet reader of Ray 2.60 (DataContext.use_datasource_v2)."
+            "A checkpoint as input stands alone, not in a list of paths: resumable_read("
+            'ray.data.read_parquet, Checkpoint("stage1/ckpt"), checkpoint=...).'
         )
+    return None
+
+
+def _read_upstream(
+    reader: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    upstream: Upstream,
+    *,
+    own: str,
+) -> _Read:
+    """List the sources of another pipeline, and plan how the rows of their output are read."""
+    if upstream.uri == own:
+        raise CheckpointError(
+            f"The pipeline would read the output of its own checkpoint {own}. Give it another "
+            "checkpoint and another output folder than the pipeline before."
+        )
+    planned = read_upstream(
+        reader,
+        arguments_of(reader, args, kwargs),
+        folder=upstream.folder(),
+        current=upstream.sources,
+        checkpoint=upstream.uri,
+    )
+    return _Read("upstream", planned.input, (), planned.columns, planned.folders, planned.sampled)
 
 
 def _read_files(
@@ -266,22 +351,15 @@ def _read_files(
     kwargs: dict[str, Any],
     granularity: str,
     source_root: str | os.PathLike[str] | None,
+    split_bytes: int | None,
+    is_completed: IsCompleted,
 ) -> _Read:
     """List the files, and plan how they are read."""
     name = reader.__name__
-    signature = inspect.signature(reader)
-    try:
-        arguments = signature.bind(*args, **kwargs).arguments
-    except TypeError as error:
-        raise TypeError(f"ray.data.{name}: {error}") from None
-    # Extra keyword arguments of the reader arrive under the name of its ** parameter.
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(parameter.name, {}))
-    if granularity == "row_group":
-        _check_row_groups(name, arguments)
+    arguments = arguments_of(reader, args, kwargs)
+    check_granularity(granularity, name, arguments)
     distributed = not is_local_scheme(arguments["paths"])
-    listed = _list(name, signature, arguments)
+    listed = list_reader_files(name, inspect.signature(reader), arguments)
     sources = listed.sources
     if source_root is not None:
         (root,) = resolve(os.fspath(source_root), listed.filesystem)[1]
@@ -289,94 +367,46 @@ def _read_files(
         sources = relative_to(sources, id_of_url(root) if http else root)
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
     files, columns, sampled = file_reader_of(title, reader, arguments, listed.opened_on, sources)
-    names: list[str] = []
-    if granularity == "row_group":
-        names = list(sources.ids())
-        sources = list_row_groups(listed.opened_on, sources)
+    found = cut(
+        granularity,
+        name,
+        arguments,
+        files,
+        sources,
+        on=listed.opened_on,
+        split_bytes=split_bytes,
+        is_completed=is_completed,
+    )
     files_input = FileInput(
         title,
-        sources,
-        files,
+        found.sources,
+        found.files,
         files.inflation() or _INFLATION,
         listed.opened_on,
         repeatable=is_repeatable(arguments),
         distributed=distributed,
         selects=name == "read_parquet",
     )
-    return _Read(granularity, files_input, names, columns, listed.folders, sampled)
+    return _Read(granularity, files_input, found.names, columns, listed.folders, sampled, found.of)
 
 
-class _Listed(NamedTuple):
-    """The files of a read, whose items are paths on ``opened_on``, as plain Ray Data has them."""
-
-    filesystem: FileSystem
-    opened_on: FileSystem
-    sources: SourceTable
-    folders: InputFolders
-
-
-def _list(name: str, signature: inspect.Signature, arguments: dict[str, Any]) -> _Listed:
-    """List the files, and take out of ``arguments`` what only the listing needs."""
-    if arguments.get("catalog") is not None:
-        raise NonResumableError("resumable_read does not resolve catalogs. Give the paths.")
-    given = arguments.get("filesystem")
-    opened_on, plain = located(arguments.pop("paths"), given)
-    filesystem, roots = normalized(opened_on, plain)
-    scanned = reads_with_scans(name)
-    if name == "read_parquet" and not scanned:
-        # To plan, Ray's older reader opens files on workers, which may have another folder.
-        opened_on, plain = filesystem, roots
-    plain_paths = PlainPaths(tuple(roots), tuple(plain))
-    skipped = arguments.pop("skip_paths", None)
-    extensions = arguments.get("file_extensions", _default(signature, "file_extensions"))
-    if scanned:
-        extensions = scanned_extensions(extensions)
-    sources = list_files(
-        filesystem,
-        roots,
-        extensions=extensions,
-        keep=_keeping(arguments.pop("partition_filter", None), plain_paths),
-        ignore_missing=bool(arguments.pop("ignore_missing_paths", False)),
-    )
-    if skipped:
-        without = set(resolve(skipped, filesystem)[1])
-        sources = sources.take(np.flatnonzero([source.item not in without for source in sources]))
-    folders = InputFolders.of(filesystem, roots, _paths(sources, filesystem))
-    if not is_http(filesystem) and not plain_paths.is_identity:
-        sources = sources.found_by(plain_paths.items(sources.ids()))
-    # The reader gets each file by name from here on.
-    if not isinstance(filesystem, LocalFileSystem) or given is not None:
-        arguments["filesystem"] = opened_on
-    if isinstance(opened_on, LocalFileSystem) and not all(map(os.path.isabs, plain)):
-        opened_on = local_at(os.getcwd())
-    if "file_extensions" in signature.parameters and not scanned:
-        arguments["file_extensions"] = None
-    return _Listed(filesystem, opened_on, sources, folders)
-
-
-def _paths(sources: SourceTable, filesystem: FileSystem) -> Iterator[str]:
-    # Ids are the same as items, in a third of the time, but for URLs.
-    return (source.item for source in sources) if is_http(filesystem) else sources.ids()
-
-
-def _keeping(
-    keep: Callable[[list[str]], list[str]] | None, plain_paths: PlainPaths
-) -> Callable[[list[str]], list[str]] | None:
-    """Return a partition filter for listed paths, made of one for plain paths."""
-    if keep is None or plain_paths.is_identity:
-        return keep
-
-    def kept(names: list[str]) -> list[str]:
-        plain = plain_paths.of(names)
-        left = set(keep(plain))
-        return [name for name, path in zip(names, plain, strict=True) if path in left]
-
-    return kept
-
-
-def _default(signature: inspect.Signature, name: str) -> Any:
-    parameter = signature.parameters.get(name)
-    return None if parameter is None else parameter.default
+def _completed(
+    storage: CheckpointBackend, policies: Policies, files: SourceTable
+) -> npt.NDArray[np.bool_]:
+    """Say which files are completed as a whole; not of those that are to be processed again."""
+    try:
+        snapshot = storage.snapshot().snapshot
+    except CheckpointError:
+        # There is none yet; or it cannot be used, which is found out when it is needed.
+        return np.zeros(len(files), bool)
+    rows = snapshot.find(files.digests)
+    completed = rows >= 0
+    completed[completed] = snapshot.in_state(State.COMPLETED)[rows[completed]]
+    if policies.on_source_change == "reprocess":
+        for position in np.flatnonzero(completed).tolist():
+            seen = snapshot.record(int(rows[position])).fingerprint
+            completed[position] = seen == files[position].fingerprint
+    return completed
 
 
 def _refuse_arguments(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -394,34 +424,27 @@ def _check_options(
     granularity: str,
     source_root: Any,
     source_id: Any,
+    split_bytes: int | None,
     checkpoint: Any,
 ) -> None:
-    if granularity not in ("file", "row_group"):
-        raise ValueError(f'granularity must be "file" or "row_group", not {granularity!r}')
+    if granularity not in GRANULARITIES:
+        known = ", ".join(map(repr, GRANULARITIES))
+        raise ValueError(f"granularity must be one of {known}, not {granularity!r}")
+    if split_bytes is not None and granularity not in ("split", "auto"):
+        raise TypeError('split_bytes is for granularity="split" or "auto" alone.')
+    if split_bytes is not None and split_bytes < 1:
+        raise ValueError(f"split_bytes must be at least 1, not {split_bytes}")
     if not isinstance(checkpoint, (str, os.PathLike, Checkpoint)):
         raise TypeError(
             "checkpoint must be a directory, a URI or a ray_resume.Checkpoint, not "
             f"a {type(checkpoint).__name__}."
         )
-    reads_files = keys is None and not isinstance(reader, Datasource)
+    reads_files = (
+        keys is None and not isinstance(reader, Datasource) and reader.__name__ not in TABLE_READERS
+    )
     if not reads_files and (granularity != "file" or source_root is not None):
         raise TypeError("granularity and source_root are for ray.data's readers for files alone.")
     if source_id is not None and (keys is not None or not isinstance(reader, Datasource)):
         raise TypeError(
             "source_id is for a Datasource alone; files and keys have ids of their own."
         )
-
-
-def _check_policies(policies: Policies) -> None:
-    if policies.max_failed_runs < 1:
-        raise ValueError(f"max_failed_runs must be at least 1, not {policies.max_failed_runs}")
-    for name, known in (
-        ("on_source_change", ("reprocess", "error", "ignore")),
-        ("on_pipeline_change", ("error", "continue", "restart")),
-        ("on_code_change", ("warn", "reprocess", "ignore")),
-        ("on_source_gone", (None, "keep", "remove", "error")),
-    ):
-        value = getattr(policies, name)
-        if value not in known:
-            words = ", ".join(word for word in known if word is not None)
-            raise ValueError(f"{name} must be one of {words}, not {value!r}")

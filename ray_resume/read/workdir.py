@@ -14,11 +14,12 @@ from pyarrow.fs import (
     FileInfo,
     FileSelector,
     FileSystem,
-    FileSystemHandler,
     LocalFileSystem,
     PyFileSystem,
 )
 from typing_extensions import override
+
+from ray_resume.read.read_only import ReadOnlyHandler
 
 __all__ = ["is_local_at", "local_at"]
 
@@ -33,7 +34,7 @@ def is_local_at(filesystem: FileSystem) -> bool:
     return isinstance(filesystem, PyFileSystem) and isinstance(filesystem.handler, _At)
 
 
-class _At(FileSystemHandler):  # type: ignore[misc]
+class _At(ReadOnlyHandler):
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._local = LocalFileSystem()
@@ -75,12 +76,6 @@ class _At(FileSystemHandler):  # type: ignore[misc]
 
     def open_input_file(self, path: str) -> Any:
         return self._local.open_input_file(self._whole(path))
-
-    def _refuse(self, *_: Any) -> Any:
-        raise NotImplementedError("nothing is written to the input of a read")
-
-    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = _refuse
-    delete_file = move = copy_file = open_output_stream = open_append_stream = _refuse
 
 
 def _named(path: str, info: FileInfo) -> FileInfo:

@@ -14,8 +14,10 @@ The steps of a run, whose order keeps rows safe:
    source, over all dead runs, says what is committed (`core.snapshot`, `core.resume_plan`). Where
    a dead run left a publication open, the driver first asks the table about it (`settling`).
 3. **Ledger.** An actor on the driver's node (`ledger_actor`) joins the lease and creates the run's
-   own file. In it, `ledger_host` applies messages to the ledger, and `committer` commits what they
-   complete. Each has a lock, and the host's is taken first.
+   own file. Its process takes a second to start, and the first pass begins meanwhile. The ledger
+   commits nothing before the driver has confirmed that the lease was held until then. In it,
+   `ledger_host` applies messages to the ledger, and `committer` commits what they complete. Each
+   has a lock, and the host's is taken first.
 4. **Passes.** Each pass executes a private copy of the plan. Sources that get lost on the way (a
    worker dies between two blocks) are executed again: all of them, each in a read task of its own,
    then halves of what is lost again, then one source at a time (`core.passes`, `pass_loop`). A

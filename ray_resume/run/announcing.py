@@ -19,17 +19,18 @@ __all__ = ["announce_end", "announce_start"]
 logger = logging.getLogger("ray_resume")
 
 
-def announce_start(run_id: str, plan: RunPlan, todo: ResumePlan, contents: Contents) -> None:
+def announce_start(run_id: str, plan: RunPlan, resume_plan: ResumePlan, contents: Contents) -> None:
     """Log where the run reads and writes, and what it has to do."""
     if not plan.announces:
         return
     total = len(plan.listing.sources)
+    done = total - len(resume_plan.pending) - resume_plan.quarantined
     parts = [
-        f"{total - len(todo.pending) - todo.quarantined:,} of {counted(total, 'source')} done",
-        f"{len(todo.pending):,} to do" if todo.pending else "nothing to do",
+        f"{done:,} of {counted(total, 'source')} done",
+        f"{len(resume_plan.pending):,} to do" if resume_plan.pending else "nothing to do",
     ]
-    if todo.quarantined:
-        parts.insert(1, f"{todo.quarantined:,} quarantined")
+    if resume_plan.quarantined:
+        parts.insert(1, f"{resume_plan.quarantined:,} quarantined")
     logger.info(
         "Run %s: checkpoint %s (%s), output %s: %s. This is ray_resume %s with Ray %s.",
         run_id,

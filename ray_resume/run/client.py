@@ -33,6 +33,10 @@ class Reply:
     answer: Any
     run_id: str
 
+    def is_there(self) -> bool:
+        """Return whether :meth:`wait` would return or raise at once."""
+        return bool(ray.wait([self.answer], timeout=0)[0])
+
     def wait(self) -> Any:
         """Wait for the reply and return it."""
         try:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
+from ray_resume.checkpoint.local.lmdb_file import WriterContents
 from ray_resume.core.messages import Completion
 from ray_resume.core.publications import Publication, PublicationQueue, Taken
 from ray_resume.core.records import Record, State, decode, encode, records_of
@@ -26,6 +27,9 @@ __all__ = ["Committer"]
 
 _MOST_LATENCIES = 10_000
 
+# Messages that come at the same time share a commit, even if the last one is long ago.
+_COMPANY_S = 0.5
+
 
 class Committer:
     """Commits in groups, soon after sources are complete. Safe to call from several threads.
@@ -33,9 +37,14 @@ class Committer:
     Each commit checks the lease first. After a commit has failed, the committer refuses everything:
     a group got lost, so that nothing may be called committed any more.
 
+    Attributes:
+        contents: what the file has, once it is closed. None where hosts share the checkpoint.
+
     Raises:
         CheckpointError: on construction, if the lease is gone or the file cannot be made.
     """
+
+    contents: WriterContents | None = None
 
     def __init__(self, spec: RunSpec) -> None:
         self._run_id = spec.run_id
@@ -53,14 +62,28 @@ class Committer:
         self._commit_s: deque[float] = deque(maxlen=_MOST_LATENCIES)
         self._publish_s: deque[float] = deque(maxlen=_MOST_LATENCIES)
         self._taken_at = 0.0
+        # When the last group of the queue was taken.
+        self._grouped_at = time.monotonic()
         self._fault: ResumeError | None = None
         self._open = True
+        self._held = False
         # A commit holds `_commits` from its first record to its last, so that commits happen one at
         # a time. `_state` guards the queue, the counts and the fault, for moments only, so that
         # completions are queued while a commit is on its way. `_commits` is taken before `_state`.
         self._commits = threading.Lock()
         self._state = threading.Condition()
         threading.Thread(target=self._commit_regularly, daemon=True).start()
+
+    def hold(self) -> None:
+        """Commit nothing until :meth:`confirm`. Call it before anything is queued."""
+        with self._state:
+            self._held = True
+
+    def confirm(self) -> None:
+        """Commit from now on: the driver has held the lease until this process had joined it."""
+        with self._state:
+            self._held = False
+            self._state.notify_all()
 
     def check_open(self) -> None:
         """Raise the error that stopped the commits; or an error, if the run has ended."""
@@ -99,11 +122,11 @@ class Committer:
     def commit(self) -> None:
         """Commit the queue. If that fails, it raises nothing; :meth:`check_open` does from now on.
 
-        Once the committer is closed or has failed, it does nothing.
+        Once the committer is closed or has failed, or while it is held, it does nothing.
         """
         with self._commits:
             with self._state:
-                if self._fault is not None or not self._open:
+                if self._fault is not None or self._held or not self._open:
                     return
                 group, self._queue = self._queue, []
             if group:
@@ -137,7 +160,7 @@ class Committer:
         with self._commits:
             now = time.time()
             records = [self._records.failed(source, how, now) for source, how in failed.items()]
-            self._lease.check()
+            self._check_lease()
             failpoint("ledger.failing")
             self._writer.commit(records)
             return sum(record.state is State.QUARANTINED for record in records)
@@ -150,7 +173,7 @@ class Committer:
         """
         with self._commits:
             records = [self._records.dropped(source_id) for source_id in source_ids]
-            self._lease.check()
+            self._check_lease()
             failpoint("ledger.before_commit")
             self._writer.commit(records)
             failpoint("ledger.committed")
@@ -174,7 +197,7 @@ class Committer:
             self._lease.check()
             with self._state:
                 self.check_open()
-                taken = self._unpublished.take()
+                taken = None if self._held else self._unpublished.take()
             if taken is None or taken.again:
                 return taken
             try:
@@ -222,7 +245,7 @@ class Committer:
     def _commit_completed(self, records: Iterable[Record], group: Sequence[Completion]) -> None:
         began = time.monotonic()
         try:
-            self._lease.check()
+            self._check_lease()
             failpoint("ledger.before_commit")
             self._writer.commit(records)
             failpoint("ledger.committed")
@@ -239,6 +262,13 @@ class Committer:
             self._committed += len(group)
             self._rows_committed += sum([done.rows_read for done in group])
 
+    def _check_lease(self) -> None:
+        """Make sure that the lease is held, before each commit."""
+        with self._state:
+            if self._held:
+                raise ResumeError(f"Run {self._run_id} may not commit: its lease is unconfirmed.")
+        self._lease.check()
+
     def close(self) -> None:
         """Close the file and release the lease. Sources that are still queued stay uncommitted."""
         with self._commits, self._state:
@@ -246,6 +276,8 @@ class Committer:
                 self._open = False
                 self._state.notify_all()
                 failpoint("ledger.closing")
+                with contextlib.suppress(CheckpointError):
+                    self.contents = self._writer.contents()
                 self._writer.close()
                 self._lease.release()
                 failpoint("ledger.closed")
@@ -253,16 +285,26 @@ class Committer:
     def _commit_regularly(self) -> None:
         while True:
             with self._state:
-                self._state.wait_for(lambda: self._queue or not self._open)
+                self._state.wait_for(lambda: self._has_work() or not self._open)
                 if not self._open:
                     return
             self._wait_for_company()
+            self._grouped_at = time.monotonic()
             self.commit()
             with self._state:
                 if self._fault is not None:
                     return
 
+    def _has_work(self) -> bool:
+        return bool(self._queue) and not self._held
+
     def _wait_for_company(self) -> None:
-        """Let what completes within the interval share a commit; a run that ends waits no more."""
+        """Let completions share a commit: one for each interval. A run that ends waits no more.
+
+        The interval begins with the last commit. Write tasks flush their rows every few seconds, so
+        completions would else wait twice: for the flush, and as long again for their commit.
+        """
+        due = self._grouped_at + self._commit_interval_s - time.monotonic()
+        company_s = max(due, min(_COMPANY_S, self._commit_interval_s))
         with self._state:
-            self._state.wait_for(lambda: not self._open, timeout=self._commit_interval_s)
+            self._state.wait_for(lambda: not self._open, timeout=company_s)

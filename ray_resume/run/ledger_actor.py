@@ -1,14 +1,19 @@
 """The ledger's actor: starts the process that owns a run's ledger and its writer file.
 
-:func:`start` puts a `LedgerHost` into an actor on the driver's node.
+:class:`LedgerStart` puts a `LedgerHost` into an actor on the driver's node. Such a process
+takes a second to start, and the run goes on meanwhile: messages to the actor wait for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ray_resume.checkpoint.backend import RunLease
+from ray_resume.checkpoint.local.lmdb_file import WriterContents
 from ray_resume.core.messages import DeadLetter, Message
 from ray_resume.core.stages import StageCount
 from ray_resume.errors import ResumeError
@@ -19,42 +24,87 @@ from ray_resume.run.progress import Counts, Progress
 from ray_resume.run.run_spec import RunSpec
 from ray_resume.run.sign_of_life import SignOfLife
 
-__all__ = ["start", "tune_garbage_collector"]
+__all__ = ["LedgerStart", "tune_garbage_collector"]
 
 # The garbage collector runs after so many new objects.
 _FEW_COLLECTIONS = 200_000
 
 
-def start(spec: RunSpec) -> Any:
-    """Start the host as an actor on this node, owned by this driver; return its handle.
+class LedgerStart:
+    """The start of a run's ledger, as an actor on this node that this driver owns.
 
-    Raises:
-        CheckpointError: the host's construction raised it.
-        ResumeError: its process died.
+    A thread waits until the actor has joined the run's lease. It then makes sure that the driver
+    still has it, and confirms that to the ledger, which commits nothing before. If either fails,
+    the thread kills the actor, so that workers cannot go on in vain.
+
+    Attributes:
+        handle: the actor's, in its pass 1. It may be used at once.
     """
-    import ray
-    from ray.exceptions import RayActorError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote_class: Any = ray.remote(_LedgerActor)
-    handle = remote_class.options(
-        num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
-    ).remote()
-    try:
-        ray.get(handle.open.remote(spec))
-    except BaseException as error:
-        ray.kill(handle)
-        cause = getattr(error, "cause", None)
+    def __init__(self, spec: RunSpec, lease: RunLease) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote_class: Any = ray.remote(_LedgerActor)
+        self.handle = remote_class.options(
+            num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=here
+        ).remote(spec)
+        self._run_id, self._lease = spec.run_id, lease
+        self._error: BaseException | None = None
+        self._over = threading.Event()
+        threading.Thread(target=self._confirm, daemon=True).start()
+
+    def _confirm(self) -> None:
+        import ray
+
+        try:
+            ray.get(self.handle.joined.remote())
+            self._lease.check()
+            ray.get(self.handle.confirm_lease.remote())
+        except BaseException as error:
+            self._error = error
+            # A pass would go on to its end otherwise, and the ledger commit nothing of it.
+            with contextlib.suppress(Exception):
+                ray.kill(self.handle)
+        finally:
+            self._over.set()
+
+    def wait(self) -> None:
+        """Wait until the ledger may commit.
+
+        Raises:
+            CheckpointError: the ledger's construction raised it, or the lease is lost.
+            ResumeError: its process died.
+        """
+        error = self.error()
+        if error is not None:
+            raise error from None
+
+    def error(self) -> BaseException | None:
+        """Wait until the ledger may commit; return the error that keeps it from that, if any."""
+        from ray.exceptions import RayActorError
+
+        self._over.wait()
+        cause = getattr(self._error, "cause", None)
         if isinstance(cause, ResumeError):
-            raise cause from None
-        if isinstance(error, RayActorError):
-            raise ResumeError(
-                f"The ledger of run {spec.run_id} died as it started ({error}). Nothing was done, "
-                "and what earlier runs had committed is safe. Run the same script again."
-            ) from None
-        raise
-    return handle
+            return cause
+        if isinstance(self._error, RayActorError):
+            return ResumeError(
+                f"The ledger of run {self._run_id} died as it started ({self._error}). Nothing was "
+                "committed, and what earlier runs had committed is safe. Run the same script again."
+            )
+        return self._error
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Wait at the end of the block. An error of the start comes before one of the block."""
+        try:
+            yield
+        except Exception:
+            self.wait()
+            raise
+        self.wait()
 
 
 def tune_garbage_collector() -> None:
@@ -68,14 +118,25 @@ def tune_garbage_collector() -> None:
 
 
 class _LedgerActor:
-    """The actor that Ray runs. A call opens its host, so that the errors keep their type."""
+    """The actor that Ray runs.
 
-    def __init__(self) -> None:
-        self._host: LedgerHost | None = None
+    If its construction fails, each of its methods raises the error: Ray would lose the type of an
+    error that leaves the constructor.
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
         self._life: SignOfLife | None = None
+        self._error: Exception | None = None
+        try:
+            self._host = self._open(spec)
+        except Exception as error:
+            self._error = error
 
-    def open(self, spec: RunSpec) -> None:
-        host = self._host = LedgerHost(spec)
+    def _open(self, spec: RunSpec) -> LedgerHost:
+        host = LedgerHost(spec)
+        host.hold_commits()
+        # Messages of workers may overtake those of the driver.
+        host.begin_pass(1)
         life = self._life = SignOfLife(spec.binding.history(), spec.run_id, host.facts)
         tune_garbage_collector()
         life.start()
@@ -86,6 +147,14 @@ class _LedgerActor:
             life.end(last=True)
 
         end_with_driver(spec.driver, end)
+        return host
+
+    def joined(self) -> None:
+        """Raise the error of the construction, if it failed: then the lease was not joined."""
+        self._opened()
+
+    def confirm_lease(self) -> None:
+        self._opened().confirm_lease()
 
     def begin_pass(self, pass_number: int) -> None:
         self._opened().begin_pass(pass_number)
@@ -137,7 +206,10 @@ class _LedgerActor:
             self._life.end()
         return self._opened().close()
 
+    def contents(self) -> WriterContents | None:
+        return self._opened().contents()
+
     def _opened(self) -> LedgerHost:
-        if self._host is None:
-            raise ResumeError("The ledger was not opened.")
+        if self._error is not None:
+            raise self._error
         return self._host

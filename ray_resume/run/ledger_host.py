@@ -12,11 +12,14 @@ import threading
 import time
 from array import array
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from ray_resume.checkpoint.local.lmdb_file import WriterContents
 from ray_resume.core.file_count import FileCount
 from ray_resume.core.ledger import Ledger, LedgerError
 from ray_resume.core.messages import Applied, DeadLetter, Drain, Message
 from ray_resume.core.publications import Taken
+from ray_resume.core.slowest import Slowest
 from ray_resume.core.stages import StageCount, added
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError
@@ -47,6 +50,7 @@ class LedgerHost:
         self._messages = self._quarantined = 0
         self._stages: dict[int, StageCount] = {}
         self._files = FileCount()
+        self._slowest = Slowest()
         # How many sources each source of `mark_lost` has added to those that are quarantined.
         self._lost: dict[int, int] = {}
         self._letters = spec.binding.dead_letters()
@@ -62,6 +66,14 @@ class LedgerHost:
         # enter the committer; the committer never calls the host, so the order is always the same.
         self._lock = threading.Lock()
         self._committer = Committer(spec)
+
+    def hold_commits(self) -> None:
+        """Commit nothing until :meth:`confirm_lease`. Call it before the first message."""
+        self._committer.hold()
+
+    def confirm_lease(self) -> None:
+        """Commit from now on: the driver's lease was held when this process had joined it."""
+        self._committer.confirm()
 
     def begin_pass(self, pass_number: int) -> None:
         """Start a pass with empty counters."""
@@ -86,8 +98,12 @@ class LedgerHost:
                 self._rows_read += sum([one.rows_read for one in done])
                 self._rows_written += sum([one.rows_written for one in done])
                 self._dead_rows += sum([one.dead_rows for one in done])
+                now = time.time()
                 for one in done:
                     self._files.add(one.parts)
+                    if one.began_at:
+                        # The clocks of two hosts differ.
+                        self._slowest.add(one.source, max(0.0, now - one.began_at))
             failpoint("ledger.applied")
             return applied
 
@@ -159,6 +175,8 @@ class LedgerHost:
                 self._unread(),
                 dropped,
                 dict(self._stages),
+                self._ledger.rows_in_flight(),
+                self._slowest_ids(),
             )
 
     def count_stage(self, stage: int, count: StageCount) -> None:
@@ -166,9 +184,11 @@ class LedgerHost:
         with self._lock:
             self._stages[stage] = added(self._stages.get(stage, StageCount()), count)
 
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> dict[str, Any]:
         """Return how far the run is, by the names that `RunRecord` has."""
         counts = self.counts()
+        with self._lock:
+            slowest = self._slowest_ids()
         return {
             "sources_completed": counts.committed,
             "rows_read": counts.rows_read,
@@ -176,6 +196,7 @@ class LedgerHost:
             "rows_dead_lettered": counts.dead_rows,
             "rows_at_risk": counts.rows_at_risk,
             "files": int(self._files),
+            "slowest": slowest,
         }
 
     def counts(self) -> Counts:
@@ -282,6 +303,13 @@ class LedgerHost:
             # Under the lock, since a message is applied and queued in one step or refused.
             with self._lock:
                 self._committer.close()
+
+    def contents(self) -> WriterContents | None:
+        """Return what the file had when it was closed; None where hosts share the checkpoint."""
+        return self._committer.contents
+
+    def _slowest_ids(self) -> dict[str, float]:
+        return {self._sources.id(number): s for number, s in self._slowest.seconds().items()}
 
     def _id_of_pending(self, source: int) -> str | None:
         return self._sources.id(source) if self._ledger.is_pending(source) else None

@@ -47,7 +47,7 @@ class StageWatch:
 
 
 @contextlib.contextmanager
-def shown(handle: Any, run_id: str, plan: RunPlan, todo: ResumePlan) -> Iterator[StageWatch]:
+def shown(handle: Any, run_id: str, plan: RunPlan, resume_plan: ResumePlan) -> Iterator[StageWatch]:
     """Show how far run ``run_id`` is, as its plan says, until the block ends.
 
     Args:
@@ -57,8 +57,8 @@ def shown(handle: Any, run_id: str, plan: RunPlan, todo: ResumePlan) -> Iterator
         The thread's watch of the stages, which may look once more at the end.
     """
     total = len(plan.listing.sources)
-    skipped = total - len(todo.pending) - todo.quarantined
-    keeper = StatusKeeper(total, skipped, todo.quarantined)
+    skipped = total - len(resume_plan.pending) - resume_plan.quarantined
+    keeper = StatusKeeper(total, skipped, resume_plan.quarantined)
     over = threading.Event()
     watch = StageWatch(run_id, plan.stages)
     shares = (handle, keeper, plan.display, watch, over)

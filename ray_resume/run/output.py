@@ -24,6 +24,9 @@ class Output:
         uri: names the output in messages and in the checkpoint, which is bound to it.
     """
 
+    replaces = False
+    """Whether new output of a source takes the place of its old one."""
+
     def __init__(self, uri: str) -> None:
         self.uri = uri
 

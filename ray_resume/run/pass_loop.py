@@ -73,7 +73,7 @@ class PassLoop:
 
     Args:
         handle: the ledger's actor.
-        todo: the sources of the run.
+        resume_plan: the sources of the run.
         file_prefix: begins the name of each file that the run writes.
         publisher: makes results visible; None for a sink that needs no such step.
         read_schema: the schema to read with, None if the input has none that is fixed.
@@ -87,7 +87,7 @@ class PassLoop:
     def __init__(
         self,
         handle: Any,
-        todo: ResumePlan,
+        resume_plan: ResumePlan,
         *,
         run_id: str,
         file_prefix: str,
@@ -96,11 +96,11 @@ class PassLoop:
     ) -> None:
         self.lost_alone: dict[str, str] = {}
         self.not_tried = 0
-        self._handle, self._todo = handle, todo
+        self._handle, self._resume_plan = handle, resume_plan
         self._run_id, self._file_prefix = run_id, file_prefix
         self._publisher = publisher
         self._read_schema = read_schema
-        self._digests = todo.pending.digests.to_bytes(NAME_DIGEST_BYTES)
+        self._digests = resume_plan.pending.digests.to_bytes(NAME_DIGEST_BYTES)
         self._pass_number = 0
 
     def execute(self, run_pass: Callable[[Pass], None]) -> Progress:
@@ -113,7 +113,7 @@ class PassLoop:
             Exception: whatever ``run_pass`` raised, but for crashes.
         """
         schedule = PassSchedule(
-            len(self._todo.pending),
+            len(self._resume_plan.pending),
             failed_runs=self._failed_runs,
         )
         recorded: set[int] = set()
@@ -131,15 +131,17 @@ class PassLoop:
         return progress
 
     def _failed_runs(self, source: int) -> int:
-        record = self._todo.records.get(source)
+        record = self._resume_plan.records.get(source)
         return 0 if record is None else record.failed_runs
 
     def _execute_pass(self, plan: PassPlan, run_pass: Callable[[Pass], None]) -> str | None:
         """Execute a pass and publish; return the error of the crash, if one ended the pass."""
         self._pass_number += 1
-        ray.get(self._handle.begin_pass.remote(self._pass_number))
+        if self._pass_number > 1:
+            # The ledger starts in pass 1.
+            ray.get(self._handle.begin_pass.remote(self._pass_number))
         client = LedgerClient(self._handle, self._run_id, self._pass_number, armed())
-        sources = self._todo.pending
+        sources = self._resume_plan.pending
         if len(plan.sources) < len(sources):
             sources = sources.take(np.array(plan.sources))
         crash: str | None = None
@@ -170,7 +172,7 @@ class PassLoop:
         if how is None:
             # A message that came late has completed it.
             return
-        source_id = self._todo.pending.id(source)
+        source_id = self._resume_plan.pending.id(source)
         self.lost_alone[source_id] = how
         logger.warning(
             "Run %s: %s got lost although it was executed alone: %s. This counts as a failed run "
@@ -186,7 +188,7 @@ class PassLoop:
             self._pass_number,
             self._run_id,
             len(progress.pending),
-            self._todo.pending.id(progress.pending[0]),
+            self._resume_plan.pending.id(progress.pending[0]),
             progress.example,
             "" if crash is None else f" It ended with a crash: {crash}",
         )
@@ -195,7 +197,7 @@ class PassLoop:
         self.not_tried = len(sources)
         if not sources:
             return
-        names = [self._todo.pending.id(source) for source in sources[:_MAX_NAMED]]
+        names = [self._resume_plan.pending.id(source) for source in sources[:_MAX_NAMED]]
         logger.warning(
             "Run %s: %d sources got lost with others, and a run executes only so many alone: %s%s. "
             "This does not count as a failed run of them, and the next run begins with them.",

@@ -9,15 +9,20 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.code import Code
 from ray_resume.core.record_log import Flag
 from ray_resume.core.records import Record, State, pipeline_hash
 from ray_resume.core.snapshot import Snapshot
+from ray_resume.core.sources import SourceTable
+from ray_resume.core.wording import counted
 from ray_resume.errors import CheckpointError
+from ray_resume.run.output import Output
 
-__all__ = ["refuse_other_output", "warn_other_code"]
+__all__ = ["refuse_other_output", "warn_other_code", "warn_rows_again"]
 
 logger = logging.getLogger("ray_resume")
 
@@ -75,3 +80,27 @@ def warn_other_code(
         f" in {', '.join(names)}" if names else "",
         example.source_id,
     )
+
+
+def warn_rows_again(output: Output, pending: SourceTable, snapshot: Snapshot) -> None:
+    """Warn that the output keeps the rows that it has of ``pending`` sources, beside the new ones.
+
+    They were completed before, and were reset or have changed since, or the pipeline has.
+    """
+    if output.replaces:
+        return
+    rows = snapshot.find(pending.digests)
+    known = np.flatnonzero(rows >= 0)
+    rows = rows[known]
+    has_rows = snapshot.column("rows", rows) > 0
+    has_rows &= snapshot.in_state(State.COMPLETED, State.RESET)[rows]
+    again = known[has_rows]
+    if len(again):
+        logger.warning(
+            "%s of this run, %s for one, had completed before, with rows in %s. They were reset, "
+            "or they or the pipeline have changed. ray_resume cannot take their old rows away "
+            "there: remove them, or each such source is there with its old and its new rows.",
+            counted(len(again), "source"),
+            pending.id(int(again[0])),
+            output.uri,
+        )

@@ -42,6 +42,9 @@ class Progress:
         unread: the pending sources whose reader raised, if there are any.
         dropped: how many earlier sources no longer have output.
         stages: what the stages did, by their positions in the pipeline.
+        rows_in_flight: see `Counts`.
+        slowest: by their ids, how many seconds the sources took that took longest, from the start
+            of their read until they were complete.
     """
 
     completed: int
@@ -56,6 +59,8 @@ class Progress:
     unread: Unread | None = None
     dropped: int = 0
     stages: Mapping[int, StageCount] = field(default_factory=dict)
+    rows_in_flight: int = 0
+    slowest: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ complete sources. `core.publications` has the steps of a publication, and says w
 them costs: with marks, nothing is published twice.
 
 The driver checks the lease after the publication is on record, and before it publishes. So a run
-that declares this one dead finds the publication, and this driver then publishes nothing more. One
-case is left, where hosts share a checkpoint. If the driver stands still (SIGSTOP, a paused machine)
-between that check and the table's own commit, for longer than its lease lasts, then a successor
-may find no mark and process the sources again. When the driver wakes, its commit still succeeds,
-and these rows are in the table twice. A killed driver cannot do that: at most, a request that it
-had sent to a remote catalog arrives late.
+that declares this one dead finds the publication, and this driver then publishes nothing more.
+
+The driver may stand still (SIGSTOP, a paused machine) between that check and the table's own
+commit. If that lasts longer than its lease, where hosts share a checkpoint, a successor finds no
+mark and processes the sources again. Before that, it puts up a *fence* in a Delta or Iceberg table:
+a commit of its own. The driver's commit depends on what the table was before the check, so it fails
+when the driver wakes. A Lance table has no fence (`raydata.lance_marks` says why): the commit
+succeeds, and these rows are in the table twice. A killed driver cannot do that: at most, a request
+that it had sent to a remote catalog arrives late.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -96,8 +100,7 @@ class Publisher:
         mark = self._mark._replace(number=number)
         failpoint("run.before_publish")
         if not again or not self._was_published(mark):
-            self._lease.check()
-            self._table.publish(results, rows, mark)
+            self._table.publish(results, rows, mark, self._lease.check)
         failpoint("run.published")
         ray.get(self._handle.confirm_published.remote(number))
 
@@ -117,7 +120,9 @@ class Publisher:
         return self._table.holds(mark, *self._position)
 
     def _publish_until(self, over: threading.Event) -> None:
-        while not over.wait(self._interval_s):
+        wait_s = self._interval_s
+        while not over.wait(min(wait_s, threading.TIMEOUT_MAX)):
+            began = time.monotonic()
             try:
                 self.publish_now()
             except Exception as error:
@@ -128,6 +133,9 @@ class Publisher:
                 )
                 self._error = error
                 return
+            # A slow table is left alone for half of the time.
+            spent_s = time.monotonic() - began
+            wait_s = max(self._interval_s - spent_s, spent_s)
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -17,10 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 
 from ray_resume.checkpoint.backend import new_run_id
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
+from ray_resume.checkpoint.local.lmdb_file import WriterContents
 from ray_resume.core.binding import binding_sources, gone_sources
 from ray_resume.core.planning import what_to_do
 from ray_resume.core.publications import Mark
@@ -29,12 +31,12 @@ from ray_resume.core.resume_plan import ResumePlan
 from ray_resume.core.stages import by_name, numbers_of
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import armed, failpoint
-from ray_resume.run import ledger_actor
-from ray_resume.run.announcing import announce_end, announce_start
+from ray_resume.run.announcing import announce_start
 from ray_resume.run.journal import Journal
+from ray_resume.run.ledger_actor import LedgerStart
 from ray_resume.run.monitor import shown
 from ray_resume.run.pass_loop import Pass, PassLoop, close_after
-from ray_resume.run.preflight import refuse_other_output, warn_other_code
+from ray_resume.run.preflight import refuse_other_output, warn_other_code, warn_rows_again
 from ray_resume.run.progress import Progress
 from ray_resume.run.publisher import Publisher
 from ray_resume.run.reader_exception import error_of_unread
@@ -83,6 +85,7 @@ class Run:
         self._run_id = new_run_id()
         self._started_at = time.monotonic()
         self._checkpoint_id = plan.storage.identity()
+        self._own_contents: WriterContents | None = None
         total = len(plan.listing.sources)
         owner = plan.owner(self._run_id)
         self._journal = Journal(plan.storage.history(), owner, sources_total=total)
@@ -99,11 +102,6 @@ class Run:
             CheckpointError: the checkpoint or the output folder cannot be used.
             Exception: whatever ``run_pass`` raised; what was complete is committed.
         """
-        summary = self._execute(run_pass, lease_wait_s)
-        announce_end(self._plan, summary)
-        return summary
-
-    def _execute(self, run_pass: Callable[[Pass], None], lease_wait_s: float | None) -> RunSummary:
         self._keep_few_files()
         with self._leased(lease_wait_s), self._journal.kept():
             failpoint("run.leased")
@@ -118,7 +116,7 @@ class Run:
                 self._plan.table,
             )
             refuse_other_output(self._plan.storage, self._plan.output.uri, contents)
-            todo, warnings = what_to_do(
+            resume_plan, warnings = what_to_do(
                 self._plan.listing,
                 self._plan.policies,
                 contents.snapshot,
@@ -128,36 +126,37 @@ class Run:
                 code=self._plan.code.digest(),
                 checkpoint=self._plan.storage.uri,
             )
-            self._journal.note(sources_skipped=len(todo.skipped) + todo.passed_over)
+            self._journal.note(sources_skipped=len(resume_plan.skipped) + resume_plan.passed_over)
             for warning in warnings:
                 logger.warning("%s", warning)
             if self._plan.policies.on_code_change == "warn":
-                warn_other_code(todo.recoded, self._plan.code, contents.headers)
+                warn_other_code(resume_plan.recoded, self._plan.code, contents.headers)
             self._plan.output.verify(
-                self._checkpoint_id, self._plan.storage, names, contents, todo.skipped
+                self._checkpoint_id, self._plan.storage, names, contents, resume_plan.skipped
             )
             self._plan.storage.record_listed(self._plan.listing.listed.digests, self._run_id)
-            announce_start(self._run_id, self._plan, todo, contents)
-            if not todo.pending:
-                if todo.removed:
-                    contents = self._drop(todo, contents)
+            announce_start(self._run_id, self._plan, resume_plan, contents)
+            if not resume_plan.pending:
+                if resume_plan.removed:
+                    contents = self._drop(resume_plan, contents)
                 self._remove_leftovers(contents, names)
-                nothing = Progress(0, 0, 0, 0, 0, dropped=len(todo.removed))
-                return self._summary(todo, _Outcome(nothing))
-            read_schema = self._record_read_schema(todo, contents)
+                nothing = Progress(0, 0, 0, 0, 0, dropped=len(resume_plan.removed))
+                return self._summary(resume_plan, _Outcome(nothing))
+            warn_rows_again(self._plan.output, resume_plan.pending, contents.snapshot)
+            read_schema = self._record_read_schema(resume_plan, contents)
             self._plan.storage.bind(self._plan.output.uri, self._run_id)
             failpoint("run.bound")
             self._plan.output.prepare()
             try:
                 # Ray sets signal handlers of its own when it starts, so ours come after it.
-                handle = ledger_actor.start(self._spec(todo, contents))
+                start = LedgerStart(self._spec(resume_plan, contents), self._lease)
                 with raise_on_sigterm():
-                    outcome = self._passes(handle, todo, run_pass, read_schema)
+                    outcome = self._passes(start, resume_plan, run_pass, read_schema)
             finally:
                 with raise_on_sigterm():
                     self._clean_up()
-            self._raise_unread(todo, outcome.progress)
-            return self._summary(todo, outcome)
+            self._raise_unread(resume_plan, outcome.progress)
+            return self._summary(resume_plan, outcome)
 
     def _keep_few_files(self) -> None:
         """Merge the files of earlier runs, if there are many and no run is at work."""
@@ -178,83 +177,96 @@ class Run:
         finally:
             self._lease.end(wait_s=_ACTOR_EXIT_S)
 
-    def _drop(self, todo: ResumePlan, contents: Contents) -> Contents:
+    def _drop(self, resume_plan: ResumePlan, contents: Contents) -> Contents:
         """Commit that ``removed`` sources have no output, without starting a ledger."""
         first = contents.snapshot.highest_sequence() + 1
         records = (
             dropped_record(record.source_id, sequence, self._run_id)
-            for sequence, record in enumerate(todo.removed, first)
+            for sequence, record in enumerate(resume_plan.removed, first)
         )
         storage = self._plan.storage
         storage.write_whole(self._run_id, self._plan.header(), encode(records))
         self._lease.check()
         return storage.committed_by_dead_runs(self._run_id)
 
-    def _record_read_schema(self, todo: ResumePlan, contents: Contents) -> pa.Schema | None:
+    def _record_read_schema(self, resume_plan: ResumePlan, contents: Contents) -> pa.Schema | None:
         if self._plan.read_schema is None:
             return None
         return record_read_schema(
             self._plan.storage,
             self._plan.read_schema,
             self._run_id,
-            completed=todo.skipped,
+            completed=resume_plan.skipped,
             having=self._plan.having,
-            afresh=self._is_afresh(todo, contents),
+            afresh=self._is_afresh(resume_plan, contents),
         )
 
-    def _is_afresh(self, todo: ResumePlan, contents: Contents) -> bool:
+    def _is_afresh(self, resume_plan: ResumePlan, contents: Contents) -> bool:
         """Say whether no output is to stay, of any shard, and no other run is at work."""
-        return not contents.live and not binding_sources(contents.snapshot, todo).any()
+        return not contents.live and not binding_sources(contents.snapshot, resume_plan).any()
 
-    def _gone_sources(self, todo: ResumePlan, contents: Contents) -> frozenset[str]:
+    def _gone_sources(self, resume_plan: ResumePlan, contents: Contents) -> frozenset[str]:
         """Return the sources that gave the output types, and have no output that is to stay."""
         if contents.live:
             return frozenset()
         known = self._plan.storage.schemas().sources()
-        stays = binding_sources(contents.snapshot, todo)
+        stays = binding_sources(contents.snapshot, resume_plan)
         return gone_sources(known, contents.snapshot, stays)
 
     def _passes(
         self,
-        handle: Any,
-        todo: ResumePlan,
+        start: LedgerStart,
+        resume_plan: ResumePlan,
         run_pass: Callable[[Pass], None],
         read_schema: pa.Schema | None,
     ) -> _Outcome:
         """Run passes, then commit the pending sources as failed."""
+        handle = start.handle
+
+        def run_once_started(this: Pass) -> None:
+            with start.awaited():
+                run_pass(this)
+
         try:
-            # The ledger keeps the lease from now on, if the driver has kept it until now.
-            self._lease.check()
-            for start in range(0, len(todo.removed), _DROPPED_AT_ONCE):
-                some = todo.removed[start : start + _DROPPED_AT_ONCE]
+            if resume_plan.removed:
+                start.wait()
+            for first in range(0, len(resume_plan.removed), _DROPPED_AT_ONCE):
+                some = resume_plan.removed[first : first + _DROPPED_AT_ONCE]
                 ray.get(handle.drop.remote([record.source_id for record in some]))
             loop = PassLoop(
                 handle,
-                todo,
+                resume_plan,
                 run_id=self._run_id,
                 file_prefix=f"{self._checkpoint_id}-{self._run_id}",
                 publisher=self._publisher(handle),
                 read_schema=read_schema,
             )
-            with shown(handle, self._run_id, self._plan, todo) as watch:
-                progress = loop.execute(run_pass)
+            with shown(handle, self._run_id, self._plan, resume_plan) as watch:
+                progress = loop.execute(run_once_started)
                 watch.look(progress.stages)
             failed = quarantined = 0
             if progress.pending:
-                proven = self._plan.max_errored_blocks != 0 or self._has_read_some(handle, todo)
+                proven = self._plan.max_errored_blocks != 0 or self._has_read_some(
+                    handle, resume_plan
+                )
                 failed, quarantined = ray.get(handle.mark_rest_failed.remote(proven))
             failpoint("run.before_close")
             progress = ray.get(handle.close.remote())
             failpoint("run.closed")
+            # All is committed, whatever becomes of the process: the file can be read as well.
+            with contextlib.suppress(RayError):
+                self._own_contents = ray.get(handle.contents.remote())
             self._note(progress, failed - quarantined, quarantined)
             return _Outcome(
                 progress, failed - quarantined, quarantined, loop.lost_alone, loop.not_tried
             )
         except BaseException as error:
+            if start.error() is not None:
+                raise
             last = close_after(error, handle, self._run_id)
             if last is not None:
                 self._note(last)
-                self._warn_ended_early(todo, last, error)
+                self._warn_ended_early(resume_plan, last, error)
             raise
         finally:
             ray.kill(handle)
@@ -268,6 +280,8 @@ class Run:
             rows_read=progress.rows_read,
             rows_written=progress.rows_written,
             rows_dead_lettered=progress.dead_rows,
+            rows_at_risk=progress.rows_in_flight,
+            slowest=progress.slowest,
             files=progress.files,
             stages=by_name(numbers_of(self._plan.stages, progress.stages)),
         )
@@ -279,11 +293,11 @@ class Run:
         interval_s = self._plan.publish_interval_s
         return Publisher(handle, self._lease, self._plan.table, mark, interval_s)
 
-    def _has_read_some(self, handle: Any, todo: ResumePlan) -> bool:
+    def _has_read_some(self, handle: Any, resume_plan: ResumePlan) -> bool:
         """Return whether the reader has read any source in this run or an earlier one."""
-        return len(todo.skipped) > 0 or bool(ray.get(handle.flush.remote()).completed)
+        return len(resume_plan.skipped) > 0 or bool(ray.get(handle.flush.remote()).completed)
 
-    def _raise_unread(self, todo: ResumePlan, progress: Progress) -> None:
+    def _raise_unread(self, resume_plan: ResumePlan, progress: Progress) -> None:
         """Raise the reader's error, if it raised for more sources than may have errors.
 
         The run has gone on to its end, and the failed sources are on record.
@@ -293,33 +307,35 @@ class Run:
             return
         total = len(self._plan.listing.sources)
         error = error_of_unread(unread, total, self._plan.policies.max_failed_runs)
-        self._warn_ended_early(todo, progress, error)
+        self._warn_ended_early(resume_plan, progress, error)
         raise error
 
-    def _warn_ended_early(self, todo: ResumePlan, progress: Progress, error: BaseException) -> None:
+    def _warn_ended_early(
+        self, resume_plan: ResumePlan, progress: Progress, error: BaseException
+    ) -> None:
         logger.warning(
             "Run %s %s: %d of %d sources are completed and safe. Run the same script again to go "
             "on from there.",
             self._run_id,
             "ended with an error" if isinstance(error, Exception) else "was interrupted",
-            len(todo.skipped) + progress.committed,
+            len(resume_plan.skipped) + progress.committed,
             len(self._plan.listing.sources),
         )
 
-    def _spec(self, todo: ResumePlan, contents: Contents) -> RunSpec:
+    def _spec(self, resume_plan: ResumePlan, contents: Contents) -> RunSpec:
         return RunSpec(
             run_id=self._run_id,
             checkpoint=self._plan.storage.uri,
             binding=self._plan.storage.bind_ledger(self._run_id, self._lease),
-            sources=todo.pending.trimmed(),
-            records=todo.records,
+            sources=resume_plan.pending.trimmed(),
+            records=resume_plan.records,
             first_sequence=contents.snapshot.highest_sequence(),
             max_failed_runs=self._plan.policies.max_failed_runs,
             signature=self._plan.signature,
             code=self._plan.code.digest(),
             table=None if self._plan.table is None else self._plan.output.uri,
-            schema_afresh=self._is_afresh(todo, contents),
-            schema_gone=self._gone_sources(todo, contents),
+            schema_afresh=self._is_afresh(resume_plan, contents),
+            schema_gone=self._gone_sources(resume_plan, contents),
             faults=armed(),
             header=self._plan.header(),
         )
@@ -332,7 +348,9 @@ class Run:
                 logger.warning("The ledger of run %s lives on; leftovers stay.", self._run_id)
                 return
             self._lease.check()
-            self._remove_leftovers(self._plan.storage.committed_by_dead_runs(self._run_id))
+            contents = self._plan.storage.committed_by_dead_runs(self._run_id, self._own_contents)
+            self._own_contents = None
+            self._remove_leftovers(contents)
         except (ResumeError, OSError) as error:
             logger.warning("Leftovers in %s were not removed: %s", self._plan.output.uri, error)
 
@@ -344,17 +362,19 @@ class Run:
         listed = set(contents.snapshot.dead_letters())
         self._plan.storage.dead_letters().remove_leftovers(runs, listed)
 
-    def _summary(self, todo: ResumePlan, outcome: _Outcome) -> RunSummary:
+    def _summary(self, resume_plan: ResumePlan, outcome: _Outcome) -> RunSummary:
         progress = outcome.progress
-        unfinished = len(todo.pending) - progress.committed - outcome.failed - outcome.quarantined
+        unfinished = (
+            len(resume_plan.pending) - progress.committed - outcome.failed - outcome.quarantined
+        )
         summary = RunSummary(
             run_id=self._run_id,
             sources_total=len(self._plan.listing.sources),
-            sources_skipped=len(todo.skipped) + todo.passed_over,
+            sources_skipped=len(resume_plan.skipped) + resume_plan.passed_over,
             sources_completed=progress.committed,
             sources_failed=outcome.failed,
             sources_pending=unfinished,
-            sources_quarantined=todo.quarantined + outcome.quarantined,
+            sources_quarantined=resume_plan.quarantined + outcome.quarantined,
             rows_read=progress.rows_read,
             rows_written=progress.rows_written,
             rows_dead_lettered=progress.dead_rows,

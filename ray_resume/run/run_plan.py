@@ -14,6 +14,7 @@ from ray_resume.core.identity import HEADER_KEY
 from ray_resume.core.planning import Listing, Policies
 from ray_resume.core.read_schema import ReadSchema
 from ray_resume.core.stages import Stage
+from ray_resume.core.versions import HEADER_KEY as VERSIONS_KEY
 from ray_resume.run.display import Display
 from ray_resume.run.output import Output
 from ray_resume.run.table import Table
@@ -38,6 +39,8 @@ class RunPlan:
     max_errored_blocks: int = 0
     publish_interval_s: float = math.inf
     code: Code = field(default_factory=Code)
+    # Those that the user gave to UDFs.
+    versions: Sequence[str] = ()
     read_schema: ReadSchema | None = None
     # Returns some of the sources of these ids whose files have one of these columns.
     having: Callable[[Collection[str], Iterable[str]], list[str]] | None = None
@@ -69,6 +72,7 @@ class RunPlan:
             "sources_total": len(self.listing.listed),
             "signature": self.signature,
             "code": self.code.header(),
+            VERSIONS_KEY: list(self.versions),
             "shard": None if shard is None else str(shard),
             HEADER_KEY: self.listing.ids,
         }

@@ -111,7 +111,7 @@ def _is_published(
         return False
     mark = Mark(storage.identity(), publication.run_id, publication.number)
     try:
-        return table.holds(mark, publication.position)
+        return table.settle(mark, publication.position)
     except Exception as error:
         raise _undecided(
             storage,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from ray_resume.core.pace import Pace
-from ray_resume.core.wording import counted
+from ray_resume.core.wording import counted, duration
 from ray_resume.run.progress import Counts
 
-__all__ = ["Status", "StatusKeeper", "duration"]
+__all__ = ["Status", "StatusKeeper"]
 
 
 @dataclass(frozen=True)
@@ -108,19 +108,6 @@ class StatusKeeper:
             sources_per_s=self._sources.rate(now),
             left_s=self._sources.left_s(now, remaining),
         )
-
-
-def duration(seconds: float) -> str:
-    """Format a duration: ``8 s``, ``2 min 5 s``, ``3 h 20 min``, ``2 d 4 h``."""
-    whole = round(seconds)
-    for length, unit, below_length, below in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= length:
-            return f"{whole // length:,} {unit} {whole % length // below_length} {below}"
-    return f"{whole} s"
 
 
 def _rate(rate: float) -> str:

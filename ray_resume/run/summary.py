@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from typing_extensions import override
 
+from ray_resume.core.markup import bar, panel, table
 from ray_resume.core.stages import StageNumbers
+from ray_resume.core.wording import counted, duration
 from ray_resume.errors import IncompleteError
 
 __all__ = ["RunSummary"]
+
+_MOST_LOST = 10
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,11 @@ class RunSummary:
             IncompleteError: with this summary as its ``summary``.
         """
         left = self._left()
+        number = sum(left.values())
         if left:
             raise IncompleteError(
-                f"{sum(left.values()):,} of {self.sources_total:,} sources are not completed: "
+                f"{number:,} of {counted(self.sources_total, 'source')} "
+                f"{'is' if number == 1 else 'are'} not completed: "
                 f"{', '.join(f'{count:,} {state}' for state, count in left.items())}. All others "
                 "are committed and safe. `ray-resume sources CHECKPOINT` says which they are, and "
                 f"why. {self._way_out(left)}\n{self}",
@@ -96,35 +103,73 @@ class RunSummary:
     @override
     def __str__(self) -> str:
         text = (
-            f"Run {self.run_id}: {self.sources_completed} of {self.sources_total} sources "
-            f"completed in {self.duration_s:.1f} s, {self.sources_skipped} were done before. "
-            f"{self.rows_read} rows read, {self.rows_written} written to {self.files} files."
+            f"Run {self.run_id}: {self.sources_completed:,} of "
+            f"{counted(self.sources_total, 'source')} completed in {self.duration_s:.1f} s, "
+            f"{_were(self.sources_skipped)} done before. {counted(self.rows_read, 'row')} read, "
+            f"{self.rows_written:,} written"
         )
+        # A table's files are the table's own; neither were files written if no rows were.
+        text += f" to {counted(self.files, 'file')}." if self.files else "."
         if self.sources_removed:
-            text += (
-                f" The run removed the output of {self.sources_removed} sources that are no longer "
-                "in the input."
-            )
+            gone = counted(self.sources_removed, "source")
+            text += f" The run removed the output of {gone} no longer in the input."
         if self.rows_dead_lettered:
-            text += f" {self.rows_dead_lettered} rows went to the dead letters."
+            text += f" {counted(self.rows_dead_lettered, 'row')} went to the dead letters."
         if self.sources_failed:
-            text += f" {self.sources_failed} sources failed; the next run reads them again."
+            them = "it" if self.sources_failed == 1 else "them"
+            failed = counted(self.sources_failed, "source")
+            text += f" {failed} failed; the next run reads {them} again."
         if self.lost_alone:
             source_id, how = next(iter(self.lost_alone.items()))
+            lost = counted(len(self.lost_alone), "source")
             text += (
-                f" {len(self.lost_alone)} sources got lost although each was executed alone. The "
-                f"first is {source_id}: {how}."
+                f" {lost} got lost although each was executed alone. The first is {source_id}: "
+                f"{how}."
             )
         if self.sources_not_tried:
             text += (
-                f" {self.sources_not_tried} sources got lost with others, and were not executed "
-                "alone in this run. The next run begins with them."
+                f" {counted(self.sources_not_tried, 'source')} got lost with others, and "
+                f"{'was' if self.sources_not_tried == 1 else 'were'} not executed alone in this "
+                "run. The next run begins there."
             )
         if self.sources_quarantined:
             text += (
-                f" {self.sources_quarantined} sources are quarantined: they failed in too many "
-                "runs, and runs skip them until they are reset."
+                f" {_are(self.sources_quarantined)} quarantined: too many runs failed there. Runs "
+                "skip quarantined sources until a reset."
             )
         if self.sources_pending:
-            text += f" {self.sources_pending} sources are pending; run again to go on."
+            text += f" {_are(self.sources_pending)} pending; run again to go on."
         return text
+
+    def _repr_html_(self) -> str:
+        done = self.sources_skipped + self.sources_completed
+        rows = [
+            ("Completed by this run", counted(self.sources_completed, "source")),
+            ("Completed before", counted(self.sources_skipped, "source")),
+            *(
+                (state.capitalize(), counted(count, "source"))
+                for state, count in self._left().items()
+            ),
+            ("Rows", f"{self.rows_read:,} read, {self.rows_written:,} written"),
+            *([("Files", f"{self.files:,}")] if self.files else []),
+            ("Took", duration(self.duration_s)),
+        ]
+        if self.rows_dead_lettered:
+            rows.append(("Dead letters", counted(self.rows_dead_lettered, "row")))
+        rows += [(f"Lost alone: {source_id}", how) for source_id, how in self._some_lost()]
+        return panel(
+            f"Run {self.run_id}: {done:,} of {counted(self.sources_total, 'source')} completed",
+            bar([("completed", done), *self._left().items()]),
+            table(rows),
+        )
+
+    def _some_lost(self) -> Iterable[tuple[str, str]]:
+        return itertools.islice(self.lost_alone.items(), _MOST_LOST)
+
+
+def _were(number: int) -> str:
+    return f"{number:,} {'was' if number == 1 else 'were'}"
+
+
+def _are(sources: int) -> str:
+    return f"{counted(sources, 'source')} {'is' if sources == 1 else 'are'}"

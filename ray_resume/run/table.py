@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ray_resume.core.publications import Mark
@@ -37,5 +37,18 @@ class Table(Protocol):
             Exception: that cannot be told, also because the table's history was cut.
         """
 
-    def publish(self, results: Sequence[bytes], rows: int, mark: Mark) -> None:
-        """Make results visible, with ``mark`` in the same transaction if there is a place."""
+    def settle(self, mark: Mark, position: str | None) -> bool:
+        """Return as :meth:`holds`, of a run that was declared dead, and may live on.
+
+        If the table does not have ``mark``, it keeps it out from then on, where it has the means.
+        """
+
+    def publish(
+        self, results: Sequence[bytes], rows: int, mark: Mark, check: Callable[[], None]
+    ) -> None:
+        """Make results visible, with ``mark`` in the same transaction if there is a place.
+
+        Args:
+            check: raises if the run may have been declared dead. It is called after the table was
+                read, and before a commit that depends on what was read.
+        """

@@ -11,11 +11,10 @@ tokens of its output rows or as a delta. The tokens of failed rows are reported 
 from __future__ import annotations
 
 import contextlib
-import enum
 import itertools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,112 +22,62 @@ import numpy.typing as npt
 
 from ray_resume.core.messages import Drain
 from ray_resume.core.tokens import CallAccount, SourceArray, TokenArray
+from ray_resume.core.value_index import ValueIndex
 from ray_resume.raydata import blocks, user_batches
 from ray_resume.raydata.retries import backoff_s
+from ray_resume.udf.attribution_columns import index_of, numbers_in, origins_in
 from ray_resume.udf.failures import Failures, Raised
-from ray_resume.udf.origin_column import origins_in
+from ray_resume.udf.steps import (
+    END,
+    Attribution,
+    FailedRows,
+    Kept,
+    RowsWithOrigins,
+    Step,
+    StepKind,
+    Steps,
+)
 
-__all__ = [
-    "END",
-    "Attribution",
-    "FailedRows",
-    "Kept",
-    "RowsWithOrigins",
-    "Step",
-    "StepKind",
-    "Steps",
-    "account_call",
-]
-
-
-class Attribution(enum.Enum):
-    """How the input row that an output row comes from is known."""
-
-    BY_SOURCE = "each call gets the rows of one source"
-    ONE_TO_ONE = "output row i comes from input row i"
-    ORIGIN_COLUMN = "the UDF returns a column with the positions of the input rows"
-    MASK = "the UDF returns the rows that stay, and a boolean for each input row (`Kept`)"
-    SINK = "no output rows: the UDF has made its input durable when it has returned"
-    FLATTENED = "the UDF returns its rows and the positions of the input rows (`RowsWithOrigins`)"
-
-
-class RowsWithOrigins(NamedTuple):
-    """Output rows, and for each the position of the input row that it comes from."""
-
-    rows: Any
-    origins: npt.NDArray[np.int64]
-
-
-class Kept(NamedTuple):
-    """The rows that a filter keeps, as it leaves them, and for each input row whether it stays."""
-
-    rows: Any
-    mask: npt.NDArray[np.bool_]
-
-
-class StepKind(enum.Enum):
-    """The requests that a step may make of the runner."""
-
-    CALL = "call the UDF with the value"
-    NEXT = "send the call's next output, settled for good, or END"
-    PAUSE = "wait for so many seconds before the UDF is called again"
-    DRAIN = "report the drains in the value, and wait until they are applied"
-    FAIL = "report the failed rows in the value, and wait until that is known"
-    EMIT = "give the value to Ray"
-
-
-class Step(NamedTuple):
-    """One request to the runner. The user's code of a call runs in the scope of its failures."""
-
-    kind: StepKind
-    value: Any
-    failures: Failures | None = None
-
-
-@dataclass(frozen=True)
-class FailedRows:
-    """Rows of one source that failed in a call, with the error of each.
-
-    ``total`` is what is missing of the source now: the sum of the tokens that did not leave.
-    ``rows`` are as they came in; None if they were not kept.
-    """
-
-    source: int
-    total: int
-    rows: Any
-    errors: list[str]
-
-
-END = object()
-"""The runner sends this when a call has no more outputs. If the call raised, it sends `Raised`."""
-
-Steps = Generator[Step, Any, None]
+__all__ = ["account_call"]
 
 
 @dataclass(frozen=True)
 class _CallInput:
     """A batch without the two columns, and the two columns.
 
-    ``original`` is a copy that the UDF cannot change, or None if nothing needs it.
+    ``original`` is a copy that the UDF cannot change, or None if nothing needs it. ``index`` is of
+    the column that says which source an output row is of, if one does.
     """
 
     rows: Any
     sources: SourceArray
     tokens: TokenArray
     original: Any
+    index: ValueIndex | None = None
 
     def at(self, positions: npt.NDArray[np.intp]) -> _CallInput:
         """Return some of the rows as they came."""
         kept = blocks.take(self.original, positions)
-        return _CallInput(
-            user_batches.deep_copied(kept), self.sources[positions], self.tokens[positions], kept
-        )
+        return self._part(user_batches.deep_copied(kept), positions, kept)
+
+    def cut(self, numbers: npt.NDArray[np.int32]) -> Iterator[_CallInput]:
+        """Yield the rows of each number, one for each row."""
+        if (numbers == numbers[0]).all():
+            yield self
+            return
+        for _, rows, positions in blocks.split(self.rows, numbers):
+            kept = None if self.original is None else blocks.take(self.original, positions)
+            yield self._part(rows, positions, kept)
+
+    def _part(self, rows: Any, positions: npt.NDArray[np.intp], original: Any) -> _CallInput:
+        index = None if self.index is None else self.index.at(positions)
+        return _CallInput(rows, self.sources[positions], self.tokens[positions], original, index)
 
 
 def account_call(
     batch: Any,
     attribution: Attribution,
-    origin: str | None = None,
+    column: str | None = None,
     *,
     keep_input: bool = False,
     isolate: bool = False,
@@ -137,7 +86,7 @@ def account_call(
     """Account for ``batch``, which has the two columns, going through a UDF.
 
     Args:
-        origin: the column's name, for ``ORIGIN_COLUMN``.
+        column: its name, for ``ORIGIN_COLUMN`` and ``BY_COLUMN``.
         keep_input: failed rows are reported as they came in, whatever the UDF makes of its input;
             otherwise only their errors are.
         isolate: when a call raises, call the UDF with either half of its rows, and so on, to find
@@ -158,36 +107,31 @@ def account_call(
     if keep_input or isolate or retries_of is not None:
         kept = user_batches.deep_copied(rows)
     whole = _CallInput(rows, sources, tokens, kept)
+    parts: Iterable[_CallInput] = (whole,)
     if attribution is Attribution.BY_SOURCE:
-        for part in _by_source(whole):
-            yield from _call(part, attribution, origin, isolate, retries_of)
-    else:
-        yield from _call(whole, attribution, origin, isolate, retries_of)
-
-
-def _by_source(whole: _CallInput) -> Iterator[_CallInput]:
-    if (whole.sources == whole.sources[0]).all():
-        yield whole
-        return
-    for _, part, positions in blocks.split(whole.rows, whole.sources):
-        sources, tokens = whole.sources[positions], whole.tokens[positions]
-        kept = None if whole.original is None else blocks.take(whole.original, positions)
-        yield _CallInput(part, sources, tokens, kept)
+        parts = whole.cut(sources)
+    elif attribution is Attribution.BY_COLUMN:
+        assert column is not None
+        # Before the UDF can change its input.
+        index = index_of(rows, column, sources)
+        parts = replace(whole, index=index).cut(index.cuts())
+    for part in parts:
+        yield from _call(part, attribution, column, isolate, retries_of)
 
 
 def _call(
     part: _CallInput,
     attribution: Attribution,
-    origin: str | None,
+    column: str | None,
     isolate: bool,
     retries_of: Callable[[Exception], int] | None,
 ) -> Steps:
     isolate = isolate and len(part.sources) > 1
     if not isolate and retries_of is None:
-        yield from _account(part, attribution, origin)
+        yield from _account(part, attribution, column)
         return
     for attempt in itertools.count():
-        steps = _account(part, attribution, origin)
+        steps = _account(part, attribution, column)
         raised, leaving = yield from _complete(steps, isolate, attempt, retries_of)
         if raised is None:
             yield from leaving
@@ -197,7 +141,7 @@ def _call(
         yield Step(StepKind.PAUSE, backoff_s(attempt))
         part = part.at(np.arange(len(part.sources)))
     for half in np.array_split(np.arange(len(part.sources)), 2):
-        yield from _call(part.at(half), attribution, origin, isolate, retries_of)
+        yield from _call(part.at(half), attribution, column, isolate, retries_of)
 
 
 def _is_retried(
@@ -230,7 +174,7 @@ def _complete(
     return None, leaving
 
 
-def _account(part: _CallInput, attribution: Attribution, origin: str | None) -> Steps:
+def _account(part: _CallInput, attribution: Attribution, column: str | None) -> Steps:
     if attribution is Attribution.ONE_TO_ONE:
         return _one_to_one(part)
     if attribution is Attribution.MASK:
@@ -241,15 +185,32 @@ def _account(part: _CallInput, attribution: Attribution, origin: str | None) -> 
         return _one_source(part)
     if attribution is Attribution.FLATTENED:
         return _with_origins(part, part.rows, lambda output: output)
-    assert origin is not None
-    return _origin_column(part, origin)
+    if attribution is Attribution.BY_COLUMN:
+        return _by_column(part)
+    assert column is not None
+    return _origin_column(part, column)
 
 
 def _one_source(part: _CallInput) -> Steps:
     def attribute(output: Any) -> RowsWithOrigins:
         return RowsWithOrigins(output, np.zeros(blocks.num_rows(output), dtype=np.int64))
 
-    yield from _with_origins(part, part.rows, attribute, exact=False)
+    def failed(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        return np.array([mask.all()])
+
+    origins = _Origins(part.sources[:1], failed, exact=False)
+    yield from _with_origins(part, part.rows, attribute, origins)
+
+
+def _by_column(part: _CallInput) -> Steps:
+    index = part.index
+    assert index is not None
+
+    def attribute(output: Any) -> RowsWithOrigins:
+        return RowsWithOrigins(output, numbers_in(output, index))
+
+    origins = _Origins(index.sources, index.with_all_rows_in)
+    yield from _with_origins(part, part.rows, attribute, origins)
 
 
 def _origin_column(whole: _CallInput, name: str) -> Steps:
@@ -269,32 +230,46 @@ def _origin_column(whole: _CallInput, name: str) -> Steps:
     yield from _with_origins(whole, numbered, attribute)
 
 
-def _with_origins(whole: _CallInput, given: Any, attribute: Any, *, exact: bool = True) -> Steps:
-    """Account for a call of whose output rows is known where they come from.
+class _Origins(NamedTuple):
+    """The origins of output rows: input rows, values, or the source of a call. Each has a number.
 
-    Unless that is ``exact``, they come from any of the call's rows, all of one source.
+    Attributes:
+        sources: by number, the source.
+        failed: says of each, given the input rows that have failed, whether it has failed whole.
+        exact: it is an error to mark one as failed whose output has left. Otherwise, the output
+            may come from rows that have not failed.
     """
+
+    sources: SourceArray
+    failed: Callable[[npt.NDArray[np.bool_]], npt.NDArray[np.bool_]] = lambda mask: mask
+    exact: bool = True
+
+
+def _with_origins(
+    whole: _CallInput, given: Any, attribute: Any, known: _Origins | None = None
+) -> Steps:
+    """Account for a call of whose output rows is known where they come from: by default, a row."""
+    known = known or _Origins(whole.sources)
     call = CallAccount(whole.sources, whole.tokens)
     failures = Failures(len(whole.sources))
     yield Step(StepKind.CALL, given, failures)
     # The last output with rows is held back, since it takes what remains, and only the end tells
     # which one it is.
     held: tuple[Any, SourceArray] | None = None
-    left = np.zeros(len(whole.sources) if exact else 0, dtype=bool)
+    left = np.zeros(len(known.sources), dtype=bool)
     while (output := (yield Step(StepKind.NEXT, None, failures))) is not END:
-        if exact and failures:
-            _check_not_late(failures, left)
+        if failures:
+            _check_not_late(failures, left, known)
         if isinstance(output, Raised):
             failures.mark(output.error)
             yield from _failed(whole, failures, call.fail_rest())
             return
         rows, origins = attribute(output)
-        if failures and (exact or failures.mask.all()):
-            alive = np.flatnonzero(~failures.mask[origins])
+        if failures and (failed := known.failed(failures.mask)).any():
+            alive = np.flatnonzero(~failed[origins])
             rows, origins = blocks.take(rows, alive), origins[alive]
-        if exact:
-            left[origins] = True
-        sources = whole.sources[origins]
+        left[origins] = True
+        sources = known.sources[origins]
         if len(sources) == 0:
             yield Step(StepKind.EMIT, blocks.with_tracking_columns(rows, sources, _NO_TOKENS))
             continue
@@ -302,8 +277,7 @@ def _with_origins(whole: _CallInput, given: Any, attribute: Any, *, exact: bool 
             yield Step(StepKind.EMIT, blocks.with_tracking_columns(*held, call.emit(held[1])))
         held = rows, sources
     if failures:
-        if exact:
-            _check_not_late(failures, left)
+        _check_not_late(failures, left, known)
         yield from _failed_rows(whole, failures, call)
     tokens, deltas = call.finish(_NO_SOURCES if held is None else held[1])
     if deltas:
@@ -375,7 +349,7 @@ def _one_to_one(whole: _CallInput) -> Steps:
             blocks.with_tracking_columns(output, whole.sources[here], whole.tokens[here]),
         )
         start = stop
-    _check_not_late(failures, np.arange(n) < start)
+    _check_not_late(failures, np.arange(n) < start, _Origins(whole.sources))
     alive = start + np.flatnonzero(~failures.mask[start:])
     count = sum(map(blocks.num_rows, waiting))
     if count == n - start:
@@ -397,15 +371,15 @@ def _one_to_one(whole: _CallInput) -> Steps:
         yield from _failed_rows(whole, failures, call)
 
 
-def _check_not_late(failures: Failures, left: npt.NDArray[np.bool_]) -> None:
-    """Refuse a mark on a row whose output has ``left`` the UDF.
+def _check_not_late(failures: Failures, left: npt.NDArray[np.bool_], known: _Origins) -> None:
+    """Refuse a mark on what has ``left`` the UDF already, as output.
 
     Its source could complete with the row both in the output and among the dead letters.
     """
-    if (failures.mask & left).any():
+    if known.exact and (known.failed(failures.mask) & left).any():
         raise ValueError(
-            "A UDF with @resumable(one_to_one=True) or origin= marked rows as failed that it had "
-            "returned before. Mark them first."
+            "A UDF with @resumable(one_to_one=True), by= or origin= marked rows as failed that it "
+            "had returned before. Mark them first."
         )
 
 

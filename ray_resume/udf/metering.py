@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ray_resume.core.stages import StageCount, added
 from ray_resume.raydata import blocks
 from ray_resume.run.client import LedgerClient
-from ray_resume.udf.accounting import Step, StepKind, Steps
+from ray_resume.udf.steps import Step, StepKind, Steps
 
 __all__ = ["Meter"]
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from ray_resume.raydata import blocks
 from ray_resume.raydata.retries import backoff_s, retries_of, retries_some
-from ray_resume.udf.accounting import Attribution, Kept, RowsWithOrigins
 from ray_resume.udf.failures import Failures, Raised, Scope, current_scope
+from ray_resume.udf.steps import Attribution, Kept, RowsWithOrigins
 
 __all__ = ["ATTRIBUTION", "block_udf", "block_udf_async", "predicate_udf"]
 

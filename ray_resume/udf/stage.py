@@ -29,26 +29,26 @@ from ray_resume.raydata.retries import retries_of, retries_some
 from ray_resume.raydata.user_batches import Outputs, deep_copied
 from ray_resume.run.client import LedgerClient, Reply
 from ray_resume.udf import row_udfs
-from ray_resume.udf.accounting import (
-    END,
-    Attribution,
-    FailedRows,
-    Step,
-    StepKind,
-    Steps,
-    account_call,
-)
+from ray_resume.udf.accounting import account_call
 from ray_resume.udf.decorator import StageOptions, is_async, name_of, options_of
 from ray_resume.udf.failures import Raised, Scope
 from ray_resume.udf.metering import Meter
+from ray_resume.udf.steps import END, Attribution, FailedRows, Step, StepKind, Steps
 
-__all__ = ["instrument", "instrument_predicate", "stage_of"]
+__all__ = ["instrument", "instrument_predicate", "stage_of", "version_of"]
 
 
 def stage_of(udf: Any, kind: str, batch_size: int | None) -> Stage:
     """Describe the decorated ``udf`` that the method ``kind`` got, as a stage of a pipeline."""
-    attribution, _ = _attribution(kind, options_of(udf) or StageOptions())
-    return Stage(_title(udf, kind), batch_size, attribution is Attribution.BY_SOURCE)
+    attribution, column = _attribution(kind, options_of(udf) or StageOptions())
+    by_source = attribution is Attribution.BY_SOURCE
+    by_column = column if attribution is Attribution.BY_COLUMN else None
+    return Stage(_title(udf, kind), batch_size, by_source, by_column)
+
+
+def version_of(udf: Any) -> str | None:
+    """Return the version that ``udf`` was decorated with."""
+    return (options_of(udf) or StageOptions()).version
 
 
 def instrument(
@@ -103,6 +103,8 @@ def _attribution(kind: str, options: StageOptions) -> tuple[Attribution, str | N
         return Attribution.ONE_TO_ONE, None
     if options.origin is not None:
         return Attribution.ORIGIN_COLUMN, options.origin
+    if options.by is not None:
+        return Attribution.BY_COLUMN, options.by
     return Attribution.BY_SOURCE, None
 
 
@@ -136,10 +138,10 @@ def _instrumented_class(udf: type, runner: UdfRunner) -> type:
 
 
 # The UDF gets batches as Ray cuts them.
-_OF_WHOLE_BATCHES = {Attribution.ONE_TO_ONE, Attribution.ORIGIN_COLUMN}
+_OF_WHOLE_BATCHES = {Attribution.ONE_TO_ONE, Attribution.ORIGIN_COLUMN, Attribution.BY_COLUMN}
 
 # The UDF itself returns batches; others return what `row_udfs` makes, or nothing.
-_OF_BATCHES = {Attribution.BY_SOURCE, Attribution.ONE_TO_ONE, Attribution.ORIGIN_COLUMN}
+_OF_BATCHES = {Attribution.BY_SOURCE, *_OF_WHOLE_BATCHES}
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,13 @@ class UdfRunner:
     """Runs the steps of `accounting.account_call`. Stateless: several threads may use it at once.
 
     Attributes:
-        origin: the column's name, for ``Attribution.ORIGIN_COLUMN``.
+        column: its name, for ``Attribution.ORIGIN_COLUMN`` and ``BY_COLUMN``.
         name: the stage, as messages name it.
     """
 
     kind: str
     attribution: Attribution
-    origin: str | None
+    column: str | None
     client: LedgerClient
     name: str
     options: StageOptions
@@ -268,7 +270,7 @@ class UdfRunner:
         steps = account_call(
             batch,
             self.attribution,
-            self.origin,
+            self.column,
             keep_input=self.options.on_error == "dead_letter",
             isolate=self.options.isolate,
             # Row-wise UDFs are retried row by row. Ray Data retries errors that are not caught
@@ -304,7 +306,11 @@ class UdfRunner:
         failpoint("stage.called")
         if output is END or isinstance(output, Raised):
             return output
-        return leaving.kept(self._checked(output))
+        output = self._checked(output)
+        # As a block, values may be others than those that came in: bytes without a NUL at their
+        # end, times in the place of days.
+        as_it_is = self.attribution is Attribution.BY_COLUMN
+        return deep_copied(output) if as_it_is else leaving.kept(output)
 
     def _checked(self, output: Any) -> Any:
         """Return an output of the user's code, if plain Ray Data takes it."""

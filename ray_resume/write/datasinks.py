@@ -2,9 +2,9 @@
 
 Importable on workers. Two kinds, told apart by whether ``on_write_complete`` is overridden:
 
-* **durable in write** (SQL, Mongo, ClickHouse, BigQuery, ...): the rows are there when ``write``
-  returns. Promise: at least once. A source that did not complete, because of a crash, a torn task
-  or a failed row, is written again.
+* **durable in write** (SQL and so Snowflake, Mongo, ClickHouse, BigQuery, Kafka, turbopuffer, ...):
+  the rows are there when ``write`` returns. Promise: at least once. A source that did not complete,
+  because of a crash, a torn task or a failed row, is written again.
 * **published** (Lance, Iceberg, Delta, ...): ``write`` runs once for each source in a flush, and
   the ledger keeps its result. Every ``publish_interval_s`` and at the end of a pass,
   ``on_write_complete`` gets the results of complete sources alone, and then they are committed. A
@@ -35,6 +35,7 @@ from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
 from ray_resume.errors import NonResumableError
 from ray_resume.failpoints import failpoint
 from ray_resume.raydata.datasinks import WRITE_UUID_KWARG_NAME, is_file_datasink
+from ray_resume.raydata.whole_imports import import_library_of
 from ray_resume.run.client import LedgerClient
 from ray_resume.write.flushes import flushes
 from ray_resume.write.source_rows import group_by_source
@@ -64,19 +65,35 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "TurbopufferDatasink": ("namespace",),
 }
 
+# What Ray's own datasinks for files are here.
+_FORMATS = {
+    "CSVDatasink": '"csv"',
+    "ImageDatasink": '"images", column=...',
+    "JSONDatasink": '"json"',
+    "NumpyDatasink": '"numpy", column=...',
+    "ORCDatasink": '"orc"',
+    "ParquetDatasink": '"parquet"',
+    "TFRecordDatasink": '"tfrecords"',
+    "WebDatasetDatasink": '"webdataset"',
+}
+
 
 def check_datasink(datasink: Datasink[Any]) -> None:
     """Make sure that a resumable pipeline may write to ``datasink``.
 
     Raises:
-        NonResumableError: it writes files in a folder; or it wipes the table or insists on an
-            empty one at its start. On a resume that would destroy or refuse earlier runs' rows.
+        NonResumableError: it writes files in a folder; or it does not wait until rows are durable;
+            or it wipes the table or insists on an empty one at its start. On a resume that would
+            destroy or refuse earlier runs' rows.
     """
     name = type(datasink).__name__
     if is_file_datasink(datasink):
+        known = (
+            _FORMATS[kind.__name__] for kind in type(datasink).__mro__ if kind.__name__ in _FORMATS
+        )
         raise NonResumableError(
             f"{name} writes files whose names a second attempt would write again. Give the folder "
-            "itself: resumable_write(ds, folder, format=...)."
+            f"itself: resumable_write(ds, folder, format={next(known, '...')})."
         )
     if getattr(datasink, "overwrite_table", False):
         raise NonResumableError(
@@ -84,6 +101,14 @@ def check_datasink(datasink: Datasink[Any]) -> None:
             "have written. Use overwrite_table=False, and empty the table once, before the first "
             "run."
         )
+    # Kafka's datasink: its `write` waits until all messages are delivered, as the producer says.
+    settings = getattr(datasink, "producer_config", None) or {}
+    for setting in ("acks", "request.required.acks"):
+        if str(settings.get(setting)) == "0":
+            raise NonResumableError(
+                f"{name} has {setting}=0, with which rows count as delivered before a broker has "
+                "them: a broker that fails would lose rows of completed sources. Leave it out."
+            )
     for attribute in ("mode", "_mode"):
         mode = getattr(datasink, attribute, None)
         # Some enums say it by their value, others, such as ClickHouse's, by their name.
@@ -176,6 +201,7 @@ class WrappedDatasink(Datasink[None]):
         if not self._publishes_on_complete:
             self._flush(blocks, ctx)
             return
+        import_library_of(self._inner)
         for some in flushes(blocks, self._commit_interval_s):
             self._flush(some, ctx)
 

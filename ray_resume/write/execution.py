@@ -16,6 +16,7 @@ from ray.data import Dataset
 from ray.exceptions import RayError, RayTaskError
 
 from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.core.file_count import count_after
 from ray_resume.core.planning import Listing
 from ray_resume.core.stages import Stage
 from ray_resume.errors import ResumeError
@@ -30,12 +31,14 @@ from ray_resume.raydata.signature import Signature, signature_of
 from ray_resume.raydata.task_retries import bound_retries
 from ray_resume.raydata.write_steps import release_written_blocks
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
+from ray_resume.run.announcing import announce_end
 from ray_resume.run.display import BarDisplay, Display, LogDisplay, show_log
 from ray_resume.run.pass_loop import Pass
 from ray_resume.run.run import Run
 from ray_resume.run.run_plan import RunPlan
 from ray_resume.run.summary import RunSummary
-from ray_resume.udf.stage import instrument, instrument_predicate, stage_of
+from ray_resume.udf.stage import instrument, instrument_predicate, stage_of, version_of
+from ray_resume.write.flushes import table_intervals
 from ray_resume.write.targets import Target
 
 __all__ = ["Execution"]
@@ -61,7 +64,7 @@ class Execution:
         chain: the pipeline, as `raydata.plan.validate` returned it.
         target: where the rows go.
         commit_interval_s: rows wait at most so long before they are written.
-        publish_interval_s: complete rows wait about so long before a table shows them.
+        publish_interval_s: rows wait about so long before a table shows them.
         concurrency: how many write tasks may run at once; None leaves it to Ray Data.
         ray_remote_args: the user's, for the write tasks.
         progress: whether to show how far the run is; None shows it as Ray Data's context says.
@@ -109,12 +112,13 @@ class Execution:
         # `drop_columns` selects all other columns of the input, with new ones among them.
         alike = [self._signature(names).text for names in self._names_added() if names]
         storage = self._datasource.checkpoint.open()
-        run = Run(self._plan(storage, signature, alike))
+        plan = self._plan(storage, signature, alike)
+        run = Run(plan)
         has_ended_well = False
+        moved: Mapping[str, str] = {}
         try:
             summary = run.execute(self._execute_pass, lease_wait_s=lease_wait_s)
             has_ended_well = True
-            return replace(summary, stats="\n".join(self._stats))
         except Exception as error:
             # As plain Ray Data does, but once a run: the results of its passes were published.
             if self._has_begun and self._target.failed is not None:
@@ -124,9 +128,13 @@ class Execution:
             # A run that was refused leaves the output alone: its folder or layout may be wrong.
             if self._target.ended is not None and (self._has_begun or has_ended_well):
                 try:
-                    self._target.ended(storage)
+                    moved = self._target.ended(storage)
                 except (ResumeError, RayError, OSError) as error:
                     logger.warning("The output stays untidy until the next run ends: %s", error)
+        files = count_after(summary.files, summary.run_id, moved)
+        summary = replace(summary, files=files, stats="\n".join(self._stats))
+        announce_end(plan, summary)
+        return summary
 
     def _fit_cluster(self) -> None:
         """Find out whether the cluster can run the pipeline, and what it has left for the writes.
@@ -160,12 +168,14 @@ class Execution:
             input_names=datasource.column_names,
             write=self._target.described,
             new_names=new_names,
+            version_of=version_of,
         )
 
     def _plan(
         self, storage: CheckpointBackend, signature: Signature, alike: Collection[str]
     ) -> RunPlan:
         datasource = self._datasource
+        _, publish_interval_s = table_intervals(self._commit_interval_s, self._publish_interval_s)
         return RunPlan(
             storage=storage,
             listing=Listing(
@@ -178,10 +188,11 @@ class Execution:
             policies=datasource.options.policies,
             output=self._target.output,
             table=self._target.table,
-            publish_interval_s=self._publish_interval_s,
+            publish_interval_s=publish_interval_s,
             signature=signature.text,
             alike=alike,
             code=signature.code,
+            versions=signature.versions,
             max_errored_blocks=self._optimized.dataset.context.max_errored_blocks,
             read_schema=datasource.options.schema,
             having=datasource.having,

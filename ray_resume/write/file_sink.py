@@ -8,6 +8,7 @@ count.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,14 +17,16 @@ from ray.data.datasource import Datasink
 from typing_extensions import override
 
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
-from ray_resume.core.messages import Drain
+from ray_resume.core.messages import Drain, Failure
+from ray_resume.core.tokens import MODULUS
 from ray_resume.failpoints import failpoint
 from ray_resume.run.client import LedgerClient
 from ray_resume.write.conformity import Conformity
 from ray_resume.write.flushes import flushes
 from ray_resume.write.folder import Folder
 from ray_resume.write.layout import Layout, unwritten
-from ray_resume.write.source_rows import group_by_source
+from ray_resume.write.new_files import UnwritableRowsError
+from ray_resume.write.source_rows import SourceRows, group_by_source
 
 __all__ = ["FileSink"]
 
@@ -89,9 +92,19 @@ class FileSink(Datasink[None]):
         if self._file_per_source:
             rows = [one for some in rows for one in some.alone()]
         drains: list[Drain] = []
-        for some in rows:
+        left = deque(rows)
+        while left:
+            some = left.popleft()
             digest = self._digest(int(some.sources[0])) if len(some) == 1 else None
-            parts = self._layout.write_files(self._folder, self._prefix, digest, some)
+            try:
+                parts = self._layout.write_files(self._folder, self._prefix, digest, some)
+            except UnwritableRowsError as error:
+                # The files that are written already become leftovers.
+                if len(some) == 1:
+                    failures.append(self._unwritable(some, error))
+                else:
+                    left.extendleft(some.alone())
+                continue
             drains += [drain._replace(parts=tuple(parts[drain.source])) for drain in some.drains()]
         try:
             self._folder.sync({part.file for drain in drains for part in drain.parts})
@@ -100,6 +113,11 @@ class FileSink(Datasink[None]):
         failpoint("sink.before_drain")
         self._client.send(*drains, *failures)
         failpoint("sink.after_drain")
+
+    def _unwritable(self, one: SourceRows, error: UnwritableRowsError) -> Failure:
+        (drain,) = one.drains()
+        text = f"Rows of {self._client.name_of(drain.source)} cannot be written: {error}"
+        return Failure(drain.source, -drain.delta % MODULUS, drain.rows, text)
 
     def _digest(self, source: int) -> bytes:
         return self._digests[source * NAME_DIGEST_BYTES : (source + 1) * NAME_DIGEST_BYTES]

@@ -8,10 +8,22 @@ from collections.abc import Iterable, Iterator
 
 from ray.data.block import Block, BlockAccessor
 
-__all__ = ["FLUSH_BYTES", "flushes"]
+__all__ = ["FLUSH_BYTES", "flushes", "table_intervals"]
 
 FLUSH_BYTES = 256 << 20
 """So many bytes of rows in memory are not kept in a write task, but written."""
+
+_LONGEST_WAIT_IN_SINK = 0.2
+
+
+def table_intervals(commit_interval_s: float, publish_interval_s: float) -> tuple[float, float]:
+    """Divide the time that rows may wait for a table to show them.
+
+    Returns:
+        How long they wait for a flush, and how long for a publication after it.
+    """
+    in_sink_s = min(commit_interval_s, _LONGEST_WAIT_IN_SINK * publish_interval_s)
+    return in_sink_s, publish_interval_s - in_sink_s if publish_interval_s < math.inf else math.inf
 
 
 def flushes(

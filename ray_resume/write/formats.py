@@ -6,17 +6,25 @@ something here. Each other one is refused with what to use instead.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import IO, Any
 
 import pyarrow as pa
 
+from ray_resume.write.array_files import divide_arrays
+from ray_resume.write.image_files import divide_images
+from ray_resume.write.new_files import NewFile
+from ray_resume.write.sample_files import divide_samples
+
 __all__ = [
+    "DIVIDED",
     "FORMATS",
     "TYPED",
+    "UNPARTITIONED",
     "FileFormat",
     "checked_format",
     "for_orc",
@@ -60,6 +68,13 @@ def _write_orc(table: pa.Table, file: IO[bytes], options: Options) -> None:
     importlib.import_module("pyarrow.orc").write_table(for_orc(table), file, **options)
 
 
+def _write_tfrecords(table: pa.Table, file: IO[bytes], options: Options) -> None:
+    # Imported here, since the command line copies files, and loads no Ray.
+    from ray_resume.raydata.encoders import write_examples
+
+    write_examples(table, file, options.get("tf_schema"))
+
+
 def _write_feather(table: pa.Table, file: IO[bytes], options: Options) -> None:
     importlib.import_module("pyarrow.feather").write_feather(table, file, **options)
 
@@ -70,7 +85,30 @@ FORMATS: dict[str, Callable[[pa.Table, IO[bytes], Options], None]] = {
     "json": _write_json,
     "orc": _write_orc,
     "feather": _write_feather,
+    "tfrecords": _write_tfrecords,
 }
+
+DIVIDED: dict[str, Callable[[pa.Table, Options, int | None], Iterator[NewFile]]] = {
+    "webdataset": divide_samples,
+    "numpy": divide_arrays,
+    "images": divide_images,
+}
+"""The formats of which a file cannot hold any rows: what divides rows among files."""
+
+# The options of formats that are not tried out with a row; whether each has to be given.
+_OWN_OPTIONS = {
+    "webdataset": {"encoder": False},
+    "numpy": {"column": True},
+    "images": {"column": True, "file_format": False, "name_column": False},
+    "tfrecords": {"tf_schema": False},
+}
+UNPARTITIONED = tuple(_OWN_OPTIONS)
+"""The formats that plain Ray Data writes, and never in partitions."""
+
+# How the names of files end, if not as the format is called; those of images, as they say.
+_FILE_ENDINGS = {"webdataset": "tar", "numpy": "npy"}
+# Formats of Pillow's by which an image can come back as it was, or nearly so.
+_IMAGE_ENDINGS = ("png", "jpeg", "webp", "tiff", "bmp", "gif", "ppm", "tga")
 
 # The names by which plain Ray Data takes a function that returns more options.
 _OPTIONS_FN = {
@@ -121,7 +159,7 @@ class FileFormat:
     """How one file is written.
 
     Args:
-        name: a key of ``FORMATS``.
+        name: a key of ``FORMATS`` or ``DIVIDED``.
         options: what the function that writes this format takes.
         options_fn: returns more options, which take precedence; called where a file is written.
         stream_compression: the codec, by pyarrow's name, that the whole file is compressed with.
@@ -140,10 +178,27 @@ class FileFormat:
         codec = self.stream_compression
         if self.name == "json" and codec is None:
             codec = _codec_of(self.resolved().get("compression"))
-        return self.name if codec is None else f"{self.name}.{_ENDINGS[codec]}"
+        ending = _FILE_ENDINGS.get(self.name, self.name)
+        if self.name == "images":
+            ending = self.options.get("file_format", "png").lower()
+        return ending if codec is None else f"{ending}.{_ENDINGS[codec]}"
+
+    def files_of(self, table: pa.Table) -> Iterator[NewFile]:
+        """Yield the files that rows are written to.
+
+        Raises:
+            UnwritableRowsError: a row has values that no such file can hold.
+        """
+        if self.name in DIVIDED:
+            yield from DIVIDED[self.name](table, self.resolved(), self.max_rows)
+            return
+        most = self.max_rows or table.num_rows
+        for start in range(0, table.num_rows, most):
+            rows = table.slice(start, most)
+            yield NewFile(rows.num_rows, partial(self.write_table, rows))
 
     def write_table(self, table: pa.Table, file: IO[bytes]) -> None:
-        """Write ``table`` as one file."""
+        """Write ``table`` as one file, in one of ``FORMATS``."""
         write = FORMATS[self.name]
         if self.stream_compression is None:
             write(table, file, self.resolved())
@@ -190,6 +245,11 @@ class FileFormat:
         return header is None or bool(header)
 
     @property
+    def has_one_row_a_file(self) -> bool:
+        """Whether no file can be merged with another."""
+        return self.name == "images"
+
+    @property
     def has_rows_apart(self) -> bool:
         """Whether rows can be copied from such a file: JSON needs a line for each row."""
         options = self.resolved()
@@ -231,8 +291,9 @@ def checked_format(name: str, options: Options) -> FileFormat:
         TypeError: an option of plain Ray Data's has a substitute here.
         ValueError: there is no such format, or it does not know an option.
     """
-    if name not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, not {name!r}")
+    if name not in FORMATS and name not in DIVIDED:
+        known = ", ".join((*FORMATS, *DIVIDED))
+        raise ValueError(f"format must be one of {known}, not {name!r}")
     rest = {key: value for key, value in options.items() if not _is_default(key, value)}
     for option, substitute in _SUBSTITUTES.items():
         if option in rest:
@@ -240,6 +301,11 @@ def checked_format(name: str, options: Options) -> FileFormat:
     max_rows = rest.pop("max_rows_per_file", None)
     if max_rows is not None and (type(max_rows) is not int or max_rows < 1):
         raise ValueError(f"max_rows_per_file must be at least 1, not {max_rows!r}")
+    if name in _OWN_OPTIONS:
+        _check_own(name, rest)
+        if name == "images" and max_rows is not None:
+            raise ValueError("An image has a file of its own. Leave out max_rows_per_file.")
+        return FileFormat(name, rest, max_rows=max_rows)
     options_fn = rest.pop(_OPTIONS_FN.get(name, ""), None)
     compression = _stream_compression(rest.pop("arrow_open_stream_args", None))
     for given in ("arrow_parquet_args", "arrow_csv_args", "pandas_json_args", "arrow_orc_args"):
@@ -261,6 +327,40 @@ def checked_format(name: str, options: Options) -> FileFormat:
     return checked
 
 
+def _check_own(name: str, options: dict[str, Any]) -> None:
+    """Make sure that ``options`` are those of one of ``UNPARTITIONED``, without writing a row.
+
+    Raises:
+        ImportError: a package is missing.
+        ValueError: they are not.
+    """
+    if _stream_compression(options.pop("arrow_open_stream_args", None)) is not None:
+        raise ValueError(
+            f"No reader of Ray Data finds compressed {name} files. Leave out the compression."
+        )
+    known = _OWN_OPTIONS[name]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"resumable_write got options that {name} files are not written with: {option}. "
+                f"They take {', '.join(known)}."
+            )
+    for option, is_needed in known.items():
+        if is_needed and not isinstance(options.get(option), str):
+            raise ValueError(
+                f"format={name!r} needs {option}=, the name of the column that is written, not "
+                f"{options.get(option)!r}"
+            )
+    ending = options.get("file_format", "png")
+    if str(ending).lower() not in _IMAGE_ENDINGS:
+        raise ValueError(f"file_format must be one of {', '.join(_IMAGE_ENDINGS)}, not {ending!r}")
+    if name == "tfrecords" and importlib.util.find_spec("crc32c") is None:
+        raise ImportError(
+            "TFRecords cannot be written without crc32c and TensorFlow: "
+            "pip install crc32c tensorflow"
+        )
+
+
 def parsed_suffix(suffix: str) -> tuple[str, str | None]:
     """Return the format of files that end so, and the codec that they are compressed with.
 
@@ -268,8 +368,11 @@ def parsed_suffix(suffix: str) -> tuple[str, str | None]:
         ValueError: no format is written so.
     """
     name, _, ending = suffix.partition(".")
+    if suffix in _IMAGE_ENDINGS:
+        return "images", None
+    name = {ending: name for name, ending in _FILE_ENDINGS.items()}.get(name, name)
     codecs = {ending: codec for codec, ending in _ENDINGS.items()} if name in _STREAMED else {}
-    if name not in FORMATS or (ending and ending not in codecs):
+    if (name not in FORMATS and name not in DIVIDED) or (ending and ending not in codecs):
         raise ValueError(f"{suffix!r} is the ending of no format")
     return name, codecs.get(ending)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +55,8 @@ class Layout:
             Where the rows of each source are, by its number.
 
         Raises:
+            UnwritableRowsError: the format cannot hold a row; the rows of other sources may have
+                been written.
             ResumeError: a file cannot be written; the message names it. Or the partition columns
                 are not such of ``table``.
         """
@@ -65,20 +65,20 @@ class Layout:
         sources = np.repeat(rows.sources, np.diff(rows.starts))
         for subfolder, table, places in partitions_of(rows.table, self.partition_columns):
             here = sources[places]
-            most = self.format.max_rows or table.num_rows
-            for start in range(0, table.num_rows, most):
-                name = f"{subfolder}{stem_of(prefix, digest, subfolder)}.{suffix}"
+            start = 0
+            for new in self.format.files_of(table):
+                stem = stem_of(prefix, digest, subfolder, label=new.label)
+                name = f"{subfolder}{stem}.{suffix}"
                 try:
-                    folder.write_file(name, partial(self._write_file, table.slice(start, most)))
+                    folder.write_file(name, new.write)
                 except OSError as error:
                     raise unwritten(f"file {folder.uri}/{name}", error) from error
                 failpoint("sink.written")
-                for source, part in _parts_of(name, here[start : start + most]):
+                for source, part in _parts_of(name, here[start : start + new.rows]):
                     parts.setdefault(source, []).append(part)
+                start += new.rows
+            assert start == table.num_rows, f"{start} of {table.num_rows} rows were written"
         return parts
-
-    def _write_file(self, table: pa.Table, file: IO[bytes]) -> None:
-        self.format.write_table(table, file)
 
 
 def columns_in(subfolder: str, schema: pa.Schema) -> pa.Schema:

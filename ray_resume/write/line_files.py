@@ -1,8 +1,9 @@
-"""Rows of text files, JSON lines and CSV, copied byte by byte.
+"""Rows of text files, JSON lines and CSV, and of TFRecords, copied byte by byte.
 
 Nothing is parsed but the ends of rows, so numbers, escapes and encodings stay as they are. A row
 ends at a newline; in CSV files, at one that has an even number of quote characters before it.
-Writers end the last row so, too: a file that does not end in a newline was cut off.
+Writers end the last row so, too: a file that does not end in a newline was cut off. A TFRecord says
+how long it is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ __all__ = ["LineFiles"]
 _CHUNK_BYTES = 16 << 20
 _NEWLINE, _RETURN, _QUOTE, _OPENING, _CLOSING = b'\n\r"{}'
 
+_CUT_OFF = (
+    "its last row does not end in a newline: it was cut off, or options such as lines and eol made "
+    "no line of each row"
+)
+# The length of a record, with its checksum; the checksum of the record.
+_HEAD_BYTES, _TAIL_BYTES = 12, 4
+
 Ends = npt.NDArray[np.intp]
 
 
@@ -37,7 +45,7 @@ class LineFiles:
     """Copies rows of files that have one format.
 
     Args:
-        format: ``"json"`` or ``"csv"``.
+        format: ``"json"``, ``"csv"`` or ``"tfrecords"``.
         codec: what the files are compressed with, as a whole.
         has_header: whether CSV files have a header; None if their number of rows is to tell.
         member: what the content of an archive is called.
@@ -59,7 +67,8 @@ class LineFiles:
             with ExitStack() as stack:
                 file = stack.enter_context(old.open())
                 text = _decompressed(file, self.codec, stack)
-                batches = self._csv(old, text) if self.format == "csv" else self._json(old, text)
+                read = {"csv": self._csv, "json": self._json, "tfrecords": self._tfrecords}
+                batches = read[self.format](old, text)
                 yield from old.pieces(
                     (len(ends), partial(_lines, chunk, ends)) for chunk, ends in batches
                 )
@@ -84,6 +93,13 @@ class LineFiles:
                     "it does not have one JSON object in each line (options such as orient, lines "
                     "and indent make others)"
                 )
+            total += len(ends)
+            yield chunk, ends
+        old.check_rows(total)
+
+    def _tfrecords(self, old: OldFile, text: Any) -> Iterator[tuple[bytes, Ends]]:
+        total = 0
+        for chunk, ends in _chunks(old, text, _record_ends, "its last record was cut off"):
             total += len(ends)
             yield chunk, ends
         old.check_rows(total)
@@ -117,7 +133,7 @@ class LineFiles:
 
 
 def _chunks(
-    old: OldFile, text: Any, ends_of: Callable[[bytes], Ends]
+    old: OldFile, text: Any, ends_of: Callable[[bytes], Ends], cut_off: str = _CUT_OFF
 ) -> Iterator[tuple[bytes, Ends]]:
     """Yield text that starts with a row, and where the rows that are whole in it end."""
     rest: bytes = b""
@@ -129,14 +145,21 @@ def _chunks(
         if len(ends):
             yield chunk, ends
     if rest:
-        raise old.unusable(
-            "its last row does not end in a newline: it was cut off, or options such as lines "
-            "and eol made no line of each row"
-        )
+        raise old.unusable(cut_off)
 
 
 def _newlines(chunk: bytes) -> Ends:
     return np.flatnonzero(np.frombuffer(chunk, np.uint8) == _NEWLINE) + 1
+
+
+def _record_ends(chunk: bytes) -> Ends:
+    """Return the ends of TFRecords: length, checksum of it, record, checksum of it."""
+    ends, end = [], 0
+    while end + _HEAD_BYTES <= len(chunk):
+        end += _HEAD_BYTES + int.from_bytes(chunk[end : end + 8], "little") + _TAIL_BYTES
+        if end <= len(chunk):
+            ends.append(end)
+    return np.array(ends, np.intp)
 
 
 def _row_ends(chunk: bytes) -> Ends:

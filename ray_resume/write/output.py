@@ -16,6 +16,7 @@ from ray_resume.checkpoint.contents import Contents
 from ray_resume.core.filenames import OutputName
 from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.snapshot import Records, Snapshot
+from ray_resume.core.wording import counted
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.run.output import Output
@@ -35,6 +36,8 @@ class FolderOutput(Output):
     Attributes:
         seen_at_end: the records by which a run removed leftovers at its end.
     """
+
+    replaces = True
 
     def __init__(self, folder: Folder, *, append: bool) -> None:
         super().__init__(folder.uri)
@@ -74,16 +77,16 @@ class FolderOutput(Output):
                 "too."
             )
         self._check_foreign(checkpoint_id, checkpoint, present.not_of(checkpoint_id), contents)
-        gone = {
-            f"{self.uri}/{file}": source_id for file, source_id in missing_files(skipped, present)
-        }
+        gone = list(missing_files(skipped, present))
         if gone:
-            file, source_id = next(iter(gone.items()))
-            sources = sorted(set(gone.values()))
-            some = repr(sources) if len(sources) <= 10 else "[... all of them ...]"
+            file, source_id = gone[0]
+            files, sources = ({*column} for column in zip(*gone, strict=True))
+            some = repr(sorted(sources)) if len(sources) <= 10 else "[... all of them ...]"
             raise CheckpointError(
-                f"{len(gone)} output files of {len(sources)} completed sources are gone, {file} of "
-                f"{source_id} among them. Put them back, or make ray_resume process the sources "
+                f"{counted(len(files), 'output file')} of "
+                f"{counted(len(sources), 'completed source')} "
+                f"{'is' if len(files) == 1 else 'are'} gone, {self.uri}/{file} of {source_id} "
+                f"among them. Put them back, or make ray_resume process the sources "
                 f"again: Checkpoint({checkpoint.uri!r}).reset({some}), or "
                 ".reset(state='completed') for all that is completed."
             )

@@ -57,7 +57,11 @@ def resumable_write(
         sink: the folder for the output (a path, or a URI), created if missing. Or a
             ``ray.data.Datasink``; `ray_resume.write.datasinks` says what each guarantees. Or None
             if the last stage is decorated with ``@resumable(sink=True)``.
-        format: ``"parquet"``, ``"json"`` (one line a row), ``"csv"``, ``"orc"``, ``"feather"``.
+        format: ``"parquet"``, ``"json"`` (one line a row), ``"csv"``, ``"orc"``, ``"feather"``,
+            ``"webdataset"``, ``"tfrecords"``, ``"numpy"``, ``"images"``. A WebDataset shard has no
+            key twice: a row whose key repeats is in another file. A NumPy file has rows of one
+            shape, and never objects. An image is a file of its own. A source with a row that such a
+            file cannot hold fails alone; its error says why.
         partition_cols: columns that name subfolders, ``column=value/``, as Hive does, and by the
             same names as plain Ray Data. They are not in the files, so at least one other column
             must be there. A column of structs, lists or another nested type is refused.
@@ -112,7 +116,10 @@ def resumable_write(
         write_options: the format's own: those of ``pyarrow.parquet.write_table`` (such as
             ``compression`` and ``row_group_size``), ``pyarrow.csv.WriteOptions``,
             ``pandas.DataFrame.to_json``, ``pyarrow.orc.write_table``,
-            ``pyarrow.feather.write_feather``. Beside them, as in plain Ray Data,
+            ``pyarrow.feather.write_feather``; ``encoder`` of ``Dataset.write_webdataset``,
+            ``tf_schema`` of ``write_tfrecords``, ``column`` of ``write_numpy``, ``column`` and
+            ``file_format`` of ``write_images``. With ``name_column``, the names of images end with
+            its values, ``...~<value>.png``. Beside them, as in plain Ray Data,
             ``max_rows_per_file``, ``arrow_open_stream_args`` (``compression`` and
             ``buffer_size``), and ``arrow_parquet_args_fn`` and its like. Compressed JSON and CSV
             files are called ``*.json.gz``, ``*.csv.zst`` and so on, so that readers decompress

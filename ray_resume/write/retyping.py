@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ray_resume.checkpoint.backend import CheckpointBackend, new_run_id
@@ -29,10 +29,13 @@ _WAIT_S = 5.0
 logger = logging.getLogger("ray_resume")
 
 
-def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) -> None:
+def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) -> Mapping[str, str]:
     """Give all files of the output the schema that was agreed on, unless they have it.
 
     While another run is at work nothing is done: it, or the next run, does this at its end.
+
+    Returns:
+        The new file of each old one.
 
     Raises:
         ResumeError: the checkpoint or the output cannot be read or written. Committed output is as
@@ -40,13 +43,13 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
     """
     agreed = storage.schemas().read()
     if agreed is None or not agreed.stale:
-        return
+        return {}
     run_id = new_run_id()
     try:
         lease = storage.acquire(Owner.here(run_id), Claim(None), wait_s=_WAIT_S)
     except CheckpointError as error:
         logger.warning("Files with types of their own stay for now: %s", error)
-        return
+        return {}
     try:
         names = storage.schemas().names()
         agreed = storage.schemas().read()
@@ -72,6 +75,7 @@ def retype_output(storage: CheckpointBackend, folder: Folder, layout: Layout) ->
         # Another run tries again where files could not be given the schema.
         settled = replace(agreed, stale=bool(outcome.faults))
         storage.schemas().settle(run_id, settled, names)
+        return outcome.moved
     except OSError as error:
         raise ResumeError(f"The output {folder.uri} was not given one schema: {error}") from error
     finally:

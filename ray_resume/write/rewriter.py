@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ray_resume.checkpoint.backend import CheckpointBackend, RunLease
 from ray_resume.checkpoint.contents import SUPERSEDES
@@ -37,13 +37,11 @@ class Outcome:
     """The result of rewrites.
 
     Attributes:
-        rewritten: how many files were replaced.
-        files: how many files took their place.
+        moved: the new file of each one that was replaced.
         faults: why other files could not be rewritten.
     """
 
-    rewritten: int = 0
-    files: int = 0
+    moved: Mapping[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
 
 
@@ -88,7 +86,7 @@ class Rewriter:
         header = {"purpose": self._purpose, SUPERSEDES: sorted(runs)}
         steps = list(_steps(plan, dict(self._folder.sizes()), self._step_bytes))
         supersession = Supersession(snapshot, steps)
-        rewritten, files = 0, 0
+        moved: dict[str, str] = {}
         faults: list[str] = []
         with ExitStack() as stack:
             ledger_lease, writer = self._storage.bind_ledger(self._run_id, self._lease).open(header)
@@ -111,9 +109,8 @@ class Rewriter:
                 for file in old_files:
                     self._folder.remove(file)
                     failpoint("rewrite.removed")
-                rewritten += len(old_files)
-                files += len(done)
-        return Outcome(rewritten, files, tuple(faults))
+                moved |= {old: name for rewrite, name in done for old in rewrite.files}
+        return Outcome(moved, tuple(faults))
 
     def _copied(
         self, plan: Sequence[Rewrite], copy: Copy, faults: list[str]
@@ -137,7 +134,8 @@ class Rewriter:
 
     def _name_for(self, rewrite: Rewrite) -> str:
         subfolder, slash, bare = rewrite.files[0].rpartition("/")
-        stem = stem_of(self._prefix, None, subfolder + slash)
+        filled_bytes = rewrite.filled_bytes
+        stem = stem_of(self._prefix, None, subfolder + slash, filled_bytes=filled_bytes)
         return f"{subfolder}{slash}{stem}.{bare.partition('.')[2]}"
 
 

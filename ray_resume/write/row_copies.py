@@ -1,7 +1,7 @@
 """Rows of output files copied into one new file, as they are. Importable on workers; loads no Ray.
 
-Rows of typed files (Parquet, ORC, Feather) keep their types and metadata; of text files, JSON
-lines and CSV, the bytes are copied.
+Rows of typed files (Parquet, ORC, Feather) keep their types and metadata; of all others (JSON lines
+and CSV, WebDataset shards, NumPy files), the bytes are copied.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from ray_resume.core.rewrites import Rewrite
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import failpoint
 from ray_resume.files import one_line
+from ray_resume.write.array_files import ArrayFiles
 from ray_resume.write.folder import Folder, fault_of
 from ray_resume.write.formats import TYPED, FileFormat, parsed_suffix
 from ray_resume.write.line_files import LineFiles
 from ray_resume.write.row_pieces import IncompatibleFilesError, rows_in_order
+from ray_resume.write.sample_files import SampleFiles
 from ray_resume.write.typed_files import TypedFiles
 
 __all__ = ["IncompatibleFilesError", "copy_rewrite", "copy_rows"]
@@ -55,10 +57,19 @@ def copy_rows(
     if others or not parts:
         raise ValueError(f"{name} cannot hold rows of {sorted(others)}")
     kind, codec = parsed_suffix(suffix)
+    if kind == "images":
+        raise IncompatibleFilesError(
+            f"The output file {folder.uri}/{parts[0].file} has one image, and no file holds "
+            "several. Nothing was changed."
+        )
     given = None if format is None or format.suffix != suffix else format
-    files: TypedFiles | LineFiles
+    files: TypedFiles | LineFiles | SampleFiles | ArrayFiles
     if kind in TYPED:
         files = TypedFiles(kind, given, schema)
+    elif kind == "webdataset":
+        files = SampleFiles()
+    elif kind == "numpy":
+        files = ArrayFiles(sum(part.rows for part in parts))
     else:
         header = given.has_header if given is not None and kind == "csv" else None
         files = LineFiles(kind, codec, header, name.rpartition("/")[2])

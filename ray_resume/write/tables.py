@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.data.datasource import Datasink
@@ -35,10 +35,18 @@ class DatasinkTable:
         assert self._marks is not None
         return self._marks.holds(mark, position)
 
-    def publish(self, results: Sequence[bytes], rows: int, mark: Mark) -> None:
+    def settle(self, mark: Mark, position: str | None) -> bool:
+        """Return whether the table has ``mark``; if not, keep it out where that is possible."""
+        assert self._marks is not None
+        return self._marks.settle(mark, position)
+
+    def publish(
+        self, results: Sequence[bytes], rows: int, mark: Mark, check: Callable[[], None]
+    ) -> None:
         """Call ``on_write_complete``, with ``mark`` in its transaction if there is a place."""
         result = write_result(results, rows)
         if self._marks is None:
+            check()
             self._datasink.on_write_complete(result)
         else:
-            self._marks.publish(result, mark)
+            self._marks.publish(result, mark, check)

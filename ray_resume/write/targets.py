@@ -19,6 +19,7 @@ from pyarrow.fs import FileSystem
 from ray.data.datasource import Datasink
 
 from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.core.file_count import moved_again
 from ray_resume.core.output_schema import is_agreeable
 from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.raydata.plan import Chain
@@ -37,8 +38,9 @@ from ray_resume.write.datasinks import (
     title_of,
 )
 from ray_resume.write.file_sink import FileSink
+from ray_resume.write.flushes import table_intervals
 from ray_resume.write.folder import Folder, folder_at
-from ray_resume.write.formats import TYPED, checked_format
+from ray_resume.write.formats import TYPED, UNPARTITIONED, checked_format
 from ray_resume.write.layout import Layout
 from ray_resume.write.output import FolderOutput
 from ray_resume.write.partitions import checked_columns, partitions_of
@@ -89,7 +91,8 @@ class Target:
         datasink: makes the datasink that a pass writes to.
         table: the sink, if it shows rows only once they are published.
         failed: takes the error that ended the run after its first pass began.
-        ended: does what is left to do to the output when the run is over, well or not.
+        ended: does what is left to do to the output when the run is over, well or not; returns the
+            new file of each old one that was rewritten.
     """
 
     described: str
@@ -97,7 +100,7 @@ class Target:
     datasink: Callable[[Pass], Datasink[Any]]
     table: Table | None = None
     failed: Callable[[Exception], None] | None = None
-    ended: Callable[[CheckpointBackend], None] | None = None
+    ended: Callable[[CheckpointBackend], Mapping[str, str]] | None = None
 
 
 def target_of(sink: Any, chain: Chain, options: SinkOptions) -> Target:
@@ -122,19 +125,21 @@ def target_of(sink: Any, chain: Chain, options: SinkOptions) -> Target:
         target = Target("", Output(f"sink=True: {name}"), lambda _: DiscardSink())
     elif isinstance(sink, Datasink):
         _refuse_folder_options(options)
-        target = _datasink_target(sink, options.commit_interval_s)
+        target = _datasink_target(sink, options)
     else:
         target = _folder_target(sink, chain, options, columns, schema)
     _check_removal(chain, target)
     return target
 
 
-def _datasink_target(sink: Datasink[Any], commit_interval_s: float) -> Target:
+def _datasink_target(sink: Datasink[Any], options: SinkOptions) -> Target:
     check_datasink(sink)
+    # It is of no account to a datasink that shows rows at once: these do not wait in it.
+    in_sink_s, _ = table_intervals(options.commit_interval_s, options.publish_interval_s)
     return Target(
         type(sink).__name__,
         Output(title_of(sink)),
-        lambda this: WrappedDatasink(sink, this.client, commit_interval_s),
+        lambda this: WrappedDatasink(sink, this.client, in_sink_s),
         DatasinkTable(sink) if publishes_on_complete(sink) else None,
         sink.on_write_failed,
     )
@@ -148,6 +153,11 @@ def _folder_target(
     schema: pa.Schema | None,
 ) -> Target:
     file_format = checked_format(options.format, options.write_options)
+    if partition_columns and file_format.name in UNPARTITIONED:
+        raise ValueError(
+            f"{file_format.name} files have no partition_cols, as with plain Ray Data. Leave it "
+            "out, or write Parquet, for example."
+        )
     layout = Layout(file_format, partition_columns, schema)
     known = chain.schema() if schema is None else schema
     if known is not None:
@@ -165,6 +175,11 @@ def _folder_target(
         raise ValueError(
             f"target_file_bytes merges files row by row, and {options.format} files with these "
             "options do not have one line for each row. Leave out target_file_bytes, or them."
+        )
+    if target_bytes is not None and file_format.has_one_row_a_file:
+        raise ValueError(
+            "target_file_bytes merges files, and each image has a file of its own. Leave it out, "
+            'or write format="webdataset".'
         )
     folder = _folder(sink, chain, options.filesystem)
 
@@ -204,13 +219,18 @@ def _tidy_at_end(
     layout: Layout,
     target_bytes: int | None,
     datasource: ResumableDatasource,
-) -> None:
-    """Give the files of a folder one schema, and tidy them, when a run is over."""
+) -> Mapping[str, str]:
+    """Give the files of a folder one schema, and tidy them, when a run is over.
+
+    Returns:
+        The new file of each old one that was rewritten.
+    """
     folder, shard = output.folder, datasource.options.shard
     schema, seen = None, output.seen_at_end
+    moved: Mapping[str, str] = {}
     agreed = storage.schemas().read() if layout.format.name in TYPED else None
     if agreed is not None and agreed.stale:
-        retype_output(storage, folder, layout)
+        moved = retype_output(storage, folder, layout)
         agreed, seen = storage.schemas().read(), None
     if agreed is not None:
         schema = layout.whole_schema(agreed)
@@ -226,18 +246,21 @@ def _tidy_at_end(
         shard=shard,
         wait_s=_TIDY_WAIT_S,
     )
+    moved = moved_again(moved, tidied.moved)
     if shard is None:
-        return
+        return moved
     # Files that shards share are tidied by the last run. As long as another shard is at work, this
     # run is refused, and does not wait.
     with contextlib.suppress(CheckpointError):
-        tidy_output(
+        tidied = tidy_output(
             storage,
             folder,
             copy,
-            seen=None if tidied.rewritten else seen,
+            seen=None if tidied.moved else seen,
             wait_s=0,
         )
+        moved = moved_again(moved, tidied.moved)
+    return moved
 
 
 def _described(
@@ -334,8 +357,10 @@ def _check_removal(chain: Chain, target: Target) -> None:
         NonResumableError: the rows are in a system that ray_resume cannot remove them from.
     """
     assert isinstance(chain.datasource, ResumableDatasource)
-    if chain.datasource.options.policies.removes and not isinstance(target.output, FolderOutput):
+    policies = chain.datasource.options.policies
+    if policies.removes and not isinstance(target.output, FolderOutput):
+        asked = "" if policies.on_source_gone else ", the default for this input,"
         raise NonResumableError(
-            'on_source_gone="remove" removes output files of ray_resume, and this pipeline writes '
-            f'to {target.output.uri}. Pass on_source_gone="keep", and remove the rows there.'
+            f'on_source_gone="remove"{asked} removes output files of ray_resume, and this pipeline '
+            f'writes to {target.output.uri}. Pass on_source_gone="keep", and remove the rows there.'
         )

@@ -5,7 +5,8 @@
 Each job passes rows through a UDF that takes 10 ms a row. When the given part of the rows has been
 through it, the driver and all processes of its cluster get SIGKILL. Prints for each shape how many
 rows had been worked, how many of them were committed, and the difference in seconds of work per
-worker. Then the job runs again, to its end, and each row must be in the output once.
+worker. "At worst" is the largest difference at any look before, twice a second: the moment of the
+kill is one of many. Then the job runs again, to its end, and each row must be in the output once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROW_S = 0.01
+LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,12 @@ class Shape:
     workers: int = 2
     read: tuple[tuple[str, Any], ...] = ()
     write: tuple[tuple[str, Any], ...] = ()
+    row_s: float = ROW_S
     fan_out: int = 1
+    payload_bytes: int = 0
+    lines: bool = False
     shared: bool = False
-    table: bool = False
+    table: str = ""
 
     @property
     def rows(self) -> int:
@@ -70,7 +75,9 @@ def in_tasks(ds: Any, slow: Slow) -> Any:
     return ds.map_batches(resumable(slow.__call__), batch_size=None, batch_format="pyarrow")
 
 
-def in_pools(*sizes: int, batch_size: int | None = None) -> Callable[[Any, Slow], Any]:
+def in_pools(
+    *sizes: int, batch_size: int | None = None, one_to_one: bool = False
+) -> Callable[[Any, Slow], Any]:
     def transform(ds: Any, slow: Slow) -> Any:
         import ray
 
@@ -83,7 +90,7 @@ def in_pools(*sizes: int, batch_size: int | None = None) -> Callable[[Any, Slow]
         for number, size in enumerate(sizes):
             kind = Pass if number else Slow
             ds = ds.map_batches(
-                resumable(one_to_one=True)(kind),
+                resumable(one_to_one=one_to_one)(kind),
                 fn_constructor_args=(slow.work,),
                 batch_size=batch_size,
                 batch_format="pyarrow",
@@ -104,16 +111,24 @@ def fanned_out(ds: Any, slow: Slow) -> Any:
 SHAPES = {
     "tasks": Shape(in_tasks),
     "row groups": Shape(in_tasks, read=(("granularity", "row_group"),)),
+    # A line has 8 bytes, and a split 20 lines.
+    "splits": Shape(in_tasks, read=(("granularity", "split"), ("split_bytes", 160)), lines=True),
     "pool of one": Shape(in_pools(1), workers=1),
-    "pool of one, mixed batches": Shape(in_pools(1, batch_size=64), workers=1),
+    "pool, mixed batches": Shape(in_pools(1, batch_size=64, one_to_one=True), workers=1),
+    "pool, whole blocks": Shape(in_pools(1, one_to_one=True), workers=1),
     "two pools": Shape(in_pools(1, 1), cpus=3, workers=1),
     "few read tasks": Shape(in_tasks, read=(("override_num_blocks", 2),)),
     "large sources": Shape(in_tasks, files=8, rows_per_file=500),
     "fan-out": Shape(fanned_out, fan_out=10),
     "shared checkpoint": Shape(in_tasks, shared=True),
     "merged files": Shape(in_tasks, write=(("target_file_bytes", 64 << 20),)),
-    "table": Shape(in_tasks, table=True),
+    "table": Shape(in_tasks, table="renaming"),
+    "Iceberg": Shape(in_tasks, table="iceberg"),
     "a file per source": Shape(in_tasks, write=(("file_per_source", True),)),
+    "tiny files": Shape(in_tasks, files=100_000, rows_per_file=1, row_s=0.001, lines=True),
+    "one file of 4 GB": Shape(
+        in_tasks, read=(("granularity", "row_group"),), payload_bytes=1_000_000
+    ),
 }
 
 
@@ -124,8 +139,21 @@ def make_input(shape: Shape, folder: Path) -> None:
     folder.mkdir()
     ids = list(range(shape.rows))
     if ("granularity", "row_group") in shape.read:
-        table = pa.table({"id": ids})
-        pq.write_table(table, folder / "all.parquet", row_group_size=shape.rows_per_file)
+        some = [
+            ids[first:][: shape.rows_per_file] for first in range(0, len(ids), shape.rows_per_file)
+        ]
+        schema = pa.schema({"id": pa.int64(), "payload": pa.binary()})
+        with pq.ParquetWriter(folder / "all.parquet", schema, use_dictionary=False) as writer:
+            for group in some:
+                payload = [os.urandom(shape.payload_bytes) for _ in group]
+                writer.write_table(pa.table([group, payload], schema=schema))
+        return
+    if ("granularity", "split") in shape.read:
+        (folder / "all.txt").write_text("".join(f"{number:07d}\n" for number in ids))
+        return
+    if shape.lines:
+        for number in ids:
+            (folder / f"{number:07d}.txt").write_text(f"{number}\n")
         return
     for number in range(shape.files):
         first = number * shape.rows_per_file
@@ -137,7 +165,7 @@ def checkpoint_of(shape: Shape, work: str) -> Any:
     from ray_resume import Checkpoint
 
     if shape.shared:
-        return Checkpoint(f"{work}/checkpoint", shared=True, publish_interval_s=5, lease_ttl_s=2)
+        return Checkpoint(f"{work}/checkpoint", shared=True, publish_interval_s=1, lease_ttl_s=5)
     return Checkpoint(f"{work}/checkpoint")
 
 
@@ -162,6 +190,51 @@ def table_in(work: str) -> Any:
     return Table()
 
 
+def iceberg_in(work: str) -> Any:
+    """Return a datasink of an Iceberg table with a catalog in a file."""
+    from ray.data._internal.datasource.iceberg_datasink import IcebergDatasink
+
+    return IcebergDatasink("db.ids", catalog_kwargs=catalog_kwargs(work))
+
+
+def catalog_kwargs(work: str) -> dict[str, str]:
+    return {
+        "name": "catalog",
+        "type": "sql",
+        "uri": f"sqlite:///{work}/catalog.db",
+        "warehouse": f"file://{work}/warehouse",
+    }
+
+
+def make_iceberg_table(work: str) -> None:
+    import pyarrow as pa
+    from pyiceberg.catalog import load_catalog
+
+    catalog = load_catalog(**catalog_kwargs(work))
+    catalog.create_namespace("db")
+    catalog.create_table("db.ids", pa.schema({"id": pa.int64()}))
+
+
+def sink_of(shape: Shape, work: str) -> Any:
+    if shape.table == "iceberg":
+        return iceberg_in(work)
+    return table_in(work) if shape.table else f"{work}/out"
+
+
+def ids_in(shape: Shape, work: str) -> list[int]:
+    """Return the ids in the output."""
+    import pyarrow.dataset
+
+    if shape.table == "iceberg":
+        from pyiceberg.catalog import load_catalog
+
+        rows = load_catalog(**catalog_kwargs(work)).load_table("db.ids").scan().to_arrow()
+        return [int(value) for value in rows["id"].to_pylist()]
+    column = "text" if shape.lines else "id"
+    rows = pyarrow.dataset.dataset(f"{work}/out", format="parquet").to_table([column])
+    return [int(value) for value in rows[column].to_pylist()]
+
+
 def job(name: str, work: str, interval_s: float) -> None:
     """Run the job of a shape in this process."""
     import ray
@@ -172,7 +245,7 @@ def job(name: str, work: str, interval_s: float) -> None:
     ray.init(num_cpus=shape.cpus, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     ds = resumable_read(
-        ray.data.read_parquet,
+        ray.data.read_text if shape.lines else ray.data.read_parquet,
         f"{work}/in",
         checkpoint=checkpoint_of(shape, work),
         **dict(shape.read),
@@ -181,7 +254,7 @@ def job(name: str, work: str, interval_s: float) -> None:
     begun = time.perf_counter()
     summary = resumable_write(
         ds,
-        table_in(work) if shape.table else f"{work}/out",
+        sink_of(shape, work),
         commit_interval_s=interval_s,
         publish_interval_s=interval_s,
         **dict(shape.write),
@@ -229,42 +302,58 @@ def worked_rows(work: str) -> int:
 
 
 def measure(name: str, interval_s: float, at: float) -> None:
-    import pyarrow.dataset
-
     shape = SHAPES[name]
     work = tempfile.mkdtemp(prefix="ray-resume-kill-cost-")
     try:
         make_input(shape, Path(work, "in"))
-        driver = start(name, work, ROW_S, interval_s)
-        begun = None
-        while worked_rows(work) < at * shape.rows:
-            if driver.poll() is not None:
-                sys.exit(
-                    f"{name}: the job ended by itself:\n{Path(work, 'log').read_text()[-3000:]}"
-                )
-            begun = begun or (time.perf_counter() if worked_rows(work) else None)
-            time.sleep(0.01)
-        kill_all(driver)
-        took_s = time.perf_counter() - (begun or 0)
+        if shape.table == "iceberg":
+            make_iceberg_table(work)
+        driver = start(name, work, shape.row_s, interval_s)
+        took_s, worst = watch(name, work, driver, at)
         worked = worked_rows(work)
-        status = checkpoint_of(shape, work).status()
-        committed = status.completed * shape.rows_per_file
-        lost_s = (worked - committed) * ROW_S / shape.workers
+        committed = committed_rows(shape, work)
+        lost = worked - committed
+        per_worker_s = shape.row_s / shape.workers
         print(
             f"{name:27} worked {worked:6,} of {shape.rows:6,} in {took_s:5.1f} s   committed "
-            f"{committed:6,}   lost {worked - committed:5,} rows, {lost_s:5.1f} s per worker",
+            f"{committed:6,}   lost {lost:5,} rows, {lost * per_worker_s:5.1f} s per worker; "
+            f"at worst {worst * per_worker_s:5.1f} s",
             end="",
             flush=True,
         )
         if start(name, work, 0, interval_s).wait():
             sys.exit(f"\n{name}: the resume failed:\n{Path(work, 'log').read_text()[-3000:]}")
-        ids = pyarrow.dataset.dataset(f"{work}/out", format="parquet").to_table()["id"].to_pylist()
-        counts = Counter(ids)
+        counts = Counter(ids_in(shape, work))
         right = len(counts) == shape.rows and set(counts.values()) == {shape.fan_out}
-        files = sum(1 for _ in Path(work, "out").rglob("*.parquet"))
+        files = sum(1 for _ in Path(work).glob("[ow][ua]*/**/*.parquet"))
         print(f"   {files:4} files   {'each row once' if right else 'WRONG ROWS'}", flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def watch(name: str, work: str, driver: subprocess.Popen[bytes], at: float) -> tuple[float, int]:
+    """Kill a job when the given part of its rows was worked.
+
+    Returns:
+        Seconds from the first row, and the most rows at any look that were worked, not committed.
+    """
+    shape, begun, worst, looked_at = SHAPES[name], None, 0, 0.0
+    while (worked := worked_rows(work)) < at * shape.rows:
+        if driver.poll() is not None:
+            sys.exit(f"{name}: the job ended by itself:\n{Path(work, 'log').read_text()[-3000:]}")
+        begun = begun or (time.perf_counter() if worked else None)
+        if worked and time.perf_counter() > looked_at + LOOK_S:
+            # Rows that become committed during the look count as committed: it is the worked ones
+            # that must not be newer.
+            worst = max(worst, worked - committed_rows(shape, work))
+            looked_at = time.perf_counter()
+        time.sleep(0.01)
+    kill_all(driver)
+    return time.perf_counter() - (begun or 0), worst
+
+
+def committed_rows(shape: Shape, work: str) -> int:
+    return int(checkpoint_of(shape, work).status().completed) * shape.rows_per_file
 
 
 def main() -> None:

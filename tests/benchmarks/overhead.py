@@ -1,18 +1,20 @@
 """The cost of resumability: the same pipeline plain and resumable, in turns, in one process.
 
-    python tests/benchmarks/overhead.py [SHAPE ...] [--pairs N] [--profile] [--progress]
+    python tests/benchmarks/overhead.py [SHAPE ...] [--pairs N] [--profile] [--progress] [--cpu]
 
 For each shape of pipeline, prints the seconds of each pair and their ratio, how many files each of
 the two wrote, and the median ratio. ``call`` prints what an armed UDF adds to a call, ``finished``
 how long a finished job takes to find that out. ``--profile`` prints what Ray Data says of the time
 that each operator took, for one more pair. ``--progress`` compares runs without and with progress
-and numbers of stages, in the place of plain and resumable ones.
+and numbers of stages, in the place of plain and resumable ones. ``--cpu`` compares processor time,
+of the driver and all processes of the cluster; others on the machine disturb it less.
 Timings of a shared machine drift, so only the ratios within pairs are worth quoting.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import shutil
@@ -27,6 +29,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -164,7 +167,33 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(work: Path, name: str, pairs: int, *, profile: bool, progress: bool) -> None:
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Measure the processor time of one call, of this process and all that it has started."""
+    start = _cpu_s()
+    work()
+    return _cpu_s() - start
+
+
+def _cpu_s() -> float:
+    here = psutil.Process()
+    total = 0.0
+    for process in (here, *here.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            # The last two are of children that have ended.
+            user, system, of_children, in_system = process.cpu_times()[:4]
+            total += user + system + of_children + in_system
+    return total
+
+
+def compare(
+    work: Path,
+    name: str,
+    pairs: int,
+    *,
+    profile: bool,
+    progress: bool,
+    measure: Callable[[Callable[[], object]], float],
+) -> None:
     """Alternate between both pipelines, after one uncounted pair."""
     shape = SHAPES[name]
     source = work / "in"
@@ -192,8 +221,8 @@ def compare(work: Path, name: str, pairs: int, *, profile: bool, progress: bool)
 
     ratios = []
     for pair in range(pairs + 1):
-        plain_s = seconds(lambda pair=pair: plain(work / f"plain-{pair}"))  # type: ignore[misc]
-        ours_s = seconds(lambda pair=pair: ours(work / f"ours-{pair}"))  # type: ignore[misc]
+        plain_s = measure(lambda pair=pair: plain(work / f"plain-{pair}"))  # type: ignore[misc]
+        ours_s = measure(lambda pair=pair: ours(work / f"ours-{pair}"))  # type: ignore[misc]
         files = [
             sum(1 for _ in (work / f"{kind}-{pair}").rglob("*.parquet"))
             for kind in ("plain", "ours")
@@ -288,6 +317,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--progress", action="store_true")
+    parser.add_argument("--cpu", action="store_true")
     given = parser.parse_args()
     if unknown := set(given.shapes) - set(names):
         parser.error(f"no such shape: {', '.join(unknown)}. Give some of: {', '.join(names)}.")
@@ -304,7 +334,14 @@ def main() -> None:
             if name == "finished":
                 resume_finished(work)
             elif name in SHAPES:
-                compare(work, name, given.pairs, profile=given.profile, progress=given.progress)
+                compare(
+                    work,
+                    name,
+                    given.pairs,
+                    profile=given.profile,
+                    progress=given.progress,
+                    measure=cpu_seconds if given.cpu else seconds,
+                )
     finally:
         shutil.rmtree(work)
         ray.shutdown()

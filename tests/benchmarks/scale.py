@@ -178,8 +178,8 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
         present = output.list_files()
     with clock.step("read"):
         contents = directory.committed_by_dead_runs("f" * 12)
-    with clock.step("todo"):
-        todo = plan_resume(
+    with clock.step("resume_plan"):
+        resume_plan = plan_resume(
             sources,
             contents.snapshot,
             on_source_change="reprocess",
@@ -189,11 +189,11 @@ def plan(path: Path, checkpoint: str, names: Path, count: int) -> dict[str, Any]
     with clock.step("gone"):
         assert contents.snapshot.completed_outside(sources.digests) == (0, None)
     with clock.step("check"):
-        output.verify(checkpoint, directory, present, contents, todo.skipped)
+        output.verify(checkpoint, directory, present, contents, resume_plan.skipped)
     with clock.step("left-overs"):
         lease.end(wait_s=0)
         output.remove_leftovers(checkpoint, contents.dead_runs, contents, present)
-    assert (len(todo.skipped), len(todo.pending)) == (count, 0)
+    assert (len(resume_plan.skipped), len(resume_plan.pending)) == (count, 0)
     # What it takes to make the listing up is no planning.
     clock.seconds["names"] -= listing.seconds["output"]
     clock.cpu_seconds["names"] -= listing.cpu_seconds["output"]
@@ -422,7 +422,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
     from ray_resume.checkpoint.claims import Claim, Owner
     from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
     from ray_resume.checkpoint.local.lease import Lease
-    from ray_resume.run import ledger_actor
+    from ray_resume.run.ledger_actor import LedgerStart
     from ray_resume.run.run_spec import RunSpec
 
     ray.init(
@@ -440,7 +440,7 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
             LocalBackend(path).ensure()
             lease = Lease.acquire(path, Owner.here(RUN), Claim(None), wait_s=0)
             count = min(arguments.most, each * 400_000)
-            handle = ledger_actor.start(
+            start = LedgerStart(
                 RunSpec(
                     run_id=RUN,
                     binding=LocalLedgerBinding(str(path), str(lease.path), RUN),
@@ -450,9 +450,11 @@ def run_actor(arguments: argparse.Namespace) -> dict[str, Any]:
                     first_sequence=0,
                     signature=SIGNATURE,
                     header={},
-                )
+                ),
+                lease,
             )
-            ray.get(handle.begin_pass.remote(1))
+            start.wait()
+            handle = start.handle
             sender = ray.remote(num_cpus=0)(send)
             process = psutil.Process(ray.get(handle.__ray_call__.remote(lambda _: os.getpid())))
             cpu_s = cpu_of(process)

@@ -22,6 +22,8 @@ from ray_resume.checkpoint.local.lmdb_file import WriterFile
 from ray_resume.core.digests import source_digest
 from ray_resume.core.records import Fingerprint, Record, State, pipeline_hash
 
+pytestmark = pytest.mark.long
+
 SINK = "/data/out"
 
 
@@ -107,9 +109,11 @@ def test_status_counts_the_newest_records(path: Path) -> None:
         "sources_dead_lettered": 0,
         "files_missing": 3,
         "last_run": None,
+        "unsettled": 0,
         "sources_per_s": None,
         "seconds_left": None,
         "rows_at_risk": None,
+        "versions": {},
     }
 
 
@@ -119,7 +123,7 @@ def test_status_is_a_mapping_with_attributes(path: Path) -> None:
     assert isinstance(status, CheckpointStatus)
     assert json.loads(json.dumps(dict(status))) == dict(status)
     assert {key: getattr(status, key) for key in status} == dict(status)
-    assert (len(status), "total" in status, "get" in status) == (21, True, False)
+    assert (len(status), "total" in status, "get" in status) == (23, True, False)
     with pytest.raises(KeyError):
         status["keys"]
 
@@ -296,6 +300,38 @@ def test_reset_by_state(path: Path, state: str, left: set[str]) -> None:
     assert snapshot(path) == before
 
 
+def test_sources_are_counted_and_reset_by_the_version_of_a_udf(tmp_path: Path) -> None:
+    directory = LocalBackend(tmp_path)
+    directory.ensure()
+    signatures = {"run1": ("read -> map(f, version=1)", ["1"]), "run2": ("two", ["1", "2"])}
+    of = {"run1": "abcd", "run2": "de", "run3": "f"}
+    for number, (run_id, names) in enumerate(of.items()):
+        signature, versions = signatures.get(run_id, ("none", None))
+        header = {"signature": signature, **({"versions": versions} if versions else {})}
+        writer = WriterFile.create(directory.path, run_id, header)
+        state = State.COMPLETED
+        writer.commit(
+            replace(
+                record(name, state if name != "c" else State.FAILED, 10 * number, run_id),
+                pipeline=pipeline_hash(signature, "code"),
+            )
+            for name in names
+        )
+        writer.close()
+    checkpoint = Checkpoint(tmp_path)
+    # "d" went through the second pipeline since.
+    assert checkpoint.status().versions == {"1": 4, "2": 2}
+    with pytest.raises(CheckpointError, match=r"'3'. The versions of completed sources: '1', '2'"):
+        checkpoint.reset(version="3")
+    checkpoint.compact()
+    assert checkpoint.reset(version="2") == 2
+    assert checkpoint.status().versions == {"1": 2}
+    assert checkpoint.reset(version="1") == 3
+    assert states(tmp_path) == {"f": "completed"}
+    with pytest.raises(CheckpointError, match="of completed sources: none"):
+        checkpoint.reset(version="1")
+
+
 def test_reset_adds_records_and_deletes_nothing(path: Path) -> None:
     before = snapshot(path)
     Checkpoint(path).reset(state="all")
@@ -312,7 +348,10 @@ def test_reset_adds_records_and_deletes_nothing(path: Path) -> None:
     # Old output stays on record, under the newest name, until new output takes its place.
     files = {source_id: r.files for source_id, r in newest.items() if r.files}
     assert files == {"a": ("a1", "a2"), "b": ("b-new",), "f": ("f-old",)}
-    assert {(r.failed_runs, r.error, r.rows) for r in newest.values()} == {(0, None, 0)}
+    assert {(r.failed_runs, r.error) for r in newest.values()} == {(0, None)}
+    # So do its rows: a table has them for good, and the next run warns of that.
+    assert {source_id for source_id, r in newest.items() if r.rows} == {"a", "b", "ü\n"}
+    assert Checkpoint(path).status().rows == 0
 
 
 def test_a_source_that_was_reset_can_complete_again_and_be_reset_again(path: Path) -> None:

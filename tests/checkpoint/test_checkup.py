@@ -103,8 +103,8 @@ def test_a_sound_checkpoint(job: Job) -> None:
     assert (report.problems, report.notes) == ((), ())
     assert (report.writers, report.records, report.sources, report.files) == (2, 12, 8, 8)
     assert str(report) == (
-        f"The checkpoint {job.path} is sound (writers' files: 2, records: 12, sources: 8, "
-        "output files: 8)."
+        f"The checkpoint {job.path} is sound (2 writers' files, 12 records, 8 sources, "
+        "8 output files)."
     )
     with pytest.raises(FrozenInstanceError):
         report.writers = 1  # type: ignore[misc]
@@ -167,6 +167,7 @@ def test_a_newer_format(job: Job) -> None:
     assert "Upgrade ray_resume" in problem
 
 
+@pytest.mark.extended
 def test_a_page_of_zeros_kills_no_more_than_a_child(tmp_path: Path) -> None:
     """LMDB ends the process that touches it; the files after it are read by another one."""
     job = Job(tmp_path, 400)

@@ -20,6 +20,8 @@ from ray_resume.checkpoint.location import Location
 from ray_resume.core.records import Record, State
 from ray_resume.errors import CheckpointError
 
+pytestmark = pytest.mark.long
+
 RUN = "00000000000{}"
 TTL_S = 2.0
 
@@ -172,6 +174,9 @@ def test_a_damaged_object_hides_no_run(tmp_path: Path, damage: bytes) -> None:
     found = {record.run_id: record.outcome for record in runs(place)}
     assert found[RUN.format(1)] == "completed"
     assert found[RUN.format(2)] == "killed"
+    report = Checkpoint(tmp_path / "ckpt").check()
+    assert report.ok  # No source depends on it.
+    assert ("3 files of the history" in str(report)) == (damage[:1] != b"{" or damage == b"{")
 
 
 def test_facts_of_another_type_count_as_unknown(tmp_path: Path) -> None:

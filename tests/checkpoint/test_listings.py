@@ -14,6 +14,8 @@ from ray_resume.checkpoint.location import Location
 from ray_resume.core.digests import Digests, source_digest
 from ray_resume.core.records import Record, State, dropped_record, encode
 
+pytestmark = pytest.mark.long
+
 START = Owner.here("0" * 12)
 
 

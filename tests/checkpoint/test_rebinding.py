@@ -42,6 +42,7 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     return Checkpoint(tmp_path / "ckpt")
 
 
+@pytest.mark.long
 def test_a_folder_that_was_moved_whole(
     checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_folder_that_was_moved_whole(
     assert checkpoint.rebind(tmp_path / "out") == 3
 
 
+@pytest.mark.long
 def test_one_that_misses_files_is_refused_by_their_names(
     checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +98,8 @@ def test_it_is_refused_while_a_run_is_at_work_or_there_is_no_folder(
         Checkpoint(directory.path).rebind(tmp_path / "new")
 
 
+@pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_job_goes_on_in_the_new_folder(tmp_path: Path) -> None:
     def run(out: Path) -> RunSummary:

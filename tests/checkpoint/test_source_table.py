@@ -127,6 +127,7 @@ def test_a_table_can_be_queried(path: Path) -> None:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 def test_a_million_sources_take_little_time(tmp_path: Path) -> None:
     """In processor time of this process: other tests may be at work beside this one."""
     import time

@@ -28,14 +28,14 @@ def test_output_binds_unless_its_source_is_read_again() -> None:
         }
     )
     listed = ["done", "empty", "failed", "reset", "quarantined", "new"]
-    todo = plan_resume(
+    resume_plan = plan_resume(
         [Source(name, name) for name in listed],
         snapshot,
         on_source_change="reprocess",
         signature="",
         on_pipeline_change="continue",
     )
-    stays = binding_sources(snapshot, todo)
+    stays = binding_sources(snapshot, resume_plan)
     names = [one.source_id for one in snapshot]
     found = {name for name, bound in zip(names, stays.tolist(), strict=True) if bound}
     assert found == {"done", "empty", "not listed", "quarantined"}

@@ -413,6 +413,7 @@ def test_no_code_of_a_user_is_executed(owner: str) -> None:
         module.__dict__["armed"] = False
 
 
+@pytest.mark.long
 def test_deep_and_large_values_end() -> None:
     deep: list[Any] = [len]
     for _ in range(100_000):

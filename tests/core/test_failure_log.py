@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ray_resume.core import failure_log
 from ray_resume.core.failure_log import FailureLog
+from ray_resume.core.wording import counted
 
 # It needs none of the libraries whose oldest versions are tested.
 pytestmark = pytest.mark.long
@@ -38,7 +39,7 @@ def test_a_failure_log_is_like_lists(steps: list[tuple[int, int, int, str] | int
     for source in range(4):
         known = model.get(source, [])
         rows = sum(one[1] for one in known)
-        expected = f"{rows} rows failed, the first in {known[0][2]}" if known else None
+        expected = f"{counted(rows, 'row')} failed, the first in {known[0][2]}" if known else None
         assert log.why(source) == expected
 
 
@@ -64,4 +65,4 @@ def test_many_reasons_are_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"in {source} is bad: xxx" in why
         assert why.endswith("…")
     log.add(100, 1, 1, "short")
-    assert log.why(100) == "1 rows failed, the first in short"
+    assert log.why(100) == "1 row failed, the first in short"

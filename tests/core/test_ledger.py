@@ -64,7 +64,9 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, str, bytes, bytearray, set, enum.Enum)):
+    if value is None or isinstance(
+        value, (bool, int, float, str, bytes, bytearray, set, enum.Enum)
+    ):
         return value
     slots = getattr(value, "__slots__", None) or vars(value)
     return {name: plain(getattr(value, name)) for name in slots}
@@ -469,7 +471,10 @@ VALUES = st.sampled_from([0, 1, 2, 3, 5, MODULUS - 1, MODULUS - 2, MODULUS - 3, 
 NAMES = st.lists(st.text("abc", min_size=1, max_size=2), max_size=2).map(tuple)
 PARTS = NAMES.map(lambda names: parts(*names))
 EVENTS = st.one_of(
-    st.builds(Seal, st.integers(0, SOURCE_COUNT - 1), VALUES, st.integers(0, 3)),
+    st.builds(
+        *(Seal, st.integers(0, SOURCE_COUNT - 1), VALUES, st.integers(0, 3)),
+        st.sampled_from([0.0, 1.5, 2.5]),
+    ),
     st.builds(Drain, st.integers(0, SOURCE_COUNT - 1), VALUES, st.integers(0, 3), PARTS),
     st.builds(
         Drain,
@@ -518,6 +523,7 @@ class Model:
                 tuple(result for drain in drains.values() for result in drain.results),
                 sum(drain.dead_rows for drain in drains.values()),
                 tuple(letter for drain in drains.values() for letter in drain.dead_letters),
+                began_at=seals[0].began_at,
             )
         return APPLIED, self.complete is not None
 

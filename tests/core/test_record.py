@@ -213,6 +213,8 @@ EXTREMES = [
 ]
 
 
+@pytest.mark.extended
+@pytest.mark.long
 def test_a_batch_with_any_one_byte_changed_is_refused_or_other_records() -> None:
     raw = message(SOUND)
     for at in range(len(raw)):
@@ -262,6 +264,7 @@ def test_another_schema_and_other_messages_are_refused() -> None:
         decode(sealed(bytes(SCHEMA.serialize())))
 
 
+@pytest.mark.long
 def test_no_more_memory_is_taken_than_a_block_may_have() -> None:
     """Neither for what it claims, nor for what zstd or Arrow would make of it."""
     zeros = bytes(2 * MAX_BLOCK_BYTES)
@@ -350,6 +353,7 @@ def test_a_log_is_as_it_was_after_a_damaged_block() -> None:
     assert list(log) == [PLAIN, FULL]
 
 
+@pytest.mark.long
 @given(st.lists(st.sampled_from("abc"), max_size=40))
 def test_records_are_found_whatever_was_looked_at_before(asked: list[str]) -> None:
     """The last batches are kept; more blocks than that are here."""

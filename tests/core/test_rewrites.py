@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -9,17 +10,15 @@ import pytest
 from output_simulator import SHIPPED, Rules, simulate_output
 from snapshots import snapshot_of, whole_files
 
+from ray_resume.core.file_uses import FileUse, clean_files, file_uses, overlapping_files
+from ray_resume.core.filenames import OutputName, stem_of
 from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Record, State
 from ray_resume.core.rewrites import (
-    FileUse,
     Rewrite,
     Supersession,
-    clean_files,
-    file_uses,
     merge_groups,
     moves_of,
-    overlapping_files,
     plan_rewrites,
     still_due,
 )
@@ -102,7 +101,7 @@ def test_a_source_keeps_the_order_of_its_rows() -> None:
     record, other = done("a", early, late), done("b", FilePart("g", 1, 1, 2), sequence=2)
     snapshot = snapshot_of({RUN: [record, other]})
     (rewrite,) = plan_rewrites(snapshot, sizes={"f": 1.0, "g": 1.0}, target_bytes=10)
-    assert rewrite == Rewrite(("f", "g"), (early, late, *other.parts))
+    assert rewrite == Rewrite(("f", "g"), (early, late, *other.parts), filled_bytes=0)
     assert rewrite.is_needed
     assert rewrite.halves() == [
         Rewrite(("f",), (late,)),
@@ -157,6 +156,57 @@ def test_small_files_of_a_folder_are_merged_and_large_ones_stay() -> None:
     assert [rewrite.files for rewrite in plan] == [("f", "g")]
 
 
+def merged_file(bytes_: int | None, folder: str = "") -> str:
+    stem = stem_of(f"c0ffee00-{RUN}", None, folder, filled_bytes=bytes_)
+    return f"{folder}{stem}.parquet"
+
+
+def test_a_file_that_was_merged_is_not_merged_again_for_little() -> None:
+    """A merged file is often smaller than its files were: each of these has a footer."""
+    full, shrunk = merged_file(100), merged_file(100)
+    tail, small_tail = merged_file(0), merged_file(0)
+    sizes = {full: 60.0, shrunk: 5.0, tail: 20.0, small_tail: 3.0}
+
+    def merges(target: int = 100, **new: float) -> set[frozenset[str]]:
+        every = sizes | {f"{name}.parquet": size for name, size in new.items()}
+        uses = {file: FileUse(5, 5) for file in every}
+        return {frozenset(group) for group in merge_groups(uses, every, target)}
+
+    assert merges() == set(), "nothing is new"
+    fresh = ["a.parquet", "b.parquet"]
+    assert merges(a=1.0, b=1.0) == {frozenset(fresh)}
+    assert merges(a=2.0, b=1.0) == {frozenset([*fresh, small_tail])}
+    assert merges(a=2.0, b=15.0) == {frozenset([*fresh, small_tail, tail])}
+    # A larger target makes them small again.
+    assert merges(200) == {frozenset([full, shrunk, tail, small_tail])}
+
+
+def test_a_merge_takes_no_longer_for_a_source_if_there_are_many() -> None:
+    count = 20_000
+    parts = tuple(FilePart("f", row, 1, count) for row in range(count))
+    began = time.process_time()
+    moves = moves_of(Rewrite(("f",), parts), "new")
+    # It took 15 s once.
+    assert time.process_time() - began < 1
+    assert moves[parts[7]] == FilePart("new", 7, 1, count)
+
+
+def test_a_merge_of_enough_says_so_in_the_files_name() -> None:
+    records = [done(name, *whole_files(f"d=1/{name}"), sequence=n) for n, name in enumerate("abc")]
+    sizes = {f"d=1/{name}": 4.0 for name in "abc"}
+    snapshot = snapshot_of({RUN: records})
+    for target, filled in ((12, 12), (13, 0)):
+        (rewrite,) = plan_rewrites(snapshot, sizes=sizes, target_bytes=target)
+        assert rewrite.filled_bytes == filled
+        name = OutputName.parse(merged_file(rewrite.filled_bytes, "d=1/"))
+        assert name is not None
+        assert (name.filled_bytes, name.is_shared, name.in_place) == (filled, True, True)
+    for digest in (None, b"\xff" * 8, b"\xff\xfe" + bytes(6)):
+        name = OutputName.parse(f"{stem_of(f'c0ffee00-{RUN}', digest)}.parquet")
+        assert name is not None
+        assert name.filled_bytes is None
+
+
 def run_histories(seeds: range) -> Counter[str]:
     total: Counter[str] = Counter()
     for seed in seeds:
@@ -166,6 +216,7 @@ def run_histories(seeds: range) -> Counter[str]:
     return total
 
 
+@pytest.mark.extended
 def test_live_parts_are_right_at_any_moment_and_files_after_a_tidy() -> None:
     seen = run_histories(range(250))
     assert min(seen[what] for what in ("COMPLETED", "FAILED", "killed", "files rewritten")) > 50

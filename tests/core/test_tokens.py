@@ -203,6 +203,7 @@ def test_one_source_takes_both_ways_to_one_sum(source: int, values: list[int]) -
 # Calls -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @given(rows=ROWS, data=st.data())
 def test_a_call_passes_on_what_came_in(rows: Rows, data: st.DataObject) -> None:
     sources, values = columns(rows)
@@ -222,6 +223,7 @@ def test_a_call_passes_on_what_came_in(rows: Rows, data: st.DataObject) -> None:
     assert np.array_equal(values, before[1])
 
 
+@pytest.mark.long
 @given(rows=ROWS, data=st.data())
 def test_keep_passes_on_what_came_in(rows: Rows, data: st.DataObject) -> None:
     sources, values = columns(rows)

@@ -93,7 +93,10 @@ def main() -> None:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {RUNTIME_ENV_MARK: "kept"}},
         )
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Each driver starts workers of its own: few are enough.
+    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=2)
     ds = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint)
     ds = scored(ds.select_columns(["id"]), Score if address else ScoreWithEnvironment)
     print(resumable_write(ds, out), flush=True)

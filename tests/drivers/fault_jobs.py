@@ -1,8 +1,9 @@
 """Small real pipelines that get to every point at which a process can be made to die.
 
-    python fault_jobs.py JOB FOLDER ADDRESS POINT...
+    python fault_jobs.py ADDRESS
 
-runs one as a process of its own, which dies as the driver at one of the points.
+runs one for each line `["JOB", "FOLDER", "POINT", ...]` that it reads: in a process of its own,
+which dies as the driver at one of the points. It prints each one's exit code.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import os
 import random
 import sys
-from base64 import b85encode
+import traceback
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -346,7 +348,7 @@ class LongNames(Job):
 
     def run(self) -> RunSummary:
         noise = random.Random(0)
-        keys = [f"{n}{b85encode(noise.randbytes(2_400_000)).decode()}" for n in range(8)]
+        keys = [f"{n}{urlsafe_b64encode(noise.randbytes(2_400_000)).decode()}" for n in range(8)]
 
         def load(key: str) -> Batch:
             return {"id": np.arange(3) + 3 * int(key[0])}
@@ -378,16 +380,37 @@ JOBS = {
 }
 
 
-def main() -> None:
+def drive(address: str, job: str, folder: str, *points: str) -> None:
     import logging
 
-    job, folder, address, *points = sys.argv[1:]
+    with open(Path(folder, "driver.log"), "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Each driver starts its own workers: few are enough.
+    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=1.2)
     with contextlib.ExitStack() as stack:
         for point in points:
             stack.enter_context(kill_at(point, Path(folder, "faults")))
         JOBS[job](Path(folder)).run()
+
+
+def main() -> None:
+    for line in sys.stdin:
+        # The child has all modules already.
+        driver = os.fork()
+        if not driver:
+            code = 1
+            try:
+                drive(sys.argv[1], *json.loads(line))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,22 @@ import ray
 from ray_resume import resumable, resumable_read, resumable_write
 
 
-@resumable
+@resumable(on_error="dead_letter")
 def slow(batch: Any) -> Any:
-    """Take a while, so that there is something to see."""
+    """Take a while, so that there is something to see, and fail for one source."""
     time.sleep(1.5)
+    if batch["id"][0] == 1:
+        raise ValueError("one row fails")
     return batch
+
+
+def sink(folder: Path) -> Any:
+    """Return a table, which a run publishes as it goes on, or a folder without the library."""
+    try:
+        from ray.data._internal.datasource.delta_datasink import DeltaDatasink
+    except ImportError:
+        return str(folder)
+    return DeltaDatasink(str(folder))
 
 
 def scrape(over: threading.Event, found: dict[str, str]) -> None:
@@ -53,12 +64,16 @@ def main(folder: Path) -> None:
     over, found = threading.Event(), dict[str, str]()
     thread = threading.Thread(target=scrape, args=(over, found))
     thread.start()
-    keys = list(range(16))
+    keys = list(range(10))
     ds = resumable_read(lambda key: {"id": [key]}, keys=keys, checkpoint=folder / "checkpoint")
-    summary = resumable_write(ds.map_batches(slow), str(folder / "out"), commit_interval_s=1)
+    ds = ds.map_batches(slow)
+    out = sink(folder / "out")
+    summary = resumable_write(ds, out, commit_interval_s=1, publish_interval_s=2)
     over.set()
     thread.join()
-    print(json.dumps({"run": summary.run_id, "found": found}))
+    published = not isinstance(out, str)
+    told = {"run": summary.run_id, "sources": len(keys), "published": published, "found": found}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

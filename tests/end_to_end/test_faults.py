@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -171,19 +172,38 @@ def test_the_ledger_dies(tmp_path: Path, point: str, job_name: str, skip: int) -
     job.check()
 
 
+Drive: TypeAlias = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def drive(another_cluster: str) -> Iterator[Drive]:
+    """Runs a job in a driver of its own; returns the driver's exit code."""
+    command = [sys.executable, str(JOBS_SCRIPT), another_cluster]
+    drivers = subprocess.Popen(
+        command, env=WITHOUT_TOKENS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    asked, ended = drivers.stdin, drivers.stdout
+    assert asked is not None
+    assert ended is not None
+
+    def run(job_name: str, folder: Path, *points: str) -> int:
+        asked.write(json.dumps([job_name, str(folder), *points]) + "\n")
+        asked.flush()
+        return int(ended.readline())
+
+    yield run
+    drivers.communicate()
+
+
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("point", _now_and_then(DRIVERS, QUIET))
-def test_the_driver_dies(tmp_path: Path, another_cluster: str, point: str) -> None:
+def test_the_driver_dies(tmp_path: Path, drive: Drive, point: str) -> None:
     job_name, others = DRIVERS[point]
     job = job_in(tmp_path, job_name)
-    process = subprocess.run(
-        [sys.executable, JOBS_SCRIPT, job_name, tmp_path, another_cluster, point, *others],
-        env=WITHOUT_TOKENS,
-        capture_output=True,
-        text=True,
-    )
-    assert victim_pid(point, tmp_path / "faults") is not None, process.stderr
+    code = drive(job_name, tmp_path, point, *others)
+    assert code == -signal.SIGKILL, (tmp_path / "driver.log").read_text()
+    assert victim_pid(point, tmp_path / "faults") is not None
     job.check_truth()
     job.run()
     job.check()

@@ -315,6 +315,7 @@ def test_a_terminal_gets_no_control_characters(
 # --- Ids and names in a pipeline ---
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 def test_ids_of_any_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint, out = tmp_path / "ckpt", tmp_path / "out"

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
+import yaml
 from conftest import write_source
+from guides import blocks
 from job import DRIVER, FILES, WITHOUT_TOKENS, Job, kill_with_descendants
+from places import ROOT
 
 from ray_resume import Checkpoint, CheckpointError, resumable_read
 
@@ -139,3 +146,56 @@ def test_a_stopped_job_ends_in_order_and_goes_on_when_submitted_again(
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"{FILES - done} of {FILES} sources completed" in again.stdout
     job.check()
+
+
+@pytest.mark.extended
+def test_the_job_of_the_kubernetes_guide_fails_until_all_is_done(
+    head: tuple[str, str], tmp_path: Path
+) -> None:
+    dashboard, address = head
+    page = blocks(ROOT / "examples" / "kubernetes.md")
+    [script] = [block.text for block in page if block.text.startswith("# job.py")]
+    [job] = [yaml.safe_load(block.text) for block in page if block.language == "yaml"]
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "job.py").write_text(script)
+    (tmp_path / "raw").mkdir()
+    for number, text in enumerate(["a", None]):
+        table = pa.table({"id": [number], "text": pa.array([text], pa.string())})
+        pq.write_table(table, tmp_path / "raw" / f"{number}.parquet")
+    entrypoint = job["spec"]["entrypoint"].replace("s3://bucket", str(tmp_path))
+    words = shlex.split(entrypoint.replace("/app", str(tmp_path / "app")))
+    environment = yaml.safe_load(job["spec"]["runtimeEnvYAML"])
+
+    def submit() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ray_job(
+                dashboard,
+                "submit",
+                "--runtime-env-json",
+                json.dumps(environment),
+                "--",
+                "env",
+                f"RAY_ADDRESS={address}",
+                sys.executable,
+                *words[1:],
+            ),
+            capture_output=True,
+            text=True,
+            timeout=180,
+            env=WITHOUT_TOKENS,
+        )
+
+    failed = submit()
+    for _ in range(30):
+        if "No available agent" not in failed.stderr:
+            break
+        time.sleep(1)  # A head takes its time before it takes jobs.
+        failed = submit()
+    assert failed.returncode == 1
+    assert "IncompleteError" in failed.stdout + failed.stderr
+    assert Checkpoint(tmp_path / "ckpt").status().completed == 1
+    mended = script.replace("len(text)", "len(text or '')")
+    (tmp_path / "app" / "job.py").write_text(mended)
+    again = submit()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert Checkpoint(tmp_path / "ckpt").status().completed == 2

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 from conftest import holders, ids_in, write_source
+from driver import scored
 from forking_driver import CHILD_FILE
 from job import FILES, Job, signal_each
 from places import SCRIPTS
@@ -27,14 +28,8 @@ pytestmark = pytest.mark.long
 Batch: TypeAlias = Any
 
 
-@pytest.fixture
-def job_on_cluster(job: Job, another_cluster: str) -> Job:
-    """A job on a cluster that outlives it."""
-    job.address = another_cluster
-    return job
-
-
 @pytest.mark.long
+@pytest.mark.usefixtures("cluster")
 def test_a_job_killed_with_everything_it_started_resumes(job: Job) -> None:
     job.start()
     job.wait_for(lambda: job.files() >= 1)
@@ -49,8 +44,9 @@ def test_a_job_killed_with_everything_it_started_resumes(job: Job) -> None:
     )
     assert killed.ended_at is not None
     assert 0 <= time.time() - killed.ended_at < 60
-    job.start()
-    assert f"{FILES - done} of {FILES} sources completed" in job.finish()
+    ds = resumable_read(ray.data.read_parquet, job.source, checkpoint=job.checkpoint)
+    summary = resumable_write(scored(ds.select_columns(["id"])), job.out)
+    assert (summary.sources_completed, summary.sources_skipped) == (FILES - done, done)
     job.check()
     first, second = Checkpoint(job.checkpoint).runs()
     assert first == killed

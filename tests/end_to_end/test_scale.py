@@ -18,7 +18,7 @@ from cluster import Cluster, Costs, needs, simulate
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from places import ROOT
-from plain_todo import PlainGone, plain_todo_of
+from plain_resume_plan import PlainGone, plain_todo_of
 from snapshots import snapshot_of, whole_files
 
 from ray_resume.checkpoint.check import _doubtful
@@ -281,17 +281,17 @@ def compare_todo(
         with pytest.raises(type(error)):
             plan_resume(mine, snapshot, **ours, **options)
         return
-    todo = plan_resume(mine, snapshot, **ours, **options)
-    names = [source.source_id for source in todo.pending]
+    resume_plan = plan_resume(mine, snapshot, **ours, **options)
+    names = [source.source_id for source in resume_plan.pending]
     assert names == model.pending
-    assert [s for s in mine if s.source_id in names] == list(todo.pending)
-    assert {names[n]: record for n, record in todo.records.items()} == model.records
-    assert len(todo.records) == len(model.records)
-    assert {record.source_id for record in todo.skipped} == model.skipped
-    assert len(todo.skipped) == len(model.skipped)
-    assert todo.quarantined == model.quarantined
-    assert {record.source_id for record in todo.removed} == model.removed
-    assert todo.passed_over == model.passed_over
+    assert [s for s in mine if s.source_id in names] == list(resume_plan.pending)
+    assert {names[n]: record for n, record in resume_plan.records.items()} == model.records
+    assert len(resume_plan.records) == len(model.records)
+    assert {record.source_id for record in resume_plan.skipped} == model.skipped
+    assert len(resume_plan.skipped) == len(model.skipped)
+    assert resume_plan.quarantined == model.quarantined
+    assert {record.source_id for record in resume_plan.removed} == model.removed
+    assert resume_plan.passed_over == model.passed_over
 
 
 PARTS = ["f#rg0", "f#rg1", "f#rg2", "g#rg0", "g#rg1", "h#rg0"]

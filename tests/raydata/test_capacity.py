@@ -16,7 +16,7 @@ from conftest import ids_in, write_source
 from ray_resume import Checkpoint, NonResumableError, resumable, resumable_read, resumable_write
 from ray_resume.raydata.capacity import Need, blocked
 
-FILES, ROWS = 16, 5
+FILES, ROWS = 9, 5
 ENOUGH = FILES // 3
 LONGEST_WAIT_S = 20
 
@@ -126,11 +126,14 @@ def commits_before_its_end(folder: Path, sizes: tuple[int, ...], *, tail: bool, 
     return before
 
 
+@pytest.mark.extended
 def test_rows_are_committed_while_actors_have_all_cpus(cluster: str, tmp_path: Path) -> None:
     """The cluster has four. A task comes after the actors."""
-    assert commits_before_its_end(tmp_path, (4,), tail=True, num_cpus=1) >= ENOUGH
+    assert commits_before_its_end(tmp_path, (2,), tail=True, num_cpus=2) >= ENOUGH
 
 
+@pytest.mark.extended
+@pytest.mark.long
 def test_a_pool_that_leaves_its_reads_no_cpu_is_refused(cluster: str, tmp_path: Path) -> None:
     write_source(tmp_path / "in", files=2, rows=ROWS)
 

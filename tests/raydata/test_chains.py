@@ -342,7 +342,9 @@ def check(seed: int, folder: Path, checkpoint: Path, kind: str) -> None:
         assert same, f"{seed} {kind} {name}: {chain}\n plain {expected}\n ours  {got}"
 
 
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize(
+    "part", [0, 1, *(pytest.param(part, marks=pytest.mark.extended) for part in range(2, 6))]
+)
 def test_random_chains(part: int, inputs: Path, tmp_path: Path) -> None:
     for seed in range(part * 10, part * 10 + 10):
         check(seed, inputs, tmp_path / "ckpt", KINDS[seed % len(KINDS)])

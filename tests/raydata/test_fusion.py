@@ -101,7 +101,7 @@ def planned(run: Callable[[], object]) -> list[tuple[str, int]]:
 
 
 # Ray takes seconds to end an execution whose actors it has just started.
-_IN_SUITE = {"a task", "rows", "expressions", "actors"}
+_IN_SUITE = {"a task", "rows"}
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,8 @@ class Trap:
 
 
 @pytest.mark.parametrize(
-    "shape", ["one task", pytest.param("an actor pool", marks=pytest.mark.extended)]
+    "shape",
+    ["one task", pytest.param("an actor pool", marks=[pytest.mark.extended, pytest.mark.long])],
 )
 def test_what_was_done_is_committed_before_its_task_is_over(
     cluster: str, tmp_path: Path, shape: str

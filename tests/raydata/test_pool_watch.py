@@ -59,7 +59,9 @@ def test_a_constructor_that_exits_is_an_error_and_no_sources_fault(
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("errors", ["as by default", "tolerated"])
+@pytest.mark.parametrize(
+    "errors", ["as by default", pytest.param("tolerated", marks=pytest.mark.long)]
+)
 def test_an_actor_that_is_gone_for_good_costs_only_the_source_that_killed_it(
     tmp_path: Path, errors: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

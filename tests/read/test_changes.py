@@ -70,15 +70,19 @@ def test_another_pipeline_is_an_error_that_shows_both() -> None:
 
 
 def test_continue_keeps_what_is_there() -> None:
-    todo = sorted_out("continue", a1="old", a2="now", q1="old")
-    assert (len(todo.skipped), todo.quarantined, list(todo.pending)) == (2, 1, [])
+    resume_plan = sorted_out("continue", a1="old", a2="now", q1="old")
+    assert (len(resume_plan.skipped), resume_plan.quarantined, list(resume_plan.pending)) == (
+        2,
+        1,
+        [],
+    )
 
 
 def test_restart_does_anew_what_went_through_another_pipeline() -> None:
-    todo = sorted_out("restart", a1="old", a2="now", q1="old", q2="now")
-    assert [source.source_id for source in todo.pending] == ["a1", "q1"]
-    assert (len(todo.skipped), todo.quarantined) == (1, 1)
-    assert {record.failed_runs for record in todo.records.values()} == {0}
+    resume_plan = sorted_out("restart", a1="old", a2="now", q1="old", q2="now")
+    assert [source.source_id for source in resume_plan.pending] == ["a1", "q1"]
+    assert (len(resume_plan.skipped), resume_plan.quarantined) == (1, 1)
+    assert {record.failed_runs for record in resume_plan.records.values()} == {0}
 
 
 def test_other_code_is_told_or_done_anew() -> None:
@@ -89,13 +93,17 @@ def test_other_code_is_told_or_done_anew() -> None:
         "a4": "now/other",
         "q1": "now/other",
     }
-    todo = sorted_out("error", **states)
-    assert (len(todo.skipped), todo.quarantined, list(todo.pending)) == (4, 1, [])
-    assert [record.source_id for record in todo.recoded] == ["a2", "a4"]
-    todo = sorted_out("error", "reprocess", **states)
-    assert sorted(source.source_id for source in todo.pending) == ["a2", "a4", "q1"]
-    assert {record.failed_runs for record in todo.records.values()} == {0}
-    assert len(todo.recoded) == 0
+    resume_plan = sorted_out("error", **states)
+    assert (len(resume_plan.skipped), resume_plan.quarantined, list(resume_plan.pending)) == (
+        4,
+        1,
+        [],
+    )
+    assert [record.source_id for record in resume_plan.recoded] == ["a2", "a4"]
+    resume_plan = sorted_out("error", "reprocess", **states)
+    assert sorted(source.source_id for source in resume_plan.pending) == ["a2", "a4", "q1"]
+    assert {record.failed_runs for record in resume_plan.records.values()} == {0}
+    assert len(resume_plan.recoded) == 0
     # What went through another pipeline is not told of twice.
     assert len(sorted_out("continue", a1="old/other").recoded) == 0
 
@@ -112,7 +120,7 @@ def test_a_record_of_an_older_version_is_shown_with_its_signature() -> None:
             on_pipeline_change="error",
             signatures=["old", "older"],
         )
-    todo = plan_resume(
+    resume_plan = plan_resume(
         [Source("a", "a", Fingerprint())],
         snapshot_of({"run": [record]}),
         on_source_change="reprocess",
@@ -121,7 +129,9 @@ def test_a_record_of_an_older_version_is_shown_with_its_signature() -> None:
         on_pipeline_change="error",
         on_code_change="reprocess",
     )
-    assert len(todo.skipped) == 1, "the same text is the same pipeline, and its code is not known"
+    assert len(resume_plan.skipped) == 1, (
+        "the same text is the same pipeline, and its code is not known"
+    )
 
 
 def test_of_a_long_pipeline_the_first_difference_is_named() -> None:
@@ -195,6 +205,7 @@ def signature(ds: Dataset) -> Signature:
     )
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 def test_a_pipeline_is_described_the_same_after_it_was_looked_at(source: Path) -> None:
     ds = read(source).select_columns(["id", "name"]).filter(expr=col("id") >= 0)
@@ -258,6 +269,8 @@ def test_what_a_pipeline_is_told_is_in_its_signature_and_no_secret(source: Path)
     assert made != signature(read(source).map_batches(Score, fn_constructor_args=(2, secret))).text
 
 
+@pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_policies(source: Path, tmp_path: Path) -> None:
     def run(udf: Any, policy: str | None = None, **options: Any) -> RunSummary:
@@ -271,6 +284,9 @@ def test_policies(source: Path, tmp_path: Path) -> None:
     then, now = inspect.cleandoc(str(caught.value)).splitlines()[1:3]
     assert then.strip() == "then: read_parquet -> map_batches(clean) -> write_parquet"
     assert now.strip() == "now:  read_parquet -> map_batches(other) -> write_parquet"
+    versioned = resumable(inspect.unwrap(clean), version="v2")
+    with pytest.raises(PipelineChangedError, match=r"now:  .*map_batches\(clean, version=v2\) ->"):
+        run(versioned)
     with pytest.raises(PipelineChangedError, match="write_csv"):
         run(clean, format="csv")
     with pytest.raises(PipelineChangedError, match=r"write_parquet\(partition_cols=\[name\]\)"):
@@ -297,7 +313,10 @@ def test_policies(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("granularity", ["file", "row_group"])
+@pytest.mark.parametrize(
+    "granularity",
+    ["file", pytest.param("row_group", marks=[pytest.mark.extended, pytest.mark.long])],
+)
 def test_a_source_that_is_rewritten_after_it_was_listed_is_not_complete(
     source: Path, tmp_path: Path, granularity: str
 ) -> None:
@@ -314,6 +333,8 @@ def test_a_source_that_is_rewritten_after_it_was_listed_is_not_complete(
     assert ids_in(tmp_path / "out") == sorted([*range(5), *range(10, 15), *range(7, 14)])
 
 
+@pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_what_is_gone_from_the_input_is_told_and_its_output_stays(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -330,6 +351,8 @@ def test_what_is_gone_from_the_input_is_told_and_its_output_stays(
 # Changed code -------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_other_code_is_noted_and_processed_again_if_asked(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -69,6 +69,15 @@ def test_some_that_are_gone_are_told_or_refused() -> None:
         assert judged(snapshot, listing("/d/a", "/d/b", "/d/c"), policy) is None
 
 
+def test_output_files_of_another_pipeline_are_told_apart() -> None:
+    files = [f"/mid/aaaaaaaa-{RUN}-{0:016x}-{n:016x}.parquet" for n in range(2)]
+    told = str(judged(union_of(*map(done, files)), listing(files[0]), None))
+    assert "output files of another resumable pipeline" in told
+    assert "Checkpoint(...)" in told
+    told = str(judged(union_of(done("/d/a"), done("/d/b")), listing("/d/b"), None))
+    assert "pipeline" not in told
+
+
 def test_another_input_is_an_error_that_shows_an_old_and_a_new_id() -> None:
     snapshot = union_of(done("/d/a"), Record("/d/f", State.FAILED, 2, RUN))
     with pytest.raises(SourceChangedError) as caught:
@@ -173,6 +182,8 @@ def assert_output(folder: Path, ids: Any) -> None:
     assert checkpoint.check(), checkpoint.check()
 
 
+@pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_file_that_is_rewritten_with_fewer_row_groups(tmp_path: Path) -> None:
     def write(group: int) -> None:
@@ -204,6 +215,7 @@ def test_a_file_that_is_rewritten_with_fewer_row_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_other_ids_for_the_same_rows_are_refused_or_take_their_place(
     source: Path, tmp_path: Path
@@ -237,6 +249,8 @@ def test_other_ids_for_the_same_rows_are_refused_or_take_their_place(
         assert run(path, **options).sources_skipped == 3
 
 
+@pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_output_follows_the_input(source: Path, tmp_path: Path) -> None:
     run(source)
@@ -254,7 +268,7 @@ def test_output_follows_the_input(source: Path, tmp_path: Path) -> None:
     write_file(source / "00007.parquet", 100, 105)
     summary = run(source, on_source_gone="remove")
     assert (summary.sources_completed, summary.sources_removed) == (1, 1)
-    assert "removed the output of 1 sources that are no longer in the input" in str(summary)
+    assert "removed the output of 1 source no longer in the input" in str(summary)
     assert_output(tmp_path, [*range(10, 15), *range(100, 105)])
     status = Checkpoint(tmp_path / "ckpt").status()
     assert (status.total, status.completed, status.pending) == (2, 2, 0)
@@ -274,6 +288,8 @@ class RecordingSink(ray.data.Datasink[None]):
         return
 
 
+@pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_sources_that_shared_a_file_with_one_that_is_gone_are_not_read_again(
     source: Path, tmp_path: Path

@@ -104,6 +104,8 @@ def test_two_tasks_with_one_id_are_refused() -> None:
         reading.open(reading.sources, Selection(), None)
 
 
+@pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_files_that_come_and_go_between_read_and_write(tmp_path: Path) -> None:
     source = tmp_path / "in"

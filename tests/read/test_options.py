@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,17 @@ NOT_REPEATABLE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("arguments", REPEATABLE, ids=str)
+def name_of(arguments: dict[str, Any]) -> str:
+    """Return a name that is the same in each of the processes that run tests."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(arguments))
+
+
+@pytest.mark.parametrize("arguments", REPEATABLE, ids=name_of)
 def test_data_alone_repeats(arguments: dict[str, Any]) -> None:
     assert is_repeatable(arguments)
 
 
-@pytest.mark.parametrize("arguments", NOT_REPEATABLE, ids=str)
+@pytest.mark.parametrize("arguments", NOT_REPEATABLE, ids=name_of)
 def test_what_runs_code_of_the_user_may_not_repeat(arguments: dict[str, Any]) -> None:
     assert not is_repeatable(arguments)
     assert describe_options(arguments, {}) == ""
@@ -157,6 +163,7 @@ PLAIN = st.recursive(
 )
 
 
+@pytest.mark.long
 @given(PLAIN)
 def test_equal_values_have_equal_digests(value: Any) -> None:
     import copy

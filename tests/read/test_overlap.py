@@ -69,6 +69,7 @@ def test_places_in_a_bucket_are_compared_by_their_paths() -> None:
         assert inputs.reads_from("s3", path) is None
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_each_direction_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "in"

@@ -83,6 +83,7 @@ def test_files_that_cannot_be_opened_keep_no_others(tmp_path: Path, granularity:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(not HAS_SCANS, reason="plain Ray Data itself loses the column")
@@ -112,6 +113,7 @@ def test_output_does_not_tell_where_a_run_failed(tmp_path: Path) -> None:
     assert sorted(rows, key=str) == sorted(expected, key=str)
 
 
+@pytest.mark.extended
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_what_a_dataset_tells_is_what_plain_ray_data_tells(tmp_path: Path) -> None:

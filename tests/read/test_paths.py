@@ -232,6 +232,7 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     server.server_close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stamp", ["Last-Modified", "ETag", None])
 def test_changes_are_seen_as_far_as_a_server_tells_of_them(
     web: tuple[str, Path], stamp: str | None, monkeypatch: pytest.MonkeyPatch
@@ -263,6 +264,8 @@ def test_changes_are_seen_as_far_as_a_server_tells_of_them(
         resolve([str(folder), url], None)
 
 
+@pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_files_over_http_are_read_resumed_and_read_again_when_they_change(
     web: tuple[str, Path], tmp_path: Path
@@ -299,6 +302,7 @@ def test_files_over_http_are_read_resumed_and_read_again_when_they_change(
     assert [row for row, _ in rows()] == sorted([0, 1, 2, 3, 1, 2, 3, 20, 21, 22, 23])
 
 
+@pytest.mark.long
 def test_threads_resolve_paths_where_http_cannot_be_imported() -> None:
     script = (
         "import sys, threading\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -38,6 +39,7 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
+from ray_resume.raydata.table_reads import TABLE_READERS
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -127,6 +129,19 @@ def write_tfrecords(path: Path, number: int) -> None:
             writer.write(example.SerializeToString())
 
 
+def write_mcap(path: Path, number: int) -> None:
+    mcap: Any = pytest.importorskip("mcap.writer")
+    with path.open("wb") as file:
+        writer = mcap.Writer(file)
+        writer.start()
+        schema = writer.register_schema(name="say", encoding="jsonschema", data=b"{}")
+        channel = writer.register_channel(topic="/say", message_encoding="json", schema_id=schema)
+        for i in range(4):
+            data = json.dumps({"id": number * 10 + i}).encode()
+            writer.add_message(channel_id=channel, log_time=i, publish_time=i, data=data)
+        writer.finish()
+
+
 def write_parquet(path: Path, number: int) -> None:
     pq.write_table(table(number), path)
 
@@ -145,6 +160,7 @@ READERS: dict[str, tuple[str, Callable[[Path, int], None], dict[str, Any]]] = {
     "read_webdataset .tar": ("read_webdataset", write_webdataset, {}),
     "read_audio .wav": ("read_audio", write_audio, {}),
     "read_videos .avi": ("read_videos", write_video, {"include_timestamps": True}),
+    "read_mcap .mcap": ("read_mcap", write_mcap, {"include_paths": True}),
     "read_tfrecords .tfrecords": ("read_tfrecords", write_tfrecords, {}),
 }
 
@@ -417,6 +433,13 @@ def test_readers_without_a_stable_identity_are_refused(tmp_path: Path) -> None:
     for reader, arguments in refused:
         with pytest.raises(NonResumableError, match="keys="):
             resumable_read(reader, *arguments, checkpoint=tmp_path / "ckpt")
+    for name in dir(ray.data):
+        reader = getattr(ray.data, name)
+        if not name.startswith(("read_", "from_", "range")) or not callable(reader):
+            continue
+        if "paths" not in inspect.signature(reader).parameters and name not in TABLE_READERS:
+            with pytest.raises(NonResumableError, match=rf"^{name} .*keys="):
+                resumable_read(reader, checkpoint=tmp_path / "ckpt")
     write_file(tmp_path / "a.parquet", 0, 3)
     with pytest.raises(NonResumableError, match="read_parquet alone"):
         resumable_read(

@@ -99,6 +99,7 @@ def test_a_file_that_was_added_takes_no_column_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_file_that_was_repaired_adds_its_column_with_a_word(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -131,6 +132,7 @@ def test_a_file_that_was_repaired_adds_its_column_with_a_word(
 
 
 @pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_column_that_the_input_gets_is_no_other_pipeline_where_columns_are_dropped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

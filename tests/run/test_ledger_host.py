@@ -32,6 +32,8 @@ from ray_resume.run.ledger_host import LedgerHost
 from ray_resume.run.record_factory import Failed
 from ray_resume.run.run_spec import RunSpec
 
+pytestmark = pytest.mark.long
+
 DEADLINE_S = 20.0
 
 # Three rows in two files.
@@ -140,6 +142,32 @@ def test_flush_commits_what_is_complete_and_tells_the_rest(run: Run) -> None:
     assert committed["s3"].sequence == 2
 
 
+def test_nothing_is_committed_before_the_driver_has_confirmed_its_lease(tmp_path: Path) -> None:
+    run = Run(tmp_path, commit_interval_s=0.01)
+    run.host.hold_commits()
+    run.apply(Seal(0, 0))
+    progress = run.host.flush()
+    assert (progress.completed, progress.committed) == (1, 0)
+    # The thread that commits regularly waits as well.
+    time.sleep(0.1)
+    assert run.committed() == {}
+    for commit in (lambda: run.host.drop(["gone"]), run.host.mark_rest_failed):
+        with pytest.raises(ResumeError, match="unconfirmed"):
+            commit()
+    assert run.committed() == {}
+
+    run.host.confirm_lease()
+    wait_until(lambda: set(run.committed()) == {"s0"})
+    run.host.drop(["gone"])
+    run.end()
+
+    ended = Run(tmp_path, "other")
+    ended.host.hold_commits()
+    ended.apply(Seal(0, 0))
+    ended.end()
+    assert records_in(ended.file) == {}
+
+
 def test_counts_say_which_rows_a_kill_would_cost_and_commit_nothing(run: Run) -> None:
     # Complete, read to its end, half written while it is read, and not heard of.
     run.apply(Seal(0, 5, rows=2), Drain(0, MODULUS - 5, rows=3, parts=TWO))
@@ -162,6 +190,17 @@ def test_counts_say_which_rows_a_kill_would_cost_and_commit_nothing(run: Run) ->
     assert read_writer(run.file, live=True)[0]["sources_total"] == 4
 
 
+def test_the_slowest_sources_are_known_by_name(run: Run) -> None:
+    now = time.time()
+    run.apply(Seal(0, 5, began_at=now - 50), Seal(1, 0, began_at=now - 9), Seal(2, 0))
+    run.apply(Seal(3, 0, began_at=now + 30))
+    assert list(run.host.facts()["slowest"].values()) == pytest.approx([9, 0], abs=0.5)
+    run.apply(Drain(0, MODULUS - 5, rows=1, parts=TWO))
+    slowest = run.host.flush().slowest
+    assert list(slowest.values()) == pytest.approx([50, 9, 0], abs=0.5)
+    assert list(slowest) == [run.spec.sources.id(source) for source in (0, 1, 3)]
+
+
 def test_completions_are_committed_soon_without_a_flush(tmp_path: Path) -> None:
     run = Run(tmp_path, commit_interval_s=0.05)
     for source in range(3):
@@ -170,6 +209,21 @@ def test_completions_are_committed_soon_without_a_flush(tmp_path: Path) -> None:
         wait_until(lambda source=source: f"s{source}" in run.committed())  # type: ignore[misc]
         # Generous, for busy machines: the point is that nobody had to ask.
         assert time.monotonic() - began < 5
+    run.end()
+
+
+def test_a_completion_waits_only_for_the_rest_of_the_interval_since_the_last_commit(
+    tmp_path: Path,
+) -> None:
+    interval_s = 300.0
+    run = Run(tmp_path, commit_interval_s=interval_s)
+    # As if the last commit were so long ago.
+    run.host._committer._grouped_at -= interval_s
+    run.apply(Seal(0, 0))
+    wait_until(lambda: "s0" in run.committed())
+    run.apply(Seal(1, 0))
+    time.sleep(1)
+    assert "s1" not in run.committed()
     run.end()
 
 

@@ -29,7 +29,7 @@ def test_the_dashboard_shows_metrics_that_exist_and_no_other() -> None:
     assert {name for name in NAMES if not name.endswith(("_count", "_sum"))} <= shown
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_endpoint_of_ray_has_every_metric_with_its_tags(tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client", reason="pip install 'ray[default]'")
     result = subprocess.run(
@@ -42,14 +42,16 @@ def test_the_endpoint_of_ray_has_every_metric_with_its_tags(tmp_path: Path) -> N
     )
     told = json.loads(result.stdout.splitlines()[-1])
     found = told["found"]
-    # Nothing fails here, nothing is published, and Ray leaves out what was never counted.
-    absent = {name for name in NAMES if "publish" in name or "dead_lettered" in name}
+    # The driver writes into a folder if no library of tables is installed.
+    absent = {name for name in NAMES if "publish" in name and not told["published"]}
     assert NAMES - absent <= found.keys()
     for line in found.values():
         assert f'checkpoint="{tmp_path / "checkpoint"}"' in line
         assert f'run="{told["run"]}"' in line
     value = {name: float(line.rpartition(" ")[2]) for name, line in found.items()}
-    assert value["ray_resume_sources_completed"] + value["ray_resume_sources_pending"] == 16
+    known = value["ray_resume_sources_completed"] + value["ray_resume_sources_pending"]
+    assert known == told["sources"]
     assert 1 <= value["ray_resume_sources_committed"] <= value["ray_resume_sources_completed"]
+    assert value["ray_resume_rows_dead_lettered_total"] == 1
     assert value["ray_resume_rows_written_total"] >= value["ray_resume_sources_committed"]
     assert value["ray_resume_commit_seconds_count"] >= 1

@@ -75,6 +75,8 @@ class Job:
         return {record.source_id: record.failed_runs for record in records if record.failed_runs}
 
 
+@pytest.mark.extended
+@pytest.mark.long
 def test_many_poison_sources_are_quarantined_and_all_others_complete(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -69,7 +69,12 @@ def test_a_second_interrupt_does_not_mix_two_publications() -> None:
         def holds(self, mark: Mark, position: str | None) -> bool:
             return False
 
-        def publish(self, results: Sequence[bytes], rows: int, mark: Mark) -> None:
+        def settle(self, mark: Mark, position: str | None) -> bool:
+            raise AssertionError
+
+        def publish(
+            self, results: Sequence[bytes], rows: int, mark: Mark, check: Callable[[], None]
+        ) -> None:
             begun.set()
             go_on.wait(30)
 
@@ -121,7 +126,12 @@ class Interrupted:
         assert position == "1", "as it stood before the first try"
         return mark in self.marks
 
-    def publish(self, results: Sequence[bytes], rows: int, mark: Mark) -> None:
+    def settle(self, mark: Mark, position: str | None) -> bool:
+        raise AssertionError
+
+    def publish(
+        self, results: Sequence[bytes], rows: int, mark: Mark, check: Callable[[], None]
+    ) -> None:
         first, self._moves = self._moves == 1, self._moves + 1
         if not (first and self._before):
             self.marks.append(mark)

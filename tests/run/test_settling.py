@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,13 @@ from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.backend import LocalBackend
 from ray_resume.checkpoint.local.lmdb_file import WriterFile
+from ray_resume.console import status_lines
 from ray_resume.core.publications import Mark, Publication
 from ray_resume.core.records import Record, State, encode
 from ray_resume.errors import CheckpointError
 from ray_resume.run.settling import settled_contents
+
+pytestmark = pytest.mark.long
 
 DEAD, LIVE, OWN = "d" * 12, "a" * 12, "b" * 12
 SINK = "datasink Table rows"
@@ -34,12 +37,17 @@ class OtherTable:
         return "18"
 
     def holds(self, mark: Mark, position: str | None) -> bool:
+        raise AssertionError("the dead run could publish after the answer")
+
+    def settle(self, mark: Mark, position: str | None) -> bool:
         self.asked.append((mark, position))
         if position is None:
             raise LookupError("it has forgotten")
         return mark in self._marks
 
-    def publish(self, results: Sequence[bytes], rows: int, mark: Mark) -> None:
+    def publish(
+        self, results: Sequence[bytes], rows: int, mark: Mark, check: Callable[[], None]
+    ) -> None:
         raise AssertionError
 
 
@@ -152,6 +160,26 @@ def test_a_damaged_publication_is_an_error_that_names_it(place: Place) -> None:
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match=f"{name} cannot be read"):
         place.settle(OtherTable())
+
+
+def test_what_is_open_is_told_before_a_run_settles_it(place: Place) -> None:
+    place.record(place.done("b", 2), place.done("c", 3))
+    other = place.backend.acquire(Owner.here(LIVE), Claim(b""), wait_s=0)
+    place.record(place.done("d", 4, LIVE))
+    checkpoint = Checkpoint(place.backend.path)
+    assert checkpoint.status().unsettled == 1
+    assert any(
+        "1 publication is not confirmed" in line for line in status_lines(checkpoint.status(), "")
+    )
+    report = checkpoint.check()
+    assert report.ok
+    assert "A run died while it published 2 sources to" in str(report)
+    other.end(wait_s=0)
+    name, _ = place.backend.publications().names()
+    Path(place.backend.path, name).write_bytes(b"damaged")
+    report = checkpoint.check()
+    assert not report.ok
+    assert f"{name} cannot be read" in str(report)
 
 
 def test_a_reset_comes_after_open_publications(place: Place) -> None:

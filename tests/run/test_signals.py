@@ -73,7 +73,8 @@ def test_in_another_thread_nothing_is_changed() -> None:
 
 
 @pytest.mark.long
-def test_an_interrupted_job_ends_in_order_and_is_resumed(job: Job) -> None:
+def test_an_interrupted_job_ends_in_order_and_is_resumed(job_on_cluster: Job) -> None:
+    job = job_on_cluster
     done = 0
 
     def enough() -> bool:

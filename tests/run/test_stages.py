@@ -89,7 +89,7 @@ def test_a_warning_tells_of_batches_that_are_cut_by_source(
     (warning,) = [r.getMessage() for r in caplog.records if " gets 1 row " in r.getMessage()]
     assert "map_batches(embed_each) gets 1 row a call, batch_size=16: a batch has " in warning
     assert f"(40 calls for {embed.batches} batches)" in warning
-    assert "one_to_one=True" in warning
+    assert "@resumable(by=...), one_to_one=True or origin= keeps batches whole" in warning
 
 
 def test_only_batches_that_are_cut_small_are_worth_a_warning() -> None:
@@ -101,6 +101,11 @@ def test_only_batches_that_are_cut_small_are_worth_a_warning() -> None:
     # Ray gives whole blocks, of many large sources here.
     blocks = StageCount(batches=4, calls=60, rows_in=60_000)
     assert cut_batches(Stage("s", None, by_source=True), blocks) is None
+    shared = cut_batches(
+        Stage("s", 16, by_column="label"), StageCount(batches=4, calls=60, rows_in=60)
+    )
+    assert shared is not None
+    assert "about 15 sources in a batch share values of 'label'" in shared
 
 
 def test_counts_add_up_and_have_names() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ray_resume.core.wording import duration
 from ray_resume.run.progress import Counts
-from ray_resume.run.status import StatusKeeper, duration
+from ray_resume.run.status import StatusKeeper
 
 
 def test_a_status_tells_all_that_is_known_and_leaves_out_the_rest() -> None:

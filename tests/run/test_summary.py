@@ -36,7 +36,7 @@ def test_sources_that_are_left_are_an_error(state: str) -> None:
     some = replace(ALL, sources_completed=2, **left)
     assert not some.complete
     with pytest.raises(
-        IncompleteError, match=f"1 of 5 sources are not completed: 1 {state}"
+        IncompleteError, match=f"1 of 5 sources is not completed: 1 {state}"
     ) as told:
         some.raise_if_incomplete()
     assert told.value.summary == some
@@ -45,6 +45,13 @@ def test_sources_that_are_left_are_an_error(state: str) -> None:
     copy = pickle.loads(pickle.dumps(told.value))
     assert (type(copy), copy.summary, str(copy)) == (IncompleteError, some, str(told.value))
     assert isinstance(copy, ResumeError)
+
+
+def test_a_table_has_no_files_to_count() -> None:
+    assert "25 written to 5 files" in str(replace(ALL, files=5))
+    told = str(replace(ALL, files=0))
+    assert "30 rows read, 25 written." in told
+    assert "Files" not in replace(ALL, files=0)._repr_html_()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -76,7 +83,11 @@ def test_everything_is_committed_before_the_error(tmp_path: Path) -> None:
     assert not run(require_complete=False).complete
     bad.clear()
     assert run().complete
-    assert [run.outcome for run in checkpoint.runs()] == ["incomplete", "incomplete", "completed"]
+    runs = list(checkpoint.runs())
+    assert [run.outcome for run in runs] == ["incomplete", "incomplete", "completed"]
+    assert [run.rows_at_risk for run in runs] == [10, 10, 0]
+    assert [len(run.slowest) for run in runs] == [2, 0, 1]
+    assert all(0 < seconds < run.duration_s for run in runs for seconds in run.slowest.values())
     # What a run was refused for is on record, too.
     (tmp_path / "out" / checkpoint.files()[0]).unlink()
     with pytest.raises(CheckpointError):

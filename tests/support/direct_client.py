@@ -8,6 +8,9 @@ from ray_resume.core.messages import DeadLetter, Event
 
 
 class _Done:
+    def is_there(self) -> bool:
+        return True
+
     def wait(self) -> None:
         return
 

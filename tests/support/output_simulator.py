@@ -23,14 +23,13 @@ from dataclasses import dataclass, replace
 from processes import Process, SharedCheckpoint, Step
 
 from ray_resume.core.digests import source_digest
+from ray_resume.core.file_uses import clean_files, overlapping_files
 from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Fingerprint, Record, State, dropped_record
 from ray_resume.core.rewrites import (
     Rewrite,
     Supersession,
-    clean_files,
     moves_of,
-    overlapping_files,
     plan_rewrites,
     records_in,
     still_due,

@@ -421,6 +421,7 @@ class Load:
             yield self.frame if key % 2 else self.arrays
 
 
+@pytest.mark.long
 def test_a_loader_may_use_its_values_again(tmp_path: Path) -> None:
     """One dict of arrays, or one frame, for all keys."""
     ds = resumable_read(Load(), keys=range(6), checkpoint=tmp_path / "ckpt", override_num_blocks=1)

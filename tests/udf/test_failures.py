@@ -151,7 +151,9 @@ def test_what_is_known_of_failed_rows(data: st.DataObject) -> None:
     options: dict[str, Any] = {}
     if kind == "map_batches":
         form = data.draw(st.sampled_from(["numpy", "pandas", "pyarrow"]))
-        options = data.draw(st.sampled_from([{}, {"one_to_one": True}, {"origin": "from"}]))
+        options = data.draw(
+            st.sampled_from([{}, {"one_to_one": True}, {"origin": "from"}, {"by": "x"}])
+        )
         generator = data.draw(st.booleans())
         udf = batch_udf(bad, marks, generator, options == {"one_to_one": True})
         exact = marks or isolate
@@ -247,7 +249,7 @@ def test_a_udf_may_change_its_batch_in_place_before_it_fails(
         assert desk.completed == {1}
 
 
-@pytest.mark.parametrize("options", [{"one_to_one": True}, {"origin": "o"}])
+@pytest.mark.parametrize("options", [{"one_to_one": True}, {"origin": "o"}, {"by": "x"}])
 @pytest.mark.parametrize("ends", ["returns", "yields", "raises"])
 def test_a_row_is_not_marked_after_it_was_yielded(options: dict[str, Any], ends: str) -> None:
     """Its source would complete with the row in the output and among the dead letters."""
@@ -545,6 +547,7 @@ def run(folder: Path, chain: Callable[[Dataset], Dataset], **options: Any) -> Ru
 
 
 @pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("source")
 def test_poison_in_every_kind_of_stage(tmp_path: Path) -> None:
     """One row of source 0 in a mixed batch of a pool, of 1 in a generator, of 2 in flat_map."""
@@ -575,13 +578,13 @@ def test_poison_in_every_kind_of_stage(tmp_path: Path) -> None:
         ds = ds.map_batches(Pool, batch_size=50, compute=pool, num_cpus=0.5)
         return ds.map_batches(second_yield, num_cpus=0.5).flat_map(twice, num_cpus=0.5)
 
-    for turn in (1, 2, 3):
-        summary = run(tmp_path, chain, max_failed_runs=3)
+    for turn in (1, 2):
+        summary = run(tmp_path, chain, max_failed_runs=2)
         assert summary.sources_completed == (3 if turn == 1 else 0)
-        assert summary.sources_failed == (3 if turn < 3 else 0)
-        assert summary.sources_quarantined == (3 if turn == 3 else 0)
+        assert summary.sources_failed == (3 if turn == 1 else 0)
+        assert summary.sources_quarantined == (3 if turn == 2 else 0)
         assert ids_in(tmp_path / "out") == list(range(3 * ROWS, FILES * ROWS))
-        state = "failed" if turn < 3 else "quarantined"
+        state = "failed" if turn == 1 else "quarantined"
         failed = sorted(Checkpoint(tmp_path / "ckpt").sources(state), key=lambda s: s.source_id)
         for record, (stage, row) in zip(
             failed, [("Pool", 5), ("second_yield", 35), ("twice", 41)], strict=True
@@ -677,7 +680,7 @@ def test_a_row_that_kills_its_worker_fails_alone(tmp_path: Path, how: str) -> No
 
     summary = run(tmp_path, chain, max_failed_runs=1)
     assert (summary.sources_completed, summary.sources_quarantined) == (FILES - 1, 1)
-    assert "1 sources are quarantined" in str(summary)
+    assert "1 source is quarantined" in str(summary)
     (record,) = Checkpoint(tmp_path / "ckpt").sources("quarantined")
     assert record.source_id.endswith("00002.parquet")
     assert "a worker died whenever it was executed" in str(record.error)
@@ -688,7 +691,7 @@ def test_a_row_that_kills_its_worker_fails_alone(tmp_path: Path, how: str) -> No
 @pytest.mark.skipif(
     not hasattr(DataContext, "max_map_retries"), reason="this version of Ray retries no UDF"
 )
-@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("times", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_a_udf_is_retried_as_in_plain_ray_data(tmp_path: Path, times: int, source: None) -> None:
     def flaky(folder: Path) -> Any:
         def run(batch: Any) -> Any:

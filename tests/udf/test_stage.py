@@ -118,6 +118,14 @@ class TestDecoration:
             resumable(isolate=True)
         with pytest.raises(ValueError, match="exclude"):
             resumable(one_to_one=True, origin="o")
+        with pytest.raises(ValueError, match="exclude"):
+            resumable(by="b", origin="o")
+        with pytest.raises(ValueError, match="sink=True excludes"):
+            resumable(by="b", sink=True)
+        with pytest.raises(ValueError, match="version must be a text"):
+            resumable(version="")
+        with pytest.raises(ValueError, match="by must be the name"):
+            resumable(by=3)  # type: ignore[call-overload]
         with pytest.raises(ValueError, match="origin"):
             resumable(origin="")
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_resume.write.flushes import flushes
+from ray_resume.write.flushes import flushes, table_intervals
 
 
 def block_of(rows: int) -> pa.Table:
@@ -43,3 +43,13 @@ def test_no_row_waits_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     # How long the first block took is not counted: none of its rows waited.
     assert [len(flush) for flush in flushes(blocks(), 10, 1 << 30)] == [4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("commit_s", "publish_s", "expected"),
+    [(10, 300, (10, 290)), (5, 5, (1, 4)), (10, math.inf, (10, math.inf))],
+)
+def test_rows_for_a_table_wait_no_longer_than_its_interval(
+    commit_s: float, publish_s: float, expected: tuple[float, float]
+) -> None:
+    assert table_intervals(commit_s, publish_s) == expected

@@ -132,7 +132,7 @@ def test_files_of_an_earlier_layout_get_the_types_that_were_agreed_on(
     job.put(1, n=0.5, p="b")
     with monkeypatch.context() as patch:
         # As if the driver had been killed before the files get one schema.
-        patch.setattr("ray_resume.write.targets.retype_output", lambda *_: None)
+        patch.setattr("ray_resume.write.targets.retype_output", lambda *_: {})
         assert job.run(compression="zstd").sources_completed == 1
     job.put(2, n=2, p="c", more="x")
     assert job.run(format="feather").sources_completed == 1

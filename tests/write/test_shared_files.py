@@ -56,8 +56,8 @@ def sorted_out(
     )
 
 
-def pending(todo: ResumePlan) -> str:
-    return "".join(source.source_id for source in todo.pending)
+def pending(resume_plan: ResumePlan) -> str:
+    return "".join(source.source_id for source in resume_plan.pending)
 
 
 DONE = [record("a", State.COMPLETED, 0), record("b", State.COMPLETED, 1, 4)]
@@ -65,11 +65,11 @@ DONE += [record("c", State.COMPLETED, 2), record("d", State.COMPLETED, 3)]
 
 
 def test_a_changed_source_is_done_again_alone() -> None:
-    todo = sorted_out("abcde", *DONE, changed="c")
-    assert pending(todo) == "ce"
-    assert [r.source_id for r in todo.skipped] == ["a", "b", "d"]
-    assert {n: r.source_id for n, r in todo.records.items()} == {0: "c"}
-    assert not todo.removed
+    resume_plan = sorted_out("abcde", *DONE, changed="c")
+    assert pending(resume_plan) == "ce"
+    assert [r.source_id for r in resume_plan.skipped] == ["a", "b", "d"]
+    assert {n: r.source_id for n, r in resume_plan.records.items()} == {0: "c"}
+    assert not resume_plan.removed
     with pytest.raises(SourceChangedError):
         sorted_out("abcd", *DONE, changed="c", policy="error")
     assert pending(sorted_out("abcd", *DONE, changed="c", policy="ignore")) == ""
@@ -77,9 +77,9 @@ def test_a_changed_source_is_done_again_alone() -> None:
 
 def test_sources_in_one_file_need_not_be_listed_or_completed_for_another_to_be_done() -> None:
     assert pending(sorted_out("cd", *DONE, changed="c")) == "c"
-    todo = sorted_out("abcd", record("a", State.QUARANTINED, 0), *DONE[1:], changed="c")
-    assert (pending(todo), todo.quarantined) == ("c", 1)
-    assert [r.source_id for r in todo.skipped] == ["b", "d"]
+    resume_plan = sorted_out("abcd", record("a", State.QUARANTINED, 0), *DONE[1:], changed="c")
+    assert (pending(resume_plan), resume_plan.quarantined) == ("c", 1)
+    assert [r.source_id for r in resume_plan.skipped] == ["b", "d"]
 
 
 # On a cluster -------------------------------------------------------------------------------------
@@ -160,7 +160,8 @@ def test_tiny_sources_share_files(tmp_path: Path) -> None:
 
     # Small files become large ones, also those that are there.
     write_file(tmp_path / "in" / "newer.parquet", 3000, 3003)
-    assert run(tmp_path, target_file_bytes=1 << 20).sources_completed == 1
+    merged = run(tmp_path, target_file_bytes=1 << 20)
+    assert (merged.sources_completed, merged.files) == (1, 1)
     check(tmp_path, [*expected, *range(3000, 3003)])
     assert len(files(tmp_path)) == 1
 
@@ -170,7 +171,14 @@ def by_parity(batch: Any) -> Any:
 
 
 @pytest.mark.usefixtures("cluster", "tiny")
-@pytest.mark.parametrize("how", ["raises", "marks", "marks and partitions"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "raises",
+        pytest.param("marks", marks=pytest.mark.long),
+        pytest.param("marks and partitions", marks=pytest.mark.long),
+    ],
+)
 def test_a_source_that_fails_keeps_no_other_from_being_committed(tmp_path: Path, how: str) -> None:
     def falls_over(batch: Any) -> Any:
         if BAD not in batch["id"]:
@@ -192,6 +200,7 @@ def test_a_source_that_fails_keeps_no_other_from_being_committed(tmp_path: Path,
     check(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster", "tiny")
 def test_earlier_output_in_a_shared_file_stays_until_its_source_is_done(tmp_path: Path) -> None:
     def falls_over(batch: Any) -> Any:
@@ -208,6 +217,7 @@ def test_earlier_output_in_a_shared_file_stays_until_its_source_is_done(tmp_path
     check(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster", "tiny")
 def test_sources_that_are_not_in_the_input_any_more_keep_their_rows(tmp_path: Path) -> None:
     run(tmp_path)
@@ -219,6 +229,7 @@ def test_sources_that_are_not_in_the_input_any_more_keep_their_rows(tmp_path: Pa
     check(tmp_path, [*(i for i in ALL if i // ROWS != 3), *range(1000, 1005)])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster", "tiny")
 def test_a_file_with_rows_of_a_live_run_is_left_to_a_later_one(tmp_path: Path) -> None:
     """Nothing is held back meanwhile, and each row can be found."""

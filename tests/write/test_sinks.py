@@ -32,7 +32,7 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.write.datasinks import title_of
+from ray_resume.write.datasinks import check_datasink, title_of
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -205,7 +205,15 @@ class Table(Datasink[Any]):
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("fail", ["", "write", "before", "after"])
+@pytest.mark.parametrize(
+    "fail",
+    [
+        "",
+        "write",
+        pytest.param("before", marks=pytest.mark.long),
+        pytest.param("after", marks=pytest.mark.long),
+    ],
+)
 def test_a_datasink_that_publishes_at_the_end(
     fail: str, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,13 +253,30 @@ def test_a_datasink_that_publishes_at_the_end(
 def test_datasinks_that_are_refused(source: Path, tmp_path: Path) -> None:
     from ray.data._internal.datasource.bigquery_datasink import BigQueryDatasink
     from ray.data._internal.datasource.clickhouse_datasink import ClickHouseDatasink, SinkMode
+    from ray.data._internal.datasource.image_datasink import ImageDatasink
+    from ray.data._internal.datasource.kafka_datasink import KafkaDatasink
+    from ray.data._internal.datasource.numpy_datasink import NumpyDatasink
     from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
+    from ray.data._internal.datasource.webdataset_datasink import WebDatasetDatasink
     from ray.data._internal.savemode import SaveMode
 
     ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
     before = snapshot(tmp_path)
-    with pytest.raises(NonResumableError, match="Give the folder"):
-        resumable_write(ds, ParquetDatasink(str(tmp_path / "out")))
+    for files, named in (
+        (ParquetDatasink(str(tmp_path / "out")), 'format="parquet"'),
+        (WebDatasetDatasink(str(tmp_path / "out")), 'format="webdataset"'),
+        (NumpyDatasink(str(tmp_path / "out"), "x"), 'format="numpy", column='),
+        (ImageDatasink(str(tmp_path / "out"), "x", "png"), 'format="images", column='),
+    ):
+        with pytest.raises(NonResumableError, match=rf"Give the folder itself.* {named}"):
+            resumable_write(ds, files)
+    for key in ("acks", "request.required.acks"):
+        kafka = object.__new__(KafkaDatasink)
+        kafka.topic, kafka.producer_config = "rows", {key: 0}
+        with pytest.raises(NonResumableError, match=rf"{key}=0, with which .* Leave it out"):
+            resumable_write(ds, kafka)
+        kafka.producer_config = {key: "all"}
+        check_datasink(kafka)
     for mode in ("overwrite", "create"):
         with pytest.raises(NonResumableError, match=mode):
             resumable_write(ds, Table(tmp_path / "table", mode=mode))

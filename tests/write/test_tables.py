@@ -26,6 +26,7 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
+from ray_resume.core.shards import Shard
 
 pytestmark = pytest.mark.long
 
@@ -139,8 +140,11 @@ def test_two_shards_publish_often_and_one_is_killed_on_the_way(
     """Its second publication is in the table, and is not committed."""
     skip_if_not_installed(kind)
     checkpoint, folder = tmp_path / "ckpt", tmp_path / "tables"
-    for number in range(6):
-        write_file(source / f"more-{number}.parquet", 600 + 50 * number, 650 + 50 * number)
+    # Three for each shard, whatever the others are in.
+    names = [source / f"more-{number}.parquet" for number in range(40)]
+    shards = [[name for name in names if Shard(one, 2).holds(str(name))] for one in (0, 1)]
+    for number, name in enumerate([*shards[0][:3], *shards[1][:3]]):
+        write_file(name, 600 + 50 * number, 650 + 50 * number)
     datasink(kind, folder)
     drivers = [
         start_driver(kind, source, checkpoint, folder, another_cluster, moment, shard)
@@ -196,7 +200,7 @@ def test_a_table_that_cannot_tell_stops_the_run(source: Path, tmp_path: Path) ->
 @pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 def test_a_reset_comes_after_what_was_published_and_not_committed(
-    source: Path, tmp_path: Path
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     skip_if_not_installed("delta")
     checkpoint = Checkpoint(tmp_path / "ckpt")
@@ -214,6 +218,8 @@ def test_a_reset_comes_after_what_was_published_and_not_committed(
         job(unanswered(datasink("delta", tmp_path)))
     checkpoint.reset([str(first)])
     assert job(datasink("delta", tmp_path)).sources_completed == 1
+    assert "1 source of this run, " in caplog.text
+    assert "each such source is there with its old and its new rows" in caplog.text
     thrice, twice = list(range(100)), list(range(200))
     assert ids_in_table("delta", tmp_path) == sorted([*range(601), *twice, *thrice])
     checkpoint.reset(state="all")

@@ -199,6 +199,7 @@ def test_all_files_have_one_schema(merged: bool, tmp_path: Path) -> None:
     assert sorted((tmp_path / "out").iterdir()) == before
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 def test_what_plain_ray_data_refuses_names_both_sources(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -222,6 +223,7 @@ def test_what_plain_ray_data_refuses_names_both_sources(tmp_path: Path) -> None:
         assert f"{tmp_path}/in/{i}.parquet" in str(caught.value)
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 def test_a_schema_of_the_users(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -300,7 +302,7 @@ def test_a_run_that_is_refused_changes_no_file(
     pq.write_table(pa.table({"id": [2], "x": [3]}), source / "o.parquet")
     with monkeypatch.context() as patch:
         # As if the driver had been killed before the files get one schema.
-        patch.setattr("ray_resume.write.targets.retype_output", lambda *_: None)
+        patch.setattr("ray_resume.write.targets.retype_output", lambda *_: {})
         second = run(out)
     shutil.copytree(out, copy)
     before = {path: path.read_bytes() for path in copy.rglob("*.parquet")}

@@ -18,7 +18,7 @@ import secrets
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlparse
 
 from typing_extensions import override
@@ -34,6 +34,7 @@ from ray_resume.checkpoint.local.lease import (
     live_runs,
 )
 from ray_resume.checkpoint.local.lmdb_file import (
+    WriterContents,
     WriterFile,
     remove_half_made,
     write_whole,
@@ -88,6 +89,8 @@ class LocalBackend(CheckpointBackend):
         local = local_path(path)
         assert local is not None, f"{path} is no directory of this host"
         self.path = local
+        # The files of dead runs as they were read last, and how they were then.
+        self._dead: dict[str, tuple[_FileState, Reading]] = {}
         super().__init__(LocalObjects(str(local)))
 
     @property
@@ -202,13 +205,29 @@ class LocalBackend(CheckpointBackend):
         return live_runs(self.path)
 
     @override
-    def _read_dead_runs(self, own: str) -> Contents:
+    def _read_dead_runs(self, own: str, own_contents: WriterContents | None) -> Contents:
         self._refuse_remote()
         with exclusive_lock(self.path):
             live = live_runs(self.path)
             live.pop(own, None)
             files = {run: path for run, path in self.writers().items() if run not in live}
-        return Contents(live, {}, files, tuple(_readings(files, live)))
+        seen = {run: _FileState.of(path) for run, path in files.items()}
+        from ray_resume.core.record_log import RecordLog
+
+        # The files of dead runs do not change. Those that were read at the start of a run are not
+        # read again at its end: it would take a process, and memory.
+        found = {run: read for run, (state, read) in self._dead.items() if seen.get(run) == state}
+        if own_contents is not None and own in files:
+            header, blocks = own_contents
+            found[own] = Reading(own, Path(files[own]), header, RecordLog(blocks))
+        missing = {run: path for run, path in files.items() if run not in found}
+        found |= {reading.run_id: reading for reading in _readings(missing, live)}
+        self._dead = {
+            run: (state, found[run])
+            for run, state in seen.items()
+            if state is not None and found[run].error is None and run != own
+        }
+        return Contents(live, {}, files, tuple(found[run] for run in files))
 
     def _refuse_remote(self) -> None:
         kind = network_filesystem_type(self.path)
@@ -219,6 +238,22 @@ class LocalBackend(CheckpointBackend):
                 "on a local disk of the driver's host (df -T shows the kinds); input and output "
                 "may be anywhere."
             )
+
+
+class _FileState(NamedTuple):
+    """Tells a file from another in its place."""
+
+    inode: int
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path | str) -> _FileState | None:
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _readings(files: Mapping[str, Path | str], live: Container[str]) -> Iterator[Reading]:

@@ -22,7 +22,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ray_resume.core.filenames import is_usual_run
 from ray_resume.errors import CheckpointError
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT_VERSION",
     "SUFFIX",
+    "WriterContents",
     "WriterFile",
     "read_writer",
     "read_writer_into",
@@ -66,6 +67,10 @@ _LOCK_FILE_BYTES = 8192
 # the file is open. A writer holds it when it opens, moves or closes its map, for it may be read.
 _reading = threading.Lock()
 _own: dict[str, WriterFile] = {}
+
+
+WriterContents: TypeAlias = tuple[Mapping[str, Any], Sequence[bytes]]
+"""A header, and blocks of records (see `records.encode`)."""
 
 
 class WriterFile:
@@ -136,6 +141,13 @@ class WriterFile:
         blocks: list[bytes] = []
         read_writer_into(self._path, lambda _: None, blocks.append, live=True)
         return blocks
+
+    def contents(self) -> WriterContents:
+        """Return the header and all committed records, as they are in the file."""
+        headers: list[dict[str, Any]] = []
+        blocks: list[bytes] = []
+        read_writer_into(self._path, headers.append, blocks.append, live=True)
+        return headers[0], blocks
 
     def close(self) -> None:
         """Close the file; it can be read afterwards."""

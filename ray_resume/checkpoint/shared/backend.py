@@ -36,6 +36,7 @@ from ray_resume.checkpoint.backend import SHARED_LAYOUT, CheckpointBackend
 from ray_resume.checkpoint.claims import Claim, Owner, in_use_error, warn_waiting
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.lease import Lease
+from ray_resume.checkpoint.local.lmdb_file import WriterContents
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.objects import Objects
 from ray_resume.checkpoint.shared import scratch
@@ -271,7 +272,7 @@ class SharedBackend(CheckpointBackend):
         return self._leases.owners()[0]
 
     @override
-    def _read_dead_runs(self, own: str) -> Contents:
+    def _read_dead_runs(self, own: str, own_contents: WriterContents | None) -> Contents:
         """Read what dead runs and run ``own`` committed.
 
         Dead runs that no process has declared dead before are fenced first, and lose their lease.

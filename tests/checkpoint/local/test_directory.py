@@ -284,3 +284,32 @@ def test_two_first_runs_cannot_bind_it_to_two_sinks(tmp_path: Path) -> None:
     checkpoint.bind("/out/b", "run1")
     assert checkpoint.sink() == "/out/b"
     leases[1].end(wait_s=0)
+
+
+def test_files_of_dead_runs_are_read_once_and_a_run_s_own_file_not_at_all(
+    checkpoint: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Writing(checkpoint.path, "dead", "a").end()
+    alive = Writing(checkpoint.path, "neighbour", "b")
+    assert set(checkpoint.committed_by_dead_runs("own").headers) == {"dead"}
+    own = Writing(checkpoint.path, "own", "c")
+    contents = own.writer.contents()
+    own.writer.close()
+    (dead,) = checkpoint.path.glob("dead.mdb")
+    with monkeypatch.context() as patch:
+        # Another process is needed for each read.
+        patch.setattr(sys, "executable", "/nowhere")
+        now = checkpoint.committed_by_dead_runs("own", contents)
+        assert {record.source_id for record in now.snapshot} == {"a", "c"}
+        assert now.headers["own"]["sources_total"] == 1
+        alive.end()
+        with pytest.raises(FileNotFoundError):
+            checkpoint.committed_by_dead_runs("own", contents)
+    now = checkpoint.committed_by_dead_runs("own")
+    assert {record.source_id for record in now.snapshot} == {"a", "b", "c"}
+    # A file that was restored in the meantime is another one.
+    dead.unlink()
+    Writing(checkpoint.path, "dead", "d").end()
+    now = checkpoint.committed_by_dead_runs("own", contents)
+    assert {record.source_id for record in now.snapshot} == {"b", "c", "d"}
+    own.lease.end(wait_s=0)

@@ -187,6 +187,8 @@ def test_commits_are_synced(tmp_path: Path) -> None:
 # Growth.
 
 
+@pytest.mark.extended
+@pytest.mark.long
 def test_one_commit_larger_than_the_whole_map(tmp_path: Path) -> None:
     writer = WriterFile.create(tmp_path, "run", {})
     batch = [done(f"s{i}", size=10_000) for i in range(2_500)]
@@ -209,6 +211,8 @@ def test_the_map_grows_over_many_commits(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(records_in(tmp_path / "run.mdb")) == 60
 
 
+@pytest.mark.extended
+@pytest.mark.long
 def test_small_commits_share_blocks_and_pages(tmp_path: Path) -> None:
     """A run that commits one source at a time is read as quickly as any other."""
     writer = WriterFile.create(tmp_path, "run", {})
@@ -304,31 +308,36 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("live", [False, True])
-def test_a_file_that_is_no_store_is_one_clear_error(
-    tmp_path: Path, damage: str, live: bool
-) -> None:
-    path = tmp_path / "run.mdb"
-    DAMAGE[damage](path)
+def test_a_file_that_is_no_store_is_one_clear_error(tmp_path: Path, live: bool) -> None:
+    paths = {damage: tmp_path / str(number) / "run.mdb" for number, damage in enumerate(DAMAGE)}
+    for damage, path in paths.items():
+        path.parent.mkdir()
+        DAMAGE[damage](path)
     # In a process of its own: reading past the end of a file kills the one that does it.
-    reader = run_python(READ, path, live)
-    kind, _, message = reader.stdout.partition("\n")
-    assert (reader.returncode, kind) == (0, "CheckpointError"), reader
-    assert str(path) in message
-    assert "Move it" in message or "restore it" in message
+    reader = run_python(READ, live, *paths.values())
+    assert reader.returncode == 0, reader
+    told = json.loads(reader.stdout)
+    for (damage, path), (kind, message) in zip(paths.items(), told, strict=True):
+        assert kind == "CheckpointError", (damage, message)
+        assert str(path) in message, damage
+        assert "Move it" in message or "restore it" in message, damage
 
 
 READ = """
-import sys
+import json, sys
 from pathlib import Path
-from ray_resume.errors import CheckpointError
 from ray_resume.checkpoint.local.lmdb_file import read_writer
 
-try:
-    print(len(read_writer(Path(sys.argv[1]), live=sys.argv[2] == "True")[1]))
-except Exception as error:
-    print(type(error).__name__, error, sep="\\n")
+told = []
+for path in sys.argv[2:]:
+    try:
+        read_writer(Path(path), live=sys.argv[1] == "True")
+        told.append(("nothing", path))
+    except Exception as error:
+        told.append((type(error).__name__, str(error)))
+    print(path, file=sys.stderr)
+print(json.dumps(told))
 """
 
 
@@ -531,6 +540,8 @@ def test_a_file_that_grows_while_it_is_looked_at_is_not_taken_for_cut_short(
     assert grown
 
 
+@pytest.mark.extended
+@pytest.mark.long
 def test_the_writers_own_process_reads_at_any_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -628,6 +639,8 @@ def done(number):
     parts = (FilePart("f" * 3000, 0, 1, 1),)
     return Record(f"s{number}", State.COMPLETED, number + 1, "run", parts=parts)
 
+# A child forked by C would wait for ever if it handed Python's lock to a thread that it has not.
+sys.setswitchinterval(60)
 writer = WriterFile.create(Path(sys.argv[1]), "run", {})
 numbers = itertools.count()
 writer.commit([done(next(numbers))])
@@ -662,6 +675,8 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.extended
+@pytest.mark.long
 def test_children_of_the_writers_process_do_its_file_no_harm(tmp_path: Path) -> None:
     """Children that live on, and children that end, forked by Python and by C."""
     writer = start_python(FORKED, tmp_path)

@@ -99,6 +99,7 @@ class Hasty(BakeryMutex):
             self._objects = real
 
 
+@pytest.mark.extended
 def test_who_does_not_wait_for_choosers_is_found_out() -> None:
     assert any(
         overlaps(history(seed, customers=4, turns=3, deaths=0, stops=0, bakery=Hasty))
@@ -106,6 +107,7 @@ def test_who_does_not_wait_for_choosers_is_found_out() -> None:
     )
 
 
+@pytest.mark.extended
 def test_who_does_not_confirm_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Turn, "confirm", lambda _: None)
     assert any(

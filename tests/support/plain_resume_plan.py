@@ -25,7 +25,7 @@ class PlainGone:
 
 
 @dataclass(frozen=True)
-class PlainTodo:
+class PlainResumePlan:
     """As `resume_plan.ResumePlan`, by ids."""
 
     pending: list[str]
@@ -45,7 +45,7 @@ def plain_todo_of(
     on_pipeline_change: str,
     listed: Sequence[Source],
     gone: PlainGone | None = None,
-) -> PlainTodo:
+) -> PlainResumePlan:
     gone = gone or PlainGone()
     now = pipeline_hash(signature)
     again: dict[str, Record] = {}
@@ -99,4 +99,4 @@ def plain_todo_of(
     passed_over = skipped | quarantined | ignored
     pending = [s.source_id for s in sources if s.source_id not in passed_over]
     records = {source_id: r for source_id, r in again.items() if source_id in pending}
-    return PlainTodo(pending, records, skipped, len(quarantined), removed, len(ignored))
+    return PlainResumePlan(pending, records, skipped, len(quarantined), removed, len(ignored))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
+from ray_resume.core.wording import counted
+
 __all__ = ["CheckReport", "plain"]
 
 
@@ -48,9 +50,10 @@ class CheckReport:
 
     @override
     def __str__(self) -> str:
+        writers_file = "writer's file" if self.writers == 1 else "writers' file"
         looked_at = (
-            f"writers' files: {self.writers}, records: {self.records}, sources: {self.sources}, "
-            f"output files: {self.files}"
+            f"{counted(self.writers, writers_file)}, {counted(self.records, 'record')}, "
+            f"{counted(self.sources, 'source')}, {counted(self.files, 'output file')}"
         )
         if self.ok:
             lines = [f"The checkpoint {self.checkpoint} is sound ({looked_at})."]

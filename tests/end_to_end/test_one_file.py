@@ -1,0 +1,76 @@
+"""One file in many sources, killed at random moments again and again."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pds
+import pyarrow.parquet as pq
+import pytest
+from job import kill_with_descendants
+from places import SCRIPTS
+
+from ray_resume import Checkpoint
+from ray_resume.testing import check_exactly_once
+
+ROWS, KILLS = 3000, 10
+# Counted from when the cluster is up; the job takes about 15 s.
+MOMENTS_S = (0.5, 5.0)
+
+
+def parquet(path: Path) -> None:
+    pq.write_table(pa.table({"id": range(ROWS)}), path, row_group_size=37)
+
+
+def lines(path: Path) -> None:
+    path.write_text("".join(f"{number}\n" for number in range(ROWS)))
+
+
+def json_lines(path: Path) -> None:
+    path.write_text("".join(json.dumps({"id": number}) + "\n" for number in range(ROWS)))
+
+
+def csv(path: Path) -> None:
+    path.write_text("id\n" + "".join(f"{number}\n" for number in range(ROWS)))
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "read_parquet": parquet,
+    "read_json": json_lines,
+    "read_text": lines,
+    "read_csv": csv,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", WRITERS)
+def test_one_file_killed_ten_times_ends_with_each_row_once(reader: str, tmp_path: Path) -> None:
+    path = tmp_path / f"one.{reader.replace('text', 'txt').removeprefix('read_')}"
+    WRITERS[reader](path)
+    command: list[Any] = [sys.executable, SCRIPTS / "one_file_driver.py", reader, path]
+    command += [tmp_path / "ckpt", tmp_path / "out"]
+    moments = random.Random(reader)
+    for _ in range(KILLS):
+        job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert job.stdout is not None
+        assert job.stdout.readline() == "started\n"
+        time.sleep(moments.uniform(*MOMENTS_S))
+        kill_with_descendants(job.pid)
+        job.communicate()
+    subprocess.run(command, check=True, timeout=300)
+    # Some of them came while it worked.
+    outcomes = [run.outcome for run in Checkpoint(tmp_path / "ckpt").runs()]
+    assert outcomes.count("killed") >= 2, outcomes
+    column = "text" if reader == "read_text" else "id"
+    files = Checkpoint(tmp_path / "ckpt").files()
+    found = pds.dataset(files).to_table([column])[column].to_pylist()
+    assert sorted(map(int, found)) == list(range(ROWS))
+    check_exactly_once(tmp_path / "ckpt", [{column: value} for value in found])
