@@ -34,14 +34,20 @@ RAY = Path(sys.executable).with_name("ray")
 # Ray sends SIGKILL 3 s after SIGTERM; on a busy machine that may come before we have cleaned up.
 PATIENT = ("--runtime-env-json", json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}))
 
+# `ray.init` gives the agent of each cluster the same port: on a machine where another cluster has
+# it, this one would never take a job ("No available agent").
 _HEAD = """
 import socket, time
-import ray
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-context = ray.init("local", num_cpus=3, include_dashboard=True, dashboard_port=port)
-print("http://" + context.dashboard_url, context.address_info["address"], flush=True)
+from ray.cluster_utils import Cluster
+with socket.socket() as one, socket.socket() as other:
+    one.bind(("127.0.0.1", 0))
+    other.bind(("127.0.0.1", 0))
+    dashboard, agent = (free.getsockname()[1] for free in (one, other))
+cluster = Cluster()
+cluster.add_node(
+    num_cpus=3, include_dashboard=True, dashboard_port=dashboard, dashboard_agent_listen_port=agent
+)
+print("http://" + cluster.head_node.webui_url, cluster.address, flush=True)
 time.sleep(10**6)
 """
 
