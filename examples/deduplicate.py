@@ -148,20 +148,28 @@ def check(workdir: Path) -> None:
     print(f"OK: {len(written):,} of {len(documents):,} documents are unique, each exactly once.")
 
 
+def last_completed_at(checkpoint: Checkpoint) -> float | None:
+    """Return when the last source was completed; None if none was."""
+    try:
+        return checkpoint.status().last_completed_at
+    except CheckpointError:  # It is not made yet.
+        return None
+
+
 def crash_in(step: str | None, workdir: Path) -> None:
     """SIGKILL this process in the middle of a step, from a thread."""
     if step is None:
         return
     folder = workdir / "duplicates.unfinished"
-    checkpoint = workdir / ("hashed-checkpoint" if step == "hash" else "unique-checkpoint")
+    # An earlier run that was killed may have left it.
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoint = Checkpoint(
+        workdir / ("hashed-checkpoint" if step == "hash" else "unique-checkpoint")
+    )
+    before = last_completed_at(checkpoint)
 
     def is_time() -> bool:
-        if step == "group":
-            return folder.exists()
-        try:
-            return Checkpoint(checkpoint).status().completed > 0
-        except CheckpointError:  # It is not made yet.
-            return False
+        return folder.exists() if step == "group" else last_completed_at(checkpoint) != before
 
     def wait() -> None:
         while not is_time():

@@ -2,9 +2,10 @@
 
 They are those that have output: completed ones, and those that failed since and keep their earlier
 output. Each keeps its id, and is found by its parts, which say where its rows are in output files.
-Its fingerprint stands for what it holds: the run that made its record. A run completes a source
-once, and a rewrite, a merge or a change of types keeps the run and changes the parts alone. So a
-source that was executed again has another fingerprint; one whose file was rewritten has the same.
+Its fingerprint stands for what it holds: the run that made its record, and whether the source is
+complete by it. A run completes a source once, perhaps after it has recorded that the source got
+lost. A rewrite, a merge or a change of types keeps both and changes the parts alone. So a source
+that was executed again has another fingerprint; one whose file was rewritten has the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 
 import numpy as np
 
+from ray_resume.core.columns import numbers_of
 from ray_resume.core.digests import DigestIndex
 from ray_resume.core.part_lists import PartLists, Parts
 from ray_resume.core.record_log import Flag
@@ -22,7 +24,7 @@ from ray_resume.core.sources import SourceTable
 
 __all__ = ["moved_parts", "sources_with_output"]
 
-_COLUMNS = ["source_id", "run_id", "files", "first_rows", "part_rows", "file_rows"]
+_COLUMNS = ["source_id", "run_id", "state", "files", "first_rows", "part_rows", "file_rows"]
 
 
 def sources_with_output(snapshot: Snapshot) -> SourceTable:
@@ -37,13 +39,14 @@ def sources_with_output(snapshot: Snapshot) -> SourceTable:
     batches = [batch.select(_COLUMNS) for _, batch in snapshot.batches(rows)]
     ids: list[bytes] = []
     contents: list[int] = []
-    by_run: dict[bytes, int] = {}
+    known: dict[tuple[bytes, bool], int] = {}
     for batch in batches:
         ids += batch.column("source_id").to_pylist()
-        for run_id in batch.column("run_id").to_pylist():
-            content = by_run.get(run_id)
+        complete = numbers_of(batch.column("state"), "u1") == State.COMPLETED.value
+        for made in zip(batch.column("run_id").to_pylist(), complete.tolist(), strict=True):
+            content = known.get(made)
             if content is None:
-                content = by_run[run_id] = _content(run_id)
+                content = known[made] = _content(*made)
             contents.append(content)
     parts = PartLists.of(batches)
     table = SourceTable.of_parts(ids, parts, contents, snapshot.digests.take(rows))
@@ -73,7 +76,7 @@ def moved_parts(listed: SourceTable, now: SourceTable) -> dict[str, Parts | None
     return moved
 
 
-def _content(run_id: bytes) -> int:
-    """Return 63 bits that stand for the rows of each source that a run has recorded."""
-    digest = hashlib.blake2b(run_id, digest_size=8).digest()
+def _content(run_id: bytes, complete: bool) -> int:
+    """Return 63 bits that stand for the rows of each source that a run has recorded so."""
+    digest = hashlib.blake2b(run_id if complete else run_id + b" kept", digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -87,6 +87,12 @@ def test_a_rewrite_is_no_change_and_another_run_is_one() -> None:
     assert list(plan_after(before, again).pending.ids()) == ["a"]
 
 
+def test_a_run_that_completes_a_source_after_it_got_lost_there_has_changed_it() -> None:
+    lost = snapshot_with(done("a", A), Record("a", State.FAILED, 3, LATER, parts=(A,)))
+    since = snapshot_with(done("a", A), done("a", B, run=LATER, sequence=4))
+    assert list(plan_after(lost, since).pending.ids()) == ["a"]
+
+
 def test_what_is_reset_or_gone_is_removed_and_what_is_new_or_failed_since_is_read() -> None:
     before = snapshot_with(*(done(name, A) for name in "abcd"))
     now = snapshot_with(

@@ -31,9 +31,11 @@ def run(workdir: Path, address: str, *options: str) -> subprocess.CompletedProce
 @pytest.mark.long
 def test_it_is_killed_in_each_step_and_goes_on(tmp_path: Path, another_cluster: str) -> None:
     done: dict[str, int] = {}
-    for step in ("hash", "group", "filter"):
+    for number, step in enumerate(("hash", "group", "group", "filter"), 1):
         killed = run(tmp_path, another_cluster, "--crash-in", step)
         assert killed.returncode == SIGKILLED, killed.stdout + killed.stderr
+        begun = list(Checkpoint(tmp_path / "hashed-checkpoint").runs())
+        assert len(begun) == number, "what an earlier run left is not taken for the step"
         for name in ("hashed", "unique"):
             folder = tmp_path / f"{name}-checkpoint"
             done[f"{name} after {step}"] = (

@@ -160,6 +160,27 @@ def test_a_column_that_the_input_gets_is_no_other_pipeline_where_columns_are_dro
 
 @pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
+def test_a_file_with_wider_types_widens_those_of_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "in", 0, n=[1], m=pa.array([2], pa.int32()))
+    job = Job(tmp_path)
+    assert job.is_done()
+    write(tmp_path / "in", 1, n=[1.5], m=pa.array([1 << 40], pa.int64()))
+    with caplog.at_level(logging.WARNING, "ray_resume"):
+        assert job.is_done()
+    (warning,) = [text for text in caplog.messages if "widened the schema" in text]
+    assert "'n' is double, and was int64, 'm' is int64, and was int32" in warning
+    # The run after that finds both on record.
+    write(tmp_path / "in", 2, n=[7], m=[3])
+    assert job.is_done()
+    assert rows_of(tmp_path / "c") == job.plain()
+    types = {pq.read_schema(file).field("n").type for file in Checkpoint(tmp_path / "c").files()}
+    assert types == {pa.float64()}
+
+
+@pytest.mark.extended
+@pytest.mark.usefixtures("cluster")
 def test_types_that_do_not_go_together_name_the_file(tmp_path: Path) -> None:
     write(tmp_path / "in", 50, n=[1])
     job = Job(tmp_path)
