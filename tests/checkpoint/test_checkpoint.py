@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from local_checkpoint import states, write
 from snapshots import whole_files
 
 from ray_resume import Checkpoint, CheckpointError, CheckpointStatus, SourceRecord
@@ -44,12 +45,6 @@ def record(source_id: str, state: State, sequence: int, run_id: str, *files: str
     )
 
 
-def write(directory: Path, run_id: str, total: int, records: Iterable[Record]) -> None:
-    writer = WriterFile.create(directory, run_id, {"sources_total": total})
-    writer.commit(list(records))
-    writer.close()
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Two runs' work on six sources: a, b and ü done, f failed, q quarantined, one not read."""
@@ -76,10 +71,6 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory_module, "_MAX_DEATH_DETECTION_S", 0.1)
-
-
-def states(path: Path) -> dict[str, str]:
-    return {source.source_id: source.state for source in Checkpoint(path).sources()}
 
 
 def snapshot(path: Path) -> dict[str, bytes]:
