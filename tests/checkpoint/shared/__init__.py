@@ -1,0 +1,1 @@
+"""The shared backend. A package, because its conftest.py is beside the one of all tests."""
