@@ -1,104 +1,31 @@
-"""The ledger's host without Ray: when it commits, when it refuses, and what SIGSTOP does to it."""
+"""The ledger's host without Ray: when it commits, what it publishes, and what threads do to it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
-from snapshots import whole_files
+from host_run import Run, wait_until
+from store_files import records_in
 
-from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.checkpoint.local.backend import LocalBackend, LocalLedgerBinding
-from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterFile, read_writer
 from ray_resume.core.ledger import LedgerError
-from ray_resume.core.messages import DeadLetter, Drain, Event, Failure, Message, Outcome, Seal
+from ray_resume.core.messages import DeadLetter, Drain, Failure, Message, Outcome, Seal
 from ray_resume.core.parts import FilePart
 from ray_resume.core.records import Fingerprint, Record, State, pipeline_hash
-from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.run.ledger_host import LedgerHost
 from ray_resume.run.record_factory import Failed
-from ray_resume.run.run_spec import RunSpec
 
 pytestmark = pytest.mark.long
 
-DEADLINE_S = 20.0
-
 # Three rows in two files.
 TWO = (FilePart("a", 0, 2, 2), FilePart("b", 5, 1, 9))
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
-
-
-def records_in(path: Path, *, live: bool = False) -> dict[str, Record]:
-    """What a writer's file holds, by source id."""
-    return {record.source_id: record for record in read_writer(path, live=live)[1]}
-
-
-def table(fingerprints: Iterable[Fingerprint]) -> SourceTable:
-    return SourceTable.of(Source(f"s{i}", None, known) for i, known in enumerate(fingerprints))
-
-
-class Run:
-    """A driver's share of a run: its lease, and its host in this process."""
-
-    def __init__(
-        self,
-        path: Path,
-        run_id: str = "run",
-        *,
-        sources: int = 4,
-        commit_interval_s: float = 3600.0,
-        **spec: Any,
-    ) -> None:
-        self.directory = LocalBackend(path)
-        self.directory.ensure()
-        owner = Owner.here(run_id)
-        self.lease = Lease.acquire(self.directory.path, owner, Claim(None), wait_s=0)
-        values: dict[str, Any] = {
-            "run_id": run_id,
-            "binding": LocalLedgerBinding(
-                str(path), str(self.lease.path), run_id, commit_interval_s=commit_interval_s
-            ),
-            "sources": table(Fingerprint(i, 10 * i) for i in range(sources)),
-            "records": {},
-            "max_failed_runs": 3,
-            "first_sequence": 0,
-            "signature": "read>f",
-            "header": {"sources_total": sources},
-        }
-        self.spec = RunSpec(**{**values, **spec})
-        self.file = path / f"{run_id}.mdb"
-        self.host = LedgerHost(self.spec)
-        self.host.begin_pass(1)
-
-    def apply(self, *events: Event) -> Any:
-        return self.host.apply(Message(self.spec.run_id, 1, events))
-
-    def committed(self) -> dict[str, Record]:
-        return records_in(self.file, live=True)
-
-    def end(self) -> None:
-        with contextlib.suppress(ResumeError):
-            self.host.close()
-        self.lease.end(wait_s=0)
 
 
 @pytest.fixture
@@ -279,132 +206,6 @@ def test_a_new_pass_forgets_sums_and_keeps_what_is_complete(run: Run) -> None:
     assert set(run.committed()) == {"s0", "s1"}
 
 
-# Faults.
-
-
-def test_nothing_is_committed_once_the_lease_is_lost(tmp_path: Path) -> None:
-    run = Run(tmp_path, commit_interval_s=0.05)
-    run.apply(Seal(0, 0))
-    run.host.flush()
-    run.lease.path.unlink()
-    run.apply(Seal(1, 0))
-
-    def refused() -> bool:
-        try:
-            run.apply(Seal(2, 1))
-        except CheckpointError as error:
-            return "lost" in str(error)
-        return False
-
-    wait_until(refused)
-    for use in (
-        run.host.flush,
-        lambda: run.host.fail({3: Failed("boom", counts_toward_quarantine=True)}),
-        run.host.close,
-    ):
-        with pytest.raises(CheckpointError, match="lost"):
-            use()
-    with pytest.raises(ResumeError):
-        run.apply(Seal(3, 0))
-    assert set(records_in(run.file)) == {"s0"}
-    run.lease.release()
-
-
-def test_a_full_disk_is_told_to_everybody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: WriterFile, records: Iterable[Record]) -> None:
-        raise CheckpointError("disk full")
-
-    run.apply(Seal(0, 0))
-    with monkeypatch.context() as patch:
-        patch.setattr(WriterFile, "commit", full)
-        with pytest.raises(CheckpointError, match="disk full"):
-            run.host.flush()
-    # Also when there is space again: what was queued is gone, so nothing must look as if it held.
-    for use in (lambda: run.apply(Seal(1, 0)), run.host.flush, run.host.close):
-        with pytest.raises(CheckpointError, match="disk full"):
-            use()
-    assert records_in(run.file) == {}
-
-
-def test_it_does_not_start_without_its_lease(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.end()
-    before = set(os.listdir(tmp_path))
-    with pytest.raises(CheckpointError, match="has ended"):
-        LedgerHost(run.spec)
-    assert set(os.listdir(tmp_path)) == before
-
-
-# Failed sources.
-
-
-def test_a_source_fails_until_it_is_quarantined_and_keeps_its_old_files(tmp_path: Path) -> None:
-    first = Run(tmp_path, "run0")
-    first.apply(Seal(0, 5), Drain(0, MODULUS - 5, rows=1, parts=whole_files("old")))
-    first.end()
-
-    def newest() -> Record:
-        record = LocalBackend(tmp_path).committed_by_dead_runs("none").snapshot.get("s0")
-        assert record is not None
-        return record
-
-    assert newest().files == ("old",)
-    for turn in (1, 2, 3):
-        before = newest()
-        run = Run(tmp_path, f"run{turn}", records={0: before}, first_sequence=before.sequence)
-        run.host.fail({0: Failed(f"boom {turn}", counts_toward_quarantine=True)})
-        run.end()
-        record = newest()
-        assert record.state is (State.FAILED if turn < 3 else State.QUARANTINED)
-        assert (record.failed_runs, record.error) == (turn, f"boom {turn}")
-        assert (record.files, record.rows, record.completed_at) == (("old",), 0, None)
-        assert (record.run_id, record.fingerprint) == (f"run{turn}", Fingerprint(0, 0))
-
-
-def test_what_got_lost_alone_is_on_record_at_once_and_not_marked_again(tmp_path: Path) -> None:
-    run = Run(tmp_path, max_failed_runs=1)
-    run.apply(Seal(0, 0))
-    assert run.host.mark_lost(0, "WorkerCrashedError") is None, "it is complete"
-    how = run.host.mark_lost(1, "WorkerCrashedError")
-    assert how == (
-        "rows unaccounted for: a worker died whenever it was executed (WorkerCrashedError)"
-    )
-    record = run.committed()["s1"]
-    assert (record.state, record.failed_runs, record.error) == (State.QUARANTINED, 1, how)
-    # What it is marked with is not what the next pass knows of it.
-    run.host.begin_pass(2)
-    assert run.host.mark_rest_failed() == (3, 1)
-    assert run.committed()["s1"] == record
-    run.host.flush()
-    failed_runs = {name: record.failed_runs for name, record in run.committed().items()}
-    assert failed_runs == {"s0": 0, "s1": 1, "s2": 0, "s3": 0}
-    run.end()
-
-
-def test_several_that_fail_at_once_are_not_quarantined(tmp_path: Path) -> None:
-    """They went through the same tasks: nobody knows which of them was bad."""
-    run = Run(tmp_path, max_failed_runs=1)
-    assert (
-        run.host.fail(
-            {
-                1: Failed("boom", counts_toward_quarantine=False),
-                2: Failed("boom", counts_toward_quarantine=False),
-            }
-        )
-        == 0
-    )
-    run.end()
-    states = {name: record.state for name, record in records_in(run.file).items()}
-    assert states == {"s1": State.FAILED, "s2": State.FAILED}
-
-
-def test_one_failed_run_may_be_one_too_many(tmp_path: Path) -> None:
-    run = Run(tmp_path, max_failed_runs=1)
-    run.host.fail({2: Failed("boom", counts_toward_quarantine=True)})
-    run.end()
-    assert records_in(run.file)["s2"].state is State.QUARANTINED
-
-
 # Threads.
 
 
@@ -471,114 +272,6 @@ def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             f"\n{count} sources, one message each: applied {count / applied_s:,.0f}/s, "
             f"durable {count / durable_s:,.0f}/s\n"
         )
-
-
-# Processes.
-
-DRIVER = """
-import sys
-from pathlib import Path
-from ray_resume.checkpoint.claims import Claim, Owner
-from ray_resume.checkpoint.local.lease import Lease
-
-lease = Lease.acquire(Path(sys.argv[1]), Owner.here("old"), Claim(None), wait_s=0)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-HOST = """
-import os, signal, sys, time
-from pathlib import Path
-from ray_resume.run.ledger_host import LedgerHost
-from ray_resume.run.run_spec import RunSpec
-from ray_resume.checkpoint.local.backend import LocalLedgerBinding
-from ray_resume.errors import ResumeError
-from ray_resume.core.messages import Message, Seal
-from ray_resume.core.sources import Source, SourceTable
-
-sources = SourceTable.of(Source(f"s{i}", None) for i in range(3))
-lease = str(Path(sys.argv[1]) / "old.lease")
-binding = LocalLedgerBinding(sys.argv[1], lease, "old", commit_interval_s=0.3)
-spec = RunSpec("old", binding, sources, {}, 3, 0, "", {"sources_total": 3})
-host = LedgerHost(spec)
-host.begin_pass(1)
-host.apply(Message("old", 1, (Seal(0, 0),)))
-host.flush()
-host.apply(Message("old", 1, (Seal(1, 0),)))
-os.kill(os.getpid(), signal.SIGSTOP)
-# It goes on here when it is continued, with one source complete and not committed.
-try:
-    while True:
-        host.apply(Message("old", 1, (Seal(2, 1),)))
-        time.sleep(0.01)
-except ResumeError as error:
-    print(error, flush=True)
-"""
-
-
-@contextlib.contextmanager
-def process(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
-    """A process, killed at the end."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    watchdog = threading.Timer(DEADLINE_S, child.kill)
-    watchdog.start()
-    try:
-        yield child
-    finally:
-        watchdog.cancel()
-        child.kill()
-        child.communicate()
-
-
-@contextlib.contextmanager
-def stopped_host_of_a_killed_driver(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A host that was stopped between a completion and its commit, and outlived its driver."""
-    LocalBackend(path).ensure()
-    with process(DRIVER, path) as driver:
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == "held\n"
-        with process(HOST, path) as host:
-            # Says when a child stops, without taking its exit status from subprocess.
-            os.waitid(os.P_PID, host.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-            driver.kill()
-            driver.wait()
-            yield host
-
-
-def successor(path: Path) -> Lease:
-    return Lease.acquire(path, Owner.here("new"), Claim(None), wait_s=0.5)
-
-
-def test_a_stopped_host_keeps_its_successor_out_until_it_is_dead(tmp_path: Path) -> None:
-    with stopped_host_of_a_killed_driver(tmp_path) as host:
-        # Longer than it would take to commit, if it ran.
-        with pytest.raises(CheckpointError, match="run old"):
-            successor(tmp_path)
-        assert set(records_in(tmp_path / "old.mdb", live=True)) == {"s0"}
-        host.kill()
-        host.wait()
-        lease = successor(tmp_path)
-        settled = LocalBackend(tmp_path).committed_by_dead_runs("new")
-        assert {record.source_id for record in settled.snapshot} == {"s0"}
-        assert settled.dead_runs == {"old"}
-        lease.end(wait_s=0)
-
-
-def test_a_host_that_wakes_up_without_its_lease_commits_nothing(tmp_path: Path) -> None:
-    with stopped_host_of_a_killed_driver(tmp_path) as host:
-        # Somebody is tired of waiting, and removes the lease by hand.
-        (tmp_path / "old.lease").unlink()
-        lease = successor(tmp_path)
-        host.send_signal(signal.SIGCONT)
-        assert "lost" in host.communicate(timeout=DEADLINE_S)[0]
-        assert set(records_in(tmp_path / "old.mdb")) == {"s0"}
-        lease.check()
-        lease.end(wait_s=0)
 
 
 def test_letters_of_a_source_that_is_complete_are_not_kept(run: Run) -> None:
