@@ -12,16 +12,15 @@ from typing import Any, TypeAlias
 import pandas as pd
 import pytest
 import ray
-from conftest import ids_in, snapshot, write_source
+from conftest import ids_in, snapshot
 from ray.data import DataContext, Dataset, SaveMode
-from ray.data.aggregate import Count, Sum
 from ray.data.datatype import DataType
 from ray.data.expressions import (
     col,
-    monotonically_increasing_id,
     random,
     udf,
 )
+from refusals import DECORATE, PIPELINE, READ, SAY_IT, Refusal
 
 from ray_resume import (
     CheckpointError,
@@ -74,236 +73,98 @@ def send(batch: Batch) -> Batch:
     return batch
 
 
-PIPELINE = "examples/deduplicate.py"
-DECORATE = "Put @resumable on it"
-SAY_IT = "with a @resumable UDF"
-READ = "Read with resumable_read("
-
-# How it is built; what the message calls it; where it is; what to do.
-REFUSED: dict[str, tuple[Callable[[Dataset, Dataset], Dataset], str, str, str]] = {
-    "random_shuffle": (
-        lambda ds, _: ds.map_batches(keep).random_shuffle().map_batches(keep),
-        "RandomShuffle (from random_shuffle)",
-        "ReadParquet -> MapBatches(keep) -> [RandomShuffle] -> MapBatches(keep) -> resumable_write",
-        PIPELINE,
-    ),
-    "randomize_block_order": (
-        lambda ds, _: ds.randomize_block_order(),
-        "from randomize_block_order",
-        "ReadParquet -> [RandomizeBlocks(RandomizeBlockOrder)] -> resumable_write",
-        PIPELINE,
-    ),
-    "sort": (
-        lambda ds, _: ds.sort("id"),
-        "Sort (from sort",
-        "ReadParquet -> [Sort] -> resumable_write",
-        PIPELINE,
-    ),
-    "the first of two": (
+OTHERS: dict[str, Refusal] = {
+    "the first of two": Refusal(
         lambda ds, _: ds.sort("id").random_shuffle(),
         "Sort (from sort",
         "ReadParquet -> [Sort] -> RandomShuffle -> resumable_write",
         PIPELINE,
     ),
-    "repartition": (
-        lambda ds, _: ds.repartition(3),
-        "Repartition (from repartition",
-        "ReadParquet -> [Repartition] -> resumable_write",
-        PIPELINE,
-    ),
-    "groupby": (
-        lambda ds, _: ds.groupby("name").count(),
-        "Aggregate (from groupby or an aggregation)",
-        "ReadParquet -> [Aggregate] -> resumable_write",
-        PIPELINE,
-    ),
-    "aggregate": (
-        lambda ds, _: ds.groupby("id").aggregate(Count(), Sum("weight")),
-        "Aggregate (from groupby or an aggregation)",
-        "ReadParquet -> [Aggregate] -> resumable_write",
-        PIPELINE,
-    ),
-    "map_groups": (
-        lambda ds, _: ds.groupby("name").map_groups(keep),
-        "groupby for map_groups",
-        "ReadParquet -> [Repartition] -> MapBatches(keep) -> resumable_write",
-        PIPELINE,
-    ),
-    "limit": (
-        lambda ds, _: ds.limit(10),
-        "Limit(limit=10)",
-        "ReadParquet -> [Limit(limit=10)] -> resumable_write",
-        PIPELINE,
-    ),
-    "limit before a stage": (
+    "limit before a stage": Refusal(
         lambda ds, _: ds.limit(10).map_batches(keep),
         "Limit(limit=10)",
         "ReadParquet -> [Limit(limit=10)] -> MapBatches(keep) -> resumable_write",
         PIPELINE,
     ),
-    "union": (
-        lambda ds, other: ds.map_batches(keep).union(other),
-        "Union of 2 datasets",
-        "ReadParquet -> MapBatches(keep) -> [Union of 2 datasets] -> resumable_write",
-        PIPELINE,
-    ),
-    "union below a plain read": (
+    "union below a plain read": Refusal(
         lambda ds, other: other.union(ds),
         "Union of 2 datasets",
         " -> [Union of 2 datasets] -> resumable_write",
         PIPELINE,
     ),
-    "union of its own branches": (
+    "union of its own branches": Refusal(
         lambda ds, _: ds.map_batches(keep).union(ds.map_batches(keep)).map(keep),
         "Union of 2 datasets",
         "ReadParquet -> MapBatches(keep) -> [Union of 2 datasets] -> Map(keep) -> resumable_write",
         PIPELINE,
     ),
-    "zip": (
-        lambda ds, other: ds.zip(other),
-        "Zip of 2 datasets",
-        "ReadParquet -> [Zip of 2 datasets] -> resumable_write",
-        PIPELINE,
-    ),
-    "mix": (
-        lambda ds, other: ds.mix(other),
-        "Mix of 2 datasets",
-        "ReadParquet -> [Mix of 2 datasets] -> resumable_write",
-        PIPELINE,
-    ),
-    "join": (
-        lambda ds, other: ds.join(other, join_type="inner", num_partitions=2, on=("id",)),
-        "Join of 2 datasets",
-        "ReadParquet -> [Join of 2 datasets] -> resumable_write",
-        PIPELINE,
-    ),
-    "random_sample": (
-        lambda ds, _: ds.random_sample(0.5),
-        "MapBatches(random_sample) runs a UDF of Ray Data's own",
-        "ReadParquet -> [MapBatches(random_sample)] -> resumable_write",
-        SAY_IT,
-    ),
-    "streaming_train_test_split": (
-        lambda ds, _: ds.streaming_train_test_split(0.5, split_type="random")[0],
-        "MapBatches(random_split) runs a UDF of Ray Data's own",
-        "ReadParquet -> [MapBatches(random_split)] -> Filter(",
-        SAY_IT,
-    ),
-    "add_column": (
-        lambda ds, _: ds.add_column("x", lambda batch: batch["id"]),
-        "MapBatches(add_column) runs a UDF of Ray Data's own",
-        "ReadParquet -> [MapBatches(add_column)] -> resumable_write",
-        "with_column",
-    ),
-    "undecorated function": (
-        lambda ds, _: ds.map_batches(undecorated),
-        "MapBatches(undecorated) runs",
-        "ReadParquet -> [MapBatches(undecorated)] -> resumable_write",
-        DECORATE,
-    ),
-    "undecorated lambda": (
+    "undecorated lambda": Refusal(
         lambda ds, _: ds.select_columns(["id"]).map_batches(lambda batch: batch),
         "MapBatches(<lambda>) runs",
         "ReadParquet -> Project -> [MapBatches(<lambda>)] -> resumable_write",
         DECORATE,
     ),
-    "undecorated class": (
+    "undecorated class": Refusal(
         lambda ds, _: ds.map_batches(Undecorated),
         "MapBatches(Undecorated) runs",
         "ReadParquet -> [MapBatches(Undecorated)] -> resumable_write",
         DECORATE,
     ),
-    "class derived from a decorated one": (
+    "class derived from a decorated one": Refusal(
         lambda ds, _: ds.map_batches(Derived),
         "MapBatches(Derived) runs",
         "ReadParquet -> [MapBatches(Derived)] -> resumable_write",
         DECORATE,
     ),
-    "undecorated before a decorated one": (
+    "undecorated before a decorated one": Refusal(
         lambda ds, _: ds.map_batches(undecorated).map_batches(keep),
         "MapBatches(undecorated) runs",
         "ReadParquet -> [MapBatches(undecorated)] -> MapBatches(keep) -> resumable_write",
         DECORATE,
     ),
-    "undecorated map": (
+    "undecorated map": Refusal(
         lambda ds, _: ds.map(lambda row: row),
         "Map(<lambda>) runs",
         "ReadParquet -> [Map(<lambda>)] -> resumable_write",
         DECORATE,
     ),
-    "undecorated flat_map": (
+    "undecorated flat_map": Refusal(
         lambda ds, _: ds.flat_map(lambda row: [row]),
         "FlatMap(<lambda>) runs",
         "ReadParquet -> [FlatMap(<lambda>)] -> resumable_write",
         DECORATE,
     ),
-    "undecorated filter": (
+    "undecorated filter": Refusal(
         lambda ds, _: ds.filter(lambda row: True),
         "Filter(<lambda>) runs",
         "ReadParquet -> [Filter(<lambda>)] -> resumable_write",
         DECORATE,
     ),
-    "UDF in an expression": (
-        lambda ds, _: ds.with_column("x", plus_one_of("id")),
-        "Project runs a UDF inside an expression",
-        "ReadParquet -> [Project] -> resumable_write",
-        SAY_IT.removeprefix("with "),
-    ),
-    "UDF in the expression of a filter": (
+    "UDF in the expression of a filter": Refusal(
         lambda ds, _: ds.map_batches(keep).filter(expr=plus_one_of("id") > 3),
         "runs a UDF inside an expression",
         "ReadParquet -> MapBatches(keep) -> [Filter(",
         SAY_IT.removeprefix("with "),
     ),
-    "an id by position": (
-        lambda ds, _: ds.with_column("n", monotonically_increasing_id()),
-        "Project uses monotonically_increasing_id(), which counts from zero again in each run",
-        "ReadParquet -> [Project] -> resumable_write",
-        "uuid()",
-    ),
-    "random numbers by position": (
-        lambda ds, _: ds.map_batches(keep).filter(expr=random(seed=3) < 0.5),
-        "uses random(seed=...), whose numbers begin again in each run",
-        "ReadParquet -> MapBatches(keep) -> [Filter(",
-        "random() without a seed",
-    ),
-    "our column": (
+    "our column": Refusal(
         lambda ds, _: ds.with_column("__ray_resume_token", col("id")),
         "Project makes a column called __ray_resume_token",
         "ReadParquet -> [Project] -> resumable_write",
         "Give it another name",
     ),
-    "materialized": (
-        lambda ds, _: ds.map_batches(keep).materialize().map_batches(keep),
-        "a dataset that was materialized",
-        "[InputData] -> MapBatches(keep) -> resumable_write",
-        READ,
-    ),
-    "split": (
-        lambda ds, _: ds.split(2)[0],
-        "materialized, by materialize, split,",
-        "[InputData] -> resumable_write",
-        "not one that was materialized or split",
-    ),
-    "train_test_split": (
-        lambda ds, _: ds.train_test_split(0.5)[1].map_batches(keep),
-        "train_test_split",
-        "[InputData] -> MapBatches(keep) -> resumable_write",
-        READ,
-    ),
-    "plain read": (
+    "plain read": Refusal(
         lambda _, other: other.map_batches(keep),
         "The pipeline starts with Read",
         "] -> MapBatches(keep) -> resumable_write",
         READ,
     ),
-    "rows from memory": (
+    "rows from memory": Refusal(
         lambda *_: ray.data.from_items([{"id": 1}]).map_batches(keep),
         "The pipeline starts with FromItems",
         "[FromItems] -> MapBatches(keep) -> resumable_write",
         READ,
     ),
-    "a sink that is not the last": (
+    "a sink that is not the last": Refusal(
         lambda ds, _: ds.map_batches(send).map_batches(keep),
         "MapBatches(send) is decorated with @resumable(sink=True)",
         "ReadParquet -> [MapBatches(send)] -> MapBatches(keep) -> resumable_write",
@@ -312,48 +173,12 @@ REFUSED: dict[str, tuple[Callable[[Dataset, Dataset], Dataset], str, str, str]] 
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", OTHERS)
 @pytest.mark.usefixtures("cluster")
 def test_refused_by_name_and_place_before_anything_starts(
     case: str, source: Path, tmp_path: Path
 ) -> None:
-    build, named, where, way_out = REFUSED[case]
-    ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt")
-    other = ray.data.read_parquet(str(source))
-    pipeline = build(ds, other)
-    before = snapshot(tmp_path)
-    with pytest.raises(NonResumableError) as caught:
-        resumable_write(pipeline, tmp_path / "out")
-    message = str(caught.value)
-    assert named in message
-    assert where in message
-    assert way_out in message
-    assert "internal" not in message.lower()
-    assert caught.value.__cause__ is None
-    assert snapshot(tmp_path) == before
-
-
-@pytest.mark.extended
-@pytest.mark.usefixtures("cluster")
-def test_what_is_no_dataset_any_more_is_refused(tmp_path: Path) -> None:
-    write_source(tmp_path / "in", files=1, rows=10)
-    ds = resumable_read(ray.data.read_parquet, str(tmp_path / "in"), checkpoint=tmp_path / "ckpt")
-    before = snapshot(tmp_path)
-    for value in (
-        ds.split(2),
-        ds.streaming_split(2),
-        ds.iterator(),
-        ds.sum("id"),
-        # The types that `unique` and `aggregate` return.
-        [1, 2],
-        {"count()": 2},
-        ds.groupby("id"),
-        None,
-    ):
-        with pytest.raises(NonResumableError, match=type(value).__name__) as caught:
-            resumable_write(value, tmp_path / "out")  # type: ignore[arg-type]
-        assert READ in str(caught.value)
-    assert snapshot(tmp_path) == before
+    OTHERS[case].check(source, tmp_path)
 
 
 @pytest.mark.usefixtures("cluster")

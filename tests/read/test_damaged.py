@@ -16,7 +16,7 @@ import pyarrow.orc
 import pytest
 import ray
 from ray.data import DataContext
-from test_readers import write_avro, write_csv, write_image, write_orc, write_webdataset
+from reader_files import write_avro, write_csv, write_image, write_orc, write_webdataset
 
 from ray_resume import Checkpoint, resumable, resumable_read, resumable_write
 

@@ -1,34 +1,26 @@
-"""The reader table: every reader for files, keys, row groups, datasources; and the refusals.
+"""Reads of files, keys, row groups and datasources, in two runs; ids of sources, and refusals.
 
-Each is read in two runs, of which the second skips everything, and compared with plain Ray Data.
+Each reader of the documentation's table is compared with plain Ray Data in `test_reads_table`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import inspect
-import io
-import json
 import os
 import shutil
-import tarfile
-import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 import ray
 from conftest import ids_in, snapshot, write_file, write_source
+from own_datasource import Pages
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
 from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 
 from ray_resume import (
@@ -39,172 +31,12 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.raydata.table_reads import TABLE_READERS
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
-FILES = 3
-
-
-def table(number: int) -> pa.Table:
-    return pa.table({"id": [number * 10 + i for i in range(4)], "name": ["a", "b", "ü", "d"]})
-
 
 def write_csv(path: Path, number: int) -> None:
-    table(number).to_pandas().to_csv(path, index=False)
-
-
-def write_json_lines(path: Path, number: int) -> None:
-    table(number).to_pandas().to_json(path, orient="records", lines=True)
-
-
-def write_json_document(path: Path, number: int) -> None:
-    path.write_text(json.dumps(table(number).to_pylist()))
-
-
-def write_text(path: Path, number: int) -> None:
-    path.write_text(f"line {number}\n\nanother {number}\n")
-
-
-def write_numpy(path: Path, number: int) -> None:
-    np.save(path, np.arange(number, number + 6).reshape(3, 2))
-
-
-def write_image(path: Path, number: int) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (4, 5), (number, 2, 3)).save(path)
-
-
-def write_orc(path: Path, number: int) -> None:
-    pyarrow.orc.write_table(table(number), path)
-
-
-def write_avro(path: Path, number: int) -> None:
-    fastavro = pytest.importorskip("fastavro")
-    fields = [{"name": "id", "type": "long"}, {"name": "name", "type": "string"}]
-    schema = {"type": "record", "name": "row", "fields": fields}
-    with path.open("wb") as file:
-        fastavro.writer(file, schema, table(number).to_pylist())
-
-
-def write_webdataset(path: Path, number: int) -> None:
-    with tarfile.open(path, "w") as tar:
-        for i in range(3):
-            content = f"text {number} {i}".encode()
-            info = tarfile.TarInfo(f"sample{number}{i}.txt")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
-def write_audio(path: Path, number: int) -> None:
-    pytest.importorskip("soundfile")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8000)
-        file.writeframes(np.full(100, number, dtype=np.int16).tobytes())
-
-
-def write_video(path: Path, number: int) -> None:
-    """Grey frames as uncompressed YUV4MPEG2, which decord reads whatever the file is called."""
-    pytest.importorskip("decord")
-    frames = b"".join(
-        b"FRAME\n" + bytes([16 + 20 * number + i]) * 256 + bytes([128]) * 128 for i in range(4)
-    )
-    path.write_bytes(b"YUV4MPEG2 W16 H16 F5:1 Ip A1:1 C420jpeg\n" + frames)
-
-
-def write_tfrecords(path: Path, number: int) -> None:
-    tensorflow: Any = pytest.importorskip("tensorflow")
-    train = tensorflow.train
-    with tensorflow.io.TFRecordWriter(str(path)) as writer:
-        for i in range(4):
-            features = {
-                "id": train.Feature(int64_list=train.Int64List(value=[number * 10 + i])),
-                "name": train.Feature(bytes_list=train.BytesList(value=["ü".encode()])),
-                "scores": train.Feature(float_list=train.FloatList(value=[0.5, i])),
-            }
-            example = train.Example(features=train.Features(feature=features))
-            writer.write(example.SerializeToString())
-
-
-def write_mcap(path: Path, number: int) -> None:
-    mcap: Any = pytest.importorskip("mcap.writer")
-    with path.open("wb") as file:
-        writer = mcap.Writer(file)
-        writer.start()
-        schema = writer.register_schema(name="say", encoding="jsonschema", data=b"{}")
-        channel = writer.register_channel(topic="/say", message_encoding="json", schema_id=schema)
-        for i in range(4):
-            data = json.dumps({"id": number * 10 + i}).encode()
-            writer.add_message(channel_id=channel, log_time=i, publish_time=i, data=data)
-        writer.finish()
-
-
-def write_parquet(path: Path, number: int) -> None:
-    pq.write_table(table(number), path)
-
-
-READERS: dict[str, tuple[str, Callable[[Path, int], None], dict[str, Any]]] = {
-    "read_parquet .parquet": ("read_parquet", write_parquet, {}),
-    "read_csv .csv": ("read_csv", write_csv, {"include_paths": True}),
-    "read_json .jsonl": ("read_json", write_json_lines, {"lines": True}),
-    "read_json .json": ("read_json", write_json_document, {}),
-    "read_text .txt": ("read_text", write_text, {"drop_empty_lines": True}),
-    "read_binary_files .bin": ("read_binary_files", write_text, {"include_paths": True}),
-    "read_numpy .npy": ("read_numpy", write_numpy, {}),
-    "read_images .png": ("read_images", write_image, {"mode": "RGB", "include_paths": True}),
-    "read_orc .orc": ("read_orc", write_orc, {}),
-    "read_avro .avro": ("read_avro", write_avro, {}),
-    "read_webdataset .tar": ("read_webdataset", write_webdataset, {}),
-    "read_audio .wav": ("read_audio", write_audio, {}),
-    "read_videos .avi": ("read_videos", write_video, {"include_timestamps": True}),
-    "read_mcap .mcap": ("read_mcap", write_mcap, {"include_paths": True}),
-    "read_tfrecords .tfrecords": ("read_tfrecords", write_tfrecords, {}),
-}
-
-# A gigabyte for one reader: `pip install tensorflow-cpu`, then `pytest -m slow -k tfrecords`.
-SLOW = {"read_tfrecords .tfrecords"}
-
-
-@resumable
-def digest_of(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as one string, whatever is in it."""
-    spelt = repr({name: np.asarray(value).tolist() for name, value in sorted(row.items())})
-    return {"digest": hashlib.sha256(spelt.encode()).hexdigest()}
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in READERS]
-)
-def test_readers_for_files(case: str, tmp_path: Path) -> None:
-    name, write, options = READERS[case]
-    suffix = case.split()[1]
-    if name == "read_orc" and not hasattr(ray.data, name):
-        pytest.skip("came with Ray 2.59")
-    reader = getattr(ray.data, name)
-    source = tmp_path / "in"
-    (source / "nested" / "deeper").mkdir(parents=True)
-    for number in range(FILES):
-        folder = source / "nested" / "deeper" if number == 1 else source
-        write(folder / f"{number}{suffix}", number)
-    (source / "_SUCCESS").touch()
-    (source / ".hidden").touch()
-
-    def job() -> Any:
-        ds = resumable_read(reader, str(source), checkpoint=tmp_path / "ckpt", **options)
-        return resumable_write(ds.map(digest_of), tmp_path / "out")
-
-    first = job()
-    assert (first.sources_total, first.sources_completed) == (FILES, FILES)
-    # One path, since of several Ray's own reader may resolve two at once, and fail.
-    plain = [row["digest"] for row in reader(str(source), **options).map(digest_of).take_all()]
-    assert len(plain) >= FILES
-    assert ids_in(tmp_path / "out", "digest") == sorted(plain)
-    write(source / f"9{suffix}", 9)
-    second = job()
-    assert (second.sources_skipped, second.sources_completed) == (FILES, 1)
+    pd.DataFrame({"id": [number * 10 + i for i in range(4)]}).to_csv(path, index=False)
 
 
 def test_spellings_of_a_path_are_one_source(tmp_path: Path, monkeypatch: Any) -> None:
@@ -363,34 +195,6 @@ def test_keys(tmp_path: Path) -> None:
         job([object()])
 
 
-class Pages(Datasource):
-    """A datasource of the user's own: as many tasks as asked for, up to five."""
-
-    def __init__(self, named: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.named = named
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        pages = np.array_split(np.arange(50), min(parallelism, 5))
-        return [
-            ReadTask(
-                lambda page=page: [pa.table({"id": page})],  # type: ignore[misc]
-                BlockMetadata(
-                    num_rows=len(page),
-                    size_bytes=None,
-                    input_files=(f"page-{page[0]}",) if self.named else None,
-                    exec_stats=None,
-                ),
-            )
-            for page in pages
-        ]
-
-
 @pytest.mark.filterwarnings("ignore:The serialized size of your read function")
 def test_a_read_task_of_more_than_a_mebibyte(tmp_path: Path) -> None:
     """Ray warns of those by the name of their function: they need one, armed or not."""
@@ -433,13 +237,6 @@ def test_readers_without_a_stable_identity_are_refused(tmp_path: Path) -> None:
     for reader, arguments in refused:
         with pytest.raises(NonResumableError, match="keys="):
             resumable_read(reader, *arguments, checkpoint=tmp_path / "ckpt")
-    for name in dir(ray.data):
-        reader = getattr(ray.data, name)
-        if not name.startswith(("read_", "from_", "range")) or not callable(reader):
-            continue
-        if "paths" not in inspect.signature(reader).parameters and name not in TABLE_READERS:
-            with pytest.raises(NonResumableError, match=rf"^{name} .*keys="):
-                resumable_read(reader, checkpoint=tmp_path / "ckpt")
     write_file(tmp_path / "a.parquet", 0, 3)
     with pytest.raises(NonResumableError, match="read_parquet alone"):
         resumable_read(

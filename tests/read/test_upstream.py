@@ -44,16 +44,6 @@ def lengths(batch: pa.Table) -> pa.Table:
     return batch.append_column("length", pa.array([len(n.as_py()) for n in batch["name"]]))
 
 
-@resumable
-def few_names(batch: Any) -> dict[str, Any]:
-    return {"id": batch["id"], "name": [f"n{i % 2}" for i in batch["id"]]}
-
-
-@resumable
-def samples(batch: Any) -> dict[str, Any]:
-    return {"__key__": [f"s{i}" for i in batch["id"]], "txt": [f"text {i}" for i in batch["id"]]}
-
-
 class Chain:
     """Two pipelines in a row."""
 
@@ -138,48 +128,6 @@ def test_what_changes_in_the_first_pipeline_flows_through_and_what_is_rewritten_
     chain.first_checkpoint.reset(state="all")
     assert counts(chain.second()) == (0, 0, 4)
     assert not any((tmp_path / "out").iterdir())
-
-
-def write_as(format: str) -> dict[str, Any]:
-    if format == "partitions":
-        return {"partition_cols": ["name"]}
-    options = {"csv": {"compression": "gzip"}, "numpy": {"column": "id"}}
-    return {"format": format, **options.get(format, {})}
-
-
-@pytest.mark.parametrize(
-    "format",
-    [
-        "json",
-        pytest.param("csv", marks=[pytest.mark.extended, pytest.mark.long]),
-        pytest.param("orc", marks=[pytest.mark.extended, pytest.mark.long]),
-        pytest.param("partitions", marks=pytest.mark.extended),
-        pytest.param("numpy", marks=[pytest.mark.extended, pytest.mark.long]),
-        pytest.param("webdataset", marks=[pytest.mark.extended, pytest.mark.long]),
-    ],
-)
-def test_formats_are_read_as_plain_ray_data_reads_them(tmp_path: Path, format: str) -> None:
-    write_source(tmp_path / "in", files=3, rows=10)
-    ds = resumable_read(ray.data.read_parquet, str(tmp_path / "in"), checkpoint=tmp_path / "1")
-    udf = samples if format == "webdataset" else few_names
-    resumable_write(ds.map_batches(udf), tmp_path / "mid", **write_as(format))
-    reader = getattr(ray.data, f"read_{'parquet' if format == 'partitions' else format}")
-    # What does not read such files says which reader does.
-    other = ray.data.read_csv if format == "json" else ray.data.read_json
-    fitting = rf"Pass ray\.data\.{reader.__name__}"
-    with pytest.raises(NonResumableError, match=fitting):
-        resumable_read(other, Checkpoint(tmp_path / "1"), checkpoint=tmp_path / "2")
-
-    ds = resumable_read(reader, Checkpoint(tmp_path / "1"), checkpoint=tmp_path / "2")
-    plain = reader(Checkpoint(tmp_path / "1").files())
-    assert sorted(map(str, ds.take_all())) == sorted(map(str, plain.take_all()))
-    names = {"numpy": ["data"], "webdataset": ["__key__", "txt"]}.get(format, ["id", "name"])
-    ds, plain = (one.select_columns(names) for one in (ds, plain))
-    resumable_write(ds, tmp_path / "out")
-    expected = pa.concat_tables(ray.get(plain.to_arrow_refs()))
-    ours = pa.concat_tables(pq.read_table(file) for file in Checkpoint(tmp_path / "2").files())
-    assert ours.schema.types == expected.schema.types
-    assert rows_of(ours) == rows_of(expected)
 
 
 class Held(LocalFileSystem):  # type: ignore[misc]

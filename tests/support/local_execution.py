@@ -6,6 +6,7 @@ compared. What runs is what Ray's optimizer and planner make of the pipeline, op
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import ray
 from direct_client import DirectClient
 from ray.data import Dataset
 from ray.data._internal.execution.interfaces.task_context import TaskContext
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 from ray.data._internal.execution.operators.map_operator import _map_task
 from ray.data._internal.logical import optimizers
@@ -39,7 +41,7 @@ try:
 except ImportError:
     footer_file_indexer = footer_reader = None
 
-__all__ = ["execute", "execute_armed", "without_shared_parts"]
+__all__ = ["execute", "execute_armed", "sources_of", "without_shared_parts"]
 
 
 class UnaccountedError(BaseException):
@@ -84,12 +86,7 @@ def execute(dataset: Dataset) -> list[pa.Table]:
 
 def execute_armed(dataset: Dataset) -> list[pa.Table]:
     """As :func:`execute`, of the armed pipeline: without the two columns, and accounted for."""
-    chain = plan.validate(
-        dataset,
-        resumable_datasource=ResumableDatasource,
-        is_decorated=lambda udf: options_of(udf) is not None,
-    )
-    chain = chain.optimized()
+    chain = _validated(dataset).optimized()
     base: Any = chain.datasource
     sources = base.sources
     client: Any = LocalClient(len(sources))
@@ -114,6 +111,20 @@ def execute_armed(dataset: Dataset) -> list[pa.Table]:
     if pending:
         raise UnaccountedError([client.ledger.explain(number) for number in pending])
     return tables
+
+
+def sources_of(dataset: Dataset) -> dict[str, Any]:
+    """Return the ids of the sources of a resumable pipeline, with their fingerprints."""
+    datasource: Any = _validated(dataset).datasource
+    return {source.source_id: source.fingerprint for source in datasource.sources}
+
+
+def _validated(dataset: Dataset) -> plan.Chain:
+    return plan.validate(
+        dataset,
+        resumable_datasource=ResumableDatasource,
+        is_decorated=lambda udf: options_of(udf) is not None,
+    )
 
 
 def without_shared_parts() -> Any:
@@ -165,6 +176,14 @@ def _outputs(operator: Any, context: Any) -> list[list[Any]]:
             continue
         task = TaskContext(task_idx=index, op_name=operator.name)
         transformer = operator.get_map_transformer()
+        if isinstance(operator, ActorPoolMapOperator):
+            # As an actor of its pool begins. Of one operator there is one at a time.
+            with mock.patch.object(ray.data, "_map_actor_context", None):
+                # Ray runs the loop of this thread in another one, which is never stopped.
+                asyncio.set_event_loop(asyncio.new_event_loop())
+                transformer.init()
+                outputs.append(list(_map_task(transformer, context, task, *blocks))[::2])
+            continue
         # Blocks, each of them followed by its metadata.
         outputs.append(list(_map_task(transformer, context, task, *blocks))[::2])
     return outputs

@@ -7,10 +7,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from conftest import write_source
+from model_server import SECRET, Model
 from places import PATHS, TESTS
 
 from ray_resume import (
@@ -35,46 +34,6 @@ from ray_resume.udf.marks import options_of
 
 # Older versions of Ray load whole engines with it.
 llm = pytest.importorskip("ray.data.llm", exc_type=ImportError)
-
-SECRET = "sk-9f8e7d6c5b4a"
-
-
-class Model:
-    """A server that answers a prompt with its length; it can be told to fail for some ids."""
-
-    def __init__(self) -> None:
-        self.seen: Counter[int] = Counter()
-        self.keys: set[str | None] = set()
-        self.down_from: float = float("inf")
-        model = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                model.keys.add(self.headers["Authorization"])
-                answer: dict[str, Any] = {"length": len(body["prompt"]), "model": body["model"]}
-                code = 503 if body["id"] >= model.down_from else 200
-                if code == 200:
-                    model.seen[body["id"]] += 1
-                    if body["id"] % 10 == 7:
-                        answer = {"error": f"no answer for {body['id']}"}
-                text = json.dumps(answer).encode()
-                self.send_response(code)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def url(self, key: str = SECRET) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/v1?api_key={key}&n=1"
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from conftest import write_file, write_source
+from conftest import write_source
+from divided_outputs import checked_files
 from ray.data.block import BlockAccessor
 
-from ray_resume import Checkpoint, ResumeError, RunSummary, resumable, resumable_read
+from ray_resume import Checkpoint, ResumeError, resumable, resumable_read
 from ray_resume import resumable_write as write
 from ray_resume.core.filenames import OutputName, stem_of
 from ray_resume.core.parts import FilePart
@@ -388,108 +388,7 @@ def test_options_that_are_refused() -> None:
 
 # On a cluster -------------------------------------------------------------------------------------
 
-FILES, ROWS = 12, 5
-
-
-@resumable
-def by_id(batch: Any) -> Any:
-    return {"id": batch["id"], "text": np.array([str(i).encode() for i in batch["id"]])}
-
-
-@resumable
-def encoded(batch: Any) -> Any:
-    ids = batch["id"]
-    return {
-        "__key__": np.array([f"{i:06d}" for i in ids]),
-        "cls": ids,
-        "npy": np.stack([np.full((2, 3), i) for i in ids]),
-    }
-
-
-@resumable
-def drawn(batch: Any) -> Any:
-    return {
-        "id": batch["id"],
-        "x": np.stack([np.full((2, 3), i % 256, np.uint8) for i in batch["id"]]),
-    }
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "webdataset": {},
-    "numpy": {"column": "npy"},
-    "tfrecords": {},
-    "images": {"column": "x"},
-}
-UDFS = {"webdataset": encoded, "numpy": encoded, "tfrecords": by_id, "images": drawn}
-# A gigabyte: `pip install tensorflow-cpu crc32c`, then `pytest -m slow -k tfrecords`.
-SLOW = {"tfrecords"}
-
-
-def values(folder: Path, name: str) -> list[Any]:
-    """Return what Ray Data reads from a folder, sorted."""
-    found = getattr(ray.data, f"read_{name}")(str(folder)).take_all()
-    for row in found:
-        row.pop("__url__", None)
-    return sorted(
-        [{key: np.asarray(value).tolist() for key, value in row.items()} for row in found], key=str
-    )
-
-
-def checked_files(folder: Path) -> list[Path]:
-    """Return the files of the output, all of them clean and listed."""
-    checkpoint = Checkpoint(folder / "ckpt")
-    report = checkpoint.check()
-    assert report.ok, report
-    files = [path for path in (folder / "out").rglob("*") if path.is_file()]
-    assert set(checkpoint.files()) == {str(path) for path in files}
-    return files
-
-
-@pytest.mark.extended
-@pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OPTIONS]
-)
-def test_a_folder_has_the_rows_that_plain_ray_data_writes(name: str, tmp_path: Path) -> None:
-    def run(**options: Any) -> RunSummary:
-        ds: Any = resumable_read(
-            ray.data.read_parquet,
-            str(tmp_path / "in"),
-            checkpoint=tmp_path / "ckpt",
-            override_num_blocks=2,
-            on_pipeline_change="continue",
-        ).map_batches(UDFS[name])
-        return write(ds, tmp_path / "out", format=name, **OPTIONS[name], **options)
-
-    write_source(tmp_path / "in", files=FILES, rows=ROWS)
-    with pytest.raises(ValueError, match="files have no partition_cols"):
-        run(partition_cols=["cls"])
-    summary = run()
-    assert (summary.sources_completed, summary.rows_written) == (FILES, FILES * ROWS)
-    before = checked_files(tmp_path)
-    assert len(before) == summary.files
-    assert len(before) == FILES * ROWS if name == "images" else len(before) <= 2
-
-    # The rows of the other sources are copied.
-    time.sleep(0.01)
-    write_file(tmp_path / "in" / "00003.parquet", 1000, 1002)
-    assert run().rows_read == 2
-    after = checked_files(tmp_path)
-    assert set(before) - set(after)
-
-    write_file(tmp_path / "in" / "new.parquet", 2000, 2003)
-    if name == "images":
-        with pytest.raises(ValueError, match="each image has a file of its own"):
-            run(target_file_bytes=1 << 20)
-        assert run(name_column="id").files == 3
-        assert sum("~" in path.name for path in checked_files(tmp_path)) == 3
-    else:
-        assert run(target_file_bytes=1 << 20).files == 1
-        assert len(checked_files(tmp_path)) == 1
-
-    plain = ray.data.read_parquet(str(tmp_path / "in")).map_batches(UDFS[name])
-    getattr(plain, f"write_{name}")(str(tmp_path / "plain"), **OPTIONS[name])
-    assert values(tmp_path / "out", name) == values(tmp_path / "plain", name)
+ROWS = 5
 
 
 @pytest.mark.extended

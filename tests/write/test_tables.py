@@ -16,13 +16,11 @@ from conftest import snapshot, write_file
 from fault_jobs import unanswered
 from job import WITHOUT_TOKENS
 from places import SCRIPTS
-from ray.data._internal.datasource.sql_datasink import SQLDatasink
 from table_driver import KINDS, datasink, ids_in_table, skip_if_not_installed
 
 from ray_resume import (
     Checkpoint,
     CheckpointError,
-    resumable,
     resumable_read,
     resumable_write,
 )
@@ -33,52 +31,6 @@ pytestmark = pytest.mark.long
 DRIVER = SCRIPTS / "table_driver.py"
 ONCE = list(range(600))
 EVERY_DAY = {("lance", "between"), ("iceberg", "before")}
-
-
-@pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_row_is_in_the_table_once(kind: str, source: Path, tmp_path: Path) -> None:
-    skip_if_not_installed(kind)
-    broken = tmp_path / "broken"
-    broken.touch()
-
-    @resumable
-    def failing(batch: Any) -> Any:
-        if broken.exists() and 300 in batch["id"]:
-            raise RuntimeError("a bad row")
-        return batch
-
-    def job() -> Any:
-        ds = resumable_read(
-            ray.data.read_parquet, str(source), checkpoint=tmp_path / "ckpt", override_num_blocks=7
-        )
-        return resumable_write(ds.map_batches(failing), datasink(kind, tmp_path))
-
-    with pytest.raises(Exception, match="a bad row"):
-        job()
-    done = [record.rows for record in Checkpoint(tmp_path / "ckpt").sources("completed")]
-    published = ids_in_table(kind, tmp_path)
-    assert len(published) == len(set(published)) == sum(done), "what is committed is published"
-    assert 300 not in published
-    broken.unlink()
-    summary = job()
-    assert (summary.sources_skipped, summary.sources_completed) == (len(done), 7 - len(done))
-    assert ids_in_table(kind, tmp_path) == ONCE
-    assert job().sources_skipped == 7
-    write_file(source / "new.parquet", 600, 650)
-    summary = job()
-    assert (summary.sources_skipped, summary.sources_completed) == (7, 1)
-    assert ids_in_table(kind, tmp_path) == list(range(650))
-    with pytest.raises(CheckpointError, match="belongs to the output datasink"):
-        resumable_write(
-            resumable_read(
-                ray.data.read_parquet,
-                str(source),
-                checkpoint=tmp_path / "ckpt",
-                on_pipeline_change="continue",
-            ),
-            SQLDatasink("insert into others values (?)", lambda: None),
-        )
 
 
 @pytest.mark.extended
