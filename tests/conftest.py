@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import signal
@@ -22,7 +21,7 @@ import pytest
 from buckets import S3
 from hypothesis import settings
 from job import FEWER_PROCESSES, FILES, ROWS, WITHOUT_TOKENS, Job, kill_with_descendants
-from places import PATHS
+from places import PATHS, SCRIPTS
 
 # How long an example takes says nothing on a machine that others use, too.
 settings.register_profile("patient", deadline=None)
@@ -71,18 +70,13 @@ def cluster() -> Iterator[str]:
     take each new worker, and each run has one for its ledger, 0.7 s of CPU time more to start.
     """
     import ray
+    from small_cluster import start_cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(PATHS))
-        context: Any = ray.init(
-            "local",
-            num_cpus=4,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        address = start_cluster(num_cpus=4)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    yield context.address_info["address"]
+    yield address
     ray.shutdown()
 
 
@@ -93,15 +87,8 @@ def another_cluster() -> Iterator[str]:
     Ray gives the workers that it was just starting for them up to a minute to register, and what
     comes next on that cluster waits.
     """
-    script = (
-        "import ray, time\n"
-        "context = ray.init('local', num_cpus=4, include_dashboard=False, logging_level='error')\n"
-        "print(context.address_info['address'], flush=True)\n"
-        "time.sleep(3600)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=WITHOUT_TOKENS
-    )
+    command = [sys.executable, str(SCRIPTS / "small_cluster.py"), "4"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=WITHOUT_TOKENS)
     assert process.stdout is not None
     yield process.stdout.readline().strip()
     kill_with_descendants(process.pid)

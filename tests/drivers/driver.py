@@ -78,6 +78,7 @@ def main() -> None:
     import logging
 
     import ray
+    from small_cluster import start_cluster
 
     from ray_resume import resumable_read, resumable_write
 
@@ -85,14 +86,7 @@ def main() -> None:
     if address:
         ray.init(address=address[0], log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(
-            "local",
-            num_cpus=3,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {RUNTIME_ENV_MARK: "kept"}},
-        )
+        start_cluster(num_cpus=3, runtime_env={"env_vars": {RUNTIME_ENV_MARK: "kept"}})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # Each driver starts workers of its own: few are enough.

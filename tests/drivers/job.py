@@ -25,10 +25,12 @@ FILES, ROWS = 24, 200
 
 
 # Plain Ray Data starts 32 actors to read the footers of Parquet files, for each read; one is enough
-# here. An idle worker serves the next pipeline, however late that starts.
+# here. An idle worker serves the next pipeline, however late that starts. Metrics have tests of
+# their own.
 FEWER_PROCESSES = {
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_enable_metrics_collection": "0",
 }
 
 # A driver in a process of its own does not have the token of a cluster that another one started.

@@ -6,7 +6,6 @@ It compares with plain Ray Data, fails for some prompts, and resumes. It prints 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.data import llm
+from small_cluster import start_cluster
 
 from ray_resume import Checkpoint, resumable, resumable_read, resumable_write
 
@@ -104,7 +104,7 @@ def main(engine: str) -> None:
 if __name__ == "__main__":
     os.environ |= {"BAD_PROMPTS": str(BAD), "SEEN_PROMPTS": str(SEEN)}
     os.environ |= {"TORCH_HOME": str(FOLDER / "torch"), "RAY_USAGE_STATS_ENABLED": "0"}
-    ray.init("local", num_cpus=4, num_gpus=1, include_dashboard=False, logging_level=logging.ERROR)
+    start_cluster(num_cpus=4, num_gpus=1, log_to_driver=True)
     for engine in ("vllm", "sglang"):
         main(engine)
     print(json.dumps("done"))

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import ray
+from small_cluster import start_cluster
 
 from ray_resume import resumable, resumable_read, resumable_write
 
@@ -30,7 +31,7 @@ def slow(batch: Any) -> Any:
 
 def main(reader: str, file: str, checkpoint: str, out: str) -> None:
     """Run the job, and say so when all is done."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    start_cluster(num_cpus=2)
     print("started", flush=True)
     read: Any = getattr(ray.data, reader)
     ds = resumable_read(read, file, checkpoint=checkpoint, **GRANULARITY[reader])

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset
+from small_cluster import start_cluster
 
 from ray_resume import resumable, resumable_read, resumable_write
 
@@ -78,13 +79,7 @@ def pipelines(cpus: int) -> dict[str, Callable[[Dataset, Callable[[Any], Any]], 
 
 def main(folder: Path, cpus: int) -> None:
     """Run each pipeline."""
-    ray.init(
-        "local",
-        num_cpus=cpus,
-        resources={RESOURCE: 2},
-        include_dashboard=False,
-        log_to_driver=False,
-    )
+    start_cluster(num_cpus=cpus, resources={RESOURCE: 2})
     ray.data.DataContext.get_current().enable_progress_bars = False
     source = str(folder / "in")
     for name, transform in pipelines(cpus).items():

@@ -15,14 +15,17 @@ from driver import scored
 
 def main() -> None:
     import ray
+    from small_cluster import start_cluster
 
     from ray_resume import Checkpoint, resumable_read, resumable_write
     from ray_resume.checkpoint.shared import scratch
 
     source, place, out, host, *address = sys.argv[1:]
     scratch.boot_id = lambda: host
-    cluster = {"address": address[0]} if address else {"address": "local", "num_cpus": 3}
-    ray.init(**cluster, log_to_driver=False, logging_level=logging.ERROR)
+    if address:
+        ray.init(address=address[0], log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        start_cluster(num_cpus=3)
     ray.data.DataContext.get_current().enable_progress_bars = False
     checkpoint = Checkpoint(place, shared=True, lease_ttl_s=4, publish_interval_s=0.3)
     ds = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint)

@@ -293,12 +293,13 @@ def main() -> None:
     import logging
 
     import ray
+    from small_cluster import start_cluster
 
     name, folder, part, *address = sys.argv[1:]
-    options: Any = {"address": address[0]} if address else {"num_cpus": 3}
-    if not address:
-        options["include_dashboard"] = False
-    ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    if address:
+        ray.init(address=address[0], log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        start_cluster(num_cpus=3)
     ray.data.DataContext.get_current().enable_progress_bars = False
     print(PIPELINES[name](Path(folder)).run(int(part)), flush=True)
 

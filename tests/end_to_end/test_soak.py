@@ -43,20 +43,14 @@ WORKERS_WITHIN_S = 5.0
 # What may die where there are others to go on; and what does where a cluster is the driver's own.
 KINDS = ("driver", "ledger", "stopped", "worker", "worker")
 
-_CLUSTER = (
-    "import ray, time\n"
-    "context = ray.init(num_cpus=4, include_dashboard=False, logging_level='error')\n"
-    "print(context.address_info['address'], flush=True)\n"
-    "time.sleep(10**6)\n"
-)
-
 
 class Cluster:
     """A cluster of the soak's own, which outlives drivers."""
 
     def __init__(self) -> None:
+        command = [sys.executable, str(SCRIPTS / "small_cluster.py"), "4"]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _CLUSTER], stdout=subprocess.PIPE, text=True, env=WITHOUT_TOKENS
+            command, stdout=subprocess.PIPE, text=True, env=WITHOUT_TOKENS
         )
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().strip()

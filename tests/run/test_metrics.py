@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def test_the_endpoint_of_ray_has_every_metric_with_its_tags(tmp_path: Path) -> N
         check=True,
         timeout=300,
         cwd=ROOT,
+        env={**os.environ, "RAY_enable_metrics_collection": "1"},
     )
     told = json.loads(result.stdout.splitlines()[-1])
     found = told["found"]
