@@ -22,6 +22,7 @@ __all__ = [
     "HEADER_KEY",
     "ids_in_headers",
     "ids_of",
+    "looks_like_part",
     "part_file",
     "refuse_other_ids",
 ]
@@ -66,6 +67,11 @@ def part_file(ids: str, source_id: str) -> str | None:
     file = next((match[1] for match in found if match), None)
     # A file that was a source as a whole may have grown, and be cut now.
     return source_id if file is None and kind == "auto" else file
+
+
+def looks_like_part(source_id: str) -> bool:
+    """Say whether a file is named as a part of another one would be."""
+    return any(spelt.fullmatch(source_id) for spelt in _PARTS.values())
 
 
 def ids_in_headers(headers: Mapping[str, Mapping[str, Any]], runs: Iterable[str]) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from typing_extensions import override
 
 from ray_resume.core.digests import Digests, Positions, digest_bytes
@@ -94,14 +95,24 @@ class SourceTable(Sequence[Source]):
 
     @classmethod
     def cut_from(
-        cls, files: SourceTable, at: Positions, ids: Sequence[str], items: Sequence[Any]
+        cls, files: SourceTable, at: Positions, ids: pa.LargeBinaryArray, items: Sequence[Any]
     ) -> SourceTable:
         """Make a table of parts of files, with their ids and items, which look as the files do.
 
         Args:
             at: the position of each part's file in ``files``.
+            ids: in UTF-8, which may contain lone surrogates.
         """
-        return cls(*_strings(ids), files.fingerprints.take(at), Items(listed=items))
+        offsets = ids.buffers()[1]
+        ends = np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+        whole = ids.buffers()[2]
+        return cls(
+            b"" if whole is None else whole.to_pybytes(),
+            ends[:-1].copy(),
+            np.diff(ends).astype(np.int32),
+            files.fingerprints.take(at),
+            Items(listed=items),
+        )
 
     @override
     def __len__(self) -> int:
@@ -166,11 +177,11 @@ class SourceTable(Sequence[Source]):
         for ids in self._batches_of_ids():
             yield from [text.decode("utf-8", "surrogatepass") for text in ids]
 
-    def items(self) -> Iterator[Any]:
+    def items(self) -> Iterable[Any]:
         """Return what the input finds each source by, in order."""
         listed = self._items.listed
         if listed is not None:
-            return iter(listed)
+            return listed
         return (self._items.get(position, name) for position, name in enumerate(self.ids()))
 
     def id(self, position: int) -> str:
@@ -265,8 +276,9 @@ class Items:
         """Return those at ``positions``."""
         if self.listed is None:
             return self
-        if isinstance(self.listed, PartLists):
-            return Items(listed=self.listed.take(positions))
+        take = getattr(self.listed, "take", None)
+        if take is not None:  # it is columns
+            return Items(listed=take(positions))
         if isinstance(positions, slice):
             return Items(listed=self.listed[positions])
         return Items(listed=[self.listed[position] for position in positions.tolist()])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 from pyarrow.fs import FileSystem
 
+from ray_resume.errors import ResumeError
 from ray_resume.raydata.filereads import DatasourceFiles
 
 __all__ = ["CsvColumns", "columns_at_start"]
@@ -47,11 +47,17 @@ class CsvColumns:
             moved.read_options.autogenerate_column_names = False
         converting = moved.arrow_csv_args.get("convert_options") or pyarrow.csv.ConvertOptions()
         converting = _copied(converting)
-        # PyArrow knows types by name, so columns of one name keep the types that it finds.
-        times = Counter(self.names)
-        converting.column_types = {
-            field.name: field.type for field in self.schema if times[field.name] < 2
-        }
+        found: dict[str, set[pa.DataType]] = {}
+        for field in self.schema:
+            found.setdefault(field.name, set()).add(field.type)
+        for name, types in found.items():
+            if len(types) > 1:
+                raise ResumeError(
+                    f"Two columns are called {name!r} and have different types, which PyArrow can "
+                    "be told by name alone, so only a read from the start of the file finds them. "
+                    'Read with granularity="file".'
+                )
+        converting.column_types = {name: kind for name, (kind,) in found.items()}
         moved.arrow_csv_args = {**moved.arrow_csv_args, "convert_options": converting}
         return replace(files, template=moved)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pyarrow.fs import FileSystem
 
+from ray_resume.core.identity import looks_like_part
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata.filereads import FileReader
@@ -92,6 +93,11 @@ def cut(
     if granularity == "split":
         splits = split_files(name, arguments, files, sources, on)
         return Cut(list_splits(sources, length), splits, names, of)
+    for one in filter(looks_like_part, names):
+        raise NonResumableError(
+            f'{one} is named as a part of another file would be, so granularity="auto" could not '
+            'tell them apart. Rename it, or read with granularity="file".'
+        )
     large = sources.fingerprints.sizes > AUTO_BYTES
     if large.any():
         large[large] = ~is_completed(sources.take(np.flatnonzero(large)))

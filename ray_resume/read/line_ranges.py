@@ -19,10 +19,23 @@ from typing_extensions import override
 from ray_resume.errors import ResumeError
 from ray_resume.read.read_only import ReadOnlyHandler
 
-__all__ = ["ByteRange", "Quotes", "check_quotes", "header_line", "lines_of", "served"]
+__all__ = [
+    "BOM",
+    "ByteRange",
+    "Quotes",
+    "check_quotes",
+    "header_line",
+    "is_value",
+    "lines_of",
+    "quotes_error",
+    "served",
+    "starts_in_quotes",
+]
+
+BOM = b"\xef\xbb\xbf"
+"""What may stand at the beginning of a file in UTF-8, and is no part of its first line."""
 
 _NEWLINE = b"\n"
-_BOM = b"\xef\xbb\xbf"
 # A search for the end of a line begins with so many bytes, and reads more each time.
 _FIRST_LOOK_BYTES = 1 << 16
 
@@ -69,7 +82,7 @@ def header_line(filesystem: FileSystem, path: str) -> tuple[int, pa.Buffer]:
         start = at = 0
         while at < size:
             data = bytes(file.read_at(min(_FIRST_LOOK_BYTES, size - at), at))
-            begin = len(_BOM) if at == 0 and data.startswith(_BOM) else 0
+            begin = len(BOM) if at == 0 and data.startswith(BOM) else 0
             empty = len(data) - begin - len(data[begin:].lstrip(b"\r\n"))
             newline = data.rfind(_NEWLINE, 0, begin + empty)
             start = at + newline + 1 if newline >= 0 else start
@@ -93,6 +106,29 @@ def _next_line(file: Any, position: int, size: int) -> int:
             return at + found + 1
         at, look = at + len(data), look * 4
     return size
+
+
+def starts_in_quotes(
+    filesystem: FileSystem, path: str, wanted: ByteRange, quotes: Quotes, block_bytes: int
+) -> bool:
+    """Say whether the lines of a range of a CSV file begin within a quoted value.
+
+    PyArrow reads a file in blocks of ``block_bytes``, and each as far as its last line ends. It
+    fails if that is within a value. So for a file that it reads, the quotes are counted from there.
+    """
+    with filesystem.open_input_file(path) as file:
+        first = _next_line(file, wanted.first, int(file.size()))
+        block = first // block_bytes * block_bytes
+        begin = max(0, block - block_bytes)
+        data = bytes(file.read_at(first - begin, begin))
+    start = data.rfind(_NEWLINE, 0, block - begin) + 1
+    return data.count(quotes.quote, start) % 2 == 1
+
+
+def is_value(line: bytes) -> bool:
+    """Say whether a line of a JSON file has a value of its own, by how it begins and ends."""
+    text = line.removeprefix(BOM).strip(b" \t\r\n")
+    return text.startswith(b"{") and text.endswith(b"}")
 
 
 def check_quotes(data: pa.Buffer, quotes: Quotes) -> None:
@@ -122,10 +158,15 @@ def check_quotes(data: pa.Buffer, quotes: Quotes) -> None:
         inside = np.searchsorted(lines, closing) - np.searchsorted(lines, opening)
         sound = not inside.any()
     if not sound:
-        raise ResumeError(
-            "A quoted value goes on in the next line, or a quote stands within a value, so where "
-            'rows begin is known only from the start of the file. Read with granularity="file".'
-        )
+        raise quotes_error()
+
+
+def quotes_error() -> ResumeError:
+    """Make the error of lines that begin or end within a value, or may."""
+    return ResumeError(
+        "A quoted value goes on in the next line, or a quote stands within a value, so where "
+        'rows begin is known only from the start of the file. Read with granularity="file".'
+    )
 
 
 def served(filesystem: FileSystem, path: str, data: pa.Buffer) -> FileSystem:

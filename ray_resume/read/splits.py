@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from pyarrow.fs import FileSystem
 from ray.data.block import BlockMetadata
 
 from ray_resume.core.sources import Source, SourceTable
-from ray_resume.errors import NonResumableError
+from ray_resume.errors import NonResumableError, ResumeError
 from ray_resume.raydata.csv_reads import columns_at_start
 from ray_resume.raydata.filereads import (
     DatasourceFiles,
@@ -31,13 +30,18 @@ from ray_resume.raydata.filereads import (
     ReadTaskFactory,
     Selection,
 )
+from ray_resume.read.file_ranges import FileRanges
 from ray_resume.read.line_ranges import (
+    BOM,
     ByteRange,
     Quotes,
     check_quotes,
     header_line,
+    is_value,
     lines_of,
+    quotes_error,
     served,
+    starts_in_quotes,
 )
 
 __all__ = [
@@ -63,29 +67,27 @@ _ENCODINGS = {"ascii", "cp1252", "latin-1", "iso-8859-1", "utf-8", "utf8", "us-a
 
 
 def list_splits(files: SourceTable, split_bytes: int) -> SourceTable:
-    """Cut files into ranges of ``split_bytes``, by their sizes alone. An empty file has none."""
-    ids: list[str] = []
-    items: list[tuple[str, ByteRange]] = []
-    counts = []
-    for file in files:
-        size = file.fingerprint.size
-        if size is None:
-            raise NonResumableError(
-                f"The size of {file.source_id} is not known, so it cannot be cut into splits. "
-                'Read it with granularity="file".'
-            )
-        cuts = [*range(0, size, split_bytes), size]
-        ranges = list(map(ByteRange, cuts, cuts[1:]))
-        ids += [f"{file.source_id}#bytes={first}-{end}" for first, end in ranges]
-        items += zip(repeat(file.item), ranges)
-        counts.append(len(ranges))
-    return SourceTable.cut_from(files, np.repeat(np.arange(len(files)), counts), ids, items)
+    """Cut files into ranges of ``split_bytes``, by their sizes alone.
+
+    An empty file has one, ``<path>#bytes=0-0``: what its reader says of it is seen.
+    """
+    for position in np.flatnonzero(files.fingerprints.known & 1 == 0).tolist():
+        raise NonResumableError(
+            f"The size of {files.id(position)} is not known, so it cannot be cut into splits. "
+            'Read it with granularity="file".'
+        )
+    ranges = FileRanges.cut(list(files.items()), files.fingerprints.sizes, split_bytes)
+    names = [files.id_bytes(position) for position in range(len(files))]
+    return SourceTable.cut_from(files, ranges.at, ranges.names(names), ranges)
 
 
 def split_sizes(splits: SourceTable) -> npt.NDArray[np.int64]:
     """Return how many bytes each split has, or each file that is not cut."""
+    items = splits.items()
+    if isinstance(items, FileRanges):
+        return items.lengths
     sizes: npt.NDArray[np.int64] = splits.fingerprints.sizes.copy()
-    for position, item in enumerate(splits.items()):
+    for position, item in enumerate(items):
         if not isinstance(item, str):
             sizes[position] = item[1].end - item[1].first
     return sizes
@@ -125,7 +127,9 @@ def split_files(
             _refuse(f"{source.source_id} is compressed")
     if name != "read_csv":
         _check_encoding(arguments.get("encoding"))
-        return SplitFiles(files, on)
+        if getattr(arguments.get("parse_options"), "newlines_in_values", False):
+            _refuse("newlines_in_values=True says that a value may have several lines")
+        return SplitFiles(files, on, values=name == "read_json")
     return _split_csv(arguments, files, on)
 
 
@@ -190,12 +194,14 @@ class SplitFiles:
         header: of CSV files alone: ``"line"`` (the first one that is not empty), ``"first line"``,
             ``"none"``.
         quotes: of CSV files alone, if values may be quoted.
+        values: whether each line is a value of its own, as of JSON.
     """
 
     files: FileReader
     filesystem: FileSystem
     header: str | None = None
     quotes: Quotes | None = None
+    values: bool = False
 
     def on(self, filesystem: FileSystem) -> SplitFiles:
         """As `FileReader.on`."""
@@ -232,6 +238,10 @@ class _SplitTasks:
             yield from self._whole(self.split.files, source)
             return
         path, wanted = source.item
+        if wanted == (0, source.fingerprint.size):
+            yield from self._whole(self.split.files, replace(source, item=path))
+            return
+        self._check_start(path, wanted)
         data = lines_of(self.split.filesystem, path, wanted)
         if data is None:
             return
@@ -240,8 +250,28 @@ class _SplitTasks:
             return
         if self.split.quotes is not None:
             check_quotes(data, self.split.quotes)
+        if wanted.first and self.split.header is not None and bytes(data[:3]) == BOM:
+            # PyArrow takes those of the first value for a mark, and leaves out one.
+            data = pa.py_buffer(BOM + bytes(data))
         files = reader.on(served(self.split.filesystem, path, data))
         yield from self._whole(files, replace(source, item=path))
+
+    def _check_start(self, path: str, wanted: ByteRange) -> None:
+        """Make sure that the lines of a range are values, as far as other lines tell."""
+        split = self.split
+        if split.values:
+            _, line = header_line(split.filesystem, path)
+            if not is_value(bytes(line)):
+                raise ResumeError(
+                    f"The first line of {path} is not a JSON object of its own, so the file cannot "
+                    'be read by its lines. Read with granularity="file".'
+                )
+        if split.quotes is not None and wanted.first:
+            assert isinstance(split.files, DatasourceFiles)
+            template: Any = split.files.template
+            block_bytes = template.read_options.block_size
+            if starts_in_quotes(split.filesystem, path, wanted, split.quotes, block_bytes):
+                raise quotes_error()
 
     def _whole(self, files: FileReader, source: Source) -> Iterator[Any]:
         tasks, _ = files.task_factory(self.selection)
@@ -257,7 +287,8 @@ class _SplitTasks:
         begin = -1
         if split.header != "none":
             begin, line = header_line(split.filesystem, path)
-            begin = begin if split.header == "line" else 0
+            if not bytes(line).strip(b"\r\n") or split.header == "first line":
+                begin = 0  # without a line that has a value, a file is no CSV, as any range says
             if split.quotes is not None:
                 check_quotes(line, split.quotes)
         if wanted.end <= begin:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv as csv_module
 import gzip
 import json
+import pickle
+import random
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.json
 import pytest
 import ray
 from conftest import ids_in
@@ -32,7 +37,7 @@ from ray_resume.core.sources import SourceTable
 from ray_resume.raydata.filereads import DatasourceFiles, Selection
 from ray_resume.read.line_ranges import ByteRange, Quotes, check_quotes, lines_of
 from ray_resume.read.listing import list_files
-from ray_resume.read.splits import is_document, list_splits, split_files
+from ray_resume.read.splits import is_document, list_splits, split_files, split_sizes
 from ray_resume.testing import kill_at
 
 LOCAL = LocalFileSystem()
@@ -162,11 +167,13 @@ ODD_CSV: dict[str, tuple[bytes, dict[str, Any]]] = {
     "a carriage return ends the header": (b"a,b\r1,2\n3,4\n5,6\n", {}),
     "empty lines": (b"\n\r\n\na,b\n\n1,2\n\n\n3,4\n\n", {}),
     "a header of a space": (b" \nx\ny\nz\n", {}),
-    "a header of a tab": (b"\t\nx\t1\ny\t2\n", parsed(delimiter="\t")),
+    "a header of a tab": (b"\t\nx\tu\ny\tv\n", parsed(delimiter="\t")),
     "empty lines are values": (b"\na\n1\n\n2\n", parsed(ignore_empty_lines=False)),
     "names without a header": (b"1,x\n2,y\n3,z\n", {"read_options": AUTOMATIC}),
     "some columns": (b"a,b\n1,x\n2,7\n", {"convert_options": SOME}),
     "numbers that are text": (b"id\nabc\n007\n008\n", {}),
+    "a mark within the file": (b"a\r\n1\r\nx\n\xef\xbb\xbf\n\xef\xbb\xbfy\n", {}),
+    "two columns of a name": (b"a,a\nx,y\n1,2\n", {}),
     "numbers with and without a point": (b"a;b\n1.5;yes\n2;true\n", parsed(delimiter=";")),
 }
 
@@ -177,6 +184,139 @@ def test_each_cut_of_an_odd_csv_file_gives_the_same_rows(name: str, tmp_path: Pa
     content, options = ODD_CSV[name]
     (tmp_path / "odd.csv").write_bytes(content)
     check_cuts(ray.data.read_csv, tmp_path / "odd.csv", options, range(1, len(content) + 1))
+
+
+class Outcomes:
+    """What plain Ray Data reads from a file, and what each of its splits is read as."""
+
+    def __init__(self, reader: Callable[..., Any], path: Path, split_bytes: int) -> None:
+        arguments: dict[str, Any] = {"file_extensions": None}
+        files = DatasourceFiles.planned("name", reader, [str(path)], arguments)
+        sources = list_files(LOCAL, [str(path)], extensions=None, keep=None, ignore_missing=False)
+        splits = split_files(reader.__name__, arguments, files, sources, LOCAL)
+        table = list_splits(sources, split_bytes)
+        self.plain = self._rows(files, sources)
+        self.splits = [self._rows(splits, table[n : n + 1]) for n in range(len(table))]
+
+    @staticmethod
+    def _rows(reads: Any, of: SourceTable) -> list[str] | Exception:
+        tasks, _ = reads.task_factory(Selection())
+        found: list[str] = []
+        try:
+            for task in tasks(of):
+                for block in task():
+                    rows: Any = BlockAccessor.for_block(block).iter_rows(public_row_format=True)
+                    found += map(repr, rows)
+            return found
+        except Exception as error:
+            return error
+
+    @property
+    def errors(self) -> list[Exception]:
+        return [rows for rows in self.splits if isinstance(rows, Exception)]
+
+    def check(self) -> None:
+        """Make sure that each split has rows of the file, in order, or is refused."""
+        rows = [row for rows in self.splits if not isinstance(rows, Exception) for row in rows]
+        assert not isinstance(self.plain, Exception)
+        if not self.errors:
+            assert rows == self.plain
+        assert all(isinstance(error, ResumeError) for error in self.errors)
+        left = iter(self.plain)
+        assert all(row in left for row in rows), "they are in no line of the file"
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("reader", [ray.data.read_csv, ray.data.read_json, ray.data.read_text])
+def test_a_file_without_rows_is_what_it_is_for_plain_ray_data(reader: Any, tmp_path: Path) -> None:
+    for number, content in enumerate((b"", b"\n", b"\r\n\n", b"\n\r")):
+        path = tmp_path / str(number)
+        path.write_bytes(content)
+        for split_bytes in (1, 2, 9):
+            found = Outcomes(reader, path, split_bytes)
+            if isinstance(found.plain, Exception):
+                assert {type(error) for error in found.errors} == {type(found.plain)}
+                # Some have no beginning of a line.
+                assert all(isinstance(rows, Exception) or not rows for rows in found.splits)
+            else:
+                found.check()
+
+
+# The last ones have lines that look like rows.
+LONG_VALUES = ["x\ny", "k\n1,2\n3,4\n5,6\n", '","\n","', '",\n",\n']
+
+
+@pytest.mark.usefixtures("cluster")
+def test_splits_within_a_quoted_value_are_refused(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    path = tmp_path / "quoted.csv"
+    refused = 0
+    for _ in range(30):
+        values = ["a", "007", "2.5", "", 'd "e"', "b,c", *(LONG_VALUES * chance.randint(0, 1))]
+        lines = [[chance.choice(values) for _ in "ab"] for _ in range(chance.randint(2, 8))]
+        with path.open("w", newline="") as file:
+            csv_module.writer(file, lineterminator=chance.choice(["\n", "\r\n"])).writerows(
+                [["a", "b"], *lines]
+            )
+        for split_bytes in (3, 7, 16):
+            found = Outcomes(ray.data.read_csv, path, split_bytes)
+            found.check()
+            refused += bool(found.errors)
+    assert 10 < refused < 60
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("indent", [None, 0, 1])
+@pytest.mark.parametrize("rows", [{"id": 1, "b": {"c": 1}}, [{"id": 1}, {"id": 2}]])
+def test_splits_of_a_json_document_are_refused(rows: Any, indent: int | None, path: Path) -> None:
+    path.write_text(json.dumps(rows, indent=indent))
+    for split_bytes in range(1, path.stat().st_size):
+        found = Outcomes(ray.data.read_json, path, split_bytes)
+        found.check()
+        assert found.errors or (indent is None and isinstance(rows, dict))
+    # In one piece, it is a file as any other.
+    found = Outcomes(ray.data.read_json, path, path.stat().st_size)
+    assert not found.errors
+    found.check()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "document.json"
+
+
+def test_a_million_splits_are_listed_as_fast_as_files() -> None:
+    """That is in less than two seconds, where nothing else runs."""
+
+    def seconds(listed: Callable[[], SourceTable]) -> tuple[float, SourceTable]:
+        start = time.process_time()
+        table = listed()
+        assert len(table.digests) == 1_000_000
+        return time.process_time() - start, table
+
+    file = SourceTable.of_files(["/data/one.jsonl"], [64_000_000 - 1], [1])
+    took, splits = seconds(lambda: list_splits(file, 64))
+    names = list(splits.ids())
+    limit, _ = seconds(lambda: SourceTable.of_files(names, [64] * len(names), [1] * len(names)))
+    assert took < 2 * limit
+    assert split_sizes(splits).sum() == 64_000_000 - 1
+    last = splits[999_999]
+    assert last.source_id == "/data/one.jsonl#bytes=63999936-63999999"
+    assert last.item == ("/data/one.jsonl", ByteRange(63_999_936, 63_999_999))
+
+
+def test_a_read_task_gets_the_paths_of_its_own_splits() -> None:
+    names = [f"/data/{number:04}-\udcff.jsonl" for number in range(1000)]
+    files = SourceTable.of_files(names, [130] * 1000, [1] * 1000)
+    splits = list_splits(files, 64)
+    some = pickle.loads(pickle.dumps(splits.take(np.array([5, 3, 2999])).packed()))
+    assert [source.source_id for source in some] == [
+        f"{names[1]}#bytes=128-130",
+        f"{names[1]}#bytes=0-64",
+        f"{names[999]}#bytes=128-130",
+    ]
+    assert some[0].item == (names[1], ByteRange(128, 130))
+    assert len(pickle.dumps(some)) < 3000
 
 
 @resumable
@@ -241,6 +381,12 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
         read(ray.data.read_json, packed, file_extensions=None)
     with pytest.raises(NonResumableError, match="utf-16"):
         read(ray.data.read_text, plain, encoding="utf-16")
+    lines = pyarrow.json.ParseOptions(newlines_in_values=True)
+    with pytest.raises(NonResumableError, match="a value may have several lines"):
+        read(ray.data.read_json, plain, file_extensions=None, parse_options=lines)
+    (tmp_path / "a#rg0").write_text("a")
+    with pytest.raises(NonResumableError, match=r"a#rg0 is named as a part of another file"):
+        read(ray.data.read_text, tmp_path / "a#rg0", granularity="auto")
     with pytest.raises(NonResumableError, match="files of lines"):
         read(ray.data.read_binary_files, plain)
     with pytest.raises(ValueError, match="at least 1"):
