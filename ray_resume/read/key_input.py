@@ -21,7 +21,7 @@ from ray_resume.raydata import user_batches
 from ray_resume.raydata.filereads import ReadTaskFactory, Selection
 from ray_resume.read.inputs import Input, unknown_metadata
 
-__all__ = ["KeyInput", "key_sources"]
+__all__ = ["KeyInput", "key_sources", "refuse_arguments"]
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,13 @@ def _format(value: Any) -> str:
     if isinstance(value, (dt.date, dt.datetime, dt.time)):
         return value.isoformat()
     raise TypeError(f"it has a {type(value).__name__} in it")
+
+
+def refuse_arguments(reader: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Make sure that nothing is passed on to what takes a key alone, or nothing."""
+    if args or kwargs:
+        raise TypeError(
+            f"resumable_read calls {getattr(reader, '__name__', type(reader).__name__)} with each "
+            "key alone, or reads a Datasource as it is. It has no use for "
+            f"{', '.join([*map(repr, args), *(f'{name}={kwargs[name]!r}' for name in kwargs)])}."
+        )

@@ -35,7 +35,7 @@ from ray_resume.read.datasource_input import DatasourceInput
 from ray_resume.read.fixed_schema import fixed_schema
 from ray_resume.read.granularity import GRANULARITIES, IsCompleted, check_granularity, cut
 from ray_resume.read.inputs import FileInput, Input, file_reader_of
-from ray_resume.read.key_input import KeyInput, key_sources
+from ray_resume.read.key_input import KeyInput, key_sources, refuse_arguments
 from ray_resume.read.listing import relative_to
 from ray_resume.read.options import ReaderText, check_reader, describe_reader, is_repeatable
 from ray_resume.read.overlap import InputFolders, filesystem_type, refuse_overlap
@@ -101,12 +101,12 @@ def resumable_read(
             * a ``ray.data.read_*`` function for files; ``args`` and ``kwargs`` are its own. Each
               file is a source, whose id is its path, or its URL without user, password and
               signature. A path that Ray cannot resolve is an error (it logs that, and goes on).
-            * ``read_parquet``, ``read_json``, ``read_csv``, ``read_orc``, ``read_webdataset`` or
-              ``read_numpy`` with a :class:`Checkpoint` in place of the paths: the output folder of
-              another resumable pipeline. Its sources that have output are the sources here, with
-              their ids. A source that was processed again there is processed again here; one that
-              was reset, or is gone, is removed here. Files that were rewritten or merged are no
-              change. Runs of that pipeline may go on meanwhile: what they have committed is read.
+            * ``read_parquet``, ``read_json``, ``read_csv``, ``read_orc``, ``read_webdataset``,
+              ``read_numpy`` or ``read_images`` with a :class:`Checkpoint` in place of paths: the
+              output folder of another resumable pipeline. Its sources that have output are the
+              sources here, with their ids. A source that was processed again there is processed
+              again here; one that was reset, or is gone, is removed here. Files that were rewritten
+              or merged are no change. Runs of that pipeline may go on: what is committed is read.
             * ``read_iceberg``, ``read_delta`` or ``read_lance``, with their own arguments. Each
               data file (Iceberg, Delta) or fragment (Lance) is a source. They are those of the
               snapshot that the reader finds, or is asked for, whatever others write meanwhile. One
@@ -217,7 +217,7 @@ def resumable_read(
     elif keys is not None:
         read = _read_keys(reader, keys, args, kwargs)
     elif isinstance(reader, Datasource):
-        _refuse_arguments(reader, args, kwargs)
+        refuse_arguments(reader, args, kwargs)
         task_count = scheduling.get("override_num_blocks") or _CUSTOM_READ_TASKS
         read = _Read("task", DatasourceInput.of(reader, source_id, task_count))
     elif reader.__name__ in TABLE_READERS:
@@ -290,7 +290,7 @@ def _with_fixed_schema(read: _Read, recorded: Sequence[pa.Schema]) -> tuple[_Rea
 def _read_keys(
     load: Any, keys: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> _Read:
-    _refuse_arguments(load, args, kwargs)
+    refuse_arguments(load, args, kwargs)
     if isinstance(load, Datasource) or not callable(load):
         raise NonResumableError(f"keys= needs a function load(key), not {load!r}.")
     return _Read("key", KeyInput(getattr(load, "__name__", "Keys"), key_sources(keys), load))
@@ -309,6 +309,13 @@ def _upstream_of(reader: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         NonResumableError: a checkpoint is one of several paths.
     """
     if isinstance(reader, Datasource):
+        return None
+    if reader.__name__ in TABLE_READERS:
+        if any(isinstance(one, Checkpoint) for one in (*args, *kwargs.values())):
+            raise NonResumableError(
+                f"{reader.__name__} reads a table, and the output of a checkpoint's pipeline is in "
+                "files. Pass ray.data.read_parquet, or the reader of their format."
+            )
         return None
     paths = arguments_of(reader, args, kwargs).get("paths")
     if isinstance(paths, Checkpoint):
@@ -407,15 +414,6 @@ def _completed(
             seen = snapshot.record(int(rows[position])).fingerprint
             completed[position] = seen == files[position].fingerprint
     return completed
-
-
-def _refuse_arguments(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if args or kwargs:
-        raise TypeError(
-            f"resumable_read calls {getattr(reader, '__name__', type(reader).__name__)} with each "
-            "key alone, or reads a Datasource as it is. It has no use for "
-            f"{', '.join([*map(repr, args), *(f'{name}={kwargs[name]!r}' for name in kwargs)])}."
-        )
 
 
 def _check_options(

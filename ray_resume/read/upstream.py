@@ -46,6 +46,7 @@ _READERS = {
     "orc": "read_orc",
     "tar": "read_webdataset",
     "npy": "read_numpy",
+    **dict.fromkeys(("png", "jpeg", "tiff", "bmp", "gif"), "read_images"),
 }
 """Which of Ray's readers reads the files of a format, by their ending."""
 
@@ -310,8 +311,9 @@ def _present(
             time.sleep(wait_s)
     raise CheckpointError(
         f"{len(missing)} output files with rows of sources of {checkpoint} are gone, "
-        f"{folder}/{missing[0]} for one. Put them back; or reset the sources that have rows in "
-        f"them (ray-resume sources {checkpoint} lists both), and run that pipeline again."
+        f"{folder}/{missing[0]} for one. If the folder was moved, run: ray-resume rebind "
+        f"{checkpoint} FOLDER. Else put them back; or reset the sources that have rows in them "
+        f"(ray-resume sources {checkpoint} lists both), and run that pipeline again."
     )
 
 
@@ -348,13 +350,20 @@ def _refuse_other_formats(name: str, files: Collection[str], checkpoint: str) ->
         formats.setdefault(file.rpartition("/")[2].split(".")[1], file)
     if not formats and name not in _READERS.values():
         formats = {"such": "any file"}
+    if len({_READERS.get(ending) for ending in formats}) > 1:
+        raise NonResumableError(
+            f"The pipeline of {checkpoint} has written files of several formats "
+            f"({', '.join(file for _, file in sorted(formats.items()))}), and a reader reads those "
+            "of one. Have it process all sources again into one format: "
+            'on_pipeline_change="restart".'
+        )
     for ending, file in sorted(formats.items()):
         fitting = _READERS.get(ending)
         if fitting is None:
             raise NonResumableError(
                 f"The pipeline of {checkpoint} has written {ending} files ({file} for one), which "
-                "no reader of Ray Data reads. Have it write Parquet, JSON lines, CSV or "
-                "ORC (format= of resumable_write), into a new folder and with a new checkpoint."
+                "cannot be read source by source. Have it write Parquet, JSON lines, CSV or ORC "
+                "(format= of resumable_write), into a new folder and with a new checkpoint."
             )
         if fitting != name:
             raise NonResumableError(

@@ -170,6 +170,11 @@ def samples(batch: Any) -> dict[str, Any]:
     return {"__key__": [f"s{i}" for i in batch["id"]], "txt": [f"text {i}" for i in batch["id"]]}
 
 
+@resumable
+def pictures(batch: Any) -> dict[str, Any]:
+    return {"image": np.stack([np.full((2, 3, 3), i, np.uint8) for i in batch["id"]])}
+
+
 WRITTEN_AS: dict[str, dict[str, Any]] = {
     "read_parquet": {"partition_cols": ["name"]},
     "read_json": {"format": "json"},
@@ -177,6 +182,7 @@ WRITTEN_AS: dict[str, dict[str, Any]] = {
     "read_orc": {"format": "orc"},
     "read_webdataset": {"format": "webdataset"},
     "read_numpy": {"format": "numpy", "column": "id"},
+    "read_images": {"format": "images", "column": "image", "file_format": "bmp"},
 }
 
 
@@ -184,7 +190,7 @@ def upstream(name: str, folder: Path) -> None:
     reader = reader_of(name)
     write_source(folder / "in", files=3, rows=10)
     ds = resumable_read(ray.data.read_parquet, str(folder / "in"), checkpoint=folder / "1")
-    udf = samples if name == "read_webdataset" else few_names
+    udf = {"read_webdataset": samples, "read_images": pictures}.get(name, few_names)
     resumable_write(ds.map_batches(udf), folder / "mid", **WRITTEN_AS[name])
     # What does not read such files says which reader does.
     other: Any = ray.data.read_csv if name == "read_json" else ray.data.read_json

@@ -88,8 +88,8 @@ class Chain:
         assert left == set(out)
 
 
-def rows_of(table: pa.Table) -> list[tuple[Any, ...]]:
-    return sorted(zip(*table.to_pydict().values(), strict=True))
+def rows_of(table: pa.Table) -> list[str]:
+    return sorted(map(repr, zip(*table.to_pydict().values(), strict=True)))
 
 
 def counts(summary: RunSummary) -> tuple[int, int, int]:
@@ -241,10 +241,25 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
         resumable_read(ray.data.read_parquet, [chain.first_checkpoint], checkpoint=tmp_path / "2")
     with pytest.raises(TypeError, match="granularity and source_root are for files"):
         chain.second(granularity="row_group")
+    for reader in (ray.data.read_iceberg, ray.data.read_delta, ray.data.read_lance):
+        with pytest.raises(NonResumableError, match=r"reads a table, .* Pass ray.data"):
+            resumable_read(reader, chain.first_checkpoint, checkpoint=tmp_path / "2")
     file = chain.first_checkpoint.files()[0]
     os.unlink(file)
-    with pytest.raises(CheckpointError, match=rf"are gone, {file} for one"):
+    with pytest.raises(CheckpointError, match=rf"are gone, {file} for one.*ray-resume rebind"):
         chain.second()
+
+
+@pytest.mark.extended
+def test_files_of_two_formats_are_not_read_by_one_reader(tmp_path: Path) -> None:
+    write_source(tmp_path / "in", files=1, rows=2)
+    reading: dict[str, Any] = {"checkpoint": tmp_path / "1", "on_pipeline_change": "continue"}
+    for number, written_as in enumerate(("parquet", "json")):
+        write_file(tmp_path / "in" / f"{number}.parquet", 10 * number, 10 * number + 3)
+        ds = resumable_read(ray.data.read_parquet, str(tmp_path / "in"), **reading)
+        resumable_write(ds, tmp_path / "mid", format=written_as)
+    with pytest.raises(NonResumableError, match=r"several formats \(.*json, .*parquet\)"):
+        resumable_read(ray.data.read_json, Checkpoint(tmp_path / "1"), checkpoint=tmp_path / "2")
 
 
 def test_a_sink_that_is_no_folder_neither_is_read_nor_follows_by_default(tmp_path: Path) -> None:
