@@ -1,10 +1,9 @@
-"""Whole pipelines on a real cluster: every kind of UDF, reruns, reads, and what is left behind."""
+"""Whole pipelines on a real cluster: every kind of UDF, reruns, and reads."""
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import holders, ids_in, snapshot, write_file, write_source
+from conftest import ids_in, snapshot, write_file, write_source
+from parquet_job import keep, keep_even, read
 from ray.data import ActorPoolStrategy, Dataset
-from ray.exceptions import RayActorError
 
 from ray_resume import (
     Checkpoint,
@@ -29,32 +28,11 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.checkpoint.local.lmdb_file import WriterFile
-from ray_resume.run.run import MOST_WRITER_FILES
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any
-
-
-@resumable
-def keep_even(batch: Batch) -> Batch:
-    mask = batch["id"] % 2 == 0
-    return {name: values[mask] for name, values in batch.items()}
-
-
-@resumable
-def keep(batch: Batch) -> Batch:
-    return batch
-
-
-def read(source: Path, checkpoint: Path, **options: Any) -> Dataset:
-    options = {"on_pipeline_change": "continue", **options}
-    return resumable_read(ray.data.read_parquet, str(source), checkpoint=checkpoint, **options)
-
-
-# Each kind of UDF, one after another in one pipeline; every one is checked by what the row says.
 
 
 @resumable
@@ -328,139 +306,6 @@ def test_looking_before_the_write_and_a_second_try_do_no_harm(source: Path, tmp_
     assert ids_in(tmp_path / "out") == list(range(0, 600, 2))
 
 
-@pytest.mark.extended
-@pytest.mark.long
-def test_a_udf_that_fails_at_random_converges(source: Path, tmp_path: Path) -> None:
-    @resumable(one_to_one=True)
-    def flaky(batch: Batch) -> Batch:
-        # From the operating system's randomness, which differs between workers and runs.
-        if os.urandom(1)[0] < 80:
-            raise ConnectionError("try again")
-        return batch
-
-    failures: list[Exception] = []
-    while len(failures) < 40:
-        ds = read(source, tmp_path / "ckpt", override_num_blocks=7).map_batches(flaky)
-        try:
-            summary = resumable_write(ds, tmp_path / "out")
-            break
-        except Exception as error:
-            failures.append(error)
-    assert all("try again" in str(error) for error in failures)
-    assert summary.sources_completed + summary.sources_skipped == 7
-    assert ids_in(tmp_path / "out") == list(range(600))
-
-
-@pytest.mark.extended
-@pytest.mark.long
-def test_clean_up_touches_nobody_elses_files(source: Path, tmp_path: Path) -> None:
-    """Beside other people's files, another checkpoint's, and a live run's."""
-    from ray_resume.checkpoint.claims import Claim, Owner
-    from ray_resume.checkpoint.local.backend import LocalBackend
-    from ray_resume.checkpoint.local.lease import Lease
-
-    out = tmp_path / "out"
-    resumable_write(read(source, tmp_path / "other").map_batches(keep_even), out)
-    (out / "report.parquet").write_bytes(b"mine")
-    (out / "sub").mkdir()
-    copied = next(out.glob("*.parquet"))
-    (out / "sub" / copied.name).write_bytes(b"a copy")
-    (out / f"{copied.name}.bak").write_bytes(b"a copy")
-    (out / "sub" / "notes.csv").write_bytes(b"a,b")
-    ours = LocalBackend(tmp_path / "ckpt").ensure()
-    live = Lease.acquire(
-        tmp_path / "ckpt", Owner.here("aaaaaaaaaaaa"), Claim(frozenset({b"x" * 16})), wait_s=0
-    )
-    (out / f"{ours}-aaaaaaaaaaaa-{16 * '0'}-{16 * '1'}.parquet").write_bytes(b"a live run's")
-    (out / f".{ours}-aaaaaaaaaaaa-{16 * '0'}-{16 * '2'}.parquet").write_bytes(
-        b"a live run's, half-written"
-    )
-    kept = {name: (out / name).read_bytes() for name in snapshot(out) if (out / name).is_file()}
-
-    with pytest.raises(CheckpointError, match="append=True"):
-        resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), out)
-
-    @resumable
-    def fails_late(batch: Batch) -> Batch:
-        if 450 in batch["id"]:
-            time.sleep(1)
-            raise RuntimeError("no")
-        return batch
-
-    with pytest.raises(Exception, match="no"):
-        resumable_write(
-            read(source, tmp_path / "ckpt", override_num_blocks=7).map_batches(fails_late),
-            out,
-            append=True,
-        )
-    dead = next(path.stem for path in (tmp_path / "ckpt").glob("*.mdb"))
-    (out / f"{ours}-{dead}-{16 * '2'}-{16 * '3'}.parquet").write_bytes(b"a left-over")
-    (out / f".{ours}-{dead}-{16 * '2'}-{16 * '4'}.parquet").write_bytes(b"a half-written left-over")
-    resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), out, append=True)
-
-    listed = {Path(file).name for file in Checkpoint(tmp_path / "ckpt").files()}
-    now = {name: (out / name).read_bytes() for name in snapshot(out) if (out / name).is_file()}
-    assert {name: content for name, content in now.items() if name not in listed} == kept
-    written = [pq.ParquetFile(out / name).read(["id"])["id"].to_pylist() for name in listed]
-    assert sorted(i for ids in written for i in ids) == list(range(600))
-    live.end(wait_s=0)
-
-
-@pytest.mark.long
-def test_files_of_runs_that_the_checkpoint_has_forgotten_are_told(
-    source: Path, tmp_path: Path
-) -> None:
-    resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
-    (store,) = (tmp_path / "ckpt").glob("*.mdb")
-    kept = store.read_bytes()
-    store.unlink()
-    before = snapshot(tmp_path / "out")
-    with pytest.raises(CheckpointError, match=r"second time\. Put it back"):
-        resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
-    assert snapshot(tmp_path / "out") == before
-    store.write_bytes(kept)
-    summary = resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
-    assert summary.sources_skipped == 7
-
-
-@pytest.mark.extended
-@pytest.mark.long
-def test_one_bad_row_gives_up_no_good_source(tmp_path: Path) -> None:
-    write_source(tmp_path / "in", files=8, rows=5)
-
-    @resumable(one_to_one=True)
-    def poisoned(batch: Batch) -> Batch:
-        if 12 in batch["id"]:
-            raise ValueError("a poison row")
-        return batch
-
-    for _ in range(3):
-        ds = read(tmp_path / "in", tmp_path / "ckpt", max_failed_runs=2, override_num_blocks=1)
-        ds.context.max_errored_blocks = -1
-        summary = resumable_write(ds.map_batches(poisoned, batch_size=None), tmp_path / "out")
-    assert (summary.sources_skipped, summary.sources_quarantined) == (7, 1)
-    # All are in one batch, and go down together, until each is executed alone.
-    ds = read(tmp_path / "in", tmp_path / "ckpt2", max_failed_runs=1)
-    ds.context.max_errored_blocks = -1
-    summary = resumable_write(ds.map_batches(poisoned, batch_size=40), tmp_path / "out2")
-    assert (summary.sources_completed, summary.sources_quarantined) == (7, 1)
-
-
-@pytest.mark.extended
-@pytest.mark.long
-def test_writers_files_do_not_pile_up(source: Path, tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path / "ckpt")
-    resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
-    for number in range(MOST_WRITER_FILES):
-        WriterFile.create(tmp_path / "ckpt", f"{number:012x}", {"purpose": "reset"}).close()
-    before = checkpoint.status()
-    summary = resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
-    assert summary.sources_skipped == before.completed
-    assert len(list((tmp_path / "ckpt").glob("*.mdb"))) == 1
-    assert checkpoint.check().ok
-    assert ids_in(tmp_path / "out") == list(range(600))
-
-
 def test_missing_and_repeated_input_is_told_at_the_read(source: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read(tmp_path / "nowhere", tmp_path / "ckpt")
@@ -474,32 +319,6 @@ def test_missing_and_repeated_input_is_told_at_the_read(source: Path, tmp_path: 
             [str(source), str(source / "00001.parquet")],
             checkpoint=tmp_path / "ckpt",
         )
-
-
-def test_wrong_rows_of_one_to_one_commit_nothing_of_their_sources(
-    source: Path, tmp_path: Path
-) -> None:
-    @resumable(one_to_one=True)
-    def loses_one(batch: Batch) -> Batch:
-        return {name: values[1:] for name, values in batch.items()}
-
-    with pytest.raises(Exception, match="returned 99 rows for 100 rows"):
-        resumable_write(read(source, tmp_path / "ckpt").map_batches(loses_one), tmp_path / "out")
-    assert [r.rows for r in Checkpoint(tmp_path / "ckpt").sources("completed") if r.rows] == []
-    assert not list((tmp_path / "out").iterdir())
-
-
-@pytest.mark.extended
-@pytest.mark.long
-def test_lost_output_is_an_error_that_names_it(source: Path, tmp_path: Path) -> None:
-    resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
-    lost = next((tmp_path / "out").iterdir())
-    lost.unlink()
-    with pytest.raises(CheckpointError, match=lost.name) as caught:
-        resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out")
-    assert "reset" in str(caught.value)
-    with pytest.raises(CheckpointError, match="belongs to the output"):
-        resumable_write(read(source, tmp_path / "ckpt").map_batches(keep), tmp_path / "out2")
 
 
 @pytest.mark.long
@@ -521,95 +340,3 @@ def test_a_second_run_on_the_same_sources_is_refused_and_told_by_whom(
     assert not (tmp_path / "out").exists()
     held.end(wait_s=0)
     assert resumable_write(ds, tmp_path / "out").sources_completed == 7
-
-
-@pytest.mark.extended
-def test_rows_that_ray_drops_count_as_failed_and_are_quarantined_in_the_end(
-    source: Path, tmp_path: Path
-) -> None:
-    @resumable
-    def poisoned(batch: Batch) -> Batch:
-        if 250 in batch["id"]:
-            raise ValueError("a poison row")
-        return batch
-
-    def job() -> Any:
-        ds = read(source, tmp_path / "ckpt", override_num_blocks=7, max_failed_runs=2)
-        ds.context.max_errored_blocks = -1
-        return resumable_write(ds.map_batches(poisoned), tmp_path / "out")
-
-    first = job()
-    assert (first.sources_completed, first.sources_failed, first.sources_pending) == (6, 1, 0)
-    (failed,) = Checkpoint(tmp_path / "ckpt").sources("failed")
-    assert failed.source_id.endswith("00002.parquet")
-    assert failed.error is not None
-    assert "rows unaccounted for" in failed.error
-    second = job()
-    assert (second.sources_skipped, second.sources_quarantined) == (6, 1)
-    third = job()
-    assert (third.sources_skipped, third.sources_quarantined, third.sources_total) == (6, 1, 7)
-    (quarantined,) = Checkpoint(tmp_path / "ckpt").sources("quarantined")
-    assert quarantined.failed_runs == 2
-    assert ids_in(tmp_path / "out") == [*range(200), *range(300, 600)]
-    write_file(source / "00002.parquet", 1000, 1010)
-    assert job().sources_completed == 1, "it was mended, so it is tried again"
-    assert ids_in(tmp_path / "out") == [*range(200), *range(300, 600), *range(1000, 1010)]
-
-
-def test_if_the_ledger_dies_the_run_fails_loudly_and_the_next_goes_on(
-    source: Path, tmp_path: Path
-) -> None:
-    @resumable
-    def slow(batch: Batch) -> Batch:
-        time.sleep(0.3)
-        return batch
-
-    def kill_the_ledger() -> None:
-        while not (leases := list((tmp_path / "ckpt").glob("*.lease"))):
-            time.sleep(0.02)
-        while Checkpoint(tmp_path / "ckpt").status().completed < 2:
-            time.sleep(0.02)
-        for process in holders(leases[0]):
-            if process.pid != os.getpid():
-                process.kill()
-
-    ds = read(source, tmp_path / "ckpt", override_num_blocks=7).map_batches(slow)
-    killer = threading.Thread(target=kill_the_ledger)
-    killer.start()
-    with pytest.raises(ResumeError, match="Run the same script again"):
-        resumable_write(ds, tmp_path / "out")
-    killer.join()
-    assert not list((tmp_path / "ckpt").glob("*.lease"))
-    done = Checkpoint(tmp_path / "ckpt").status().completed
-    assert 2 <= done < 7
-    assert resumable_write(ds, tmp_path / "out").sources_skipped == done
-    assert ids_in(tmp_path / "out") == list(range(600))
-
-
-def test_the_ledgers_start_up_errors_reach_the_user(tmp_path: Path) -> None:
-    from ray_resume.checkpoint.claims import Owner
-    from ray_resume.checkpoint.local.backend import LocalLedgerBinding
-    from ray_resume.checkpoint.local.lease import Lease
-    from ray_resume.core.sources import SourceTable
-    from ray_resume.run.ledger_actor import LedgerStart
-    from ray_resume.run.run_spec import RunSpec
-
-    spec = RunSpec(
-        run_id="cccccccccccc",
-        binding=LocalLedgerBinding(
-            str(tmp_path), str(tmp_path / "cccccccccccc.lease"), "cccccccccccc"
-        ),
-        sources=SourceTable.of([]),
-        records={},
-        max_failed_runs=3,
-        first_sequence=0,
-        signature="",
-        header={},
-    )
-    lease = Lease.hold_unclaimed(tmp_path, Owner.here("dddddddddddd"))
-    start = LedgerStart(spec, lease)
-    with pytest.raises(CheckpointError, match=r"cccccccccccc\.lease is gone"):
-        start.wait()
-    # Workers do not go on for a ledger that commits nothing.
-    with pytest.raises(RayActorError):
-        ray.get(start.handle.flush.remote())
