@@ -46,7 +46,13 @@ EXTRA: dict[str, set[str]] = {
         "run.table",
         "udf.decorator",
     },
-    "write.execution": {"checkpoint.backend", "read.datasource", "run", "udf.stage"},
+    "write.execution": {
+        "checkpoint.backend",
+        "read.datasource",
+        "read.row_input",
+        "run",
+        "udf.stage",
+    },
     "write.resumable_write": {"read.datasource", "run.summary", "udf.decorator"},
 }
 

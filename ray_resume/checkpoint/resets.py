@@ -46,7 +46,9 @@ def reset(
         if version is not None:
             records = list(_of_version(contents, version, storage.uri))
         elif source_ids is None:
-            records = list(in_state(snapshot, state, dead_letters=dead_letters))
+            records = list(
+                in_state(snapshot, state, dead_letters=dead_letters, ends=not dead_letters)
+            )
         else:
             records = list(_on_record(snapshot, list(source_ids), storage.uri))
         if records:
@@ -65,7 +67,7 @@ def reset(
         if source_ids is None and state == "all" and not dead_letters and version is None:
             storage.read_schemas().clear()
             storage.publications().clear()
-        return len(records)
+        return sum(record.end is None for record in records)
     finally:
         lease.end(wait_s=0)
 
@@ -82,6 +84,7 @@ def reset_records(records: Iterable[Record], run_id: str, highest_sequence: int)
             rows=record.rows,
             parts=record.parts,
             dead_letters=record.dead_letters,
+            fingerprint=record.fingerprint,
         )
         for sequence, record in enumerate(records, highest_sequence + 1)
     ]

@@ -24,6 +24,7 @@ from ray_resume.core.columns import (
     times,
 )
 from ray_resume.core.digests import Positions
+from ray_resume.core.record_log import Flag
 from ray_resume.core.records import State
 from ray_resume.core.snapshot import Snapshot
 
@@ -58,7 +59,8 @@ def source_table(snapshot: Snapshot, *, sink: str | None, letters: str) -> pa.Ta
         sink: the output folder, which the paths of output files begin with.
         letters: likewise of dead letters.
     """
-    chosen = snapshot.in_state(*_STATES)
+    # Users are told nothing of ends of files.
+    chosen = snapshot.in_state(*_STATES) & (snapshot.column("flags") & Flag.END == 0)
     rows = None if chosen.all() else np.flatnonzero(chosen)
     batches = [_batch(batch, sink, letters) for _, batch in snapshot.batches(rows)]
     return pa.Table.from_batches(batches, SCHEMA).unify_dictionaries()

@@ -22,6 +22,7 @@ from ray_resume.core.columns import numbers_of, text_of
 from ray_resume.core.digests import Digests
 from ray_resume.core.record_log import Flag
 from ray_resume.core.records import Record, State
+from ray_resume.core.row_ranges import lacking_ranges
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.core.versions import completed_by_version
 
@@ -181,7 +182,7 @@ def _pending(listed: Digests | None, contents: Contents, on_record: int) -> int:
     snapshot = contents.snapshot
     rows = snapshot.find(listed)
     done = snapshot.in_state(*STATES.values())[rows[rows >= 0]]
-    return len(listed) - int(np.count_nonzero(done))
+    return len(listed) - int(np.count_nonzero(done)) + lacking_ranges(snapshot)
 
 
 def _when_over(run: RunRecord) -> float:
@@ -235,16 +236,17 @@ class _Counts:
         from ray_resume.core.file_uses import file_uses
         from ray_resume.core.output_files import listed_files
 
-        completed = snapshot.in_state(State.COMPLETED)
+        is_end = snapshot.column("flags") & Flag.END != 0
+        completed = snapshot.in_state(State.COMPLETED) & ~is_end
         times = snapshot.column("completed_at")[completed]
         times = times[~np.isnan(times)]
         errors: Counter[str] = Counter()
-        for _, batch in snapshot.batches(np.flatnonzero(~completed)):
+        for _, batch in snapshot.batches(np.flatnonzero(~completed & ~is_end)):
             for error in batch.column("error").drop_null().to_pylist():
                 errors[last_line(text_of(error))] += 1
         dead_rows = [rows for _, rows in dead_lettered(snapshot)]
         return cls(
-            Counter({state: int(snapshot.in_state(state).sum()) for state in State}),
+            Counter({state: int((snapshot.in_state(state) & ~is_end).sum()) for state in State}),
             errors,
             len(listed_files(snapshot)),
             sum(not use.is_clean for use in file_uses(snapshot).values()),
@@ -272,14 +274,19 @@ def last_line(error: str) -> str:
     return (error.strip().splitlines() or [""])[-1]
 
 
-def in_state(snapshot: Snapshot, state: str, *, dead_letters: bool = False) -> Iterator[Record]:
+def in_state(
+    snapshot: Snapshot, state: str, *, dead_letters: bool = False, ends: bool = False
+) -> Iterator[Record]:
     """Yield the records in one of `STATES`, or in any of them if ``state`` is ``"all"``.
 
     Args:
         dead_letters: only those with rows in dead letters.
+        ends: also the ends of files of row ranges, which are on record for runs alone.
     """
     wanted = set(STATES.values()) if state == "all" else {STATES[state]}
     mask = snapshot.in_state(*wanted)
+    if not ends:
+        mask &= snapshot.column("flags") & Flag.END == 0
     if dead_letters:
         chosen = np.zeros(len(snapshot), bool)
         chosen[[row for row, _ in dead_lettered(snapshot)]] = True

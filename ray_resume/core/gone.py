@@ -77,13 +77,15 @@ def gone_from(
     rows = np.flatnonzero(outside & has_output)
     parts: dict[int, str] = {}
     if files:
+        # A part that has failed, and is gone, must not count as failed for ever.
+        is_left = has_output | snapshot.in_state(State.FAILED, State.QUARANTINED)
+        rows = np.flatnonzero(outside & is_left)
         named = frozenset(files)
         for row, record in zip(rows.tolist(), snapshot.records(rows), strict=True):
             file = file_of(record.source_id)
             if file in named:
                 parts[row] = file
-    if parts:
-        rows = np.setdiff1d(rows, np.array(list(parts), np.int64))
+        rows = np.setdiff1d(rows[has_output[rows]], np.array(list(parts), np.int64))
     return Gone(rows.astype(np.int64), parts, share, remove)
 
 

@@ -35,6 +35,7 @@ _ABOUT = {
     "file": "the paths of files",
     "row_group": 'row groups of files (granularity="row_group")',
     "split": 'ranges of bytes of files (granularity="split")',
+    "rows": 'ranges of rows of files (granularity="rows")',
     "auto": 'files, and parts of large ones (granularity="auto")',
     "key": "keys",
     "task": "the read tasks of a datasource",
@@ -44,6 +45,7 @@ _ABOUT = {
 _PARTS = {
     "row_group": re.compile("(.+)#rg[0-9]+", re.DOTALL),
     "split": re.compile("(.+)#bytes=[0-9]+-[0-9]+", re.DOTALL),
+    "rows": re.compile("(.+)#rows=(?:[0-9]+-[0-9]+|end)", re.DOTALL),
 }
 
 
@@ -51,7 +53,7 @@ def ids_of(kind: str, *, relative: bool = False, of: str | None = None) -> str:
     """Name a way to make ids: a key of ``_ABOUT``; of paths, relative or not; and what else counts.
 
     Args:
-        of: the address of the table, or how long splits are.
+        of: the address of the table, or how long splits or row ranges are.
     """
     return kind + (_RELATIVE if relative else "") + (f" {of}" if of else "")
 

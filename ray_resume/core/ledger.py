@@ -143,10 +143,10 @@ class _Counter:
         return Outcome.APPLIED
 
     def completion(self, source: int) -> Completion:
-        _, _, rows_read, began_at = self.sealed or Seal(source, 0)
+        _, _, rows_read, began_at, end = self.sealed or Seal(source, 0)
         if self.drained is None:
-            return Completion(source, rows_read, 0, began_at=began_at)
-        return Completion(source, rows_read, *self.drained[2:], began_at)
+            return Completion(source, rows_read, 0, began_at=began_at, end=end)
+        return Completion(source, rows_read, *self.drained[2:], began_at, end)
 
 
 class Ledger:
@@ -154,7 +154,8 @@ class Ledger:
 
     Args:
         run_id: messages of any other run are refused.
-        source_count: sources are numbered ``0 .. source_count - 1``.
+        source_count: sources are numbered ``0 .. source_count - 1``; those that come to be later
+            have the next numbers.
 
     Guarantees: an illegal message raises :class:`LedgerError`, and nothing changes. A source
     completes at most once in the life of a ledger. Memory: one byte for each source, and about 200
@@ -180,6 +181,16 @@ class Ledger:
             raise LedgerError(f"pass {pass_number} begins after pass {self._pass_number}")
         self._pass_number = pass_number
         self._counters = {}
+
+    def add_source(self, run_id: str, pass_number: int) -> int:
+        """Add a source that came to be while a file is read, and return its number.
+
+        Raises:
+            LedgerError: an execution that is over has found it.
+        """
+        self._check_pass(run_id, pass_number)
+        self._complete.append(0)
+        return len(self._complete) - 1
 
     def apply(self, message: Message) -> Applied:
         """Apply every event of ``message``, or raise :class:`LedgerError` and apply none."""
@@ -233,15 +244,14 @@ class Ledger:
             "not add up: a task was executed twice, or what it made got lost"
         )
 
+    def _check_pass(self, run_id: str, pass_number: int) -> None:
+        if run_id != self._run_id:
+            raise LedgerError(f"a message of run {run_id} came to the ledger of run {self._run_id}")
+        if pass_number != self._pass_number or self._pass_number < 1:
+            raise LedgerError(f"a message of pass {pass_number} came in pass {self._pass_number}")
+
     def _check(self, message: Message) -> None:
-        if message.run_id != self._run_id:
-            raise LedgerError(
-                f"a message of run {message.run_id} came to the ledger of run {self._run_id}"
-            )
-        if message.pass_number != self._pass_number or self._pass_number < 1:
-            raise LedgerError(
-                f"a message of pass {message.pass_number} came in pass {self._pass_number}"
-            )
+        self._check_pass(message.run_id, message.pass_number)
         count = len(self._complete)
         for event in message.events:
             # Any event begins with its source and its sum.

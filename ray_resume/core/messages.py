@@ -38,13 +38,15 @@ class Seal(NamedTuple):
     """A read has emitted the last row of ``source``.
 
     ``total`` is the sum of the tokens of its ``rows`` rows, modulo 2**64. The read began at
-    ``began_at``, in seconds since 1970 by the clock of its host; 0 if that is unknown.
+    ``began_at``, in seconds since 1970 by the clock of its host; 0 if that is unknown. ``end`` is
+    how many ranges of rows a file has, if ``source`` is its end (see `row_ranges`).
     """
 
     source: int
     total: int
     rows: int = 0
     began_at: float = 0.0
+    end: int | None = None
 
 
 class Drain(NamedTuple):
@@ -197,6 +199,7 @@ class Completion(NamedTuple):
     dead_rows: int = 0
     dead_letters: tuple[str, ...] = ()
     began_at: float = 0.0
+    end: int | None = None
 
 
 class Applied(NamedTuple):

@@ -94,7 +94,8 @@ class PassSchedule:
         # The sources that the latest pass left incomplete, without an explanation.
         self._lost: set[int] = set()
         self._crash: str | None = None
-        self._pending = source_count
+        self._known = self._known_before = source_count
+        self._completed = 0
         self._has_completed = self._has_crashed = False
         self._passes_left = 1 + MAX_FURTHER_PASSES
         self._plans = self._plan_passes(source_count)
@@ -109,6 +110,7 @@ class PassSchedule:
         self,
         pending: Collection[int],
         *,
+        known: int | None = None,
         failed: Collection[int] = (),
         crash: str | None = None,
     ) -> None:
@@ -116,14 +118,18 @@ class PassSchedule:
 
         Args:
             pending: the sources of the run that are not complete.
+            known: how many sources the run has, if more have come to be in the pass: row ranges,
+                while their file was read.
             failed: those of them of which rows have failed: they wait for the next run.
             crash: the error of a worker's death, if that ended the pass.
         """
         self._lost = set(pending).difference(failed)
         self._crash = crash
         self._has_crashed |= crash is not None
-        self._has_completed |= len(pending) < self._pending
-        self._pending = len(pending)
+        self._known_before, self._known = self._known, known or self._known
+        completed = self._known - len(pending)
+        self._has_completed |= completed > self._completed
+        self._completed = completed
         self._advance()
 
     def _advance(self) -> None:
@@ -139,9 +145,9 @@ class PassSchedule:
         suspects: list[int] = []
         has_freed = False
         if len(group) > 1:
-            pending = self._pending
+            completed = self._completed
             yield self._plan_many(group)
-            has_freed = self._pending < pending
+            has_freed = self._completed > completed
             group = self._lost_of(group)
             if has_freed and len(group) <= self._passes_left:
                 # Most of these do damage themselves. A crash costs as much time in a pass of many
@@ -166,9 +172,9 @@ class PassSchedule:
             if hopeless or len(group) == 1:
                 suspects += group
                 continue
-            pending = self._pending
+            completed = self._completed
             yield self._plan_many(group)
-            fruitless = 0 if self._pending < pending else fruitless + 1
+            fruitless = 0 if self._completed > completed else fruitless + 1
             groups.extend(_halves(self._lost_of(group)))
 
     def _try_alone(self, suspects: Iterable[int]) -> Iterator[PassPlan]:
@@ -187,7 +193,11 @@ class PassSchedule:
                 continue
             fresh += is_fresh
             yield PassPlan([source], isolated=True)
-            if source in self._lost:
+            if new := self._lost_new():
+                # It came with others that were not known: none of them was alone.
+                sources.extend(new)
+                sources.extend([source] if source in self._lost else ())
+            elif source in self._lost:
                 self.lost_alone[source] = self._crash
         self.not_tried.sort()
 
@@ -196,7 +206,11 @@ class PassSchedule:
         return PassPlan(group, isolated=True, ignore_crashes=ignored if self._has_crashed else 0)
 
     def _lost_of(self, group: list[int]) -> list[int]:
-        return [source for source in group if source in self._lost]
+        return [source for source in group if source in self._lost] + self._lost_new()
+
+    def _lost_new(self) -> list[int]:
+        """Return the lost sources that came to be in the latest pass."""
+        return sorted(source for source in self._lost if source >= self._known_before)
 
 
 def _halves(group: list[int]) -> list[list[int]]:

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ray_resume.core.gone import gone_from, judge_gone
 from ray_resume.core.identity import part_file, refuse_other_ids
+from ray_resume.core.range_items import END
 from ray_resume.core.resume_plan import ResumePlan, plan_resume
+from ray_resume.core.row_ranges import known_ranges
 from ray_resume.core.shards import Shard
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.core.sources import SourceTable
@@ -26,7 +30,8 @@ class Listing:
 
     ``sources`` are its own, in ``shard`` if it has one; ``listed`` are all. ``ids`` says how their
     ids were made (see `identity`); ``files`` are the ids of their files, if they are parts of
-    files.
+    files. ``split_rows`` is how many rows a range of them has, where sources are row ranges: then
+    the ends of files are listed, in each share, and :meth:`with_known_ranges` adds the ranges.
     """
 
     sources: SourceTable
@@ -34,6 +39,20 @@ class Listing:
     ids: str
     files: Collection[str] = ()
     shard: Shard | None = None
+    split_rows: int | None = None
+
+    def with_known_ranges(self, snapshot: Snapshot, *, ignore_changes: bool) -> Listing:
+        """Return a listing that has the row ranges, too, that the records tell of."""
+        if self.split_rows is None:
+            return self
+        items = self.listed.ranges
+        assert items is not None
+        ends = self.listed.take(np.flatnonzero(items.ranges == END))
+        known = known_ranges(ends, snapshot, self.split_rows, ignore_changes=ignore_changes)
+        own = known
+        if self.shard is not None:
+            own = known.take(np.flatnonzero(self.shard.of(known.digests)))
+        return replace(self, sources=self.sources.joined(own), listed=self.listed.joined(known))
 
 
 @dataclass(frozen=True)

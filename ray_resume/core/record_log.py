@@ -36,6 +36,7 @@ class Flag:
     MTIME = 2
     FILES = 4
     DEAD_LETTERS = 8
+    END = 16
 
 
 # The columns that a log keeps beside its blocks. A time or number that is not known is NaN or 0.
@@ -152,12 +153,13 @@ class RecordLog:
     def _columns_of(self, batch: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
         column = batch.column
         known = [valid(column("size")), valid(column("mtime_ns"))]
+        ends = valid(column("end"))
         listed = [lengths_of(column("files")) > 0, lengths_of(column("dead_letters")) > 0]
         pipeline = np.frombuffer(fixed_bytes(column("pipeline")), np.uint32)
         # Copies all: the batch, which is decompressed as a whole, is not kept.
         return {
             "state": numbers_of(column("state"), "u1"),
-            "flags": np.packbits([*known, *listed], axis=0, bitorder="little")[0],
+            "flags": np.packbits([*known, *listed, ends], axis=0, bitorder="little")[0],
             "run": self._numbers_of_runs(column("run_id")),
             "sequence": numbers_of(column("sequence"), "u8"),
             "rows": numbers_of(column("rows"), "i8"),

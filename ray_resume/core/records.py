@@ -91,7 +91,8 @@ class Record:
     ``dead_letters`` are relative to the checkpoint's. Times are in seconds since 1970, UTC.
     ``sequence`` orders the records of one source: the highest counts. ``pipeline`` is the hash of
     the pipeline that the source went through (:func:`pipeline_hash`); the header of the run's file
-    has the pipeline's signature and code.
+    has the pipeline's signature and code. ``end`` is how many ranges of rows a file has, if the
+    source is its end (see `row_ranges`).
     """
 
     source_id: str
@@ -108,6 +109,7 @@ class Record:
     failed_at: float | None = None
     dead_rows: int = 0
     dead_letters: tuple[str, ...] = ()
+    end: int | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -141,9 +143,13 @@ SCHEMA = pa.schema(
         pa.field("failed_at", pa.float64()),
         _field("dead_rows", pa.int64()),
         _field("dead_letters", TEXTS),
+        pa.field("end", pa.int64()),
     ]
 )
-"""The columns of a block; nullable where a record may have None."""
+"""The columns of a record; nullable where a record may have None."""
+
+# Most blocks have no end of a file, and not this column either.
+_WITHOUT_ENDS = SCHEMA.remove(SCHEMA.get_field_index("end"))
 
 RECORDS_IN_BLOCK = 1 << 12
 """The most records in one block."""
@@ -151,8 +157,9 @@ RECORDS_IN_BLOCK = 1 << 12
 MAX_BLOCK_BYTES = 64 << 20
 """The most that a compressed block takes in memory. A larger record stands alone, uncompressed."""
 
-# The CRC-32 of all that follows it; whether the batch is compressed; its size in bytes.
-_HEAD = struct.Struct("<I?Q")
+# The CRC-32 of all that follows it; bits that say what the batch is like; its size in bytes.
+_HEAD = struct.Struct("<IBQ")
+_IS_COMPRESSED, _HAS_ENDS = 1, 2
 _CHECKED_FROM = 4
 _CODEC, _LEVEL = "zstd", 1
 
@@ -220,10 +227,13 @@ def decode(block: bytes) -> pa.RecordBatch:
     """
     if len(block) < _HEAD.size:
         raise CheckpointError(f"a block of records has {len(block)} bytes")
-    check, is_compressed, size = _HEAD.unpack_from(block)
+    check, kind, size = _HEAD.unpack_from(block)
+    is_compressed = kind & _IS_COMPRESSED
     if zlib.crc32(memoryview(block)[_CHECKED_FROM:]) != check:
         raise CheckpointError("a block of records is not as it was written")
     try:
+        if kind & ~(_IS_COMPRESSED | _HAS_ENDS):
+            raise ValueError(f"it is of kind {kind}")
         if is_compressed and size > MAX_BLOCK_BYTES:
             raise ValueError(f"it would take {size} bytes")
         payload = block[_HEAD.size :]
@@ -232,8 +242,11 @@ def decode(block: bytes) -> pa.RecordBatch:
             raw = pa.Codec(_CODEC).decompress(raw, decompressed_size=size)
         message = pa.ipc.read_message(raw)
         _refuse_compressed_buffers(bytes(message.metadata))
-        batch = pa.ipc.read_record_batch(message, SCHEMA)
+        schema = SCHEMA if kind & _HAS_ENDS else _WITHOUT_ENDS
+        batch = pa.ipc.read_record_batch(message, schema)
         batch.validate(full=True)
+        if not kind & _HAS_ENDS:
+            batch = batch.append_column(SCHEMA.field("end"), pa.nulls(len(batch), pa.int64()))
         _check_values(batch)
     except _UNREADABLE as error:
         raise CheckpointError(f"a block of records cannot be read ({error})") from error
@@ -263,6 +276,7 @@ def records_of(batch: pa.RecordBatch) -> Iterator[Record]:
             failed_at=columns["failed_at"][row],
             dead_rows=columns["dead_rows"][row],
             dead_letters=tuple(map(text_of, columns["dead_letters"][row])),
+            end=columns["end"][row],
         )
 
 
@@ -290,12 +304,14 @@ def _batch(records: Sequence[Record]) -> pa.RecordBatch:
         "failed_at": numbers([record.failed_at for record in records], "f8"),
         "dead_rows": numbers([record.dead_rows for record in records], "i8"),
         "dead_letters": lists([record.dead_letters for record in records]),
+        "end": numbers([record.end for record in records], "i8"),
     }
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
 
 
 def _blocks(batch: pa.RecordBatch) -> Iterator[bytes]:
-    raw = batch.serialize()
+    has_ends = batch.column("end").null_count < len(batch)
+    raw = (batch if has_ends else batch.select(_WITHOUT_ENDS.names)).serialize()
     if raw.size > MAX_BLOCK_BYTES and len(batch) > 1:
         half = len(batch) // 2
         yield from _blocks(batch.slice(0, half))
@@ -303,7 +319,8 @@ def _blocks(batch: pa.RecordBatch) -> Iterator[bytes]:
         return
     is_compressed = raw.size <= MAX_BLOCK_BYTES
     data = pa.Codec(_CODEC, _LEVEL).compress(raw, asbytes=True) if is_compressed else bytes(raw)
-    rest = _HEAD.pack(0, is_compressed, raw.size)[_CHECKED_FROM:] + data
+    kind = is_compressed * _IS_COMPRESSED | has_ends * _HAS_ENDS
+    rest = _HEAD.pack(0, kind, raw.size)[_CHECKED_FROM:] + data
     yield struct.pack("<I", zlib.crc32(rest)) + rest
 
 
@@ -357,6 +374,8 @@ def _check_values(batch: pa.RecordBatch) -> None:
     states = numbers_of(batch.column("state"), "u1")
     if len(states) and not 1 <= states.min() <= states.max() <= len(State):
         raise ValueError("a record is of no known state")
+    if len(batch) and numbers_of(batch.column("end"), "i8", unknown=1).min() < 1:
+        raise ValueError("a file has no range")
     for name in _TIMES:
         if not np.isfinite(numbers_of(batch.column(name), "f8")).all():
             raise ValueError(f"{name} is no time")

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from ray_resume.core.digests import Positions
 from ray_resume.core.gone import NOTHING_GONE, Gone
+from ray_resume.core.range_items import RangeItems
 from ray_resume.core.record_log import Flag, RecordLog
 from ray_resume.core.records import Record, State, pipeline_before, pipeline_hash
 from ray_resume.core.snapshot import Records, Snapshot
@@ -64,7 +65,9 @@ class ResumePlan:
     The run reads ``pending`` ones. ``records`` has their newest records, by position in
     ``pending``. It skips ``recoded`` ones, though they went through the same pipeline with other
     code. ``removed`` ones are gone from the input, and the run drops their output. ``passed_over``
-    counts new parts of changed files whose old content stays.
+    counts new parts of changed files whose old content stays. ``ends`` counts the skipped ones that
+    are ends of files: they have no rows, and users are told nothing of them. ``known`` are all
+    sources that were planned, if they are row ranges.
     """
 
     pending: SourceTable
@@ -74,6 +77,18 @@ class ResumePlan:
     removed: Records
     recoded: Sequence[Record] = ()
     passed_over: int = 0
+    ends: int = 0
+    known: RangeItems | None = None
+
+    @property
+    def total(self) -> int:
+        """How many sources the run has, but for ends that are on record."""
+        return len(self.pending) + self.done + self.quarantined
+
+    @property
+    def done(self) -> int:
+        """How many sources the run passes over, as they are done."""
+        return len(self.skipped) - self.ends + self.passed_over
 
 
 def plan_resume(
@@ -239,6 +254,8 @@ class _Sorting:
             snapshot.records(removed),
             snapshot.records(known[self.skipped & self.recoded]),
             self.ignored,
+            int(np.count_nonzero(snapshot.column("flags", known[self.skipped]) & Flag.END)),
+            table.ranges,
         )
 
 

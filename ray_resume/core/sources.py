@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from ray_resume.core.digests import Digests, Positions, digest_bytes
 from ray_resume.core.part_lists import PartLists
+from ray_resume.core.range_items import RangeItems
 from ray_resume.core.records import Fingerprint
 from ray_resume.errors import ResumeError
 
@@ -92,6 +93,19 @@ class SourceTable(Sequence[Source]):
         starts = np.cumsum(lengths, dtype=np.int64) - lengths
         fingerprints = Fingerprints.made([None] * len(ids), contents)
         return cls(b"".join(ids), starts, lengths, fingerprints, Items(listed=parts), digests)
+
+    @classmethod
+    def of_ranges(
+        cls,
+        ids: bytes,
+        lengths: npt.NDArray[np.int32],
+        fingerprints: Fingerprints,
+        items: RangeItems,
+        digests: Digests | None = None,
+    ) -> SourceTable:
+        """Make a table of ends and ranges of files. ``ids`` are theirs, one after another."""
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        return cls(ids, starts, lengths, fingerprints, Items(listed=items), digests)
 
     @classmethod
     def cut_from(
@@ -210,6 +224,26 @@ class SourceTable(Sequence[Source]):
             None if self._digests is None else self._digests.take(positions),
         )
 
+    def joined(self, other: SourceTable) -> SourceTable:
+        """Return these sources and others; both are ends and ranges of the same files."""
+        mine, theirs = self._items.listed, other._items.listed
+        assert isinstance(mine, RangeItems)
+        assert isinstance(theirs, RangeItems)
+        return SourceTable(
+            self._ids + other._ids,
+            np.concatenate([self._starts, other._starts + len(self._ids)]),
+            np.concatenate([self._lengths, other._lengths]),
+            self.fingerprints.joined(other.fingerprints),
+            Items(listed=mine.joined(theirs)),
+            Digests.joined([self.digests, other.digests]),
+        )
+
+    @property
+    def ranges(self) -> RangeItems | None:
+        """What ends and ranges of files are found by, as columns; None of other sources."""
+        listed = self._items.listed
+        return listed if isinstance(listed, RangeItems) else None
+
     def relative_to(self, base: str) -> SourceTable:
         """Return a table with ``base`` cut off from each id, all of which begin with it."""
         cut = len(base.encode("utf-8", "surrogatepass"))
@@ -231,7 +265,9 @@ class SourceTable(Sequence[Source]):
         """Return a table that keeps nothing of sources that are not in it, fit to travel."""
         whole, ends = self.packed_ids()
         starts = np.array(ends, np.int64) - self._lengths
-        return SourceTable(whole, starts, self._lengths, self.fingerprints, self._items)
+        listed = self._items.listed
+        items = Items(listed=listed.packed()) if isinstance(listed, RangeItems) else self._items
+        return SourceTable(whole, starts, self._lengths, self.fingerprints, items)
 
     def trimmed(self) -> SourceTable:
         """Return such a table that does not know either how its sources are read."""
@@ -333,6 +369,14 @@ class Fingerprints(Sequence[Fingerprint]):
         columns = (self.known.tolist(), self.sizes.tolist(), self.mtimes_ns.tolist())
         for known, size, mtime_ns in zip(*columns, strict=True):
             yield Fingerprint(size if known & 1 else None, mtime_ns if known & 2 else None)
+
+    def joined(self, other: Fingerprints) -> Fingerprints:
+        """Return these and others."""
+        return Fingerprints(
+            np.concatenate([self.sizes, other.sizes]),
+            np.concatenate([self.mtimes_ns, other.mtimes_ns]),
+            np.concatenate([self.known, other.known]),
+        )
 
     def take(self, positions: Positions | slice) -> Fingerprints:
         """Return those at ``positions``."""

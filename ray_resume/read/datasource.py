@@ -162,7 +162,7 @@ class ResumableDatasource(_SourceDatasource):
 
     @override
     def supports_predicate_pushdown(self) -> bool:
-        return self.input.selects
+        return self.input.filters
 
     @override
     def apply_projection(self, projection_map: dict[str, str] | None) -> Any:

@@ -1,4 +1,4 @@
-"""How the files of a read are cut into sources: whole, by row groups, or by ranges of bytes."""
+"""How files are cut into sources: whole, by row groups, or by ranges of bytes or rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import numpy.typing as npt
 from pyarrow.fs import FileSystem
 
 from ray_resume.core.identity import looks_like_part
+from ray_resume.core.row_ranges import file_ends
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import NonResumableError
 from ray_resume.raydata.filereads import FileReader
 from ray_resume.raydata.scans import reads_with_scans
 from ray_resume.read.footers import list_row_groups
+from ray_resume.read.options import is_repeatable
 from ray_resume.read.splits import (
     SPLIT_BYTES,
     check_splits,
@@ -25,15 +27,44 @@ from ray_resume.read.splits import (
     split_files,
 )
 
-__all__ = ["GRANULARITIES", "Cut", "IsCompleted", "check_granularity", "cut"]
+__all__ = [
+    "GRANULARITIES",
+    "SPLIT_ROWS",
+    "Cut",
+    "Cutting",
+    "IsCompleted",
+    "check_granularity",
+    "cut",
+]
 
-GRANULARITIES = ("file", "row_group", "split", "auto")
+GRANULARITIES = ("file", "row_group", "split", "rows", "auto")
+
+SPLIT_ROWS = 10_000
+"""Rows of a range, if the user does not say."""
 
 AUTO_BYTES = 256 << 20
 """Files above this size are cut by ``granularity="auto"``."""
 
 IsCompleted: TypeAlias = Callable[[SourceTable], npt.NDArray[np.bool_]]
 """Says which files a run has completed as a whole."""
+
+
+class Cutting(NamedTuple):
+    """How the user has files cut: a granularity, and how long parts are; None: as by default."""
+
+    granularity: str
+    split_bytes: int | None = None
+    split_rows: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes a split has."""
+        return self.split_bytes or SPLIT_BYTES
+
+    @property
+    def rows(self) -> int:
+        """How many rows a row range has."""
+        return self.split_rows or SPLIT_ROWS
 
 
 class Cut(NamedTuple):
@@ -61,17 +92,23 @@ def check_granularity(granularity: str, name: str, arguments: Mapping[str, Any])
         _check_row_groups(name, arguments)
     if granularity == "split":
         check_splits(name, arguments)
+    if granularity == "rows" and not is_repeatable(arguments):
+        raise NonResumableError(
+            'granularity="rows" counts the rows of a file, so each read of it must give the same '
+            f"rows in the same order. With these arguments {name} may not: they have a function, "
+            'or an object that is not known to be data. Use granularity="file", or do that work '
+            "in a UDF behind the read."
+        )
 
 
 def cut(
-    granularity: str,
+    cutting: Cutting,
     name: str,
     arguments: Mapping[str, Any],
     files: FileReader,
     sources: SourceTable,
     *,
     on: FileSystem,
-    split_bytes: int | None,
     is_completed: IsCompleted,
 ) -> Cut:
     """Cut files, of which ``files`` reads whole ones.
@@ -83,10 +120,13 @@ def cut(
     Raises:
         NonResumableError: they cannot be cut like this.
     """
+    granularity = cutting.granularity
     if granularity == "file":
         return Cut(sources, files, [])
     names = list(sources.ids())
-    length = split_bytes or SPLIT_BYTES
+    if granularity == "rows":
+        return Cut(file_ends(sources), files, names, f"of {cutting.rows:,} rows")
+    length = cutting.bytes
     of = f"of {length:,} bytes"
     if granularity == "row_group":
         return Cut(list_row_groups(on, sources), files, names)
@@ -101,12 +141,18 @@ def cut(
     large = sources.fingerprints.sizes > AUTO_BYTES
     if large.any():
         large[large] = ~is_completed(sources.take(np.flatnonzero(large)))
-    try:
-        large, parts, files = _parts(name, arguments, files, sources, large, on, length)
-    except NonResumableError:
-        return Cut(sources, files, names, of)
     whole = sources.take(np.flatnonzero(~large))
-    return Cut(SourceTable.of(chain(whole, parts)) if len(parts) else sources, files, names, of)
+    try:
+        cut_, parts, files = _parts(name, arguments, files, sources, large.copy(), on, length)
+    except NonResumableError:
+        cut_, parts = np.zeros(len(sources), bool), sources[:0]
+    rest = sources.take(np.flatnonzero(large & ~cut_))
+    both = SourceTable.of(chain(whole, parts)) if len(parts) else whole
+    if not len(rest):
+        return Cut(both, files, names, of)
+    if not is_repeatable(arguments):
+        return Cut(SourceTable.of(chain(both, rest)), files, names, of)
+    return Cut(file_ends(rest, both), files, names, of)
 
 
 def _parts(
@@ -118,7 +164,10 @@ def _parts(
     on: FileSystem,
     length: int,
 ) -> tuple[npt.NDArray[np.bool_], SourceTable, FileReader]:
-    """Cut those of ``large`` files that can be cut. CSV cannot be, without a look at all quotes."""
+    """Cut those of ``large`` files that can be cut without a look at what is before.
+
+    CSV cannot be: a quote may stand anywhere.
+    """
     if name == "read_parquet":
         _check_row_groups(name, arguments)
         return large, list_row_groups(on, sources.take(np.flatnonzero(large))), files

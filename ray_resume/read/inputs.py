@@ -80,6 +80,11 @@ class Input(ABC):
         return False
 
     @property
+    def filters(self) -> bool:
+        """Whether this reader itself may leave out rows, before anything else sees them."""
+        return self.selects
+
+    @property
     def reorders(self) -> bool:
         """Whether columns that were selected come in the order of the latest selection."""
         return False

@@ -32,14 +32,21 @@ from ray_resume.read.read_errors import (
 )
 from ray_resume.run.client import LedgerClient, Reply
 
-__all__ = ["PlainReadTask", "ResumableReadTask"]
+__all__ = [
+    "CHANGED",
+    "Attempts",
+    "PlainReadTask",
+    "ResumableReadTask",
+    "SealReport",
+    "reads_of",
+]
 
 logger = logging.getLogger("ray_resume")
 
 # Seals of small sources travel together, but none waits for more than a block after this.
 _SEAL_INTERVAL_S = 0.1
 
-_CHANGED = "the read: the source changed after it was listed. The next run reads it as it is then"
+CHANGED = "the read: the source changed after it was listed. The next run reads it as it is then"
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,13 @@ class ResumableReadTask:
     client: LedgerClient
 
     def __call__(self) -> Iterator[Any]:
-        report = _Report(self.client)
-        for number, source, read in zip(self.numbers, self.sources, self._reads(), strict=True):
+        report = SealReport(self.client)
+        reads = reads_of(self.tasks, self.sources, self.left)
+        for number, source, read in zip(self.numbers, self.sources, reads, strict=True):
             nonce = self._nonce(source.source_id)
             total = start = 0
             began_at = time.time()
-            attempts = _Attempts(read, repeatable=self.repeatable)
+            attempts = Attempts(read, repeatable=self.repeatable)
             for block in attempts:
                 count = blocks.num_rows(block)
                 values = tokens(nonce, start, count)
@@ -115,27 +123,6 @@ class ResumableReadTask:
                 raise attempts.error
         report.end()
 
-    def _reads(self) -> Iterator[Callable[[], Iterable[Any]]]:
-        """Return a read of each source; that of a source that cannot be opened raises."""
-        try:
-            tasks = self.tasks(self.sources)
-        except NonResumableError:
-            raise
-        except Exception:
-            # One source has failed for all: open each by itself to find it.
-            for position in range(len(self.sources)):
-                yield partial(self._read_alone, position)
-            return
-        for task in tasks:
-            yield partial(self._read, task)
-
-    def _read(self, task: Any) -> Iterable[Any]:
-        return _selected(task(), self.left) if task is not None else ()
-
-    def _read_alone(self, position: int) -> Iterable[Any]:
-        (task,) = self.tasks(self.sources[position : position + 1].packed())
-        return self._read(task)
-
     def _outcome(
         self, number: int, source: Source, total: int, rows: int, error: Exception | None
     ) -> Seal | Failure | ReadFailure:
@@ -146,7 +133,7 @@ class ResumableReadTask:
         except Exception as unknown:
             error, changed = error or unknown, False
         if changed:
-            return Failure(number, total, rows, _CHANGED)
+            return Failure(number, total, rows, CHANGED)
         if error is None:
             return Seal(number, total, rows)
         if isinstance(error, SourceChangedError):
@@ -167,7 +154,33 @@ class ResumableReadTask:
         return read_nonce(self.client.run_id, self.client.pass_number, source_id)
 
 
-class _Attempts:
+def reads_of(
+    tasks: ReadTaskFactory, sources: SourceTable, left: Selection
+) -> Iterator[Callable[[], Iterable[Any]]]:
+    """Return a read of each source; that of a source that cannot be opened raises."""
+    try:
+        every = tasks(sources)
+    except NonResumableError:
+        raise
+    except Exception:
+        # One source has failed for all: open each by itself to find it.
+        for position in range(len(sources)):
+            yield partial(_read_alone, tasks, sources[position : position + 1].packed(), left)
+        return
+    for task in every:
+        yield partial(_read, task, left)
+
+
+def _read(task: Any, left: Selection) -> Iterable[Any]:
+    return _selected(task(), left) if task is not None else ()
+
+
+def _read_alone(tasks: ReadTaskFactory, source: SourceTable, left: Selection) -> Iterable[Any]:
+    (task,) = tasks(source)
+    return _read(task, left)
+
+
+class Attempts:
     """Iterates once over the blocks of ``read()``; an exception ends it, and stays in ``error``.
 
     A read is retried as often as the user asks Ray Data to retry a task
@@ -224,7 +237,7 @@ class _Attempts:
         self.error = error
 
 
-class _Report:
+class SealReport:
     """Collects the events of sources, and sends them in few messages.
 
     The read goes on while a message is on its way. The task waits for each reply before it ends.
@@ -236,8 +249,9 @@ class _Report:
         self._sent_at = time.monotonic()
         self._reply: Reply | None = None
 
-    def add(self, event: Seal | Failure | ReadFailure) -> None:
-        self._events.append(event)
+    def add(self, *events: Seal | Failure | ReadFailure) -> None:
+        """Send these with the next message."""
+        self._events += events
 
     def send_if_due(self) -> None:
         """Send what has gathered, unless the message before it has no reply yet."""

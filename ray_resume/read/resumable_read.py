@@ -30,10 +30,11 @@ from ray_resume.raydata import guards
 from ray_resume.raydata.paths import is_http, is_local_scheme
 from ray_resume.raydata.scans import Scan
 from ray_resume.raydata.table_reads import TABLE_READERS, table_read
+from ray_resume.read.arguments import check_options
 from ray_resume.read.datasource import ResumableDatasource
 from ray_resume.read.datasource_input import DatasourceInput
 from ray_resume.read.fixed_schema import fixed_schema
-from ray_resume.read.granularity import GRANULARITIES, IsCompleted, check_granularity, cut
+from ray_resume.read.granularity import Cutting, IsCompleted, check_granularity, cut
 from ray_resume.read.inputs import FileInput, Input, file_reader_of
 from ray_resume.read.key_input import KeyInput, key_sources, refuse_arguments
 from ray_resume.read.listing import relative_to
@@ -41,6 +42,7 @@ from ray_resume.read.options import ReaderText, check_reader, describe_reader, i
 from ray_resume.read.overlap import InputFolders, filesystem_type, refuse_overlap
 from ray_resume.read.paths import id_of_url, resolve
 from ray_resume.read.reader_files import arguments_of, list_reader_files
+from ray_resume.read.row_input import RowInput
 from ray_resume.read.table_input import TableInput
 from ray_resume.read.upstream import read_upstream
 
@@ -84,6 +86,7 @@ def resumable_read(
     source_id: Callable[..., str] | None = None,
     source_root: str | os.PathLike[str] | None = None,
     split_bytes: int | None = None,
+    split_rows: int | None = None,
     **kwargs: Any,
 ) -> Dataset:
     """Read as plain Ray Data would, so that ``resumable_write`` can skip what is done.
@@ -129,10 +132,17 @@ def resumable_read(
             encodings and options with which a line may begin elsewhere, are refused. A split of a
             CSV file fails if a quoted value goes on in another line. The types of JSON values are
             found in each split, as plain Ray Data finds them in each file: if that gives a column
-            two types, name its own in ``parse_options``. ``"auto"`` keeps files whole, but for
-            those above 256 MiB of ``read_parquet``, ``read_text`` or ``read_json`` (a value a
-            line): it makes row groups or splits of them. It may follow ``"file"``: completed files
-            stay as they are. A file that has changed is changed as a whole.
+            two types, name its own in ``parse_options``. ``"rows"`` makes sources of ranges of
+            ``split_rows`` rows, in the order in which a file is read, of the files of any reader,
+            with the id ``<path>#rows=<first>-<end>``. One task reads a file, from its start, and
+            passes over the rows of completed ranges: no UDF sees them. It reads no file of which
+            all is completed. How many ranges a file has is known once it was read to its end; until
+            then ``<path>#rows=end`` counts as one more source. Readers that run a function of yours
+            are refused. Runs with different inputs do not work beside each other on one checkpoint;
+            those of disjoint shards do. ``"auto"`` keeps files whole, but for those above 256 MiB:
+            it makes row groups of Parquet files, splits of those of ``read_text`` and ``read_json``
+            (a value a line), and row ranges of all others. It may follow ``"file"``: completed
+            files stay as they are. A file that has changed is changed as a whole.
         max_failed_runs: a source that failed in so many runs is quarantined: later runs skip it. A
             source fails if rows of it fail, if it cannot be read, or if it is lost although it is
             executed alone.
@@ -141,7 +151,7 @@ def resumable_read(
             ``"reprocess"`` (its new output replaces its old), ``"error"``
             (:class:`SourceChangedError`), ``"ignore"``. If a Parquet file has fewer row groups
             now, the run removes the output of those that are gone when it starts, and replaces the
-            others one by one.
+            others one by one. Of row ranges it removes the output of all of the file's.
         on_source_gone: what to do about completed sources that are not in the input any more:
             ``"keep"`` their output, with a warning; ``"remove"`` it, in this run's shard; or
             ``"error"`` (:class:`SourceChangedError`). The default is ``"keep"``, with two
@@ -159,6 +169,8 @@ def resumable_read(
             good when the data moves.
         split_bytes: how long splits are, 64 MiB by default; the same in each run. A read task holds
             one split in memory.
+        split_rows: how many rows a row range has, 10,000 by default, and always with ``"auto"``;
+            the same in each run.
         on_pipeline_change: what to do if completed sources went through another pipeline: another
             reader or other options of it (``columns=``), other operators, filters and columns,
             other names of UDFs or other plain values as their arguments, another format, other
@@ -199,7 +211,13 @@ def resumable_read(
     guards.refuse_ray_client()
     check_reader(reader, args, keyed=keys is not None)
     share = None if shard is None else shard_of(shard, os.environ)
-    _check_options(reader, keys, granularity, source_root, source_id, split_bytes, checkpoint)
+    cutting = Cutting(granularity, split_bytes, split_rows)
+    check_options(reader, keys, cutting, source_root, source_id)
+    if not isinstance(checkpoint, (str, os.PathLike, Checkpoint)):
+        raise TypeError(
+            "checkpoint must be a directory, a URI or a ray_resume.Checkpoint, not "
+            f"a {type(checkpoint).__name__}."
+        )
     location = Checkpoint(checkpoint).location
     storage = location.open()
     if location.local_path is not None:
@@ -225,7 +243,7 @@ def resumable_read(
         read = _read_table(reader, args, kwargs)
     else:
         completed = partial(_completed, storage, policies)
-        read = _read_files(reader, args, kwargs, granularity, source_root, split_bytes, completed)
+        read = _read_files(reader, args, kwargs, cutting, source_root, completed)
     kept = location.local_path
     of_type = "local" if kept else filesystem_type(location.path, location.filesystem)
     refuse_overlap(read.folders, "checkpoint", of_type, storage.root, storage.uri)
@@ -237,7 +255,12 @@ def resumable_read(
         share = Shard(storage.rank_of(share), share.count)
     sources = read.input.sources
     if share is not None:
-        sources = sources.take(np.flatnonzero(share.of(sources.digests)))
+        held = share.of(sources.digests)
+        if isinstance(read.input, RowInput):
+            # The ranges of a file may be in any share: each share has its end.
+            held |= read.input.ends
+            read = read._replace(input=replace(read.input, share=share))
+        sources = sources.take(np.flatnonzero(held))
     text = describe_reader(reader, args, kwargs, name=read.input.name, keyed=keys is not None)
     ids = ids_of(read.kind, relative=source_root is not None, of=read.of)
     options = ReadOptions(policies, share, text, ids, read.files, read.folders, schema)
@@ -265,7 +288,7 @@ class _Read(NamedTuple):
         columns: what Ray Data selects above the read, if anything.
         folders: where the files are, if files are read.
         sampled: the paths of the files that the schema of the read comes from, if it has one.
-        of: the address of the table that is read, or how long splits are, if that counts.
+        of: the address of the table that is read, or how long parts of files are, if that counts.
     """
 
     kind: str
@@ -356,15 +379,14 @@ def _read_files(
     reader: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    granularity: str,
+    cutting: Cutting,
     source_root: str | os.PathLike[str] | None,
-    split_bytes: int | None,
     is_completed: IsCompleted,
 ) -> _Read:
     """List the files, and plan how they are read."""
     name = reader.__name__
     arguments = arguments_of(reader, args, kwargs)
-    check_granularity(granularity, name, arguments)
+    check_granularity(cutting.granularity, name, arguments)
     distributed = not is_local_scheme(arguments["paths"])
     listed = list_reader_files(name, inspect.signature(reader), arguments)
     sources = listed.sources
@@ -375,13 +397,12 @@ def _read_files(
     title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
     files, columns, sampled = file_reader_of(title, reader, arguments, listed.opened_on, sources)
     found = cut(
-        granularity,
+        cutting,
         name,
         arguments,
         files,
         sources,
         on=listed.opened_on,
-        split_bytes=split_bytes,
         is_completed=is_completed,
     )
     files_input = FileInput(
@@ -394,7 +415,10 @@ def _read_files(
         distributed=distributed,
         selects=name == "read_parquet",
     )
-    return _Read(granularity, files_input, found.names, columns, listed.folders, sampled, found.of)
+    if found.sources.ranges is not None:
+        files_input = RowInput(**vars(files_input), split_rows=cutting.rows)
+    kind = cutting.granularity
+    return _Read(kind, files_input, found.names, columns, listed.folders, sampled, found.of)
 
 
 def _completed(
@@ -414,35 +438,3 @@ def _completed(
             seen = snapshot.record(int(rows[position])).fingerprint
             completed[position] = seen == files[position].fingerprint
     return completed
-
-
-def _check_options(
-    reader: Any,
-    keys: Sequence[Any] | None,
-    granularity: str,
-    source_root: Any,
-    source_id: Any,
-    split_bytes: int | None,
-    checkpoint: Any,
-) -> None:
-    if granularity not in GRANULARITIES:
-        known = ", ".join(map(repr, GRANULARITIES))
-        raise ValueError(f"granularity must be one of {known}, not {granularity!r}")
-    if split_bytes is not None and granularity not in ("split", "auto"):
-        raise TypeError('split_bytes is for granularity="split" or "auto" alone.')
-    if split_bytes is not None and split_bytes < 1:
-        raise ValueError(f"split_bytes must be at least 1, not {split_bytes}")
-    if not isinstance(checkpoint, (str, os.PathLike, Checkpoint)):
-        raise TypeError(
-            "checkpoint must be a directory, a URI or a ray_resume.Checkpoint, not "
-            f"a {type(checkpoint).__name__}."
-        )
-    reads_files = (
-        keys is None and not isinstance(reader, Datasource) and reader.__name__ not in TABLE_READERS
-    )
-    if not reads_files and (granularity != "file" or source_root is not None):
-        raise TypeError("granularity and source_root are for ray.data's readers for files alone.")
-    if source_id is not None and (keys is not None or not isinstance(reader, Datasource)):
-        raise TypeError(
-            "source_id is for a Datasource alone; files and keys have ids of their own."
-        )

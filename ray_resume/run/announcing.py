@@ -23,8 +23,7 @@ def announce_start(run_id: str, plan: RunPlan, resume_plan: ResumePlan, contents
     """Log where the run reads and writes, and what it has to do."""
     if not plan.announces:
         return
-    total = len(plan.listing.sources)
-    done = total - len(resume_plan.pending) - resume_plan.quarantined
+    total, done = resume_plan.total, resume_plan.done
     parts = [
         f"{done:,} of {counted(total, 'source')} done",
         f"{len(resume_plan.pending):,} to do" if resume_plan.pending else "nothing to do",

@@ -15,9 +15,10 @@ import ray
 from ray.exceptions import RayActorError
 
 from ray_resume.core.messages import DeadLetter, Event, Message
+from ray_resume.core.run_sources import FoundRange
 from ray_resume.core.stages import StageCount
 from ray_resume.errors import ResumeError
-from ray_resume.failpoints import Fault
+from ray_resume.failpoints import Fault, failpoint
 
 __all__ = ["LedgerClient", "Reply"]
 
@@ -84,6 +85,18 @@ class LedgerClient:
             ResumeError: the ledger is gone or refuses; the run cannot go on.
         """
         self.submit(*events).wait()
+
+    def register(self, found: FoundRange) -> int | None:
+        """Return the number of a row range, before any of its rows is emitted; None: drop them.
+
+        Raises:
+            ResumeError: as :meth:`send`.
+        """
+        failpoint("read.before_register")
+        answer = self.handle.register.remote(self.run_id, self.pass_number, tuple(found))
+        number: int | None = self._reply(answer).wait()
+        failpoint("read.registered")
+        return number
 
     def agree(self, asked: Sequence[tuple[bytes, int]], *, given: bool = False) -> bytes:
         """Agree on the output's schema: include ``asked`` ones, each with a source that has it.

@@ -17,6 +17,7 @@ from ray_resume.checkpoint.local.lmdb_file import WriterContents
 from ray_resume.core.messages import Completion
 from ray_resume.core.publications import Publication, PublicationQueue, Taken
 from ray_resume.core.records import Record, State, decode, encode, records_of
+from ray_resume.core.run_sources import RunSources
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import failpoint
 from ray_resume.run.progress import Latencies
@@ -46,12 +47,12 @@ class Committer:
 
     contents: WriterContents | None = None
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, sources: RunSources) -> None:
         self._run_id = spec.run_id
         self._commit_interval_s = spec.binding.commit_interval_s
         self._table = spec.table
         self._lease, self._writer = spec.binding.open(spec.header)
-        self._records = RecordFactory(spec)
+        self._records = RecordFactory(spec, sources)
         self._queue: list[Completion] = []
         self._unpublished = PublicationQueue()
         self._publications = spec.binding.publications()
@@ -259,7 +260,8 @@ class Committer:
             return
         with self._state:
             self._commit_s.append(time.monotonic() - began)
-            self._committed += len(group)
+            # Users are told nothing of ends of files.
+            self._committed += sum([done.end is None for done in group])
             self._rows_committed += sum([done.rows_read for done in group])
 
     def _check_lease(self) -> None:

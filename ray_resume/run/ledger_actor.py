@@ -15,6 +15,7 @@ from typing import Any
 from ray_resume.checkpoint.backend import RunLease
 from ray_resume.checkpoint.local.lmdb_file import WriterContents
 from ray_resume.core.messages import DeadLetter, Message
+from ray_resume.core.run_sources import FoundRange
 from ray_resume.core.stages import StageCount
 from ray_resume.errors import ResumeError
 from ray_resume.run.driver_watch import end_with_driver
@@ -162,6 +163,12 @@ class _LedgerActor:
     def apply(self, message: Message) -> None:
         # Workers need no outcomes; they only need to know that the message took effect.
         self._opened().apply(message)
+
+    def register(self, run_id: str, pass_number: int, found: tuple[Any, ...]) -> int | None:
+        return self._opened().register(run_id, pass_number, FoundRange(*found))
+
+    def found(self, first: int) -> list[FoundRange]:
+        return self._opened().found(first)
 
     def agree(self, asked: Sequence[tuple[bytes, int]], given: bool) -> tuple[bytes, str | None]:
         return self._opened().agree(asked, given)

@@ -19,6 +19,7 @@ from ray_resume.core.file_count import FileCount
 from ray_resume.core.ledger import Ledger, LedgerError
 from ray_resume.core.messages import Applied, DeadLetter, Drain, Message
 from ray_resume.core.publications import Taken
+from ray_resume.core.run_sources import FoundRange, RunSources
 from ray_resume.core.slowest import Slowest
 from ray_resume.core.stages import StageCount, added
 from ray_resume.core.tokens import MODULUS
@@ -44,10 +45,10 @@ class LedgerHost:
     """
 
     def __init__(self, spec: RunSpec) -> None:
-        self._sources = spec.sources
+        self._sources = RunSources(spec.sources)
         self._ledger = Ledger(spec.run_id, len(spec.sources))
         self._completed = self._rows_read = self._rows_written = self._dead_rows = 0
-        self._messages = self._quarantined = 0
+        self._messages = self._quarantined = self._ends = 0
         self._stages: dict[int, StageCount] = {}
         self._files = FileCount()
         self._slowest = Slowest()
@@ -65,7 +66,7 @@ class LedgerHost:
         # `_lock` guards the ledger and the counts, for moments only. A thread that holds it may
         # enter the committer; the committer never calls the host, so the order is always the same.
         self._lock = threading.Lock()
-        self._committer = Committer(spec)
+        self._committer = Committer(spec, self._sources)
 
     def hold_commits(self) -> None:
         """Commit nothing until :meth:`confirm_lease`. Call it before the first message."""
@@ -94,18 +95,41 @@ class LedgerHost:
             done = applied.completions
             if done:
                 self._committer.add(done)
-                self._completed += len(done)
+                self._ends += sum([one.end is not None for one in done])
+                self._completed += sum([one.end is None for one in done])
                 self._rows_read += sum([one.rows_read for one in done])
                 self._rows_written += sum([one.rows_written for one in done])
                 self._dead_rows += sum([one.dead_rows for one in done])
                 now = time.time()
                 for one in done:
                     self._files.add(one.parts)
-                    if one.began_at:
+                    if one.began_at and one.end is None:
                         # The clocks of two hosts differ.
                         self._slowest.add(one.source, max(0.0, now - one.began_at))
             failpoint("ledger.applied")
             return applied
+
+    def register(self, run_id: str, pass_number: int, found: FoundRange) -> int | None:
+        """Return the number of a row range whose first row a read has found; None if complete.
+
+        Raises:
+            ResumeError: the read is not one of this pass, or the host is closed.
+        """
+        failpoint("ledger.registering")
+        with self._lock:
+            self._committer.check_open()
+            number = self._sources.number_of(found)
+            if number is None:
+                number = self._ledger.add_source(run_id, pass_number)
+                self._sources.add(found)
+            answer = number if self._ledger.is_pending(number) else None
+        failpoint("ledger.registered")
+        return answer
+
+    def found(self, first: int) -> list[FoundRange]:
+        """Return the ranges that reads have found, from the ``first`` of them."""
+        with self._lock:
+            return self._sources.found[first:]
 
     def write_dead_letters(
         self, run_id: str, pass_number: int, letters: Sequence[DeadLetter]
@@ -177,6 +201,8 @@ class LedgerHost:
                 dict(self._stages),
                 self._ledger.rows_in_flight(),
                 self._slowest_ids(),
+                len(self._sources),
+                self._grown(),
             )
 
     def count_stage(self, stage: int, count: StageCount) -> None:
@@ -206,7 +232,7 @@ class LedgerHost:
             committed, rows_committed = self._committer.committed()
             in_flight = self._ledger.rows_in_flight()
             return Counts(
-                sources=len(self._sources),
+                sources=len(self._sources) - self._ends,
                 pass_number=self._ledger.pass_number,
                 completed=self._completed,
                 committed=committed,
@@ -220,7 +246,12 @@ class LedgerHost:
                 messages=self._messages,
                 stages=dict(self._stages),
                 took_s=time.perf_counter() - began,
+                grown=self._grown(),
             )
+
+    def _grown(self) -> int:
+        """Return how many sources have come to be, less the ends that are complete."""
+        return len(self._sources.found) - self._ends
 
     def take_latencies(self) -> Latencies:
         """Return how long commits took; see `Committer.take_latencies`."""

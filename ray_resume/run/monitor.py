@@ -56,9 +56,7 @@ def shown(handle: Any, run_id: str, plan: RunPlan, resume_plan: ResumePlan) -> I
     Yields:
         The thread's watch of the stages, which may look once more at the end.
     """
-    total = len(plan.listing.sources)
-    skipped = total - len(resume_plan.pending) - resume_plan.quarantined
-    keeper = StatusKeeper(total, skipped, resume_plan.quarantined)
+    keeper = StatusKeeper(resume_plan.total, resume_plan.done, resume_plan.quarantined)
     over = threading.Event()
     watch = StageWatch(run_id, plan.stages)
     shares = (handle, keeper, plan.display, watch, over)

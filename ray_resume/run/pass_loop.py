@@ -26,7 +26,9 @@ from ray.exceptions import (
 
 from ray_resume.core.filenames import NAME_DIGEST_BYTES
 from ray_resume.core.passes import PassPlan, PassSchedule
+from ray_resume.core.range_items import RangeItems
 from ray_resume.core.resume_plan import ResumePlan
+from ray_resume.core.run_sources import with_found
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import ResumeError
 from ray_resume.failpoints import armed, failpoint
@@ -65,6 +67,8 @@ class Pass:
     client: LedgerClient
     file_prefix: str
     digests: bytes
+    # All row ranges that the run knows, where sources are row ranges.
+    known: RangeItems | None = None
     read_schema: pa.Schema | None = None
 
 
@@ -100,6 +104,7 @@ class PassLoop:
         self._run_id, self._file_prefix = run_id, file_prefix
         self._publisher = publisher
         self._read_schema = read_schema
+        self._sources, self._known = resume_plan.pending, resume_plan.known
         self._digests = resume_plan.pending.digests.to_bytes(NAME_DIGEST_BYTES)
         self._pass_number = 0
 
@@ -120,7 +125,10 @@ class PassLoop:
         while (plan := schedule.next()) is not None:
             crash = self._execute_pass(plan, run_pass)
             progress: Progress = ray.get(self._handle.flush.remote())
-            schedule.record_result(progress.pending, failed=progress.failed, crash=crash)
+            self._learn(progress.known)
+            schedule.record_result(
+                progress.pending, known=progress.known, failed=progress.failed, crash=crash
+            )
             lost = schedule.lost_alone.keys() - recorded
             recorded |= lost
             for source in lost:
@@ -129,6 +137,19 @@ class PassLoop:
                 self._warn_incomplete(progress, crash)
         self._warn_not_tried(schedule.not_tried)
         return progress
+
+    def _learn(self, known: int) -> None:
+        """Learn of the row ranges that reads have found."""
+        first = len(self._sources) - len(self._resume_plan.pending)
+        if known <= len(self._sources):
+            return
+        before = len(self._sources)
+        self._sources = with_found(self._sources, ray.get(self._handle.found.remote(first)))
+        found = self._sources[before:].ranges
+        assert found is not None
+        assert self._known is not None
+        self._known = self._known.joined(found)
+        self._digests = self._sources.digests.to_bytes(NAME_DIGEST_BYTES)
 
     def _failed_runs(self, source: int) -> int:
         record = self._resume_plan.records.get(source)
@@ -141,13 +162,14 @@ class PassLoop:
             # The ledger starts in pass 1.
             ray.get(self._handle.begin_pass.remote(self._pass_number))
         client = LedgerClient(self._handle, self._run_id, self._pass_number, armed())
-        sources = self._resume_plan.pending
+        sources = self._sources
         if len(plan.sources) < len(sources):
             sources = sources.take(np.array(plan.sources))
         crash: str | None = None
         failpoint("run.before_pass")
         prefix, digests = self._file_prefix, self._digests
-        this = Pass(sources, plan, client, prefix, digests, self._read_schema)
+        known = self._known
+        this = Pass(sources, plan, client, prefix, digests, known, self._read_schema)
         publisher = self._publisher
         try:
             with contextlib.nullcontext() if publisher is None else publisher.regularly():
@@ -172,7 +194,7 @@ class PassLoop:
         if how is None:
             # A message that came late has completed it.
             return
-        source_id = self._resume_plan.pending.id(source)
+        source_id = self._sources.id(source)
         self.lost_alone[source_id] = how
         logger.warning(
             "Run %s: %s got lost although it was executed alone: %s. This counts as a failed run "
@@ -188,7 +210,7 @@ class PassLoop:
             self._pass_number,
             self._run_id,
             len(progress.pending),
-            self._resume_plan.pending.id(progress.pending[0]),
+            self._sources.id(progress.pending[0]),
             progress.example,
             "" if crash is None else f" It ended with a crash: {crash}",
         )
@@ -197,7 +219,7 @@ class PassLoop:
         self.not_tried = len(sources)
         if not sources:
             return
-        names = [self._resume_plan.pending.id(source) for source in sources[:_MAX_NAMED]]
+        names = [self._sources.id(source) for source in sources[:_MAX_NAMED]]
         logger.warning(
             "Run %s: %d sources got lost with others, and a run executes only so many alone: %s%s. "
             "This does not count as a failed run of them, and the next run begins with them.",

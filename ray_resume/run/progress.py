@@ -45,6 +45,8 @@ class Progress:
         rows_in_flight: see `Counts`.
         slowest: by their ids, how many seconds the sources took that took longest, from the start
             of their read until they were complete.
+        known: how many sources have a number.
+        grown: by how many the run has more than it had planned: row ranges, less ends of files.
     """
 
     completed: int
@@ -61,6 +63,8 @@ class Progress:
     stages: Mapping[int, StageCount] = field(default_factory=dict)
     rows_in_flight: int = 0
     slowest: Mapping[str, float] = field(default_factory=dict)
+    known: int = 0
+    grown: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Counts:
         messages: how many messages took effect.
         stages: what the stages did so far, by their positions in the pipeline.
         took_s: the seconds that it took to count all this.
+        grown: see `Progress`.
     """
 
     sources: int
@@ -104,3 +109,4 @@ class Counts:
     messages: int = 0
     stages: Mapping[int, StageCount] = field(default_factory=dict)
     took_s: float = 0.0
+    grown: int = 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ray_resume.core.messages import Completion
 from ray_resume.core.records import Record, State, dropped_record, pipeline_hash
+from ray_resume.core.run_sources import RunSources
 from ray_resume.run.run_spec import RunSpec
 
 __all__ = ["Failed", "RecordFactory"]
@@ -25,11 +26,11 @@ class Failed:
 
 
 class RecordFactory:
-    """Makes records. Only one thread may call it at a time."""
+    """Makes records of ``sources``. Only one thread may call it at a time."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, sources: RunSources) -> None:
         self._run_id = spec.run_id
-        self._sources = spec.sources
+        self._sources = sources
         self._earlier: Mapping[int, Record] = spec.records
         self._max_failed_runs = spec.max_failed_runs
         self._pipeline = pipeline_hash(spec.signature, spec.code)
@@ -45,10 +46,11 @@ class RecordFactory:
             rows=done.rows_written,
             parts=done.parts,
             completed_at=now,
-            fingerprint=self._sources.fingerprints[done.source],
+            fingerprint=self._sources.fingerprint(done.source),
             pipeline=self._pipeline,
             dead_rows=done.dead_rows,
             dead_letters=done.dead_letters,
+            end=done.end,
         )
 
     def failed(self, source: int, how: Failed, now: float) -> Record:
@@ -65,7 +67,7 @@ class RecordFactory:
             parts=earlier.parts if earlier else (),
             error=how.error,
             failed_runs=failed_runs,
-            fingerprint=self._sources.fingerprints[source],
+            fingerprint=self._sources.fingerprint(source),
             pipeline=self._pipeline,
             failed_at=now,
             dead_letters=earlier.dead_letters if earlier else (),

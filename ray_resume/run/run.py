@@ -116,8 +116,11 @@ class Run:
                 self._plan.table,
             )
             refuse_other_output(self._plan.storage, self._plan.output.uri, contents)
+            listing = self._plan.listing.with_known_ranges(
+                contents.snapshot, ignore_changes=self._plan.policies.on_source_change == "ignore"
+            )
             resume_plan, warnings = what_to_do(
-                self._plan.listing,
+                listing,
                 self._plan.policies,
                 contents.snapshot,
                 contents.headers,
@@ -126,7 +129,7 @@ class Run:
                 code=self._plan.code.digest(),
                 checkpoint=self._plan.storage.uri,
             )
-            self._journal.note(sources_skipped=len(resume_plan.skipped) + resume_plan.passed_over)
+            self._journal.note(sources_skipped=resume_plan.done, sources_total=resume_plan.total)
             for warning in warnings:
                 logger.warning("%s", warning)
             if self._plan.policies.on_code_change == "warn":
@@ -305,7 +308,7 @@ class Run:
         unread, allowed = progress.unread, self._plan.max_errored_blocks
         if unread is None or allowed < 0 or unread.count <= allowed:
             return
-        total = len(self._plan.listing.sources)
+        total = resume_plan.total + progress.grown
         error = error_of_unread(unread, total, self._plan.policies.max_failed_runs)
         self._warn_ended_early(resume_plan, progress, error)
         raise error
@@ -318,8 +321,8 @@ class Run:
             "on from there.",
             self._run_id,
             "ended with an error" if isinstance(error, Exception) else "was interrupted",
-            len(resume_plan.skipped) + progress.committed,
-            len(self._plan.listing.sources),
+            resume_plan.done + progress.committed,
+            resume_plan.total + progress.grown,
         )
 
     def _spec(self, resume_plan: ResumePlan, contents: Contents) -> RunSpec:
@@ -365,12 +368,16 @@ class Run:
     def _summary(self, resume_plan: ResumePlan, outcome: _Outcome) -> RunSummary:
         progress = outcome.progress
         unfinished = (
-            len(resume_plan.pending) - progress.committed - outcome.failed - outcome.quarantined
+            len(resume_plan.pending)
+            + progress.grown
+            - progress.committed
+            - outcome.failed
+            - outcome.quarantined
         )
         summary = RunSummary(
             run_id=self._run_id,
-            sources_total=len(self._plan.listing.sources),
-            sources_skipped=len(resume_plan.skipped) + resume_plan.passed_over,
+            sources_total=resume_plan.total + progress.grown,
+            sources_skipped=resume_plan.done,
             sources_completed=progress.committed,
             sources_failed=outcome.failed,
             sources_pending=unfinished,

@@ -59,9 +59,11 @@ class RunPlan:
     def claim(self) -> Claim:
         """Return the claim of the run on its sources."""
         share = self.listing.shard
-        # A run that removes output of unlisted sources claims those, too: all of its share.
+        # A run that removes output of unlisted sources claims those, too: all of its share. So does
+        # one that does not know yet which ranges of rows its files have.
+        everything = self.policies.removes or self.listing.split_rows is not None
         return Claim(
-            None if self.policies.removes else self.listing.sources.digests.to_bytes(),
+            None if everything else self.listing.sources.digests.to_bytes(),
             None if share is None else (share.index, share.count),
         )
 

@@ -96,7 +96,7 @@ class StatusKeeper:
         self._rows.update(now, rows)
         remaining = counts.sources - counts.completed - counts.failed
         return Status(
-            sources_total=self._total,
+            sources_total=self._total + counts.grown,
             sources_skipped=self._skipped,
             sources_completed=counts.committed,
             sources_failed=counts.failed,

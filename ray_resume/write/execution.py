@@ -31,6 +31,7 @@ from ray_resume.raydata.signature import Signature, signature_of
 from ray_resume.raydata.task_retries import bound_retries
 from ray_resume.raydata.write_steps import release_written_blocks
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
+from ray_resume.read.row_input import ArmedRows, RowInput
 from ray_resume.run.announcing import announce_end
 from ray_resume.run.display import BarDisplay, Display, LogDisplay, show_log
 from ray_resume.run.pass_loop import Pass
@@ -175,6 +176,9 @@ class Execution:
         self, storage: CheckpointBackend, signature: Signature, alike: Collection[str]
     ) -> RunPlan:
         datasource = self._datasource
+        split_rows = None
+        if isinstance(datasource.input, RowInput):
+            split_rows = datasource.input.split_rows
         _, publish_interval_s = table_intervals(self._commit_interval_s, self._publish_interval_s)
         return RunPlan(
             storage=storage,
@@ -184,6 +188,7 @@ class Execution:
                 datasource.options.ids,
                 datasource.options.files,
                 datasource.options.shard,
+                split_rows,
             ),
             policies=datasource.options.policies,
             output=self._target.output,
@@ -240,6 +245,8 @@ class Execution:
         if this.read_schema is not None:
             read = read.with_schema(this.read_schema)
         source = ArmedDatasource(read, this.sources, this.plan.sources, this.client)
+        if this.known is not None:
+            source = ArmedRows(read, this.sources, this.plan.sources, this.client, this.known)
         positions = itertools.count()
         armed = arming.arm(
             self._executed,
@@ -259,13 +266,15 @@ class Execution:
 
     def _read_tasks_of(self, this: Pass, source: ArmedDatasource) -> int:
         """Return how many read tasks a pass has."""
-        if this.plan.isolated and len(this.sources) <= _MOST_ISOLATED:
-            return len(this.sources)
+        # The ranges of a file are one read.
+        count = len(this.sources) if this.known is None else source.input.most_tasks(this.sources)
+        if this.plan.isolated and count <= _MOST_ISOLATED:
+            return count
         if self._read_tasks is not None:
             # More tasks than there are sources would split each task's output, which keeps Ray from
             # fusing the read with actors. A resume, with fewer sources, must not begin with that.
             is_split = self._read_tasks > len(self._datasource.sources)
-            return self._read_tasks if is_split else min(self._read_tasks, len(this.sources))
+            return self._read_tasks if is_split else min(self._read_tasks, count)
         return source.preferred_read_tasks(self._optimized.dataset.context)
 
 

@@ -119,5 +119,7 @@ class FileSink(Datasink[None]):
         text = f"Rows of {self._client.name_of(drain.source)} cannot be written: {error}"
         return Failure(drain.source, -drain.delta % MODULUS, drain.rows, text)
 
-    def _digest(self, source: int) -> bytes:
-        return self._digests[source * NAME_DIGEST_BYTES : (source + 1) * NAME_DIGEST_BYTES]
+    def _digest(self, source: int) -> bytes | None:
+        # A range of rows that was found in this pass has none yet.
+        start = source * NAME_DIGEST_BYTES
+        return self._digests[start : start + NAME_DIGEST_BYTES] or None

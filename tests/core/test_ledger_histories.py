@@ -139,6 +139,7 @@ class Model:
                 sum(drain.dead_rows for drain in drains.values()),
                 tuple(letter for drain in drains.values() for letter in drain.dead_letters),
                 began_at=seals[0].began_at,
+                end=seals[0].end,
             )
         return APPLIED, self.complete is not None
 

@@ -65,6 +65,7 @@ records = st.builds(
     failed_at=times,
     dead_rows=numbers,
     dead_letters=st.lists(texts, max_size=2).map(tuple),
+    end=st.none() | st.integers(1, 2**63 - 1),
 )
 
 PLAIN = Record("s3://bucket/a.parquet", State.COMPLETED, 7, "0123456789ab")
@@ -148,7 +149,8 @@ def test_a_number_without_room_is_refused(wrong: dict[str, Any]) -> None:
 
 def sealed(payload: bytes, *, size: int | None = None, compressed: bool = True) -> bytes:
     """A block with a right checksum around any bytes."""
-    rest = struct.pack("<?Q", compressed, len(payload) if size is None else size)
+    # With a column of ends, as `SOUND` has one.
+    rest = struct.pack("<BQ", compressed | 2, len(payload) if size is None else size)
     rest += pa.compress(payload, "zstd", asbytes=True) if compressed else payload
     return struct.pack("<I", zlib.crc32(rest)) + rest
 
@@ -168,7 +170,7 @@ def read_or_refused(block: bytes) -> None:
     RecordLog([block])
 
 
-THRICE = replace(PLAIN, source_id="b", parts=(FilePart("x", 1, 2, 3),) * 3)
+THRICE = replace(PLAIN, source_id="b", parts=(FilePart("x", 1, 2, 3),) * 3, end=7)
 SOUND = decode(next(encode([PLAIN, FULL, THRICE])))
 
 
@@ -240,6 +242,7 @@ WRONG: dict[str, list[tuple[str, list[Any]]]] = {
     "null in a list": [("files", [[None], []]), ("dead_letters", [[], [b"a", None]])],
     "no text": [("source_id", [b"a", b"\xff"]), ("files", [[b"a"], [b"\xc0"]])],
     "no text either": [("run_id", [b"\x80", b"a"]), ("error", [None, b"\xed"])],
+    "no number of ranges": [("end", [0, 1]), ("end", [None, -1])],
     "no time": [("completed_at", [float("nan"), 1]), ("failed_at", [1, float("inf")])],
 }
 
@@ -342,6 +345,7 @@ def flags_of(record: Record) -> int:
         + Flag.MTIME * (record.fingerprint.mtime_ns is not None)
         + Flag.FILES * bool(record.files)
         + Flag.DEAD_LETTERS * bool(record.dead_letters)
+        + Flag.END * (record.end is not None)
     )
 
 

@@ -104,13 +104,17 @@ class Job:
         report = Checkpoint(self.checkpoint).check()
         assert report.ok, report
         done = {
-            int(Path(source.source_id).stem)
+            row
             for source in Checkpoint(self.checkpoint).sources("completed")
+            for row in self.input_rows(source.source_id)
         }
         rows = sorted(row["id"] for row in rows_of(self.checkpoint))
-        assert rows == [
-            i for i in range(FILES * ROWS) if i // ROWS in done for _ in range(copies(i))
-        ]
+        assert rows == [i for i in sorted(done) for _ in range(copies(i))]
+
+    def input_rows(self, source_id: str) -> range:
+        """Return the rows of a source."""
+        file = int(Path(source_id).stem)
+        return range(file * ROWS, (file + 1) * ROWS)
 
     def _read(self) -> Any:
         return resumable_read(
@@ -133,6 +137,26 @@ class Files(Job):
             resumable(self.last, on_error="dead_letter"), num_cpus=0.6, **self.options
         )
         return resumable_write(ds, self.folder / "out")
+
+
+class Ranges(Files):
+    """The same, with ranges of rows that end within blocks."""
+
+    def _read(self) -> Any:
+        return resumable_read(
+            ray.data.read_parquet,
+            str(self.folder / "in"),
+            checkpoint=self.checkpoint,
+            granularity="rows",
+            split_rows=25,
+            override_num_blocks=FILES,
+        )
+
+    def input_rows(self, source_id: str) -> range:
+        file, _, bounds = source_id.partition("#rows=")
+        first, stop = map(int, bounds.split("-"))
+        whole = super().input_rows(file)
+        return whole[first : min(stop, ROWS)]
 
 
 class SharedFiles(Files):
@@ -368,6 +392,7 @@ JOBS = {
     for job in (
         Files,
         SharedFiles,
+        Ranges,
         AsyncFiles,
         Types,
         Failing,

@@ -1,6 +1,6 @@
 """A job over one file that is cut into many sources.
 
-python one_file_driver.py READER FILE CHECKPOINT OUT
+python one_file_driver.py READER GRANULARITY FILE CHECKPOINT OUT
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from small_cluster import start_cluster
 
 from ray_resume import resumable, resumable_read, resumable_write
 
-GRANULARITY: dict[str, dict[str, Any]] = {
-    "read_parquet": {"granularity": "row_group"},
-    "read_json": {"granularity": "split", "split_bytes": 1000},
-    "read_text": {"granularity": "split", "split_bytes": 1000},
-    "read_csv": {"granularity": "split", "split_bytes": 1000},
+LENGTH: dict[str, dict[str, int]] = {
+    "row_group": {},
+    "split": {"split_bytes": 1000},
+    "rows": {"split_rows": 37},
 }
 
 
@@ -29,12 +28,22 @@ def slow(batch: Any) -> Any:
     return batch
 
 
-def main(reader: str, file: str, checkpoint: str, out: str) -> None:
+@resumable
+def only_ids(batch: Any) -> Any:
+    """Take the numbers of rows out of samples."""
+    batch["id"] = [sample["id"] for sample in batch["json"]]
+    return batch[["id"]]
+
+
+def main(reader: str, granularity: str, file: str, checkpoint: str, out: str) -> None:
     """Run the job, and say so when all is done."""
     start_cluster(num_cpus=2)
     print("started", flush=True)
     read: Any = getattr(ray.data, reader)
-    ds = resumable_read(read, file, checkpoint=checkpoint, **GRANULARITY[reader])
+    options: dict[str, Any] = {"granularity": granularity, **LENGTH[granularity]}
+    ds = resumable_read(read, file, checkpoint=checkpoint, **options)
+    if reader == "read_webdataset":
+        ds = ds.map_batches(only_ids, batch_format="pandas")
     ds = ds.map_batches(slow, batch_format="pandas")
     resumable_write(ds, out, commit_interval_s=0.5, require_complete=True)
     print("complete", flush=True)

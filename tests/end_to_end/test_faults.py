@@ -38,6 +38,10 @@ JOBS_SCRIPT = SCRIPTS / "fault_jobs.py"
 # Which job gets a worker to which points, and how often they are passed before that.
 WORKERS = [
     ("read.between_blocks", "Files", 1),
+    ("read.before_register", "Ranges", 2),
+    ("read.registered", "Ranges", 2),
+    ("read.before_end", "Ranges", 1),
+    ("read.after_end", "Ranges", 1),
     ("read.before_seal", "Files", 1),
     ("read.after_seal", "Files", 1),
     ("stage.called", "Files", 2),
@@ -66,6 +70,8 @@ WORKERS = [
 LEDGERS = [
     ("store.making", "Files", 0),
     ("store.made", "Files", 0),
+    ("ledger.registering", "Ranges", 3),
+    ("ledger.registered", "Ranges", 3),
     ("ledger.before_apply", "Files", 3),
     ("ledger.applied", "Files", 4),
     ("ledger.before_commit", "Files", 0),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,22 +45,53 @@ def csv(path: Path) -> None:
     path.write_text("id\n" + "".join(f"{number}\n" for number in range(ROWS)))
 
 
-WRITERS: dict[str, Callable[[Path], None]] = {
-    "read_parquet": parquet,
-    "read_json": json_lines,
-    "read_text": lines,
-    "read_csv": csv,
-}
+def compressed_lines(path: Path) -> None:
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps({"id": number}) + "\n" for number in range(ROWS))
+
+
+def tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        for number in range(ROWS):
+            data = json.dumps({"id": number}).encode()
+            member = tarfile.TarInfo(f"{number:06}.json")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def avro(path: Path) -> None:
+    fastavro = pytest.importorskip("fastavro")
+    schema = {"type": "record", "name": "Row", "fields": [{"name": "id", "type": "long"}]}
+    with path.open("wb") as file:
+        fastavro.writer(file, schema, [{"id": number} for number in range(ROWS)])
+
+
+# How a file is read, cut, and written, and how its name ends.
+FILES: list[tuple[str, str, Callable[[Path], None], str]] = [
+    ("read_parquet", "row_group", parquet, "parquet"),
+    ("read_json", "split", json_lines, "json"),
+    ("read_text", "split", lines, "txt"),
+    ("read_csv", "split", csv, "csv"),
+    ("read_parquet", "rows", parquet, "parquet"),
+    ("read_json", "rows", compressed_lines, "json.gz"),
+    ("read_webdataset", "rows", tar, "tar"),
+    ("read_avro", "rows", avro, "avro"),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reader", WRITERS)
-def test_one_file_killed_ten_times_ends_with_each_row_once(reader: str, tmp_path: Path) -> None:
-    path = tmp_path / f"one.{reader.replace('text', 'txt').removeprefix('read_')}"
-    WRITERS[reader](path)
-    command: list[Any] = [sys.executable, SCRIPTS / "one_file_driver.py", reader, path]
+@pytest.mark.parametrize(
+    ("reader", "granularity", "write", "ending"), FILES, ids=[" ".join(f[:2]) for f in FILES]
+)
+def test_one_file_killed_ten_times_ends_with_each_row_once(
+    reader: str, granularity: str, write: Callable[[Path], None], ending: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"one.{ending}"
+    write(path)
+    command: list[Any] = [sys.executable, SCRIPTS / "one_file_driver.py", reader, granularity]
+    command.append(path)
     command += [tmp_path / "ckpt", tmp_path / "out"]
-    moments = random.Random(reader)
+    moments = random.Random(f"{reader} {granularity}")
     for _ in range(KILLS):
         job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert job.stdout is not None

@@ -1,0 +1,221 @@
+"""`RowReading`: which rows of a file a read emits, as which sources, and what it seals when. Pure.
+
+A read gives the rows of a file in the same order each time. So row i is in range ``i //
+split_rows``, whatever else is read. The rules, which the simulator tests:
+
+* A range is registered with the ledger before any of its rows is emitted.
+* It is sealed once Ray has taken its last row.
+* The end of the file is sealed after normal exhaustion alone, with the number of ranges. So a file
+  is done if its end is on record, and as many ranges.
+* Rows of ranges that are known and not wanted are numbered and dropped: those are completed, or
+  another pass executes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_resume.core.messages import Failure, Seal
+from ray_resume.core.row_ranges import range_id
+from ray_resume.core.run_sources import FoundRange
+from ray_resume.core.shards import Shard
+from ray_resume.core.sources import Source
+from ray_resume.core.tokens import MODULUS, SourceArray, TokenArray, read_nonce, token_sum, tokens
+
+__all__ = ["Emission", "Register", "RowFile", "RowReading"]
+
+Register = Callable[[FoundRange], "int | None"]
+"""Asks the ledger for the number of a range; None if it is complete: then drop its rows."""
+
+_NONE: npt.NDArray[np.int64] = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """What a pass reads of a file.
+
+    Attributes:
+        source: the file: its id as the ids of its ranges begin, its path, its fingerprint.
+        split_rows: how many rows a range has.
+        known: the ranges that the run knows, ascending.
+        wanted: those of them that the pass executes, ascending; ``numbers`` are theirs in the run's
+            table.
+        end: the number of the file's end, if the pass is to find it, and all ranges up to it that
+            are not known.
+        share: the run's share; ranges that are not known are read if they are in it.
+    """
+
+    source: Source
+    split_rows: int
+    known: npt.NDArray[np.int64] = field(default_factory=lambda: _NONE)
+    wanted: npt.NDArray[np.int64] = field(default_factory=lambda: _NONE)
+    numbers: npt.NDArray[np.int64] = field(default_factory=lambda: _NONE)
+    end: int | None = None
+    share: Shard | None = None
+
+    def number_of(self, number: int) -> int | None:
+        """Return a source of the file by which to register range ``number``; None: drop it."""
+        at = int(np.searchsorted(self.wanted, number))
+        if at < len(self.wanted) and self.wanted[at] == number:
+            return int(self.numbers[at])
+        if self.end is None:
+            return None
+        at = int(np.searchsorted(self.known, number))
+        if at < len(self.known) and self.known[at] == number:
+            return None
+        if self.share is not None and not self.share.holds(self.id_of(number)):
+            return None
+        return self.end
+
+    def id_of(self, number: int) -> str:
+        """Return the id of a range."""
+        return range_id(self.source.source_id, number, self.split_rows)
+
+
+class Emission(NamedTuple):
+    """The rows of a block that are emitted: their positions (None: all), sources and tokens."""
+
+    positions: npt.NDArray[np.int64] | None
+    sources: SourceArray
+    tokens: TokenArray
+
+
+@dataclass
+class _Open:
+    """The range that is being read."""
+
+    source: int
+    nonce: int
+    total: int = 0
+    rows: int = 0
+
+
+class RowReading:
+    """One execution of a read of a file. Call :meth:`number` and :meth:`taken` for each block.
+
+    Args:
+        now: the clock, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        file: RowFile,
+        run_id: str,
+        pass_number: int,
+        register: Register,
+        now: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self._file = file
+        self._run_id, self._pass_number = run_id, pass_number
+        self._register, self._now = register, now
+        self._began_at = now()
+        self._row = 0
+        self._open: _Open | None = None
+        self._ended: list[Seal] = []
+        # The sources of the pass that are neither sealed nor reported.
+        self._left = set(file.numbers.tolist())
+        if file.end is not None:
+            self._left.add(file.end)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further row of the file is wanted, nor its end."""
+        return not self._left and self._open is None
+
+    @property
+    def rows(self) -> int:
+        """How many rows were read."""
+        return self._row
+
+    def number(self, count: int) -> Emission | None:
+        """Give the next ``count`` rows their numbers; return those to emit, if there are any."""
+        split_rows = self._file.split_rows
+        first, stop = self._row, self._row + count
+        pieces: list[npt.NDArray[np.int64]] = []
+        sources: list[SourceArray] = []
+        values: list[TokenArray] = []
+        while self._row < stop:
+            begin = self._row % split_rows
+            if not begin:
+                self._begin(self._row // split_rows)
+            size = min(split_rows - begin, stop - self._row)
+            if self._open is not None:
+                some = tokens(self._open.nonce, begin, size)
+                self._open.total = (self._open.total + token_sum(some)) % MODULUS
+                self._open.rows += size
+                pieces.append(np.arange(self._row - first, self._row - first + size))
+                sources.append(np.full(size, self._open.source, np.int32))
+                values.append(some)
+            self._row += size
+            if begin + size == split_rows:
+                self._finish()
+        if not pieces:
+            return None
+        positions = np.concatenate(pieces)
+        everything = len(positions) == count
+        return Emission(
+            None if everything else positions, np.concatenate(sources), np.concatenate(values)
+        )
+
+    def taken(self) -> list[Seal]:
+        """Return the seals of the ranges whose last row was in a block that Ray has taken."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def end(self) -> list[Seal | Failure]:
+        """Return what is to be reported once the reader is exhausted, and all rows are taken."""
+        if not self._row:
+            # A file without rows has a range without rows.
+            self._begin(0)
+        self._finish()
+        events: list[Seal | Failure] = list(self.taken())
+        file = self._file
+        count = max(1, -(-self._row // file.split_rows))
+        if len(file.known) and file.known[-1] >= count:
+            why = f"the read: the file has {self._row} rows, and it had more in an earlier run"
+            events += self._failures(why)
+        elif file.end is not None:
+            events.append(Seal(file.end, 0, 0, self._began_at, end=count))
+            self._left.discard(file.end)
+        return events
+
+    def fail(self, why: str) -> list[Failure]:
+        """Return failures of all sources that are not sealed."""
+        self._left |= {seal.source for seal in self.taken()}
+        self._open = None
+        return self._failures(why)
+
+    def unsealed(self) -> list[int]:
+        """Return the sources of the pass that are not sealed, ascending."""
+        return sorted(self._left)
+
+    def _failures(self, why: str) -> list[Failure]:
+        left, self._left = sorted(self._left), set()
+        return [Failure(source, 0, 0, why) for source in left]
+
+    def _begin(self, number: int) -> None:
+        of = self._file.number_of(number)
+        if of is None:
+            return
+        source_id = self._file.id_of(number)
+        source = self._register(FoundRange(source_id, of, number))
+        if source is None:
+            self._left.discard(of if of != self._file.end else -1)
+            return
+        self._left.add(source)
+        nonce = read_nonce(self._run_id, self._pass_number, source_id)
+        self._open = _Open(source, nonce)
+        self._range_began_at = self._now()
+
+    def _finish(self) -> None:
+        """End the open range: its last row is in the block at hand."""
+        if self._open is None:
+            return
+        done, self._open = self._open, None
+        self._left.discard(done.source)
+        self._ended.append(Seal(done.source, done.total, done.rows, self._range_began_at))
