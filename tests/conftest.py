@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from buckets import S3
+from driver import FILES, ROWS
 from hypothesis import settings
-from job import FEWER_PROCESSES, FILES, ROWS, WITHOUT_TOKENS, Job, kill_with_descendants
+from job import FEWER_PROCESSES, WITHOUT_TOKENS, Job, kill_with_descendants
 from places import PATHS, SCRIPTS
 
 # How long an example takes says nothing on a machine that others use, too.

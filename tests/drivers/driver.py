@@ -20,6 +20,7 @@ import numpy as np
 # Ray types a UDF's argument as the union of all batch formats.
 Batch: TypeAlias = Any
 
+FILES, ROWS = 24, 200
 MOMENT_S = 0.08
 RUNTIME_ENV_MARK = "RAY_RESUME_TEST_MARK"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
-from driver import rows_of
+from driver import FILES, ROWS, rows_of
 from places import SCRIPTS
 
 from ray_resume import Checkpoint, CheckpointError
@@ -21,8 +21,6 @@ from ray_resume.checkpoint.local.lmdb_file import read_writer
 from ray_resume.core.records import Record
 
 DRIVER = SCRIPTS / "driver.py"
-FILES, ROWS = 24, 200
-
 
 # Plain Ray Data starts 32 actors to read the footers of Parquet files, for each read; one is enough
 # here. An idle worker serves the next pipeline, however late that starts. Metrics have tests of

@@ -11,8 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from driver import Score, drop_sevenths, fan_out
-from job import FILES
+from driver import FILES, Score, drop_sevenths, fan_out
 
 
 def main() -> None:

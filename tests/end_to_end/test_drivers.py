@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import write_source
-from driver import rows_of
-from job import FILES, ROWS, Job
+from driver import FILES, ROWS, rows_of
+from job import Job
 
 from ray_resume import Checkpoint, CheckpointError
 from ray_resume.testing import check_exactly_once

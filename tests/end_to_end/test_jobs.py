@@ -21,8 +21,9 @@ import pytest
 import ray
 import yaml
 from conftest import write_source
+from driver import FILES
 from guides import blocks
-from job import DRIVER, FILES, WITHOUT_TOKENS, Job, kill_with_descendants
+from job import DRIVER, WITHOUT_TOKENS, Job, kill_with_descendants
 from places import ROOT
 
 from ray_resume import Checkpoint, CheckpointError, resumable_read

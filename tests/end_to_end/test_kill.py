@@ -15,9 +15,9 @@ import psutil
 import pytest
 import ray
 from conftest import holders, ids_in, write_source
-from driver import scored
+from driver import FILES, scored
 from forking_driver import CHILD_FILE
-from job import FILES, Job, signal_each
+from job import Job, signal_each
 from places import SCRIPTS
 
 from ray_resume import Checkpoint, CheckpointError, resumable, resumable_read, resumable_write

@@ -18,7 +18,8 @@ import pytest
 import ray
 import spill_driver
 from conftest import write_source
-from job import FILES, WITHOUT_TOKENS, Job
+from driver import FILES
+from job import WITHOUT_TOKENS, Job
 from places import SCRIPTS
 from ray.data import ActorPoolStrategy
 

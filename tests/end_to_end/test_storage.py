@@ -12,8 +12,8 @@ import pytest
 import ray
 from buckets import S3
 from conftest import write_source
-from driver import rows_of
-from job import FILES, ROWS, Job
+from driver import FILES, ROWS, rows_of
+from job import Job
 from places import SCRIPTS
 
 from ray_resume import Checkpoint, mark_failed, resumable, resumable_read, resumable_write
