@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from children import run_python
 
 import ray_resume
 
@@ -179,9 +178,7 @@ def test_looking_at_a_checkpoint_loads_neither_ray_nor_pyarrow_datasets(tmp_path
         f"ray_resume.Checkpoint({str(tmp_path)!r}).status()\n"
         "print([name for name in ('ray', 'pyarrow.dataset', 'pandas') if name in sys.modules])\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    result = run_python(script, check=True)
     assert result.stdout == "[]\n"
 
 
@@ -191,9 +188,7 @@ def test_copying_rows_of_files_loads_no_ray() -> None:
         "import ray_resume.write.formats, ray_resume.write.folder, ray_resume.write.row_copies\n"
         "print([name for name in ('ray', 'lmdb', 'pandas') if name in sys.modules])\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    result = run_python(script, check=True)
     assert result.stdout == "[]\n"
 
 
@@ -205,9 +200,7 @@ def test_what_workers_import_loads_no_lmdb() -> None:
         "import ray_resume.write.rewrite_tasks\n"
         "print([name for name in ('lmdb', 'ray_resume.checkpoint') if name in sys.modules])\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    result = run_python(script, check=True)
     assert result.stdout == "[]\n"
 
 

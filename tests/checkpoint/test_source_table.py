@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
+from children import run_python
 
 from ray_resume import Checkpoint
 from ray_resume.checkpoint.local.backend import LocalBackend
@@ -108,9 +107,7 @@ def test_a_table_loads_no_pandas(path: Path) -> None:
         f"assert ray_resume.Checkpoint({str(path)!r}).to_arrow().num_rows == 6\n"
         "print([name for name in ('ray', 'pandas') if name in sys.modules])\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    result = run_python(script, check=True)
     assert result.stdout == "[]\n"
 
 

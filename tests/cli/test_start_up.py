@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children import run_python
 from command import run_alone
 
 import ray_resume
@@ -38,21 +37,18 @@ print(code, [name for name in heavy if name in sys.modules], file=sys.stderr)
 )
 def test_nothing_heavy_is_loaded_but_what_records_are_in(path: Path, arguments: list[str]) -> None:
     name, *options = arguments
-    command = [sys.executable, "-c", LOADED, name, str(path), *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    result = run_python(LOADED, name, path, *options, check=True)
     assert result.stderr == "0 ['pyarrow']\n"
 
 
 def test_parts_of_files_load_nothing_else(shared: Path) -> None:
-    command = [sys.executable, "-c", LOADED, "status", str(shared)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    result = run_python(LOADED, "status", shared, check=True)
     assert result.stderr == "0 ['pyarrow']\n"
 
 
 def test_changing_something_loads_no_ray(path: Path) -> None:
     for arguments in (["reset", str(path), "--source", "a"], ["compact", str(path)]):
-        command = [sys.executable, "-c", LOADED, *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        result = run_python(LOADED, *arguments, check=True)
         assert result.stderr == "0 ['pyarrow', 'lmdb']\n"
 
 
@@ -81,4 +77,4 @@ def test_the_package_is_as_it_was_with_names_loaded_late() -> None:
         "assert pickle.loads(pickle.dumps(record)) == record\n"
         "assert hasattr(ray_resume, 'nonsense') is False\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    run_python(script, check=True)

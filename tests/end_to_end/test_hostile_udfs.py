@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from failing_calls import Desk, batch_of, x_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledger_desk import Desk, batch_of, x_of
 
 from ray_resume import resumable
 from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN
@@ -120,7 +120,7 @@ def test_whatever_a_udf_does_no_row_is_lost_silently(
         _, sources, tokens = blocks.split_tracking_columns(blocks.table_of(output))
         for source in sources.tolist():
             rows[source] += 1
-        desk_drain(desk, sources, tokens)
+        desk.drain(sources, tokens)
     assert raised <= (on_error == "raise" or bool(set(fate.values()) & NEVER_A_BATCH))
     for source in desk.completed:
         count = numbers.count(source)
@@ -143,11 +143,3 @@ NEVER_A_BATCH = {
     "our column",
     "our other column",
 }
-
-
-def desk_drain(desk: Desk, sources: Any, tokens: Any) -> None:
-    from ray_resume.core.messages import Drain
-    from ray_resume.core.tokens import MODULUS, token_sum
-
-    for source in np.unique(sources).tolist():
-        desk.send(Drain(source, -token_sum(tokens[sources == source]) % MODULUS, 1))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from children import run_python
 from conftest import write_source
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -87,9 +86,7 @@ def test_a_ray_that_is_not_known_is_refused_at_import() -> None:
         "_ParquetFragment.__init__ = moved\n"
         "from ray_resume import resumable_read\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    result = run_python(script, check=True)
     reasons = [
         *(f"{re.escape(version)}: it was never tested" for version in unknown),
         r".*: cannot import name 'StreamingRepartition'",

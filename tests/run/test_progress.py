@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 import ray
+from children import run_python
 from conftest import ids_in, write_source
 
 import ray_resume
@@ -117,9 +117,7 @@ def test_lines_are_on_the_console_unless_logging_is_configured(configured: str) 
         "logging.basicConfig(format='now by root: %(message)s', force=True)\n"
         "logger.warning('a last warning')\n"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stderr.splitlines()
+    shown = run_python(script, check=True).stderr.splitlines()
     *before, last = shown
     if configured:
         assert before == ["WARNING:ray_resume:a warning"]

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 DEADLINE_S = 20.0
 
 
-def run_python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, *args: object, check: bool = False) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=check)
 
 
 def start_python(code: str, *args: object, close_fds: bool = True) -> subprocess.Popen[str]:

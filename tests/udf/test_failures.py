@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from conftest import ids_in, write_source
-from failing_calls import Desk, batch_of, consume, x_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledger_desk import Desk, batch_of, consume, x_of
 from ray.data import ActorPoolStrategy, Dataset
 from udf_job import FILES, ROWS, run
 

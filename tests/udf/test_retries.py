@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 from conftest import write_source
-from failing_calls import Desk, batch_of, consume, x_of
+from ledger_desk import Desk, batch_of, consume, x_of
 from ray.data import DataContext
 from udf_job import FILES, ROWS, run
 

@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from direct_client import DirectClient
+from ledger_desk import Desk
 from ray import cloudpickle
 
 from ray_resume import NonResumableError, resumable
-from ray_resume.core.ledger import Ledger
-from ray_resume.core.messages import Drain, Event, Message, Seal
-from ray_resume.core.tokens import MODULUS, SOURCE_COLUMN, TOKEN_COLUMN, token_sum, tokens
+from ray_resume.core.messages import Seal
+from ray_resume.core.tokens import SOURCE_COLUMN, TOKEN_COLUMN, token_sum, tokens
 from ray_resume.raydata import blocks
 from ray_resume.udf.decorator import options_of
 from ray_resume.udf.stage import instrument
@@ -130,25 +129,11 @@ class TestDecoration:
             resumable(origin="")
 
 
-class Desk(DirectClient):
-    """Stands in for the connection to a ledger: applies what it is sent to a real one."""
-
-    def __init__(self, sources: int) -> None:
-        self.ledger = Ledger("run", sources)
-        self.ledger.begin_pass(1)
-        self.completed: set[int] = set()
-
-    def send(self, *events: Event) -> None:
-        applied = self.ledger.apply(Message("run", 1, events))
-        self.completed |= {completion.source for completion in applied.completions}
-
-    def sink(self, outputs: list[Any]) -> None:
-        """Drain what a stage put out, as a sink does."""
-        for output in outputs:
-            _, sources, values = blocks.split_tracking_columns(output)
-            for source in np.unique(sources).tolist():
-                total = token_sum(values[sources == source])
-                self.send(Drain(source, -total % MODULUS, 1))
+def drain(desk: Desk, outputs: list[Any]) -> None:
+    """Drain what a stage put out, as a sink does."""
+    for output in outputs:
+        _, sources, values = blocks.split_tracking_columns(output)
+        desk.drain(sources, values)
 
 
 SOURCES = np.array([0, 0, 1, 1, 1, 0, 2], dtype=np.int32)
@@ -179,7 +164,7 @@ def run(udf: Any, kind: str, *arguments: Any, **construct: Any) -> tuple[list[li
     for output in outputs:
         assert np.asarray(blocks.column(output, SOURCE_COLUMN)).dtype == np.int32
         assert np.asarray(blocks.column(output, TOKEN_COLUMN)).dtype == np.uint64
-    desk.sink(outputs)
+    drain(desk, outputs)
     return [np.asarray(blocks.column(output, "x")).tolist() for output in outputs], desk
 
 
@@ -262,9 +247,9 @@ class TestArmed:
         desk = Desk(3)
         result = instrument(pieces, desk)(batch_in(kind, desk))  # type: ignore[arg-type]
         taken = [next(result) for _ in range(6)]
-        desk.sink(taken)
+        drain(desk, taken)
         assert desk.completed == set()
-        desk.sink(list(result))
+        drain(desk, list(result))
         assert desk.completed == {0, 1, 2}
 
     def test_one_to_one_keeps_batches_whole(self, kind: str) -> None:

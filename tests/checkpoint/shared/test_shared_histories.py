@@ -57,6 +57,15 @@ def run_history(seed: int, **faults: Any) -> History:
     return history
 
 
+def check_history(seed: int, **faults: Any) -> None:
+    history = run_history(seed, **faults)
+    try:
+        history.check()
+    except AssertionError:
+        print(seed, *history.world.log, sep="\n")
+        raise
+
+
 @pytest.mark.parametrize(
     ("deaths", "stops", "errors", "seeds"),
     [
@@ -75,12 +84,7 @@ def test_what_was_committed_is_there_once(
     deaths: float, stops: float, errors: float, seeds: int
 ) -> None:
     for seed in range(seeds):
-        history = run_history(seed, deaths=deaths, stops=stops, errors=errors)
-        try:
-            history.check()
-        except AssertionError:
-            print(seed, *history.world.log, sep="\n")
-            raise
+        check_history(seed, deaths=deaths, stops=stops, errors=errors)
 
 
 def zombie(seed: int) -> History:
@@ -131,7 +135,7 @@ def test_a_lease_without_its_turn_is_found_out(monkeypatch: pytest.MonkeyPatch) 
 
 def check_all(seeds: range) -> None:
     for seed in seeds:
-        run_history(seed).check()
+        check_history(seed)
 
 
 @pytest.mark.slow
@@ -141,9 +145,4 @@ def check_all(seeds: range) -> None:
 )
 def test_many_histories(deaths: float, stops: float, errors: float) -> None:
     for seed in range(10_000, 13_000):
-        history = run_history(seed, deaths=deaths, stops=stops, errors=errors)
-        try:
-            history.check()
-        except AssertionError:
-            print(seed, *history.world.log, sep="\n")
-            raise
+        check_history(seed, deaths=deaths, stops=stops, errors=errors)

@@ -34,6 +34,11 @@ class Desk(DirectClient):
         self.letters += letters
         return self.submit(*(Drain(one.source, -one.total % MODULUS) for one in letters))
 
+    def drain(self, sources: Any, values: Any) -> None:
+        """Be told of rows that a sink has written: the source and the token of each."""
+        for source in np.unique(sources).tolist():
+            self.send(Drain(source, -token_sum(values[sources == source]) % MODULUS, 1))
+
     def buried(self) -> Counter[int]:
         """Count the rows in the dead letters by their ``x``."""
         tables = [pa.ipc.open_stream(letter.table).read_all() for letter in self.letters]
@@ -64,8 +69,7 @@ def consume(result: Any, desk: Desk) -> Counter[int]:
     seen: Counter[int] = Counter()
     for output in list(result) if isinstance(result, Iterator) else [result]:
         rows, sources, values = blocks.split_tracking_columns(output)
-        for source in np.unique(sources).tolist():
-            desk.send(Drain(source, -token_sum(values[sources == source]) % MODULUS, 1))
+        desk.drain(sources, values)
         if len(sources):
             seen.update(x_of(rows))
     return seen
