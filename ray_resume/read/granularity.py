@@ -147,7 +147,10 @@ def cut(
     except NonResumableError:
         cut_, parts = np.zeros(len(sources), bool), sources[:0]
     rest = sources.take(np.flatnonzero(large & ~cut_))
-    both = SourceTable.of(chain(whole, parts)) if len(parts) else whole
+    both = whole
+    if len(parts):
+        # Parts alone may be columns, of a million.
+        both = SourceTable.of(chain(whole, parts)) if len(whole) else parts
     if not len(rest):
         return Cut(both, files, names, of)
     if not is_repeatable(arguments):

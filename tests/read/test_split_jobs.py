@@ -16,6 +16,7 @@ from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 
 from ray_resume import (
     Checkpoint,
+    ResumeError,
     RunSummary,
     cli,
     mark_failed,
@@ -163,6 +164,33 @@ def test_files_that_are_changed_gone_and_new(folder: Folder) -> None:
     (failed, *_) = Checkpoint(folder.folder / "ckpt").sources("failed")
     assert failed.source_id.startswith("part=c/four.jsonl#bytes=")
     folder.check()
+
+
+def test_types_of_json_values_that_are_found_in_each_split(tmp_path: Path) -> None:
+    """They become those of the file, or the column is named."""
+    path = tmp_path / "values.jsonl"
+    values = [{"id": 0, "v": 1}, {"id": 1}, {"id": 2, "v": 2.5}, {"id": 3, "v": None}]
+
+    def run() -> RunSummary:
+        ds = resumable_read(
+            ray.data.read_json,
+            str(path),
+            checkpoint=tmp_path / "ckpt",
+            granularity="split",
+            split_bytes=20,
+        )
+        return resumable_write(ds, tmp_path / "out")
+
+    path.write_text("".join(json.dumps(row) + "\n" for row in values))
+    run()
+    files = Checkpoint(tmp_path / "ckpt").files()
+    table = pa.concat_tables(map(pq.read_table, files)).sort_by("id")
+    plain = ray.data.read_json(str(path))
+    assert table.schema.equals(plain.schema().base_schema)
+    assert table.to_pylist() == plain.take_all()
+    path.write_text(path.read_text() + '{"id": 4, "v": "text"}\n')
+    with pytest.raises(ResumeError, match=r"column 'v' has type int64 .* and type string"):
+        run()
 
 
 def test_splits_of_an_object_in_a_bucket(s3: S3, tmp_path: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv as csv_module
 import gzip
 import json
-import pickle
 import random
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ from ray_resume.core.sources import SourceTable
 from ray_resume.raydata.filereads import DatasourceFiles, Selection
 from ray_resume.read.line_ranges import ByteRange, Quotes, check_quotes, lines_of
 from ray_resume.read.listing import list_files
-from ray_resume.read.splits import is_document, list_splits, split_files, split_sizes
+from ray_resume.read.splits import is_document, list_splits, split_files
 from ray_resume.testing import kill_at
 
 LOCAL = LocalFileSystem()
@@ -189,8 +187,10 @@ def test_each_cut_of_an_odd_csv_file_gives_the_same_rows(name: str, tmp_path: Pa
 class Outcomes:
     """What plain Ray Data reads from a file, and what each of its splits is read as."""
 
-    def __init__(self, reader: Callable[..., Any], path: Path, split_bytes: int) -> None:
-        arguments: dict[str, Any] = {"file_extensions": None}
+    def __init__(
+        self, reader: Callable[..., Any], path: Path, split_bytes: int, **options: Any
+    ) -> None:
+        arguments: dict[str, Any] = {"file_extensions": None, **options}
         files = DatasourceFiles.planned("name", reader, [str(path)], arguments)
         sources = list_files(LOCAL, [str(path)], extensions=None, keep=None, ignore_missing=False)
         splits = split_files(reader.__name__, arguments, files, sources, LOCAL)
@@ -285,38 +285,18 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "document.json"
 
 
-def test_a_million_splits_are_listed_as_fast_as_files() -> None:
-    """That is in less than two seconds, where nothing else runs."""
-
-    def seconds(listed: Callable[[], SourceTable]) -> tuple[float, SourceTable]:
-        start = time.process_time()
-        table = listed()
-        assert len(table.digests) == 1_000_000
-        return time.process_time() - start, table
-
-    file = SourceTable.of_files(["/data/one.jsonl"], [64_000_000 - 1], [1])
-    took, splits = seconds(lambda: list_splits(file, 64))
-    names = list(splits.ids())
-    limit, _ = seconds(lambda: SourceTable.of_files(names, [64] * len(names), [1] * len(names)))
-    assert took < 2 * limit
-    assert split_sizes(splits).sum() == 64_000_000 - 1
-    last = splits[999_999]
-    assert last.source_id == "/data/one.jsonl#bytes=63999936-63999999"
-    assert last.item == ("/data/one.jsonl", ByteRange(63_999_936, 63_999_999))
-
-
-def test_a_read_task_gets_the_paths_of_its_own_splits() -> None:
-    names = [f"/data/{number:04}-\udcff.jsonl" for number in range(1000)]
-    files = SourceTable.of_files(names, [130] * 1000, [1] * 1000)
-    splits = list_splits(files, 64)
-    some = pickle.loads(pickle.dumps(splits.take(np.array([5, 3, 2999])).packed()))
-    assert [source.source_id for source in some] == [
-        f"{names[1]}#bytes=128-130",
-        f"{names[1]}#bytes=0-64",
-        f"{names[999]}#bytes=128-130",
-    ]
-    assert some[0].item == (names[1], ByteRange(128, 130))
-    assert len(pickle.dumps(some)) < 3000
+@pytest.mark.usefixtures("cluster")
+def test_a_column_without_values_at_first_is_what_it_is_for_plain_ray_data(tmp_path: Path) -> None:
+    """Of PyArrow's first block it has a type, and later values do not fit."""
+    path = tmp_path / "late.csv"
+    path.write_bytes(b"a,b\n" + b"1,\n" * 9 + b"2,x\n")
+    blocks = {"read_options": pyarrow.csv.ReadOptions(block_size=16)}
+    found = Outcomes(ray.data.read_csv, path, 11, **blocks)
+    (error,) = found.errors
+    assert type(error) is type(found.plain) is ValueError
+    whole = Outcomes(ray.data.read_csv, path, 11)
+    assert not whole.errors
+    whole.check()
 
 
 @resumable
