@@ -106,6 +106,25 @@ def row_groups(folder: Path) -> None:
     check(ours, ray.data.read_parquet(str(folder / "in"), **options))
 
 
+def row_ranges(folder: Path) -> None:
+    """As a job, in which they come to be; `test_row_ranges` has other readers."""
+    write_lines(folder / "in", "csv")
+    options: dict[str, Any] = {"include_paths": True}
+    ours = resumable_read(
+        *(ray.data.read_csv, str(folder / "in")),
+        checkpoint=folder / "ckpt",
+        granularity="rows",
+        split_rows=3,
+        **options,
+    )
+    resumable_write(ours, folder / "out")
+    tables = [pq.read_table(file) for file in Checkpoint(folder / "ckpt").files()]
+    plain = execute(ray.data.read_csv(str(folder / "in"), **options))
+    assert content(tables) == content(plain)
+    ids = {source.source_id for source in Checkpoint(folder / "ckpt").sources()}
+    assert f"{folder}/in/1.csv#rows=0-3" in ids
+
+
 def write_lines(folder: Path, ending: str) -> None:
     folder.mkdir()
     for number in range(2):
@@ -248,6 +267,7 @@ CHECKS: dict[str, Check] = {
         f'{name} with granularity="split"': partial(splits, name, ending)
         for name, ending in LINES.items()
     },
+    'any reader of files with granularity="rows"': row_ranges,
     'any reader of files with granularity="auto"': auto,
     **{f'{name} with Checkpoint("stage1/ckpt")': partial(upstream, name) for name in WRITTEN_AS},
     "any load(key) with keys=[...]": keys,
@@ -259,6 +279,7 @@ CHECKS: dict[str, Check] = {
 EXTENDED = {f'{name} with Checkpoint("stage1/ckpt")' for name in WRITTEN_AS} - {
     'read_json with Checkpoint("stage1/ckpt")'
 }
+EXTENDED |= {'any reader of files with granularity="rows"'}
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
