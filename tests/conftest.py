@@ -34,12 +34,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 os.environ.update(FEWER_PROCESSES)
 
-PROCESSES = 2
+# Tests wait for processes to start and to end: two at a time leave CPUs idle.
+PROCESSES = 3
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run the whole suite in two processes, each with a cluster.
+    """Run the whole suite in three processes, each with a cluster.
 
     `-n 0` keeps it in one, as do names of tests, and slow tests, which measure.
     """

@@ -83,14 +83,12 @@ def main(folder: Path, cpus: int) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     source = str(folder / "in")
     for name, transform in pipelines(cpus).items():
-        expected = folder / f"plain-{name}"
-        if not expected.exists():
-            plain = transform(ray.data.read_parquet(source), lambda udf: udf)
-            plain.write_parquet(str(expected))
-            print(f"plain {name}", flush=True)
-        checkpoint = folder / f"checkpoint-{name}-{cpus}"
+        plain = transform(ray.data.read_parquet(source), lambda udf: udf)
+        plain.write_parquet(str(folder / f"plain-{name}"))
+        print(f"plain {name}", flush=True)
+        checkpoint = folder / f"checkpoint-{name}"
         ours = resumable_read(ray.data.read_parquet, source, checkpoint=checkpoint)
-        out = folder / f"ours-{name}-{cpus}"
+        out = folder / f"ours-{name}"
         summary = resumable_write(transform(ours, resumable), str(out))
         assert summary.complete, summary
         print(f"ours {name}", flush=True)

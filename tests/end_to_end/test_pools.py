@@ -25,22 +25,21 @@ def rows_in(folder: Path) -> list[tuple[Any, ...]]:
 
 @pytest.mark.extended
 @pytest.mark.long
-def test_pools_write_the_same_rows_as_plain_ray_data(tmp_path: Path) -> None:
-    """The driver prints what it has run, which tells where it hangs, if it does."""
+@pytest.mark.parametrize("cpus", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_pools_write_the_same_rows_as_plain_ray_data(tmp_path: Path, cpus: int) -> None:
+    """Other tests have four CPUs. If the driver hangs, what it has printed tells where."""
     write_source(tmp_path / "in", files=9, rows=20)
-    # Other tests have four.
-    for cpus in (2, 5):
-        done = subprocess.run(
-            [sys.executable, str(DRIVER), str(tmp_path), str(cpus)],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        # Ray writes warnings there, too.
-        assert f"ours {NAMES[-1]}" in done.stdout.splitlines(), done.stdout
-        for name in NAMES:
-            rows = rows_in(tmp_path / f"ours-{name}-{cpus}")
-            assert rows == rows_in(tmp_path / f"plain-{name}"), (name, cpus)
-            assert len(rows) >= 90, name
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), str(tmp_path), str(cpus)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Ray writes warnings there, too.
+    assert f"ours {NAMES[-1]}" in done.stdout.splitlines(), done.stdout
+    for name in NAMES:
+        rows = rows_in(tmp_path / f"ours-{name}")
+        assert rows == rows_in(tmp_path / f"plain-{name}"), name
+        assert len(rows) >= 90, name
