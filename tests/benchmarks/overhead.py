@@ -4,7 +4,8 @@
 
 For each shape of pipeline, prints the seconds of each pair and their ratio, how many files each of
 the two wrote, and the median ratio. ``call`` prints what an armed UDF adds to a call, ``finished``
-how long a finished job takes to find that out. ``--profile`` prints what Ray Data says of the time
+how long a finished job takes to find that out, ``next`` what the second of two pipelines in a row
+takes. ``--profile`` prints what Ray Data says of the time
 that each operator took, for one more pair. ``--progress`` compares runs without and with progress
 and numbers of stages, in the place of plain and resumable ones. ``--cpu`` compares processor time,
 of the driver and all processes of the cluster; others on the machine disturb it less.
@@ -35,7 +36,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.data.expressions import col
 
-from ray_resume import resumable, resumable_read, resumable_write
+from ray_resume import Checkpoint, resumable, resumable_read, resumable_write
 from ray_resume.core import tokens
 from ray_resume.raydata import blocks
 from ray_resume.udf import stage
@@ -309,10 +310,51 @@ def resume_finished(work: Path, files: int = 1000) -> None:
     work.mkdir()
 
 
+def read_next(work: Path, pairs: int, files: int = 400, rows: int = 2000) -> None:
+    """Compare the second of two pipelines in a row with plain Ray Data over the first one's files.
+
+    Then a source of the first changes, and both run again.
+    """
+    source = work / "in"
+    source.mkdir()
+    make_parquet(source, files=files, rows=rows)
+    first = Checkpoint(work / "first")
+
+    def write_first() -> None:
+        ds = resumable_read(ray.data.read_parquet, str(source), checkpoint=first)
+        resumable_write(ds, str(work / "mid"))
+
+    def second(name: str) -> None:
+        ds = resumable_read(ray.data.read_parquet, first, checkpoint=work / f"{name}.ckpt")
+        resumable_write(ds.map_batches(resumable(keep_positive)), str(work / name))
+
+    def plain(name: str) -> None:
+        ds = ray.data.read_parquet(first.files())
+        ds.map_batches(keep_positive).write_parquet(str(work / name))
+
+    write_first()
+    for pair in range(pairs + 1):
+        plain_s = seconds(lambda pair=pair: plain(f"plain-{pair}"))  # type: ignore[misc]
+        ours_s = seconds(lambda pair=pair: second(f"ours-{pair}"))  # type: ignore[misc]
+        make_parquet(source, files=1, rows=rows)
+        write_first()
+        anew_s = seconds(lambda pair=pair: plain(f"anew-{pair}"))  # type: ignore[misc]
+        again_s = seconds(lambda pair=pair: second(f"ours-{pair}"))  # type: ignore[misc]
+        if pair or not pairs:
+            print(
+                f"second of two, {files} sources: plain {plain_s:.2f} s, resumable {ours_s:.2f} s, "
+                f"ratio {ours_s / plain_s:.3f}; one changed: plain {anew_s:.2f} s, resumable "
+                f"{again_s:.2f} s, ratio {again_s / anew_s:.3f}",
+                flush=True,
+            )
+    shutil.rmtree(work)
+    work.mkdir()
+
+
 def main() -> None:
     """Run the comparisons that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ["call", "finished", *SHAPES]
+    names = ["call", "finished", "next", *SHAPES]
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=", ".join(names))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
@@ -333,6 +375,8 @@ def main() -> None:
         for name in chosen:
             if name == "finished":
                 resume_finished(work)
+            elif name == "next":
+                read_next(work, given.pairs)
             elif name in SHAPES:
                 compare(
                     work,
