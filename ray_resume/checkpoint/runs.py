@@ -14,6 +14,7 @@ import numpy as np
 
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.history import ALIVE, Facts, RunRecord, is_time, record_of
+from ray_resume.core.record_log import Flag
 from ray_resume.core.records import State
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _commits_of(reading: Reading) -> tuple[Facts, float | None]:
     """Count what a run has committed; return the time of its last completed source, too."""
     log = reading.records
     state = log.column("state")
-    completed = state == State.COMPLETED.value
+    completed = (state == State.COMPLETED.value) & (log.column("flags") & Flag.END == 0)
     times: Any = log.column("completed_at")[completed]
     counts = {
         "sources_completed": int(np.count_nonzero(completed)),

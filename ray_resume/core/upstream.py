@@ -35,7 +35,9 @@ def sources_with_output(snapshot: Snapshot) -> SourceTable:
     """
     has_files = snapshot.column("flags") & Flag.FILES != 0
     failed = snapshot.in_state(State.FAILED, State.QUARANTINED) & has_files
-    rows = np.flatnonzero(snapshot.in_state(State.COMPLETED) | failed)
+    completed = snapshot.in_state(State.COMPLETED)
+    completed &= snapshot.column("flags") & Flag.END == 0
+    rows = np.flatnonzero(completed | failed)
     batches = [batch.select(_COLUMNS) for _, batch in snapshot.batches(rows)]
     ids: list[bytes] = []
     contents: list[int] = []

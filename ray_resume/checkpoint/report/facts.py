@@ -25,6 +25,7 @@ from ray_resume.checkpoint.report.timeline import Timeline
 from ray_resume.checkpoint.runs import runs_of
 from ray_resume.checkpoint.status import CheckpointStatus, status_of
 from ray_resume.core.output_files import listed_files
+from ray_resume.core.record_log import Flag
 from ray_resume.core.records import State
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.core.stages import StageNumbers
@@ -190,7 +191,8 @@ def facts_of(storage: CheckpointBackend, now: float, sizes: Sizes) -> ReportFact
 
 def _completed(snapshot: Snapshot) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Return when each completed source was committed, ascending, and its rows."""
-    done = np.flatnonzero(snapshot.in_state(State.COMPLETED))
+    is_end = snapshot.column("flags") & Flag.END != 0
+    done = np.flatnonzero(snapshot.in_state(State.COMPLETED) & ~is_end)
     times = snapshot.column("completed_at", done)
     known = (times > 0) & (times < _END_OF_TIME)
     times, rows = times[known], snapshot.column("rows", done)[known]
