@@ -45,7 +45,7 @@ _ABOUT = {
 _PARTS = {
     "row_group": re.compile("(.+)#rg[0-9]+", re.DOTALL),
     "split": re.compile("(.+)#bytes=[0-9]+-[0-9]+", re.DOTALL),
-    "rows": re.compile("(.+)#rows=(?:[0-9]+-[0-9]+|end)", re.DOTALL),
+    "rows": re.compile("(.+)#rows=(?:[0-9]+-[0-9]+|end/[0-9]+)", re.DOTALL),
 }
 
 

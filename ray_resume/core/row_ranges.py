@@ -1,10 +1,10 @@
 """Row ranges: ``<path>#rows=<A>-<B>`` are the rows A to B - 1 of a file, in reading order. Pure.
 
 How many ranges a file has is known once it was read to its end. The end of a file is a source of
-its own, ``<path>#rows=end``, without rows. Its record says how many ranges there are. So a file is
-done if its end is completed, and as many ranges are. A run lists the end of each file, and the
-ranges that are on record with the file's present content. All ranges of a file that has changed
-are gone, whatever it has now.
+its own, ``<path>#rows=end/<split_rows>``, without rows. Its record says how many ranges there are.
+So a file is done if its end is completed, and as many ranges are. A run lists the end of each file,
+and the ranges that are on record with the file's present content. All ranges of a file that has
+changed are gone, whatever it has now.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from ray_resume.core.records import State
 from ray_resume.core.snapshot import Snapshot
 from ray_resume.core.sources import SourceTable
 
-__all__ = ["END_SUFFIX", "end_id", "file_ends", "known_ranges", "lacking_ranges", "range_id"]
-
-END_SUFFIX = "#rows=end"
+__all__ = ["end_id", "file_ends", "known_ranges", "lacking_ranges", "range_id"]
 
 _NO_TEXTS = texts([]).cast(pa.large_binary())
 _MARK = "#rows="
@@ -39,16 +37,21 @@ def range_id(file: str, number: int, split_rows: int) -> str:
     return f"{file}#rows={number * split_rows}-{(number + 1) * split_rows}"
 
 
-def end_id(file: str) -> str:
-    """Return the id of the end of a file."""
-    return file + END_SUFFIX
+def end_id(file: str, split_rows: int) -> str:
+    """Return the id of the end of a file: what it says holds for ranges of that length alone."""
+    return f"{file}#rows=end/{split_rows}"
 
 
-def file_ends(files: SourceTable, beside: SourceTable | None = None) -> SourceTable:
+def file_ends(
+    files: SourceTable, split_rows: int, beside: SourceTable | None = None
+) -> SourceTable:
     """Return the ends of files, which look as the files do; after the sources ``beside`` them."""
     others = [] if beside is None else list(beside)
     paths = [*(other.item for other in others), *map(str, files.items())]
-    ids = [*(other.source_id for other in others), *map(end_id, files.ids())]
+    ids = [
+        *(other.source_id for other in others),
+        *(end_id(file, split_rows) for file in files.ids()),
+    ]
     looks = files.fingerprints if beside is None else beside.fingerprints.joined(files.fingerprints)
     encoded = [one.encode("utf-8", "surrogatepass") for one in ids]
     lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
@@ -66,8 +69,7 @@ def known_ranges(
         ends: the ends of the files, as :func:`file_ends` returned them.
         ignore_changes: whether ranges on record count although their file has changed.
     """
-    cut = len(END_SUFFIX)
-    names = [ends.id_bytes(position)[:-cut] for position in range(len(ends))]
+    names = [_file_of(ends.id_bytes(position)) for position in range(len(ends))]
     found = _on_record(names, snapshot, split_rows)
     same = _same(ends, found, snapshot)
     state = snapshot.column("state", found.rows)
@@ -92,11 +94,11 @@ def lacking_ranges(snapshot: Snapshot) -> int:
     is_end = snapshot.column("flags") & Flag.END != 0
     counts: dict[bytes, int] = {}
     for _, batch in snapshot.batches(np.flatnonzero(is_end & snapshot.in_state(State.COMPLETED))):
-        names = (bytes(name)[: -len(END_SUFFIX)] for name in batch.column("source_id").to_pylist())
+        names = (_file_of(name) for name in batch.column("source_id").to_pylist())
         counts.update(zip(names, batch.column("end").to_pylist(), strict=True))
     if not counts:
         return 0
-    found = _on_record(list(counts), snapshot, 1)
+    found = _on_record(list(counts), snapshot, None)
     there = found.files[snapshot.column("state", found.rows) != State.RESET.value]
     lacking = np.array(list(counts.values())) - np.bincount(there, minlength=len(counts))
     return int(lacking.clip(0).sum())
@@ -132,8 +134,8 @@ class _Found(NamedTuple):
         return bytes(memoryview(data)[int(ends[0]) : int(ends[-1])])
 
 
-def _on_record(of: Sequence[bytes], snapshot: Snapshot, split_rows: int) -> _Found:
-    """Find the ranges on record of files."""
+def _on_record(of: Sequence[bytes], snapshot: Snapshot, split_rows: int | None) -> _Found:
+    """Find the ranges on record of files, of that length; None: of any, not numbered."""
     names = texts(of)
     rows, files = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     ranges, found = [], []
@@ -149,11 +151,17 @@ def _on_record(of: Sequence[bytes], snapshot: Snapshot, split_rows: int) -> _Fou
         chosen = np.flatnonzero(here >= 0)
         if not len(chosen):
             continue
-        firsts, _ = _halves(pc.split_pattern(bounds.take(numbers(chosen, "i8")), "-"))
-        number = numbers_of(pc.cast(firsts.cast(pa.string()), pa.int64()), "i8")
+        first, stop = (
+            numbers_of(pc.cast(half.cast(pa.string()), pa.int64()), "i8")
+            for half in _halves(pc.split_pattern(bounds.take(numbers(chosen, "i8")), "-"))
+        )
+        if split_rows is not None:
+            # Ranges of another length are of earlier runs, whose output goes.
+            right = (first % split_rows == 0) & (stop - first == split_rows)
+            chosen, first = chosen[right], first[right] // split_rows
         rows.append(some[spelt[chosen]])
         files.append(here[chosen])
-        ranges.append(number // split_rows)
+        ranges.append(first)
         found.append(ids.take(numbers(spelt[chosen], "i8")).cast(pa.large_binary()))
     return _Found(
         np.concatenate(rows),
@@ -161,6 +169,10 @@ def _on_record(of: Sequence[bytes], snapshot: Snapshot, split_rows: int) -> _Fou
         np.concatenate([np.empty(0, np.int64), *ranges]),
         pa.concat_arrays([_NO_TEXTS, *found]),
     )
+
+
+def _file_of(source_id: bytes) -> bytes:
+    return source_id.rpartition(_MARK.encode())[0]
 
 
 def _halves(pairs: pa.Array) -> tuple[pa.Array, pa.Array]:
@@ -222,7 +234,7 @@ def _missing(
         left = np.flatnonzero(is_left)
         files.append(np.full(len(left), file, np.int64))
         ranges.append(left)
-        name = ends.id(file)[: -len(END_SUFFIX)]
+        name = ends.id(file).rpartition(_MARK)[0]
         ids += _encoded(range_id(name, number, split_rows) for number in left.tolist())
     at, number = np.concatenate(files), np.concatenate(ranges)
     items = ends.ranges

@@ -125,7 +125,7 @@ def cut(
         return Cut(sources, files, [])
     names = list(sources.ids())
     if granularity == "rows":
-        return Cut(file_ends(sources), files, names, f"of {cutting.rows:,} rows")
+        return Cut(file_ends(sources, cutting.rows), files, names, f"of {cutting.rows:,} rows")
     length = cutting.bytes
     of = f"of {length:,} bytes"
     if granularity == "row_group":
@@ -155,7 +155,7 @@ def cut(
         return Cut(both, files, names, of)
     if not is_repeatable(arguments):
         return Cut(SourceTable.of(chain(both, rest)), files, names, of)
-    return Cut(file_ends(rest, both), files, names, of)
+    return Cut(file_ends(rest, cutting.rows, both), files, names, of)
 
 
 def _parts(

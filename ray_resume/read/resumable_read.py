@@ -137,12 +137,13 @@ def resumable_read(
             with the id ``<path>#rows=<first>-<end>``. One task reads a file, from its start, and
             passes over the rows of completed ranges: no UDF sees them. It reads no file of which
             all is completed. How many ranges a file has is known once it was read to its end; until
-            then ``<path>#rows=end`` counts as one more source. Readers that run a function of yours
-            are refused. Runs with different inputs do not work beside each other on one checkpoint;
-            those of disjoint shards do. ``"auto"`` keeps files whole, but for those above 256 MiB:
-            it makes row groups of Parquet files, splits of those of ``read_text`` and ``read_json``
-            (a value a line), and row ranges of all others. It may follow ``"file"``: completed
-            files stay as they are. A file that has changed is changed as a whole.
+            then ``<path>#rows=end/<split_rows>`` counts as one more source. Readers that run a
+            function of yours are refused. Runs with different inputs do not work beside each other
+            on one checkpoint; those of disjoint shards do. ``"auto"`` keeps files whole, but for
+            those above 256 MiB: it makes row groups of Parquet files, splits of those of
+            ``read_text`` and ``read_json`` (a value a line), and row ranges of all others. It may
+            follow ``"file"``: completed files stay as they are. A file that has changed is changed
+            as a whole.
         max_failed_runs: a source that failed in so many runs is quarantined: later runs skip it. A
             source fails if rows of it fail, if it cannot be read, or if it is lost although it is
             executed alone.

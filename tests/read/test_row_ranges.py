@@ -246,7 +246,7 @@ def test_a_damaged_file_fails_from_there(cluster: None, tmp_path: Path) -> None:
     first = run()
     assert first.sources_failed >= 1
     records = {r.source_id: r.state for r in Checkpoint(tmp_path / "ckpt").sources()}
-    assert records[f"{path}#rows=end"] == "failed"
+    assert records[f"{path}#rows=end/1000"] == "failed"
     assert records[f"{path}#rows=0-1000"] == "completed"
     assert run().sources_quarantined == first.sources_failed
     # Nothing is left to try.
@@ -269,6 +269,11 @@ def test_what_cannot_be_read_by_rows_is_refused(cluster: None, tmp_path: Path) -
     resumable_write(read_rows(tmp_path), tmp_path / "out")
     with pytest.raises(CheckpointError, match="of 10 rows"):
         resumable_write(read_rows(tmp_path, split_rows=20), tmp_path / "out")
+    # With its leave, all is processed again, by the new ranges.
+    ds = read_rows(tmp_path, split_rows=20, on_source_gone="remove")
+    summary = resumable_write(ds, tmp_path / "out")
+    assert summary.sources_completed == summary.sources_total == -(-ROWS // 20)
+    assert sorted(ids_in(tmp_path / "out")) == list(range(ROWS))
 
 
 def test_an_empty_file_is_done(cluster: None, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class World:
             Source(f"/f{n}", f"/f{n}", Fingerprint(rows, version))
             for n, (rows, version) in enumerate(zip(self.rows, self.version, strict=True))
         )
-        ends = file_ends(files)
+        ends = file_ends(files, self.split_rows)
         return Listing(ends, ends, IDS, list(files.ids()), share, self.split_rows)
 
     def commit(self, run_id: str, records: list[Record]) -> None:
@@ -116,7 +116,9 @@ class World:
             log.append(block)
 
     def disturb(self) -> None:
-        """Change a file, or reset a source."""
+        """Change a file, reset a source, or have another length of ranges, which replaces all."""
+        if self.rng.random() < 0.1:
+            self.split_rows = self.rng.randint(1, 5)
         if self.rng.random() < 0.25:
             file = self.rng.randrange(len(self.rows))
             self.rows[file] = self.rng.choice((0, 1, 3, 5, 8, 13))
@@ -351,7 +353,7 @@ class Run:
         wrong = self.history.wrong
         if source_id in self.completed_before:
             wrong.append(f"{source_id} was completed by an earlier run")
-        if rest == "end":
+        if rest.startswith("end"):
             self.history.ends += 1
             if done.end != max(1, -(-rows // size)):
                 wrong.append(f"{source_id} says {done.end} ranges, of {rows} rows")
