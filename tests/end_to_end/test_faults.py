@@ -248,7 +248,7 @@ def test_who_looks_after_a_checkpoint_dies(tmp_path: Path, point: str) -> None:
 
 def test_every_point_is_tested_and_in_the_code() -> None:
     tested = {point for point, *_ in (*WORKERS, *LEDGERS)} | DRIVERS.keys() | KEEPERS.keys()
-    tested |= {"shared.fenced"}  # in test_shared.py
+    tested |= {"shared.fenced"}  # in test_shared_leases.py
     assert tested == points().keys()
     calls = [
         node.args[0]
