@@ -136,7 +136,7 @@ class RowReading:
         """Give the next ``count`` rows their numbers; return those to emit, if there are any."""
         split_rows = self._file.split_rows
         first, stop = self._row, self._row + count
-        pieces: list[npt.NDArray[np.int64]] = []
+        pieces: list[tuple[int, int]] = []
         sources: list[SourceArray] = []
         values: list[TokenArray] = []
         while self._row < stop:
@@ -148,7 +148,7 @@ class RowReading:
                 some = tokens(self._open.nonce, begin, size)
                 self._open.total = (self._open.total + token_sum(some)) % MODULUS
                 self._open.rows += size
-                pieces.append(np.arange(self._row - first, self._row - first + size))
+                pieces.append((self._row - first, self._row - first + size))
                 sources.append(np.full(size, self._open.source, np.int32))
                 values.append(some)
             self._row += size
@@ -156,11 +156,10 @@ class RowReading:
                 self._finish()
         if not pieces:
             return None
-        positions = np.concatenate(pieces)
-        everything = len(positions) == count
-        return Emission(
-            None if everything else positions, np.concatenate(sources), np.concatenate(values)
-        )
+        positions = None
+        if sum(end - begin for begin, end in pieces) < count:
+            positions = np.concatenate([np.arange(*piece) for piece in pieces])
+        return Emission(positions, np.concatenate(sources), np.concatenate(values))
 
     def taken(self) -> list[Seal]:
         """Return the seals of the ranges whose last row was in a block that Ray has taken."""

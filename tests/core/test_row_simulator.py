@@ -18,8 +18,8 @@ from ray_resume.core.snapshot import Snapshot
 
 pytestmark = pytest.mark.long
 
-EACH = 400
-MANY = 8 * EACH
+EACH = 150
+MANY = 3200
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,10 @@ def numbers(batch: dict[str, Any]) -> list[int]:
     return [int(value) for value in batch["id" if "id" in batch else "text"]]
 
 
-@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize(
+    "ending",
+    ["tar", *(pytest.param(name, marks=pytest.mark.extended) for name in FORMATS if name != "tar")],
+)
 def test_a_file_resumes_within_itself(cluster: None, ending: str, tmp_path: Path) -> None:
     name, write = FORMATS[ending]
     path = tmp_path / "in" / f"one.{ending}"
@@ -146,6 +149,7 @@ def read_rows(folder: Path, **options: Any) -> Any:
     )
 
 
+@pytest.mark.extended
 def test_filters_and_projections_change_no_range(cluster: None, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     table = pa.table({"id": range(ROWS), "other": ["x"] * ROWS})
@@ -157,6 +161,7 @@ def test_filters_and_projections_change_no_range(cluster: None, tmp_path: Path) 
     assert read_rows(tmp_path).count() == ROWS
 
 
+@pytest.mark.extended
 def test_a_changed_file_is_changed_as_a_whole(cluster: None, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, first in (("a", 0), ("b", 1000)):
@@ -225,6 +230,7 @@ def test_a_range_that_fails_is_quarantined_alone(cluster: None, tmp_path: Path) 
     assert sorted(ids_in(tmp_path / "out")) == list(range(ROWS))
 
 
+@pytest.mark.extended
 def test_a_damaged_file_fails_from_there(cluster: None, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "a.csv"
@@ -285,6 +291,7 @@ def test_an_empty_file_is_done(cluster: None, tmp_path: Path) -> None:
     assert Checkpoint(tmp_path / "ckpt").status().complete
 
 
+@pytest.mark.extended
 def test_auto_has_row_ranges_where_nothing_else_serves(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -375,6 +375,7 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
         read(ray.data.read_csv, plain, split_bytes=5, granularity="file")
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("cluster")
 def test_large_files_alone_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_resume.read.granularity.AUTO_BYTES", 5_000)
