@@ -32,8 +32,9 @@ class Gone:
     """Sources that are not in the input any more, as rows of the snapshot, ascending.
 
     ``sources`` are completed, or hold output all the same, as one that was reset. ``parts`` says
-    of each part of a file that is still listed which file that is. ``share`` is that of the run,
-    if it has one; ``remove`` says whether it removes the output of ``sources``.
+    of each part of a file that is still listed which file that is; failed ones are among them.
+    ``share`` is that of the run, if it has one; ``remove`` says whether it removes the output of
+    ``sources``.
     """
 
     sources: Positions = field(default_factory=lambda: _NO_ROWS)
@@ -64,7 +65,7 @@ def gone_from(
     share: Shard | None = None,
     remove: bool = False,
 ) -> Gone:
-    """Find what is on record with output, and not among ``listed``.
+    """Find what is on record with output, and not among ``listed``; failed parts of files, too.
 
     Args:
         files: the ids of the files that were listed, where ``listed`` are parts of them.

@@ -167,7 +167,7 @@ class SharedFiles(Files):
             ray.data.read_parquet,
             str(self.folder / "in"),
             checkpoint=Checkpoint(
-                self.checkpoint, shared=True, lease_ttl_s=3, publish_interval_s=0.05
+                self.checkpoint, shared=True, lease_ttl_s=12, publish_interval_s=0.05
             ),
             override_num_blocks=FILES,
         )

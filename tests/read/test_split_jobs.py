@@ -120,7 +120,9 @@ def test_failed_rows_fail_their_splits_alone(
     assert (status["total"], status["completed"], status["quarantined"]) == (SPLITS, SPLITS - 2, 2)
     assert "bytes=4000-6000" in command("sources", checkpoint, "--state", "quarantined")
     command("report", checkpoint, "-o", str(folder.folder / "report.html"))
-    assert "two.jsonl#bytes=4000-6000" in (folder.folder / "report.html").read_text()
+    # Their errors differ in numbers alone: it shows one of them.
+    page = (folder.folder / "report.html").read_text()
+    assert any(split in page for split in failed)
     # One is read again because it is reset by its pattern, and so is one that was completed.
     folder.bad.unlink()
     command("reset", checkpoint, "--glob", "part=a/*#bytes=0-*", "--yes")

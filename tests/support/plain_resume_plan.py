@@ -83,7 +83,14 @@ def plain_todo_of(
         for source_id, record in on_record.items()
         if source_id not in known and (record.state is State.COMPLETED or record.files)
     }
-    parts = {source_id for source_id in outside if gone.file_of(source_id) in gone.files}
+    # Parts that have failed are forgotten, too: they must not count as failed for ever.
+    parts = {
+        source_id
+        for source_id, record in on_record.items()
+        if source_id in outside
+        or (source_id not in known and record.state in (State.FAILED, State.QUARANTINED))
+        if gone.file_of(source_id) in gone.files
+    }
     changed |= any(on_record[part].state is State.COMPLETED for part in parts)
     if changed and on_source_change == "error":
         raise SourceChangedError
