@@ -98,6 +98,8 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
+# It makes a report, for which the oldest versions have no libraries.
+@pytest.mark.long
 def test_failed_rows_fail_their_splits_alone(
     folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
