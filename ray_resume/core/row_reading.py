@@ -37,7 +37,7 @@ _NONE: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class RowFile:
-    """What a pass reads of a file.
+    """The rows of a file that a pass reads.
 
     Attributes:
         source: the file: its id as the ids of its ranges begin, its path, its fingerprint.

@@ -240,7 +240,7 @@ class SourceTable(Sequence[Source]):
 
     @property
     def ranges(self) -> RangeItems | None:
-        """What ends and ranges of files are found by, as columns; None of other sources."""
+        """The columns by which ends and ranges of files are found; None of other sources."""
         listed = self._items.listed
         return listed if isinstance(listed, RangeItems) else None
 

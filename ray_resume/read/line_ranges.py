@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 BOM = b"\xef\xbb\xbf"
-"""What may stand at the beginning of a file in UTF-8, and is no part of its first line."""
+"""A mark that may begin a file in UTF-8, and is no part of its first line."""
 
 _NEWLINE = b"\n"
 # A search for the end of a line begins with so many bytes, and reads more each time.
