@@ -17,6 +17,7 @@ from ray_resume.core.record_log import Flag, RecordLog
 from ray_resume.core.records import Record, State, pipeline_before, pipeline_hash
 from ray_resume.core.snapshot import Records, Snapshot
 from ray_resume.core.sources import Fingerprints, Source, SourceTable
+from ray_resume.core.wording import counted
 from ray_resume.errors import PipelineChangedError, SourceChangedError
 
 __all__ = ["ResumePlan", "plan_resume"]
@@ -302,8 +303,9 @@ def _first_difference(then: str | None, now: str) -> str:
 def _changes(changed: Sequence[Record]) -> str:
     names = ", ".join(record.source_id for record in changed[:10])
     return (
-        f"{len(changed)} sources have another size or modification time than when they were "
-        f"completed: {names}{', ...' if len(changed) > 10 else ''}. To process them again, their "
-        'new output replacing the old, pass on_source_change="reprocess"; to keep what is there, '
-        '"ignore".'
+        f"{counted(len(changed), 'source')} changed after being completed: {names}"
+        f"{', ...' if len(changed) > 10 else ''}. (A file has another size or modification time, a "
+        "piece of a table has other deletes, the pipeline before has processed a source again.) "
+        "To process such sources again, their new output replacing the old, pass "
+        'on_source_change="reprocess"; to keep what is there, "ignore".'
     )

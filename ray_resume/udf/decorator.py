@@ -179,9 +179,14 @@ def _decorate(options: StageOptions, udf: Any) -> Any:
     if present is not None:
         if present == options:
             return udf
+        way_out = (
+            "A class carries its options itself: decorate a class derived from it for the others"
+            if inspect.isclass(udf)
+            else "Decorate the function that it was made of, or one that calls it"
+        )
         raise NonResumableError(
-            f"{name_of(udf)} is already decorated with {present}; it cannot be {options} as well. "
-            "Decorate it once, or a function that calls it."
+            f"{name_of(udf)} is already decorated, by {present}. It cannot be decorated by "
+            f"{options} as well. {way_out}."
         )
     if is_processor(udf):
         return decorated_processor(options, udf)

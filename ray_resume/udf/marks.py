@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
+
+from typing_extensions import override
 
 __all__ = ["StageOptions", "is_async", "marked_function", "name_of", "options_of", "set_mark"]
 
@@ -23,6 +25,16 @@ class StageOptions:
     on_error: str = "raise"
     isolate: bool = False
     version: str | None = None
+
+    @override
+    def __str__(self) -> str:
+        """Return the decorator as its user would write it."""
+        given = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"@resumable({', '.join(given)})" if given else "@resumable"
 
 
 def options_of(udf: Any) -> StageOptions | None:

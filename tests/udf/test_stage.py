@@ -100,6 +100,23 @@ class TestDecoration:
         with pytest.raises(NonResumableError, match="already decorated"):
             resumable(Classy)
 
+    def test_two_versions_of_a_class_are_two_classes(self) -> None:
+        class Model:
+            def __call__(self, batch: Any) -> Any:
+                return batch
+
+        class Other(Model):
+            pass
+
+        resumable(Model, version="a")
+        told = (
+            r"^Model is already decorated, by @resumable\(version='a'\)\. It cannot be decorated "
+            r"by @resumable\(one_to_one=True, version='b'\) as well\. A class .* derived from it"
+        )
+        with pytest.raises(NonResumableError, match=told):
+            resumable(Model, one_to_one=True, version="b")
+        resumable(Other, one_to_one=True, version="b")
+
     def test_what_cannot_be_a_udf_is_refused_at_decoration(self) -> None:
         class NoCall:
             pass
