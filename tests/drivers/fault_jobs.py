@@ -3,7 +3,8 @@
     python fault_jobs.py ADDRESS
 
 runs one for each line `["JOB", "FOLDER", "POINT", ...]` that it reads: in a process of its own,
-which dies as the driver at one of the points. It prints each one's exit code.
+which dies as the driver at one of the points. `POINT:2` lets processes pass it twice before. It
+prints each one's exit code.
 """
 
 from __future__ import annotations
@@ -387,7 +388,7 @@ class LongNames(Job):
         assert Checkpoint(self.checkpoint).check().ok
 
 
-JOBS = {
+JOBS: dict[str, type[Job]] = {
     job.__name__: job
     for job in (
         Files,
@@ -418,7 +419,8 @@ def drive(address: str, job: str, folder: str, *points: str) -> None:
     context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=1.2)
     with contextlib.ExitStack() as stack:
         for point in points:
-            stack.enter_context(kill_at(point, Path(folder, "faults")))
+            name, _, after = point.partition(":")
+            stack.enter_context(kill_at(name, Path(folder, "faults"), after=int(after or 0)))
         JOBS[job](Path(folder)).run()
 
 

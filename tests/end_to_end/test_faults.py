@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import ast
-import json
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fault_jobs import JOBS, Job, write_input
-from job import WITHOUT_TOKENS
+from job_drivers import Drive, job_drivers
 from places import SCRIPTS
 from snapshots import whole_files
 
@@ -178,27 +177,10 @@ def test_the_ledger_dies(tmp_path: Path, point: str, job_name: str, skip: int) -
     job.check()
 
 
-Drive: TypeAlias = Callable[..., int]
-
-
 @pytest.fixture(scope="module")
 def drive(another_cluster: str) -> Iterator[Drive]:
-    """Runs a job in a driver of its own; returns the driver's exit code."""
-    command = [sys.executable, str(JOBS_SCRIPT), another_cluster]
-    drivers = subprocess.Popen(
-        command, env=WITHOUT_TOKENS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    asked, ended = drivers.stdin, drivers.stdout
-    assert asked is not None
-    assert ended is not None
-
-    def run(job_name: str, folder: Path, *points: str) -> int:
-        asked.write(json.dumps([job_name, str(folder), *points]) + "\n")
-        asked.flush()
-        return int(ended.readline())
-
-    yield run
-    drivers.communicate()
+    with job_drivers(JOBS_SCRIPT, another_cluster) as run:
+        yield run
 
 
 @pytest.mark.long

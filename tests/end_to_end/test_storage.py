@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
 from buckets import S3
-from conftest import write_source
+from conftest import write_file, write_source
+from divided_outputs import DIVIDED
 from driver import FILES, ROWS, rows_of
 from job import Job
+from PIL import Image
 from places import SCRIPTS
 
 from ray_resume import Checkpoint, mark_failed, resumable, resumable_read, resumable_write
 from ray_resume.checkpoint.location import Location
+from ray_resume.testing import kill_at
 from ray_resume.write.folder import Folder
 
 pytestmark = pytest.mark.extended
@@ -139,6 +144,42 @@ def test_dead_letters_and_partitions_in_a_bucket(s3: S3, source: Path, tmp_path:
     assert "secret" not in str(checkpoint.files() + checkpoint.dead_letters() + [str(checkpoint)])
     assert checkpoint.check(), checkpoint.check()
     assert run().sources_skipped == 7
+
+
+@pytest.mark.usefixtures("cluster")
+def test_images_in_a_bucket(s3: S3, tmp_path: Path) -> None:
+    base = tmp_path.name
+    checkpoint = Checkpoint(s3.uri(f"{base}/ckpt"), lease_ttl_s=5, publish_interval_s=0.2)
+    drawn, options = DIVIDED["images"]
+    write_source(tmp_path / "in", files=3, rows=4)
+
+    def run() -> Any:
+        ds = resumable_read(ray.data.read_parquet, str(tmp_path / "in"), checkpoint=checkpoint)
+        out = s3.uri(f"{base}/out")
+        return resumable_write(
+            ds.map_batches(drawn), out, format="images", name_column="id", **options
+        )
+
+    def images() -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for name in s3.names(f"{base}/out"):
+            with s3.filesystem.open_input_file(s3.key(f"{base}/out/{name}")) as file:
+                pixels = np.asarray(Image.open(io.BytesIO(file.read())))
+            # Its label ends its name.
+            found[int(name.removesuffix(".png").rpartition("~")[2])] = pixels.ravel().tolist()
+        return found
+
+    # The images of the worker that dies are in the bucket, and in no record.
+    with kill_at("sink.before_drain"):
+        assert run().files == 12
+    assert images() == {i: [i] * 6 for i in range(12)}
+    write_file(tmp_path / "in" / "00001.parquet", 100, 103)
+    assert (run().sources_completed, checkpoint.status().completed) == (1, 3)
+    ids = [*range(4), *range(8, 12), *range(100, 103)]
+    assert images() == {i: [i] * 6 for i in ids}
+    names = s3.names(f"{base}/out")
+    assert checkpoint.files() == [f"s3://{s3.key(base)}/out/{name}" for name in names]
+    assert checkpoint.check(), checkpoint.check()
 
 
 def test_a_file_that_could_not_be_written_is_not_in_the_bucket(s3: S3, tmp_path: Path) -> None:

@@ -87,8 +87,10 @@ class Iceberg(Table):
         sql = pytest.importorskip("pyiceberg.catalog.sql")
         uri, warehouse = f"sqlite:///{folder}/catalog.db", f"file://{folder}/warehouse"
         self.catalog = sql.SqlCatalog("default", uri=uri, warehouse=warehouse)
-        self.catalog.create_namespace("shop")
-        self.table = self.catalog.create_table("shop.rows", rows(range(0)).schema)
+        self.catalog.create_namespace_if_not_exists("shop")
+        self.table: Any = self.catalog.create_table_if_not_exists(
+            "shop.rows", rows(range(0)).schema
+        )
         self.options = {"type": "sql", "uri": uri, "warehouse": warehouse}
 
     def read(self, read: Callable[..., Any], **kwargs: Any) -> Any:
