@@ -225,5 +225,6 @@ fault_jobs.JOBS.update(KINDS)
 
 if __name__ == "__main__":
     # Workers of a cluster that another process has started do not find the module.
-    ray.cloudpickle.register_pickle_by_value(divided_outputs)
+    cloudpickle: Any = ray.cloudpickle
+    cloudpickle.register_pickle_by_value(divided_outputs)
     fault_jobs.main()
