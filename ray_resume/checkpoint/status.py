@@ -214,6 +214,7 @@ def _rate(contents: Contents) -> float | None:
         if reading.run_id in contents.live:
             log = reading.records
             completed = log.column("state") == State.COMPLETED.value
+            completed &= log.column("flags") & Flag.END == 0
             count += int(np.count_nonzero(log.column("completed_at")[completed] > since))
     return count / max(now - since, 1.0)
 

@@ -8,7 +8,7 @@ earlier ones is there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "looks_like_part",
     "part_file",
     "refuse_other_ids",
+    "size_of",
 ]
 
 HEADER_KEY = "ids"
@@ -69,6 +70,21 @@ def part_file(ids: str, source_id: str) -> str | None:
     file = next((match[1] for match in found if match), None)
     # A file that was a source as a whole may have grown, and be cut now.
     return source_id if file is None and kind == "auto" else file
+
+
+def size_of(ways: Collection[str], source_id: str, listed_bytes: int | None) -> int | None:
+    """Return how large a source is, None if that is not known.
+
+    Args:
+        ways: how its id may have been made, as :func:`ids_of` names it.
+        listed_bytes: the size in its fingerprint, which for a part of a file is that of the file.
+    """
+    if all(part_file(way, source_id) in (None, source_id) for way in ways):
+        return listed_bytes
+    if not _PARTS["split"].fullmatch(source_id):
+        return None
+    first, end = source_id.rpartition("=")[2].split("-")
+    return int(end) - int(first)
 
 
 def looks_like_part(source_id: str) -> bool:

@@ -123,7 +123,7 @@ class RecordLog:
         if batch is None:
             while len(self._recent) >= _RECENT_BATCHES:
                 self._recent.pop(next(iter(self._recent)))
-            batch = self._recent[number] = decode(self._blocks[number])
+            batch = self._recent[number] = decode(self._blocks[number], is_known=True)
         return next(records_of(batch.slice(position - self._ends[number], 1)))
 
     def batches(self, positions: Positions | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -137,14 +137,14 @@ class RecordLog:
         """
         if positions is None:
             for start, block in zip(self._ends, self._blocks, strict=False):
-                yield start, decode(block)
+                yield start, decode(block, is_known=True)
             return
         cuts = np.searchsorted(positions, self._ends).tolist()
         for number, block in enumerate(self._blocks):
             first, last = cuts[number], cuts[number + 1]
             if first == last:
                 continue
-            batch = decode(block)
+            batch = decode(block, is_known=True)
             if last - first < len(batch):
                 here = positions[first:last] - self._ends[number]
                 batch = batch.take(numbers(here, "i8"))

@@ -29,7 +29,7 @@ __all__ = ["end_id", "file_ends", "known_ranges", "lacking_ranges", "range_id"]
 
 _NO_TEXTS = texts([]).cast(pa.large_binary())
 _MARK = "#rows="
-_BOUNDS = "^[0-9]{1,18}-[0-9]{1,18}$"
+_MOST_DIGITS = 18
 
 
 def range_id(file: str, number: int, split_rows: int) -> str:
@@ -76,7 +76,8 @@ def known_ranges(
     has_output = snapshot.column("flags", found.rows) & Flag.FILES != 0
     # One that was reset and has no output is as good as unknown.
     counts = (same | ignore_changes) & ((state != State.RESET.value) | has_output)
-    found = found.take(np.flatnonzero(counts))
+    if not counts.all():
+        found = found.take(np.flatnonzero(counts))
     items = ends.ranges
     assert items is not None
     known = SourceTable.of_ranges(
@@ -138,52 +139,83 @@ def _on_record(of: Sequence[bytes], snapshot: Snapshot, split_rows: int | None) 
     """Find the ranges on record of files, of that length; None: of any, not numbered."""
     names = texts(of)
     rows, files = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    ranges, found = [], []
+    ranges, found = [np.empty(0, np.int64)], [_NO_TEXTS]
     for some, batch in snapshot.batches():
         ids = batch.column("source_id")
-        spelt = np.flatnonzero(_holds(pc.match_substring(ids, _MARK)))
-        # Three times as fast as one expression.
-        name, bounds = _halves(
-            pc.split_pattern(ids.take(numbers(spelt, "i8")), _MARK, max_splits=1, reverse=True)
-        )
-        here = numbers_of(pc.index_in(name, names), "i4", unknown=-1).astype(np.int64)
-        here[~_holds(pc.match_substring_regex(bounds, _BOUNDS))] = -1
-        chosen = np.flatnonzero(here >= 0)
-        if not len(chosen):
-            continue
-        first, stop = (
-            numbers_of(pc.cast(half.cast(pa.string()), pa.int64()), "i8")
-            for half in _halves(pc.split_pattern(bounds.take(numbers(chosen, "i8")), "-"))
-        )
+        chosen, name, first, stop = _bounds(ids)
         if split_rows is not None:
             # Ranges of another length are of earlier runs, whose output goes.
             right = (first % split_rows == 0) & (stop - first == split_rows)
-            chosen, first = chosen[right], first[right] // split_rows
-        rows.append(some[spelt[chosen]])
-        files.append(here[chosen])
+            if not right.all():
+                chosen, first = chosen[right], first[right]
+                name = name.take(numbers(np.flatnonzero(right), "i8"))
+            first //= split_rows
+        here = numbers_of(pc.index_in(name, names), "i4", unknown=-1).astype(np.int64)
+        known = here >= 0
+        if not known.all():
+            chosen, here, first = chosen[known], here[known], first[known]
+        rows.append(some[chosen])
+        files.append(here)
         ranges.append(first)
-        found.append(ids.take(numbers(spelt[chosen], "i8")).cast(pa.large_binary()))
+        if len(chosen) < len(ids):
+            ids = ids.take(numbers(chosen, "i8"))
+        found.append(ids.cast(pa.large_binary()))
     return _Found(
         np.concatenate(rows),
         np.concatenate(files),
-        np.concatenate([np.empty(0, np.int64), *ranges]),
-        pa.concat_arrays([_NO_TEXTS, *found]),
+        np.concatenate(ranges),
+        pa.concat_arrays(found),
     )
+
+
+def _bounds(
+    ids: pa.Array,
+) -> tuple[Positions, pa.Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Find the ids of ranges among ids: where they are, their files, their first rows and ends.
+
+    In bytes, as a regular expression takes five times as long.
+    """
+    _, offsets, buffer = ids.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[ids.offset :][: len(ids) + 1].astype(np.int64)
+    data = np.frombuffer(buffer or b"", np.uint8)[: bounds[-1]]
+    start, end = bounds[:-1], bounds[1:]
+    mark = _last(data, b"#", end)
+    first = mark + len(_MARK)
+    dash = _last(data, b"-", end)
+    spelt = (mark >= start) & (first < dash) & (dash + 1 < end)
+    spelt &= (dash - first <= _MOST_DIGITS) & (end - dash - 1 <= _MOST_DIGITS)
+    chosen = np.flatnonzero(spelt)
+    start, mark, first, dash, end = (at[chosen] for at in (start, mark, first, dash, end))
+    good = np.ones(len(chosen), bool)
+    for place, letter in enumerate(_MARK.encode()):
+        good &= data[mark + place] == letter
+    texts_of = [_slices(first, dash, buffer), _slices(dash + 1, end, buffer)]
+    for text in texts_of:
+        good &= numbers_of(pc.ascii_is_decimal(text).cast(pa.uint8()), "u1").astype(bool)
+    if not good.all():
+        chosen, start, mark = chosen[good], start[good], mark[good]
+        texts_of = [text.filter(pa.array(good)) for text in texts_of]
+    rows, stops = (numbers_of(pc.cast(text, pa.int64()), "i8") for text in texts_of)
+    return chosen, _slices(start, mark, buffer).cast(pa.binary()), rows, stops
+
+
+def _last(data: npt.NDArray[np.uint8], letter: bytes, before: Positions) -> Positions:
+    """Return where a letter stands last before each of these places, -1 where it does not."""
+    at = np.append(-1, np.flatnonzero(data == ord(letter)))
+    last: Positions = at[np.searchsorted(at, before) - 1]
+    return last
+
+
+def _slices(starts: Positions, ends: Positions, buffer: pa.Buffer) -> pa.Array:
+    """Return those parts of a buffer, which follow one another; whether they are text is open."""
+    between = np.append(np.stack([starts, ends], axis=1), 0)[:-1]
+    offsets = pa.py_buffer(between.astype(np.int32))
+    pieces = pa.Array.from_buffers(pa.string(), max(0, len(between) - 1), [None, offsets, buffer])
+    return pieces.take(numbers(np.arange(0, len(between), 2), "i8"))
 
 
 def _file_of(source_id: bytes) -> bytes:
     return source_id.rpartition(_MARK.encode())[0]
-
-
-def _halves(pairs: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Return the first values of lists of two, and the second ones."""
-    values = pairs.flatten()
-    first, second = (np.arange(start, len(values), 2) for start in (0, 1))
-    return values.take(numbers(first, "i8")), values.take(numbers(second, "i8"))
-
-
-def _holds(column: pa.Array) -> npt.NDArray[np.bool_]:
-    return numbers_of(column.cast(pa.uint8()), "u1").astype(bool)
 
 
 def _same(ends: SourceTable, found: _Found, snapshot: Snapshot) -> npt.NDArray[np.bool_]:

@@ -258,3 +258,110 @@ def test_a_few_that_die_alone_are_found_in_as_many_passes(count: int, poison: se
     assert job.failed_runs == dict.fromkeys(job.poison, 1)
     assert len(job.done) == count - len(job.poison)
     assert job.passes[0] <= 1 + 1 + 2 + len(job.poison)
+
+
+# --- Row ranges: sources that come to be while their file is read ---
+
+
+@dataclass
+class FileJob:
+    """A job over a file of ``count`` ranges, some of which kill the worker that works on them.
+
+    The end of the file is source 0 of a run until it is found. The ranges that were found before
+    come after it. A task works on the ranges of the file in their order.
+    """
+
+    count: int
+    poison: Collection[int]
+    max_failed_runs: int = 3
+    found: int = 0
+    has_end: bool = False
+    failed_runs: dict[int, int] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
+    passes: list[int] = field(default_factory=list)
+
+    def is_over(self) -> bool:
+        return self.has_end and all(
+            number in self.done or self.failed_runs.get(number, 0) >= self.max_failed_runs
+            for number in range(self.count)
+        )
+
+    def run(self, *, together: bool) -> None:
+        """Execute the passes of a run. ``together``: a task in which one is lost loses all."""
+        # What each source is: a range, or the end.
+        known: list[int] = [] if self.has_end else [-1]
+        known += [
+            number
+            for number in range(self.found)
+            if number not in self.done and self.failed_runs.get(number, 0) < self.max_failed_runs
+        ]
+        failed = [self.failed_runs.get(number, 0) for number in known]
+        schedule = PassSchedule(
+            len(known), failed_runs=lambda source: failed[source] if source < len(failed) else 0
+        )
+        completed: set[int] = set()
+        passes = 0
+        while (plan := schedule.next()) is not None:
+            passes += 1
+            ranges = {known[source] for source in plan.sources}
+            assert ranges.isdisjoint(completed)
+            assert -1 in ranges or all(number < self.found for number in ranges)
+            new = range(self.found, self.count) if -1 in ranges else range(0)
+            crash, here = None, set[int]()
+            for number in sorted((ranges - {-1}) | set(new)):
+                if number >= self.found:
+                    self.found = number + 1
+                    known.append(number)
+                if number in self.poison:
+                    crash = "worker died"
+                    break
+                here.add(number)
+            if crash is None and -1 in ranges:
+                here.add(-1)
+                self.has_end = True
+            if crash is None or not together:
+                completed |= here
+            pending = {source for source, number in enumerate(known) if number not in completed}
+            schedule.record_result(pending, known=len(known), crash=crash)
+        assert passes <= 1 + MAX_FURTHER_PASSES
+        assert set(schedule.not_tried) <= set(range(len(known)))
+        for source in schedule.lost_alone:
+            number = known[source]
+            assert number in self.poison, "an innocent range is blamed"
+            self.failed_runs[number] = self.failed_runs.get(number, 0) + 1
+        self.done |= completed - {-1}
+        self.passes.append(passes)
+
+
+@given(st.integers(1, 60), st.sets(st.integers(0, 59), max_size=12), st.booleans())
+def test_a_file_whose_ranges_do_damage_is_read_to_its_end(
+    count: int, poison: set[int], together: bool
+) -> None:
+    job = FileJob(count, {number for number in poison if number < count})
+    for _ in range(200):
+        if job.is_over():
+            break
+        job.run(together=together)
+    assert job.is_over()
+    assert job.done == set(range(count)) - set(job.poison)
+
+
+def test_ranges_that_come_with_others_are_executed_alone_before_they_are_blamed() -> None:
+    schedule = PassSchedule(1)
+    # The read of the file found three ranges, and the worker died at the third.
+    schedule.record_result([0, 3], known=4, crash="worker died")
+    assert schedule.next() == again([0, 3], ignoring=64)
+    # It found two more, and died again.
+    schedule.record_result([0, 3, 5], known=6, crash="worker died")
+    plans = []
+    known = 6
+    while (plan := schedule.next()) is not None:
+        plans.append(list(plan.sources))
+        if plan.sources[0] == 0 and known == 6:
+            known = 7
+            schedule.record_result([0, 3, 5, 6], known=known, crash="worker died")
+        else:
+            schedule.record_result([0, 3, 5, 6][: known - 3], known=known, crash="worker died")
+    alone = {plan[0] for plan in plans if len(plan) == 1}
+    assert alone == {0, 3, 5, 6}
+    assert set(schedule.lost_alone) == {0, 3, 5, 6}

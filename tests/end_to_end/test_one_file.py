@@ -18,15 +18,16 @@ import pyarrow as pa
 import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 import pytest
-from job import kill_with_descendants
+from job import WITHOUT_TOKENS, kill_with_descendants
 from places import SCRIPTS
 
 from ray_resume import Checkpoint
 from ray_resume.testing import check_exactly_once
 
 ROWS, KILLS = 3000, 10
-# Counted from when the cluster is up; the job takes about 15 s.
-MOMENTS_S = (0.5, 5.0)
+# A kill comes some time after so many rows, at most, have been through the UDF: whatever the speed
+# of the machine, each job has begun its work and has not ended it.
+MOST_ROWS, MOST_S = 200, 0.5
 
 
 def parquet(path: Path) -> None:
@@ -76,6 +77,9 @@ FILES: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("read_json", "rows", compressed_lines, "json.gz"),
     ("read_webdataset", "rows", tar, "tar"),
     ("read_avro", "rows", avro, "avro"),
+    ("read_csv", "rows", csv, "csv"),
+    ("read_text", "rows", lines, "txt"),
+    ("read_json", "auto", json_lines, "json"),
 ]
 
 
@@ -84,27 +88,46 @@ FILES: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("reader", "granularity", "write", "ending"), FILES, ids=[" ".join(f[:2]) for f in FILES]
 )
 def test_one_file_killed_ten_times_ends_with_each_row_once(
-    reader: str, granularity: str, write: Callable[[Path], None], ending: str, tmp_path: Path
+    reader: str,
+    granularity: str,
+    write: Callable[[Path], None],
+    ending: str,
+    another_cluster: str,
+    tmp_path: Path,
 ) -> None:
-    path = tmp_path / f"one.{ending}"
+    path, worked = tmp_path / f"one.{ending}", tmp_path / "worked"
     write(path)
+    worked.touch()
     command: list[Any] = [sys.executable, SCRIPTS / "one_file_driver.py", reader, granularity]
-    command.append(path)
-    command += [tmp_path / "ckpt", tmp_path / "out"]
+    command += [path, tmp_path / "ckpt", tmp_path / "out", worked, another_cluster]
     moments = random.Random(f"{reader} {granularity}")
+    done = []
     for _ in range(KILLS):
-        job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert job.stdout is not None
-        assert job.stdout.readline() == "started\n"
-        time.sleep(moments.uniform(*MOMENTS_S))
+        job = subprocess.Popen(command, env=WITHOUT_TOKENS)
+        wait_for_rows(job, worked, worked.stat().st_size + moments.randint(1, MOST_ROWS))
+        time.sleep(moments.uniform(0, MOST_S))
+        assert job.poll() is None
         kill_with_descendants(job.pid)
-        job.communicate()
-    subprocess.run(command, check=True, timeout=300)
-    # Some of them came while it worked.
+        done.append(Checkpoint(tmp_path / "ckpt").status().completed)
+    subprocess.run(command, check=True, timeout=300, env=WITHOUT_TOKENS)
+    print("KILLS", reader, granularity, "completed sources at each:", done)
     outcomes = [run.outcome for run in Checkpoint(tmp_path / "ckpt").runs()]
-    assert outcomes.count("killed") >= 2, outcomes
+    assert outcomes.count("killed") == KILLS, outcomes
+    assert done == sorted(done)
+    assert done[0] < done[-1] < Checkpoint(tmp_path / "ckpt").status().completed
     column = "text" if reader == "read_text" else "id"
     files = Checkpoint(tmp_path / "ckpt").files()
     found = pds.dataset(files).to_table([column])[column].to_pylist()
     assert sorted(map(int, found)) == list(range(ROWS))
     check_exactly_once(tmp_path / "ckpt", [{column: value} for value in found])
+    # Nearly all that was done before a kill was done once.
+    assert ROWS <= worked.stat().st_size < 2 * ROWS
+
+
+def wait_for_rows(job: subprocess.Popen[bytes], worked: Path, rows: int) -> None:
+    """Wait until so many rows have been through the UDF."""
+    deadline = time.monotonic() + 300
+    while worked.stat().st_size < rows:
+        assert job.poll() is None, "the job has ended"
+        assert time.monotonic() < deadline, "the job does not work"
+        time.sleep(0.01)

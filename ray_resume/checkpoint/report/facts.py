@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.history import RunRecord
 from ray_resume.checkpoint.output_listing import files_in
 from ray_resume.checkpoint.report.failures import (
@@ -24,6 +25,7 @@ from ray_resume.checkpoint.report.failures import (
 from ray_resume.checkpoint.report.timeline import Timeline
 from ray_resume.checkpoint.runs import runs_of
 from ray_resume.checkpoint.status import CheckpointStatus, status_of
+from ray_resume.core.identity import ids_in_headers, size_of
 from ray_resume.core.output_files import listed_files
 from ray_resume.core.record_log import Flag
 from ray_resume.core.records import State
@@ -92,7 +94,11 @@ class Crash:
 
 @dataclass(frozen=True)
 class Slow:
-    """A source that took long, from the start of its read until it was complete."""
+    """A source that took long, from the start of its read until it was complete.
+
+    ``size`` is in bytes. Of row groups and row ranges it is None, as their share of the file is
+    not known.
+    """
 
     source_id: str
     seconds: float
@@ -184,7 +190,7 @@ def facts_of(storage: CheckpointBackend, now: float, sizes: Sizes) -> ReportFact
         letters=letters_of(storage.dead_letters(), letters[:MOST_LETTERS]),
         letter_files=(min(len(letters), MOST_LETTERS), len(letters)),
         stages=_stages(runs),
-        slowest=_slowest(runs, snapshot),
+        slowest=_slowest(runs, contents),
         files=_file_sizes(snapshot, status.sink, storage.root, sizes),
     )
 
@@ -313,20 +319,23 @@ def _number(value: Any) -> float:
     return value if is_number else 0
 
 
-def _slowest(runs: Iterable[RunRecord], snapshot: Snapshot) -> list[Slow]:
+def _slowest(runs: Iterable[RunRecord], contents: Contents) -> list[Slow]:
     seconds: dict[str, float] = {}
     for run in runs:
         for source_id, took in run.slowest.items():
             seconds[source_id] = _number(took)
     chosen = sorted(seconds.items(), key=lambda one: (-one[1], one[0]))
-    return list(itertools.islice(_known(chosen, snapshot), MOST_SLOW))
+    return list(itertools.islice(_known(chosen, contents), MOST_SLOW))
 
 
-def _known(chosen: Iterable[tuple[str, float]], snapshot: Snapshot) -> Iterator[Slow]:
+def _known(chosen: Iterable[tuple[str, float]], contents: Contents) -> Iterator[Slow]:
+    snapshot, headers = contents.snapshot, contents.headers
     for source_id, took in chosen:
         record = snapshot.get(source_id)
         if record is not None and record.state is State.COMPLETED:
-            yield Slow(source_id, took, record.rows, record.fingerprint.size)
+            ways = ids_in_headers(headers, [record.run_id])
+            size = size_of(ways, source_id, record.fingerprint.size)
+            yield Slow(source_id, took, record.rows, size)
 
 
 def _file_sizes(snapshot: Snapshot, sink: str | None, root: str, sizes: Sizes) -> FileSizes | None:

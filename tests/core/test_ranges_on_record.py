@@ -1,0 +1,65 @@
+"""Which ranges of rows are known of a file, by ids of any kind on record."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_resume.core.record_log import RecordLog
+from ray_resume.core.records import Fingerprint, Record, State, encode
+from ray_resume.core.row_ranges import end_id, file_ends, known_ranges, lacking_ranges, range_id
+from ray_resume.core.snapshot import Snapshot
+from ray_resume.core.sources import SourceTable
+
+# It needs none of the libraries whose oldest versions are tested.
+pytestmark = pytest.mark.long
+
+FILES = ["/in/a.tar", "/in/a.tar#rows=0-10", "", "/in/\udcff", "/in/ü-1"]
+LOOK = Fingerprint(5, 5)
+pieces = st.sampled_from(
+    [*FILES, "#rows=", "#", "rows=", "-", "0", "10", "20", "30", "9" * 18, "1" * 19, "end/", "٣"]
+)
+one_of_any = st.lists(pieces, max_size=6).map("".join)
+one_of_ours = st.builds(range_id, st.sampled_from(FILES), st.integers(0, 5), st.just(10))
+
+
+def snapshot_of(ids: list[str], ends: dict[str, int]) -> Snapshot:
+    records = [
+        Record(one, State.COMPLETED, number, "run", fingerprint=LOOK)
+        for number, one in enumerate(ids, 1)
+    ]
+    for file, count in ends.items():
+        sequence = len(records) + 1
+        end = end_id(file, 10)
+        records.append(Record(end, State.COMPLETED, sequence, "run", fingerprint=LOOK, end=count))
+    return Snapshot({"run": RecordLog(encode(records))})
+
+
+@given(
+    st.lists(one_of_any | one_of_ours, unique=True),
+    st.dictionaries(st.sampled_from(FILES), st.integers(1, 4)),
+)
+def test_ranges_on_record_are_known_whatever_else_is(ids: list[str], ends: dict[str, int]) -> None:
+    files = SourceTable.of_files(FILES, [5] * len(FILES), [5] * len(FILES))
+    snapshot = snapshot_of(ids, ends)
+    found = known_ranges(file_ends(files, 10), snapshot, 10)
+    expected, lacking = set(), 0
+    there: dict[str, set[tuple[int, int]]] = {}
+    for one in ids:
+        match = re.fullmatch("(.*)#rows=([0-9]{1,18})-([0-9]{1,18})", one, re.DOTALL)
+        if match is None:
+            continue
+        first, stop = int(match[2]), int(match[3])
+        there.setdefault(match[1], set()).add((first, stop))
+        if match[1] in FILES and first % 10 == 0 and stop == first + 10:
+            expected.add((one, match[1], first // 10))
+    for file, count in ends.items():
+        have = {first // 10 for first, stop in there.get(file, ()) if stop == first + 10}
+        for number in set(range(count)) - have:
+            expected.add((range_id(file, number, 10), file, number))
+        lacking += max(0, count - len(there.get(file, ())))
+    assert {(source.source_id, *source.item) for source in found} == expected
+    assert lacking_ranges(snapshot) == lacking
