@@ -113,8 +113,34 @@ def _inside(value: Any) -> Iterator[Any]:
             yield hashlib.blake2b(value.data if whole else value.tobytes()).hexdigest()
     elif type(value).__module__.partition(".")[0] in ("numpy", "pyarrow") and _is_type(value):
         yield str(value)
+    elif type(value).__module__ == "pyarrow._compute" and type(value).__name__ == "Expression":
+        yield from _inside_arrow_expression(value)
+    elif type(value).__module__.startswith("pyiceberg.expressions"):
+        parts = [getattr(value, name) for name in _ICEBERG if hasattr(value, name)]
+        yield from parts or [getattr(value, "value", None)]
     else:
         raise NotPlainError(f"a {type(value).__qualname__}")
+
+
+# What filters of pyiceberg are made of; a literal has its value alone.
+_ICEBERG = ("name", "term", "literal", "literals", "left", "right", "child")
+
+
+def _inside_arrow_expression(value: Any) -> Iterator[Any]:
+    """Yield what makes up an expression of pyarrow's.
+
+    Raises:
+        NotPlainError: its value may be another one each time.
+    """
+    text = str(value)
+    if "random(" in text:
+        raise NotPlainError("an expression that draws numbers")
+    # The text leaves out some of many values. They are in what the expression is pickled as.
+    import pyarrow.ipc
+
+    _, (pickled, *_) = value.__reduce__()
+    with pyarrow.ipc.open_file(pickled) as file:
+        yield from (text, repr([column.to_pylist() for column in file.read_all().columns]))
 
 
 def _is_type(value: Any) -> bool:
