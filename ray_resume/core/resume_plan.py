@@ -187,39 +187,36 @@ class _Sorting:
         same = _same(snapshot, known, self.table.fingerprints.take(self.on_record))
         state = snapshot.column("state", known)
         completed = state == State.COMPLETED.value
-        then = snapshot.column("pipeline", known)
-        now, before = (np.frombuffer(pipeline, np.uint32) for pipeline in pipelines)
-        like_before = (then == before).all(axis=1)
-        otherwise = ~np.isin(then[:, 0], np.frombuffer(alike, np.uint32)) & ~like_before
-        # A hash of 0 is unknown, and differs from no other.
-        told = ~like_before & (then[:, 1] != 0) & (now[1] != 0)
-        recoded = ~otherwise & told & (then[:, 1] != now[1])
+        otherwise, recoded = _other_pipelines(snapshot, known, pipelines, alike)
         done = completed & (same | ignore_changes)
         over = (state == State.QUARANTINED.value) & same
-        renewed = recoded & recode
-        stays = (~otherwise | (not restart)) & ~renewed
+        stays = ~((otherwise & restart) | (recoded & recode))
         self.quarantined = over & stays
         self.skipped = done & stays
         self.recoded = recoded
         self.again = ~(self.quarantined | self.skipped)
         # These failed with another content of the source, or in another pipeline.
-        self.anew = self.again & (~same | otherwise | renewed)
+        self.anew = self.again & (~same | otherwise | (recoded & recode))
         parts = np.array(sorted(self.gone.parts), np.int64)
         lost = parts[snapshot.column("state", parts) == State.COMPLETED.value]
         self.changed = np.concatenate([known[self.again & completed & ~same], lost])
         self.passed_over[self.on_record[self.quarantined | self.skipped]] = True
         self.parts = dict(self.gone.parts)
         if ignore_changes:
-            self._keep_files_whole(self.on_record[self.skipped & ~same])
+            otherwise_lost, recoded_lost = _other_pipelines(snapshot, lost, pipelines, alike)
+            stay = lost[~((otherwise_lost & restart) | (recoded_lost & recode))]
+            self._keep_files_whole(self.on_record[self.skipped & ~same], stay)
         through_another: Positions = known[done & otherwise]
         return through_another
 
-    def _keep_files_whole(self, changed: Positions) -> None:
+    def _keep_files_whole(self, changed: Positions, gone: Positions) -> None:
         """Pass over new parts of files with parts that stay although they ``changed``.
 
-        Their rows may be in the output already.
+        Their rows may be in the output already. ``gone`` are rows of parts that files do not have
+        any more: a split has its length in its id, so a file may have none that is on record.
         """
         kept = {self.file_of(self.table.id(position)) for position in changed.tolist()} - {None}
+        kept |= {self.parts[row] for row in gone.tolist()}
         if not kept:
             return
         self.parts = {row: file for row, file in self.parts.items() if file not in kept}
@@ -258,6 +255,19 @@ class _Sorting:
             int(np.count_nonzero(snapshot.column("flags", known[self.skipped]) & Flag.END)),
             table.ranges,
         )
+
+
+def _other_pipelines(
+    snapshot: Snapshot, rows: Positions, pipelines: tuple[bytes, bytes], alike: bytes
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Say of each row whether its source went through another pipeline, or only other code."""
+    then = snapshot.column("pipeline", rows)
+    now, before = (np.frombuffer(pipeline, np.uint32) for pipeline in pipelines)
+    like_before = (then == before).all(axis=1)
+    otherwise = ~np.isin(then[:, 0], np.frombuffer(alike, np.uint32)) & ~like_before
+    # A hash of 0 is unknown, and differs from no other.
+    told = ~like_before & (then[:, 1] != 0) & (now[1] != 0)
+    return otherwise, ~otherwise & told & (then[:, 1] != now[1])
 
 
 def _same(snapshot: Snapshot, rows: Positions, now: Fingerprints) -> npt.NDArray[np.bool_]:

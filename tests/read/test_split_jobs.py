@@ -168,6 +168,12 @@ def test_files_that_are_changed_gone_and_new(folder: Folder) -> None:
     (failed, *_) = Checkpoint(folder.folder / "ckpt").sources("failed")
     assert failed.source_id.startswith("part=c/four.jsonl#bytes=")
     folder.check()
+    # A file of one split has another one now, and its output stays as it is all the same.
+    rows = written(folder.folder / "ckpt")
+    write(folder.raw / "part=c" / "three.jsonl", range(500, 503))
+    summary = folder.run(on_source_change="ignore", on_source_gone="remove")
+    assert (summary.sources_completed, summary.sources_removed) == (0, 0)
+    assert written(folder.folder / "ckpt") == rows
 
 
 def test_types_of_json_values_that_are_found_in_each_split(tmp_path: Path) -> None:

@@ -96,6 +96,11 @@ def plain_todo_of(
         raise SourceChangedError
     # Where the old content of a file stays, nothing of its new one is read.
     whole = {gone.file_of(source_id) for source_id in old_content} - {None}
+    for part in parts:
+        record = on_record[part]
+        stays = record.pipeline == now or on_pipeline_change != "restart"
+        if on_source_change == "ignore" and record.state is State.COMPLETED and stays:
+            whole.add(gone.file_of(part))
     going = {part for part in parts if gone.file_of(part) not in whole}
     new |= {s for s, r in again.items() if r.state is State.RESET and not r.files}
     ignored = {source_id for source_id in new if gone.file_of(source_id) in whole}
