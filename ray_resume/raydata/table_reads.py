@@ -298,15 +298,18 @@ def _of_fragment(fragment: Any, names: Mapping[int, str]) -> Fingerprint:
 def _of_columns(file: Any, schema: Any) -> list[Any]:
     """Return the columns of an Iceberg file that a schema has, by number and name.
 
-    One that the table got later is in no older file, so those stay as they are.
+    One that the table got later is in no older file, so those stay as they are; unless they are
+    read with its default since.
     """
     there = set(file.value_counts or ())
-    numbers = sorted(schema.field_ids)
-    return [
-        [number, schema.find_column_name(number)]
-        for number in numbers
-        if not there or number in there
-    ]
+    columns = []
+    for number in sorted(schema.field_ids):
+        default = getattr(schema.find_field(number), "initial_default", None)
+        if not there or number in there:
+            columns.append([number, schema.find_column_name(number)])
+        elif default is not None:
+            columns.append([number, schema.find_column_name(number), repr(default)])
+    return columns
 
 
 def _of_delete(delete: Any) -> list[Any]:

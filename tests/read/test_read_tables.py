@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from ray_resume import (
     resumable_read,
     resumable_write,
 )
-from ray_resume.raydata.table_reads import table_read
+from ray_resume.raydata.table_reads import _of_columns, table_read
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -124,6 +125,21 @@ def test_another_table_is_refused(table: Table, tmp_path: Path) -> None:
     ds = other.read(resumable_read, checkpoint=tmp_path / "ckpt")
     with pytest.raises(CheckpointError, match="the files or fragments of the table"):
         resumable_write(ds, tmp_path / "out")
+
+
+def test_a_default_that_an_iceberg_table_got_later_changes_older_files() -> None:
+    types = pytest.importorskip("pyiceberg.types")
+    schema = pytest.importorskip("pyiceberg.schema").Schema
+    old = types.NestedField(1, "id", types.LongType())
+    new = types.NestedField(2, "n", types.LongType())
+    default = types.NestedField(2, "n", types.LongType(), initial_default=7)
+    file = SimpleNamespace(value_counts={1: 10})
+    columns = _of_columns(file, schema(old))
+    assert _of_columns(file, schema(old, new)) == columns
+    assert _of_columns(file, schema(old, default)) != columns
+    file.value_counts[2] = 10
+    # The file has values of its own.
+    assert _of_columns(file, schema(old, default)) == _of_columns(file, schema(old, new))
 
 
 def test_a_scan_in_any_order_is_not_repeatable(tmp_path: Path) -> None:
