@@ -133,7 +133,7 @@ class _Digester:
             yield from self._function(value)
         elif kind is types.MethodType:
             yield from ("method", self.digest(value.__func__), self.digest(value.__self__))
-        elif kind is types.BuiltinFunctionType:
+        elif issubclass(kind, types.BuiltinFunctionType):
             yield from ("calls", str(value.__module__), value.__qualname__)
             if type(value.__self__) is not types.ModuleType:
                 yield self.digest(value.__self__)

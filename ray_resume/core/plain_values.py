@@ -1,8 +1,8 @@
 """Plain values: what an argument says of itself, the same in every process and every run. Pure.
 
-Plain are numbers, texts, bytes, dates, paths, enumerations, types of these, and lists, tuples,
-sets, dicts and dataclasses of these. Functions, and objects of other classes, are not: what they
-do, or hold, cannot be told from the outside.
+Plain are numbers, texts, bytes, dates, paths, regular expressions, enumerations, types of these,
+and lists, tuples, sets, dicts and dataclasses of these. Functions, and objects of other classes,
+are not: what they do, or hold, cannot be told from the outside.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def _plain(value: Any, around: tuple[int, ...]) -> Any:
         return ["path", str(os.fspath(value))]
     if isinstance(value, _TEXTS):
         return [type(value).__name__, repr(value)]
+    if type(value) is re.Pattern:
+        return ["pattern", _plain(value.pattern, around), value.flags]
     if isinstance(value, type) and value.__module__.partition(".")[0] in _TYPES_OF:
         return ["type", value.__module__, value.__qualname__]
     within = (*around, id(value))

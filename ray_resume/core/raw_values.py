@@ -11,6 +11,7 @@ import datetime as dt
 import decimal
 import functools
 import pathlib
+import re
 import types
 import uuid
 import zoneinfo
@@ -86,6 +87,8 @@ def _is_plain(value: Any, around: tuple[int, ...]) -> bool:
         return value.tzinfo is None or _is_plain(value.tzinfo, within)
     if kind is slice:
         return all(_is_plain(one, within) for one in (value.start, value.stop, value.step))
+    if kind is re.Pattern:
+        return _is_plain(value.pattern, within)
     if kind is np.ndarray:
         return not value.dtype.hasobject or _is_plain(value.tolist(), within)
     flags: int = type.__dict__["__flags__"].__get__(kind)

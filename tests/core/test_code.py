@@ -18,9 +18,10 @@ from ray_resume.core.records import pipeline_hash
 from ray_resume.udf.decorator import resumable
 
 MODULE = """
-import collections, dataclasses, datetime, enum, functools, threading
+import collections, dataclasses, datetime, enum, functools, re, threading
 
 LIMIT = 1
+WORDS = re.compile('abc+', re.DOTALL)
 
 def other(x):
     return x
@@ -106,6 +107,8 @@ SETTINGS = Settings()
 
 # By what is changed: the UDF, and text that is replaced in it or in the module.
 CHANGES: dict[str, tuple[str, str, str]] = {
+    "a regular expression": ("udf = lambda x: WORDS.search(x)", "abc+", "abc*"),
+    "its flags": ("udf = functools.partial(WORDS.sub, '')", "re.DOTALL", "re.ASCII"),
     "a wrapper": ("udf = wrapping(2)(other)", "f(x) * times", "f(x) + times"),
     "what a wrapper wraps": ("udf = wrapping(2)(plain)", "% 7", "% 8"),
     "the argument of a wrapper": ("udf = wrapping(2)(other)", "(2)", "(3)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -24,6 +25,15 @@ def test_a_dataclass_is_plain_and_its_class_is_not() -> None:
     assert digest_of_value(Config(1)) != digest_of_value(Config(2))
     # A UDF that makes one names the class. Its fields have no values there.
     assert digest_of_value(Config) is None
+
+
+def test_regular_expressions_are_plain_with_their_flags() -> None:
+    # The end of a long one is not in its `repr`.
+    long = "a" * 300
+    patterns = [re.compile(text, flags) for text in (long, long + "b") for flags in (0, re.DOTALL)]
+    digests = [digest_of_value(one) for one in [*patterns, re.compile(long.encode())]]
+    assert len({*digests, None}) == 6
+    assert digest_of_value([re.compile(long)]) == digest_of_value([patterns[0]])
 
 
 def test_expressions_of_arrow_are_plain_with_all_their_values() -> None:
