@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from ray_resume.write.new_files import NewFile, UnwritableRowsError
+from ray_resume.write.new_files import NewFile, UnwritableRowsError, encodable
 
 __all__ = ["divide_images"]
 
@@ -22,7 +22,7 @@ def divide_images(
     """Yield the files that rows are written to.
 
     Raises:
-        UnwritableRowsError: a column is missing.
+        UnwritableRowsError: a column is missing, or a value is no image.
     """
     del max_rows
     # Imported here, since the command line copies files, and loads no Ray.
@@ -36,7 +36,10 @@ def divide_images(
                 f"{', '.join(table.column_names)}. Pass column= and name_column= with these."
             )
     labels = table.column(named_by).to_pylist() if named_by else [""] * table.num_rows
-    images = encoded_images(table, column, options.get("file_format", "png"))
+    images = encodable(
+        encoded_images(table, column, options.get("file_format", "png")),
+        lambda position: f"The value in the column {column!r} of row {position}",
+    )
     for label, content in zip(labels, images, strict=True):
         yield NewFile(1, partial(_write, content), "" if label is None else str(label))
 

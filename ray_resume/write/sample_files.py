@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
-from ray_resume.write.new_files import NewFile, UnwritableRowsError
+from ray_resume.write.new_files import NewFile, UnwritableRowsError, encodable
 from ray_resume.write.row_pieces import READ_ERRORS, IncompatibleFilesError, OldFile, Pieces
 
 __all__ = ["SampleFiles", "divide_samples"]
@@ -53,7 +53,11 @@ def divide_samples(
 
     samples: list[Sample] = []
     keys: dict[str, str] = {}
-    for row in encoded_samples(table, options.get("encoder", True)):
+    encoder = options.get("encoder", True)
+    rows = encoded_samples(table, encoder)
+    if encoder is True:
+        rows = encodable(rows, partial(_named, table))
+    for row in rows:
         key = row["__key__"] if "__key__" in row else uuid.uuid4().hex
         sample = _encoded(key, row)
         if keys.get(sample.key, key) != key:
@@ -69,6 +73,11 @@ def divide_samples(
         samples.append(sample)
     if samples:
         yield NewFile(len(samples), partial(_write, samples))
+
+
+def _named(table: pa.Table, position: int) -> str:
+    named = "__key__" in table.column_names
+    return f"The row {table['__key__'][position].as_py()!r}" if named else f"Row {position}"
 
 
 def _encoded(key: Any, row: Mapping[str, Any]) -> Sample:

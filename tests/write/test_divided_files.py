@@ -113,11 +113,22 @@ def test_no_shard_has_a_key_twice() -> None:
         ({"__key__": ["a\0b"], "n": [b"1"]}, "would not find all members"),
         ({"__key__": ["a"], "n": [b"1"], "x/y": [b"1"]}, "would not find all members"),
         ({"__key__": ["a"], "n": [1]}, r"'n' of the row 'a' has a value of type int"),
+        ({"__key__": ["a", "b"], "txt": ["x", None]}, r"The row 'b' cannot be encoded \(Attr"),
+        ({"npy": [[1], [2]], "png": [b"1", None]}, r"Row 0 cannot be encoded \("),
     ],
 )
 def test_rows_that_a_shard_cannot_hold(columns: dict[str, Any], message: str) -> None:
     with pytest.raises(UnwritableRowsError, match=message):
         files_of(pa.table(columns), "webdataset")
+
+
+def test_what_is_no_image_and_what_an_encoder_of_the_users_raises() -> None:
+    for values in (["text"], [[0.5, 0.5]], [None]):
+        with pytest.raises(UnwritableRowsError, match=r"column 'x' of row 0 cannot be encoded"):
+            files_of(pa.table({"x": values}), "images", column="x")
+    # Their code has a fault, perhaps, so the job ends as it would in a UDF.
+    with pytest.raises(ZeroDivisionError):
+        files_of(SAMPLES, "webdataset", encoder=lambda row: {"x": 1 // 0})
 
 
 ARRAYS = {
