@@ -249,6 +249,9 @@ class ArmedDatasource(_SourceDatasource):
             raise NonResumableError("A limit cannot stand in a resumable pipeline.")
         if data_context is None:
             return self._placeholders(parallelism)
+        return self._read_tasks(parallelism, data_context)
+
+    def _read_tasks(self, parallelism: int, data_context: DataContext) -> list[ReadTask]:
         return [
             ReadTask(
                 ResumableReadTask(

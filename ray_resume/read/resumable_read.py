@@ -128,9 +128,13 @@ def resumable_read(
         granularity: ``"row_group"`` makes each row group of a Parquet file a source, with the id
             ``<path>#rg<N>``. ``"split"`` makes sources of ranges of ``split_bytes`` of the files of
             ``read_json`` (a value a line), ``read_text`` and ``read_csv``, with the id
-            ``<path>#bytes=<first>-<end>``: the lines that begin in it. Compressed files, and
-            encodings and options with which a line may begin elsewhere, are refused. A split of a
-            CSV file fails if a quoted value goes on in another line. The types of JSON values are
+            ``<path>#bytes=<first>-<end>``: the lines that begin in it. Refused are
+            compressed files, encodings in which other bytes than a newline may look like one,
+            ``newlines_in_values=True``, and for CSV ``escape_char``, ``skip_rows`` and
+            ``skip_rows_after_names``. It is known only when a file is read, and fails its sources,
+            if its first line is no JSON object of its own (arrays, pretty printed JSON), if a
+            quoted value of CSV goes on in another line or a value that is not quoted has a quote,
+            or if columns of CSV have one name and different types. The types of JSON values are
             found in each split, as plain Ray Data finds them in each file: if that gives a column
             two types, name its own in ``parse_options``. ``"rows"`` makes sources of ranges of
             ``split_rows`` rows, in the order in which a file is read, of the files of any reader,

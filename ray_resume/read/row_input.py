@@ -23,7 +23,6 @@ from ray_resume.core.row_ranges import range_id
 from ray_resume.core.row_reading import RowFile
 from ray_resume.core.shards import Shard
 from ray_resume.core.sources import Source, SourceTable
-from ray_resume.errors import NonResumableError
 from ray_resume.raydata import blocks
 from ray_resume.raydata.filereads import ReadTaskFactory, Selection
 from ray_resume.read.datasource import ArmedDatasource, ResumableDatasource
@@ -164,16 +163,7 @@ class ArmedRows(ArmedDatasource):
         self._known = known.take(order)
 
     @override
-    def get_read_tasks(
-        self,
-        parallelism: int,
-        per_task_row_limit: int | None = None,
-        data_context: DataContext | None = None,
-    ) -> list[ReadTask]:
-        if per_task_row_limit is not None:
-            raise NonResumableError("A limit cannot stand in a resumable pipeline.")
-        if data_context is None:
-            return self._placeholders(parallelism)
+    def _read_tasks(self, parallelism: int, data_context: DataContext) -> list[ReadTask]:
         selection = Selection(self._predicates, self.selected_columns)
         tasks_of, left = self.input.open(self.sources, selection, data_context)
         is_whole = _items(self.sources).ranges == WHOLE

@@ -19,9 +19,9 @@ from ray_resume.read import granularity as granularities
 
 LENGTH: dict[str, dict[str, int]] = {
     "row_group": {},
-    "split": {"split_bytes": 1000},
+    "split": {"split_bytes": 200},
     "rows": {"split_rows": 37},
-    "auto": {"split_bytes": 1000},
+    "auto": {"split_bytes": 200},
 }
 
 

@@ -27,7 +27,7 @@ from ray_resume.testing import check_exactly_once
 ROWS, KILLS = 3000, 10
 # A kill comes some time after so many rows, at most, have been through the UDF: whatever the speed
 # of the machine, each job has begun its work and has not ended it.
-MOST_ROWS, MOST_S = 200, 0.5
+MOST_ROWS, MOST_S = 300, 0.5
 
 
 def parquet(path: Path) -> None:
