@@ -43,8 +43,8 @@ POINTS: dict[str, Point] = {
     **_points(
         "worker",
         read__between_blocks="a block of a source was taken; more, or its seal, is to come",
-        read__before_register="a range of rows is about to begin, and is not registered",
-        read__registered="it is registered, none of its rows was taken",
+        read__before_register="ranges of rows are about to begin, and are not registered",
+        read__registered="they are registered, none of their rows was taken",
         read__before_end="all rows of a file were taken; its last range and its end are not sealed",
         read__after_end="both are sealed",
         read__before_seal="a source's last row was taken, its seal was not sent",

@@ -3,7 +3,8 @@
 A read gives the rows of a file in the same order each time. So row i is in range ``i //
 split_rows``, whatever else is read. The rules, which the simulator tests:
 
-* A range is registered with the ledger before any of its rows is emitted.
+* A range is registered with the ledger before any of its rows is emitted: all that begin in a
+  block at once.
 * It is sealed once Ray has taken its last row.
 * The end of the file is sealed after normal exhaustion alone, with the number of ranges. So a file
   is done if its end is on record, and as many ranges.
@@ -13,7 +14,7 @@ split_rows``, whatever else is read. The rules, which the simulator tests:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,8 +30,8 @@ from ray_resume.core.tokens import MODULUS, SourceArray, TokenArray, read_nonce,
 
 __all__ = ["Emission", "Register", "RowFile", "RowReading"]
 
-Register = Callable[[FoundRange], "int | None"]
-"""Asks the ledger for the number of a range; None if it is complete: then drop its rows."""
+Register = Callable[[Sequence[FoundRange]], "Sequence[int | None]"]
+"""Asks the ledger for the numbers of ranges; None of one that is complete: then drop its rows."""
 
 _NONE: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -117,6 +118,8 @@ class RowReading:
         self._row = 0
         self._open: _Open | None = None
         self._ended: list[Seal] = []
+        # The numbers of ranges that are registered, and have not begun.
+        self._registered: dict[int, int | None] = {}
         # The sources of the pass that are neither sealed nor reported.
         self._left = set(file.numbers.tolist())
         if file.end is not None:
@@ -136,6 +139,7 @@ class RowReading:
         """Give the next ``count`` rows their numbers; return those to emit, if there are any."""
         split_rows = self._file.split_rows
         first, stop = self._row, self._row + count
+        self._register_all(range(-(-first // split_rows), -(-stop // split_rows)))
         pieces: list[tuple[int, int]] = []
         sources: list[SourceArray] = []
         values: list[TokenArray] = []
@@ -170,6 +174,7 @@ class RowReading:
         """Return what is to be reported once the reader is exhausted, and all rows are taken."""
         if not self._row:
             # A file without rows has a range without rows.
+            self._register_all([0])
             self._begin(0)
         self._finish()
         events: list[Seal | Failure] = list(self.taken())
@@ -197,15 +202,26 @@ class RowReading:
         left, self._left = sorted(self._left), set()
         return [Failure(source, 0, 0, why) for source in left]
 
+    def _register_all(self, numbers: Iterable[int]) -> None:
+        """Register those of some ranges that the pass executes."""
+        file = self._file
+        found = [
+            FoundRange(file.id_of(number), of, number)
+            for number in numbers
+            if (of := file.number_of(number)) is not None
+        ]
+        if not found:
+            return
+        for one, source in zip(found, self._register(found), strict=True):
+            self._registered[one.range] = source
+            if source is None and one.of != file.end:
+                self._left.discard(one.of)
+
     def _begin(self, number: int) -> None:
-        of = self._file.number_of(number)
-        if of is None:
+        source = self._registered.pop(number, None)
+        if source is None:
             return
         source_id = self._file.id_of(number)
-        source = self._register(FoundRange(source_id, of, number))
-        if source is None:
-            self._left.discard(of if of != self._file.end else -1)
-            return
         self._left.add(source)
         nonce = read_nonce(self._run_id, self._pass_number, source_id)
         self._open = _Open(source, nonce)

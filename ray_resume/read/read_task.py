@@ -253,15 +253,17 @@ class SealReport:
         """Send these with the next message."""
         self._events += events
 
+    def is_due(self) -> bool:
+        """Say whether it is time to send, and the message before has its reply."""
+        if time.monotonic() - self._sent_at < _SEAL_INTERVAL_S:
+            return False
+        return self._reply is None or self._reply.is_there()
+
     def send_if_due(self) -> None:
         """Send what has gathered, unless the message before it has no reply yet."""
-        if time.monotonic() - self._sent_at < _SEAL_INTERVAL_S:
-            return
-        if self._reply is not None:
-            if not self._reply.is_there():
-                return
+        if self.is_due():
             self._wait()
-        self._send()
+            self._send()
 
     def end(self) -> None:
         """Send the rest; return once all has taken effect."""

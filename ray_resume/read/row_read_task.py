@@ -62,17 +62,27 @@ class RowReadTask:
     def _read(
         self, file: RowFile, reading: RowReading, attempts: Attempts, report: SealReport
     ) -> Iterator[Any]:
+        ended: list[Seal] = []
         for block in attempts:
+            if report.is_due():
+                # One check is for all that is sent: in a bucket it takes longer than short ranges.
+                self._report(file, reading, ended, report)
+                if reading.is_over:
+                    return
+                ended = []
+                report.send_if_due()
             emission = reading.number(blocks.num_rows(block))
-            report.send_if_due()
             if emission is not None:
                 if emission.positions is not None:
                     block = blocks.take(block, emission.positions)
                 yield blocks.with_tracking_columns(block, emission.sources, emission.tokens)
                 failpoint("read.between_blocks")
-            self._report(file, reading, reading.taken(), report)
+            ended += reading.taken()
             if reading.is_over:
-                return
+                break
+        self._report(file, reading, ended, report)
+        if reading.is_over:
+            return
         if attempts.error is not None:
             self._fail(file, reading, attempts.error, report)
             return

@@ -86,17 +86,19 @@ class LedgerClient:
         """
         self.submit(*events).wait()
 
-    def register(self, found: FoundRange) -> int | None:
-        """Return the number of a row range, before any of its rows is emitted; None: drop them.
+    def register(self, found: Sequence[FoundRange]) -> list[int | None]:
+        """Return the numbers of row ranges, before any of their rows is emitted; None: drop them.
 
         Raises:
             ResumeError: as :meth:`send`.
         """
         failpoint("read.before_register")
-        answer = self.handle.register.remote(self.run_id, self.pass_number, tuple(found))
-        number: int | None = self._reply(answer).wait()
+        # Tuples are half as long on the wire.
+        ranges = [tuple(one) for one in found]
+        answer = self.handle.register.remote(self.run_id, self.pass_number, ranges)
+        numbers: list[int | None] = self._reply(answer).wait()
         failpoint("read.registered")
-        return number
+        return numbers
 
     def agree(self, asked: Sequence[tuple[bytes, int]], *, given: bool = False) -> bytes:
         """Agree on the output's schema: include ``asked`` ones, each with a source that has it.

@@ -164,8 +164,11 @@ class _LedgerActor:
         # Workers need no outcomes; they only need to know that the message took effect.
         self._opened().apply(message)
 
-    def register(self, run_id: str, pass_number: int, found: tuple[Any, ...]) -> int | None:
-        return self._opened().register(run_id, pass_number, FoundRange(*found))
+    def register(
+        self, run_id: str, pass_number: int, found: Sequence[tuple[Any, ...]]
+    ) -> list[int | None]:
+        ranges = [FoundRange(*one) for one in found]
+        return self._opened().register(run_id, pass_number, ranges)
 
     def found(self, first: int) -> list[FoundRange]:
         return self._opened().found(first)

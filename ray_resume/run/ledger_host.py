@@ -109,22 +109,26 @@ class LedgerHost:
             failpoint("ledger.applied")
             return applied
 
-    def register(self, run_id: str, pass_number: int, found: FoundRange) -> int | None:
-        """Return the number of a row range whose first row a read has found; None if complete.
+    def register(
+        self, run_id: str, pass_number: int, found: Sequence[FoundRange]
+    ) -> list[int | None]:
+        """Return the numbers of row ranges whose first rows a read has found; None: complete.
 
         Raises:
             ResumeError: the read is not one of this pass, or the host is closed.
         """
-        failpoint("ledger.registering")
-        with self._lock:
-            self._committer.check_open()
-            number = self._sources.number_of(found)
-            if number is None:
-                number = self._ledger.add_source(run_id, pass_number)
-                self._sources.add(found)
-            answer = number if self._ledger.is_pending(number) else None
-        failpoint("ledger.registered")
-        return answer
+        answers: list[int | None] = []
+        for one in found:
+            failpoint("ledger.registering")
+            with self._lock:
+                self._committer.check_open()
+                number = self._sources.number_of(one)
+                if number is None:
+                    number = self._ledger.add_source(run_id, pass_number)
+                    self._sources.add(one)
+                answers.append(number if self._ledger.is_pending(number) else None)
+            failpoint("ledger.registered")
+        return answers
 
     def found(self, first: int) -> list[FoundRange]:
         """Return the ranges that reads have found, from the ``first`` of them."""

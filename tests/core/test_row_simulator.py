@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from row_simulator import History, Protocol, first_wrong, simulate
+from row_simulator import History, Protocol, RegisterOne, first_wrong, simulate
 
 from ray_resume.core import row_ranges
 from ray_resume.core.messages import Event, Seal
 from ray_resume.core.planning import Listing
-from ray_resume.core.row_reading import Register, RowFile, RowReading
+from ray_resume.core.row_reading import RowFile, RowReading
 from ray_resume.core.run_sources import FoundRange, RunSources
 from ray_resume.core.snapshot import Snapshot
 
@@ -42,13 +42,13 @@ class RegistersLate(Protocol):
     def __init__(self) -> None:
         self.late: list[FoundRange] = []
 
-    def register(self, found: FoundRange, sources: RunSources, register: Register) -> int | None:
+    def register(self, found: FoundRange, sources: RunSources, register: RegisterOne) -> int | None:
         if sources.number_of(found) is not None:
             return register(found)
         self.late.append(found)
         return len(sources)
 
-    def have_left(self, register: Register) -> None:
+    def have_left(self, register: RegisterOne) -> None:
         late, self.late = self.late, []
         for found in late:
             register(found)

@@ -37,8 +37,8 @@ JOBS_SCRIPT = SCRIPTS / "fault_jobs.py"
 # Which job gets a worker to which points, and how often they are passed before that.
 WORKERS = [
     ("read.between_blocks", "Files", 1),
-    ("read.before_register", "Ranges", 2),
-    ("read.registered", "Ranges", 2),
+    ("read.before_register", "Ranges", 1),
+    ("read.registered", "Ranges", 1),
     ("read.before_end", "Ranges", 1),
     ("read.after_end", "Ranges", 1),
     ("read.before_seal", "Files", 1),

@@ -30,7 +30,7 @@ from ray_resume.core.record_log import RecordLog
 from ray_resume.core.records import Fingerprint, Record, State, dropped_record, encode
 from ray_resume.core.resume_plan import ResumePlan
 from ray_resume.core.row_ranges import file_ends
-from ray_resume.core.row_reading import Register, RowFile, RowReading
+from ray_resume.core.row_reading import RowFile, RowReading
 from ray_resume.core.run_sources import FoundRange, RunSources, with_found
 from ray_resume.core.shards import Shard
 from ray_resume.core.snapshot import Snapshot
@@ -38,6 +38,8 @@ from ray_resume.core.sources import Source, SourceTable
 from ray_resume.core.tokens import MODULUS, sums_by_source
 
 IDS = "rows of some rows"
+
+RegisterOne = Callable[[FoundRange], "int | None"]
 
 
 class Protocol:
@@ -52,10 +54,10 @@ class Protocol:
     def file(self, file: RowFile) -> RowFile:
         return file
 
-    def register(self, found: FoundRange, sources: RunSources, register: Register) -> int | None:
+    def register(self, found: FoundRange, sources: RunSources, register: RegisterOne) -> int | None:
         return register(found)
 
-    def have_left(self, register: Register) -> None:
+    def have_left(self, register: RegisterOne) -> None:
         """Do what comes after rows have left a read."""
 
     def on_crash(self, reading: RowReading) -> Sequence[Event]:
@@ -279,7 +281,7 @@ class Run:
             file,
             self.run_id,
             number,
-            lambda found: protocol.register(found, self.sources, register),
+            lambda found: [protocol.register(one, self.sources, register) for one in found],
         )
         first = 0
         try:
