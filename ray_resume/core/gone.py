@@ -34,7 +34,7 @@ class Gone:
     ``sources`` are completed, or hold output all the same, as one that was reset. ``parts`` says
     of each part of a file that is still listed which file that is; failed ones are among them.
     ``share`` is that of the run, if it has one; ``remove`` says whether it removes the output of
-    ``sources``.
+    ``sources``: then failed ones are among these, too, which must not count as failed for ever.
     """
 
     sources: Positions = field(default_factory=lambda: _NO_ROWS)
@@ -65,7 +65,9 @@ def gone_from(
     share: Shard | None = None,
     remove: bool = False,
 ) -> Gone:
-    """Find what is on record with output, and not among ``listed``; failed parts of files, too.
+    """Find what is on record with output, and not among ``listed``.
+
+    Failed parts of files are found, too; and failed sources, if what is gone is removed.
 
     Args:
         files: the ids of the files that were listed, where ``listed`` are parts of them.
@@ -75,18 +77,19 @@ def gone_from(
     here = snapshot.find(listed.digests)
     outside[here[here >= 0]] = False
     has_output = snapshot.in_state(State.COMPLETED) | (snapshot.column("flags") & Flag.FILES != 0)
-    rows = np.flatnonzero(outside & has_output)
+    is_left = has_output | snapshot.in_state(State.FAILED, State.QUARANTINED)
+    wanted = is_left if remove else has_output
+    rows = np.flatnonzero(outside & wanted)
     parts: dict[int, str] = {}
     if files:
         # A part that has failed, and is gone, must not count as failed for ever.
-        is_left = has_output | snapshot.in_state(State.FAILED, State.QUARANTINED)
         rows = np.flatnonzero(outside & is_left)
         named = frozenset(files)
         for row, record in zip(rows.tolist(), snapshot.records(rows), strict=True):
             file = file_of(record.source_id)
             if file in named:
                 parts[row] = file
-        rows = np.setdiff1d(rows[has_output[rows]], np.array(list(parts), np.int64))
+        rows = np.setdiff1d(rows[wanted[rows]], np.array(list(parts), np.int64))
     return Gone(rows.astype(np.int64), parts, share, remove)
 
 

@@ -106,7 +106,7 @@ def test_the_same_file_under_another_path_is_known_by_its_looks() -> None:
     ]
 
 
-def test_what_was_reset_or_failed_and_has_output_goes_too_and_only_from_its_share() -> None:
+def test_what_failed_or_was_reset_and_has_output_goes_too_and_only_from_its_share() -> None:
     file = f"aaaaaaaa-{RUN}-{source_digest('r')[:8].hex()}-0123456789abcdef.parquet"
     snapshot = union_of(
         Record("r", State.RESET, 1, RUN, parts=whole_files(file)),
@@ -122,8 +122,10 @@ def test_what_was_reset_or_failed_and_has_output_goes_too_and_only_from_its_shar
         own = {snapshot.record(row).source_id for row in gone.removed(snapshot).tolist()}
         assert all(map(share.holds, own))
         removed |= own
-    assert removed == {"r", "s", *(f"v{number}" for number in range(20))}
+    assert removed == {"r", "s", "u", *(f"v{number}" for number in range(20))}
     assert len(Gone(gone.sources).removed(snapshot)) == 0
+    kept = gone_from(snapshot, listing()).sources.tolist()
+    assert "u" not in {snapshot.record(row).source_id for row in kept}
 
 
 def test_other_ids_are_refused_while_output_of_the_old_ones_is_there() -> None:
@@ -275,6 +277,13 @@ def test_output_follows_the_input(source: Path, tmp_path: Path) -> None:
     write_file(source / "00000.parquet", 0, 5)
     assert run(source).sources_completed == 1
     assert_output(tmp_path, [*range(5), *range(10, 15), *range(100, 105)])
+    # One that has failed is forgotten once it is gone.
+    (source / "00009.parquet").write_bytes(b"PAR1, and no more")
+    with pytest.raises(Exception, match=r"00009.parquet"):
+        run(source)
+    (source / "00009.parquet").unlink()
+    assert run(source, on_source_gone="remove").complete
+    assert Checkpoint(tmp_path / "ckpt").status().complete
     shutil.rmtree(source)
     write_source(source, files=1, rows=5)
     options: dict[str, Any] = {"checkpoint": tmp_path / "other", "on_source_gone": "remove"}

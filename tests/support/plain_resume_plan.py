@@ -107,6 +107,11 @@ def plain_todo_of(
     again = {source_id: record for source_id, record in again.items() if source_id not in ignored}
     removed = {part for part in going if gone.is_own(part)}
     if gone.remove:
+        outside |= {
+            source_id
+            for source_id, record in on_record.items()
+            if source_id not in known and record.state in (State.FAILED, State.QUARANTINED)
+        }
         removed |= {source_id for source_id in outside - parts if gone.is_own(source_id)}
     passed_over = skipped | quarantined | ignored
     pending = [s.source_id for s in sources if s.source_id not in passed_over]
