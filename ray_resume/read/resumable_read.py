@@ -158,10 +158,9 @@ def resumable_read(
             now, the run removes the output of those that are gone when it starts, and replaces the
             others one by one. Of row ranges it removes the output of all of the file's.
         on_source_gone: what to do about completed sources that are not in the input any more:
-            ``"keep"`` their output, with a warning; ``"remove"`` it, in this run's shard, and forget
-            those that have failed; or
-            ``"error"`` (:class:`SourceChangedError`). The default is ``"keep"``, with two
-            exceptions that are errors. One: no completed source is left, and everything listed is
+            ``"keep"`` their output, with a warning; ``"remove"`` it, in this run's shard, and
+            forget those that have failed; or ``"error"`` (:class:`SourceChangedError`). The default
+            is ``"keep"``, with two exceptions that are errors. One: no completed source is left, and everything listed is
             new. The other: new files have the name, size and modification time of files that are
             gone, so the same data would be in the output twice. Only a folder's files can be
             removed. Files that they shared with others are rewritten at the end of the run. Where
