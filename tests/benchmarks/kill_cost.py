@@ -113,6 +113,10 @@ SHAPES = {
     "row groups": Shape(in_tasks, read=(("granularity", "row_group"),)),
     # A line has 8 bytes, and a split 20 lines.
     "splits": Shape(in_tasks, read=(("granularity", "split"), ("split_bytes", 160)), lines=True),
+    # A range has 20 lines. One task reads the file.
+    "row ranges": Shape(
+        in_tasks, read=(("granularity", "rows"), ("split_rows", 20)), lines=True, workers=1
+    ),
     "pool of one": Shape(in_pools(1), workers=1),
     "pool, mixed batches": Shape(in_pools(1, batch_size=64, one_to_one=True), workers=1),
     "pool, whole blocks": Shape(in_pools(1, one_to_one=True), workers=1),
@@ -148,7 +152,7 @@ def make_input(shape: Shape, folder: Path) -> None:
                 payload = [os.urandom(shape.payload_bytes) for _ in group]
                 writer.write_table(pa.table([group, payload], schema=schema))
         return
-    if ("granularity", "split") in shape.read:
+    if shape.lines and dict(shape.read).get("granularity") in ("split", "rows"):
         (folder / "all.txt").write_text("".join(f"{number:07d}\n" for number in ids))
         return
     if shape.lines:
@@ -242,7 +246,7 @@ def job(name: str, work: str, interval_s: float) -> None:
     from ray_resume import resumable_read, resumable_write
 
     shape = SHAPES[name]
-    ray.init(num_cpus=shape.cpus, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=shape.cpus, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     ds = resumable_read(
         ray.data.read_text if shape.lines else ray.data.read_parquet,
