@@ -160,14 +160,14 @@ def resumable_read(
         on_source_gone: what to do about completed sources that are not in the input any more:
             ``"keep"`` their output, with a warning; ``"remove"`` it, in this run's shard, and
             forget those that have failed; or ``"error"`` (:class:`SourceChangedError`). The default
-            is ``"keep"``, with two exceptions that are errors. One: no completed source is left, and everything listed is
-            new. The other: new files have the name, size and modification time of files that are
-            gone, so the same data would be in the output twice. Only a folder's files can be
-            removed. Files that they shared with others are rewritten at the end of the run. Where
-            another pipeline's checkpoint or a table is read, the default is ``"remove"``; only a
-            checkpoint that has none of the completed sources is an error then. A run that removes
-            works alone: it waits for every other run of its shard, and each input
-            needs a checkpoint of its own.
+            is ``"keep"``, with two exceptions that are errors. One: no completed source is left,
+            and everything listed is new. The other: new files have the name, size and modification
+            time of files that are gone, so the same data would be in the output twice. Only a
+            folder's files can be removed. Files that they shared with others are rewritten at the
+            end of the run. Where another pipeline's checkpoint or a table is read, the default is
+            ``"remove"``; only a checkpoint that has none of the completed sources is an error then.
+            A run that removes works alone: it waits for every other run of its shard, and each
+            input needs a checkpoint of its own.
         source_id: for a ``Datasource`` whose read tasks do not name one file each:
             ``source_id(read_task, index) -> str``, the same for the same rows in every run.
         source_root: makes ids of files relative to this directory, so that the checkpoint stays
