@@ -10,6 +10,7 @@ import dataclasses
 import dis
 import inspect
 from collections.abc import Mapping
+from types import CodeType
 from typing import Any
 
 import ray
@@ -46,18 +47,19 @@ def check_used(used: Mapping[Any, str]) -> None:
         ImportError: a class has not all of them.
     """
     for owner, names in used.items():
-        known = set(dir(owner))
+        missing = set(names.split()) - set(dir(owner))
         if dataclasses.is_dataclass(owner):
-            known |= {field.name for field in dataclasses.fields(owner)}
+            missing -= {field.name for field in dataclasses.fields(owner)}
         # Attributes of instances are found where a method sets them.
-        methods = (value for base in owner.__mro__ for value in vars(base).values())
-        steps = (
-            step
-            for method in methods
-            if inspect.isfunction(method)
-            for step in dis.get_instructions(inspect.unwrap(method))
-        )
-        known |= {step.argval for step in steps if step.opname == "STORE_ATTR"}
-        missing = [name for name in names.split() if name not in known]
+        for method in (value for base in owner.__mro__ for value in vars(base).values()):
+            if missing and inspect.isfunction(method):
+                missing -= _set_by(inspect.unwrap(method).__code__, missing)
         if missing:
-            raise unknown_ray(f"{owner.__name__} has no {', '.join(missing)}")
+            raise unknown_ray(f"{owner.__name__} has no {', '.join(sorted(missing))}")
+
+
+def _set_by(code: CodeType, names: set[str]) -> set[str]:
+    """Return those of ``names`` that ``code`` sets as attributes."""
+    if names.isdisjoint(code.co_names):
+        return set()
+    return {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR"}
