@@ -55,7 +55,8 @@ def check_used(used: Mapping[Any, str]) -> None:
             if missing and inspect.isfunction(method):
                 missing -= _set_by(inspect.unwrap(method).__code__, missing)
         if missing:
-            raise unknown_ray(f"{owner.__name__} has no {', '.join(sorted(missing))}")
+            lost = ", ".join(name for name in names.split() if name in missing)
+            raise unknown_ray(f"{owner.__name__} has no {lost}")
 
 
 def _set_by(code: CodeType, names: set[str]) -> set[str]:
