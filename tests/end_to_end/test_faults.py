@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import pickle
 import shutil
 import signal
@@ -34,60 +35,42 @@ pytestmark = [pytest.mark.extended, pytest.mark.long]
 PACKAGE = Path(ray_resume.__file__).parent
 JOBS_SCRIPT = SCRIPTS / "fault_jobs.py"
 
-# Which job gets a worker to which points, and how often they are passed before that.
-WORKERS = [
-    ("read.between_blocks", "Files", 1),
-    ("read.before_register", "Ranges", 1),
-    ("read.registered", "Ranges", 1),
-    ("read.before_end", "Ranges", 1),
-    ("read.after_end", "Ranges", 1),
-    ("read.before_seal", "Files", 1),
-    ("read.after_seal", "Files", 1),
-    ("stage.called", "Files", 2),
-    ("stage.called", "AsyncFiles", 1),
-    ("stage.between_outputs", "Files", 1),
-    ("stage.between_outputs", "AsyncFiles", 0),
-    ("stage.before_drain", "Files", 0),
-    ("stage.before_drain", "AsyncFiles", 0),
-    ("stage.after_drain", "Files", 0),
-    ("stage.after_drain", "AsyncFiles", 0),
-    ("stage.before_failures", "Files", 1),
-    ("stage.before_failures", "AsyncFiles", 1),
-    ("stage.after_failures", "Files", 1),
-    ("stage.after_failures", "AsyncFiles", 1),
-    ("sink.before_write", "Files", 0),
-    ("sink.writing", "Files", 1),
-    ("sink.written", "Files", 0),
-    ("sink.before_drain", "Files", 1),
-    ("sink.after_drain", "Files", 0),
-    ("datasink.before_write", "Published", 0),
-    ("rewrite.copied", "Untidy", 0),
-    ("datasink.before_drain", "Published", 1),
-    ("datasink.after_drain", "Published", 0),
+Point: TypeAlias = tuple[str, int]
+
+# Which jobs get a worker to which points, and how often these are passed before that. All of a row
+# happen in one run: Ray goes on after each.
+WORKERS: list[tuple[str, list[Point]]] = [
+    ("Ranges", [("read.before_register", 1), ("read.before_end", 1)]),
+    ("Ranges", [("read.registered", 1), ("read.after_end", 1)]),
+    ("Files", [("read.between_blocks", 1), ("stage.before_drain", 0), ("sink.written", 0)]),
+    ("Files", [("read.before_seal", 1), ("stage.called", 2), ("sink.before_write", 0)]),
+    ("Files", [("read.after_seal", 1), ("stage.after_drain", 0), ("stage.before_failures", 1)]),
+    ("Files", [("stage.between_outputs", 1), ("sink.writing", 1), ("sink.after_drain", 0)]),
+    ("Files", [("stage.after_failures", 1), ("sink.before_drain", 1)]),
+    ("AsyncFiles", [("stage.called", 1)]),
+    ("AsyncFiles", [("stage.between_outputs", 0)]),
+    ("AsyncFiles", [("stage.before_drain", 0)]),
+    ("AsyncFiles", [("stage.after_drain", 0)]),
+    ("AsyncFiles", [("stage.before_failures", 1)]),
+    ("AsyncFiles", [("stage.after_failures", 1)]),
+    ("Published", [("datasink.before_write", 0), ("datasink.after_drain", 0)]),
+    ("Published", [("datasink.before_drain", 1)]),
+    ("Untidy", [("rewrite.copied", 0)]),
 ]
 
-LEDGERS = [
-    ("store.making", "Files", 0),
-    ("store.made", "Files", 0),
-    ("ledger.registering", "Ranges", 3),
-    ("ledger.registered", "Ranges", 3),
-    ("ledger.before_apply", "Files", 3),
-    ("ledger.applied", "Files", 4),
-    ("ledger.before_commit", "Files", 0),
-    ("store.in_commit", "Files", 0),
-    ("store.before_growth", "LongNames", 0),
-    ("store.after_growth", "LongNames", 0),
-    ("ledger.committed", "Files", 0),
-    ("shared.before_publish", "SharedFiles", 0),
-    ("shared.published", "SharedFiles", 1),
-    ("shared.whole", "SharedFiles", 0),
-    ("ledger.recording", "Marked", 0),
-    ("ledger.recorded", "Marked", 0),
-    ("ledger.failing", "Failing", 0),
-    ("letters.writing", "Files", 1),
-    ("letters.written", "Files", 1),
-    ("ledger.closing", "Files", 0),
-    ("ledger.closed", "Files", 0),
+# The same for the ledger, of which each death ends a run. Only the last of a row may have
+# committed all.
+LEDGERS: list[tuple[str, list[Point]]] = [
+    ("Files", [("store.making", 0), ("ledger.before_apply", 3), ("ledger.committed", 0)]),
+    ("Files", [("store.made", 0), ("ledger.applied", 4), ("store.in_commit", 0)]),
+    ("Files", [("ledger.before_commit", 0), ("letters.writing", 1), ("ledger.closing", 0)]),
+    ("Files", [("letters.written", 1), ("ledger.closed", 0)]),
+    ("Ranges", [("ledger.registering", 3), ("ledger.registered", 3)]),
+    ("LongNames", [("store.before_growth", 0), ("store.after_growth", 0)]),
+    ("SharedFiles", [("shared.before_publish", 0), ("shared.published", 1)]),
+    ("SharedFiles", [("shared.whole", 0)]),
+    ("Marked", [("ledger.recording", 0), ("ledger.recorded", 0)]),
+    ("Failing", [("ledger.failing", 0)]),
 ]
 
 # What has to be armed beside the point, so that there is something to clean up.
@@ -126,7 +109,6 @@ KEEPERS = {
 
 
 # Their like is tested every day: these with the slow ones.
-ASYNC = [row for row in WORKERS if row[1] == "AsyncFiles"]
 QUIET = [
     "checkpoint.writing",
     "run.leased",
@@ -137,14 +119,21 @@ QUIET = [
 ]
 
 
-def _now_and_then(rows: Iterable[Any], slow: list[Any]) -> list[Any]:
-    """Mark those of ``rows`` that are in ``slow``."""
+def _now_and_then(rows: Iterable[Any], slow: Callable[[Any], bool]) -> list[Any]:
+    """Mark those of ``rows`` that are ``slow``, and name them by their points."""
     return [
-        pytest.param(*([row] if isinstance(row, str) else row), marks=pytest.mark.slow)
-        if row in slow
-        else row
+        pytest.param(
+            *([row] if isinstance(row, str) else row),
+            marks=[pytest.mark.slow] if slow(row) else [],
+            id=row if isinstance(row, str) else _name(row),
+        )
         for row in rows
     ]
+
+
+def _name(row: tuple[str, list[Point]]) -> str:
+    job, deaths = row
+    return f"{job}-{'-'.join(point for point, _ in deaths)}"
 
 
 def job_in(folder: Path, name: str) -> Job:
@@ -156,23 +145,27 @@ def job_in(folder: Path, name: str) -> Job:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("point", "job_name", "skip"), _now_and_then(WORKERS, ASYNC))
-def test_a_worker_dies(tmp_path: Path, point: str, job_name: str, skip: int) -> None:
+@pytest.mark.parametrize(
+    ("job_name", "deaths"), _now_and_then(WORKERS, lambda row: row[0] == "AsyncFiles")
+)
+def test_workers_die(tmp_path: Path, job_name: str, deaths: list[Point]) -> None:
     job = job_in(tmp_path, job_name)
-    with kill_at(point, after=skip) as fault:
+    with contextlib.ExitStack() as stack:
+        faults = [stack.enter_context(kill_at(point, after=skip)) for point, skip in deaths]
         job.run()
-        assert fault.victim is not None
+        assert len({fault.victim for fault in faults} - {None}) == len(deaths)
     job.check()
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("point", "job_name", "skip"), LEDGERS)
-def test_the_ledger_dies(tmp_path: Path, point: str, job_name: str, skip: int) -> None:
+@pytest.mark.parametrize(("job_name", "deaths"), LEDGERS, ids=map(_name, LEDGERS))
+def test_ledgers_die(tmp_path: Path, job_name: str, deaths: list[Point]) -> None:
     job = job_in(tmp_path, job_name)
-    with kill_at(point, tmp_path / "faults", after=skip), pytest.raises(ResumeError):
-        job.run()
-    assert victim_pid(point, tmp_path / "faults") is not None
-    job.check_truth()
+    for point, skip in deaths:
+        with kill_at(point, tmp_path / "faults", after=skip), pytest.raises(ResumeError):
+            job.run()
+        assert victim_pid(point, tmp_path / "faults") is not None
+        job.check_truth()
     job.run()
     job.check()
 
@@ -185,7 +178,7 @@ def drive(another_cluster: str) -> Iterator[Drive]:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("point", _now_and_then(DRIVERS, QUIET))
+@pytest.mark.parametrize("point", _now_and_then(DRIVERS, QUIET.__contains__))
 def test_the_driver_dies(tmp_path: Path, drive: Drive, point: str) -> None:
     job_name, others = DRIVERS[point]
     job = job_in(tmp_path, job_name)
@@ -229,7 +222,7 @@ def test_who_looks_after_a_checkpoint_dies(tmp_path: Path, point: str) -> None:
 
 
 def test_every_point_is_tested_and_in_the_code() -> None:
-    tested = {point for point, *_ in (*WORKERS, *LEDGERS)} | DRIVERS.keys() | KEEPERS.keys()
+    tested = _points(WORKERS) | _points(LEDGERS) | DRIVERS.keys() | KEEPERS.keys()
     tested |= {"shared.fenced"}  # in test_shared_leases.py
     assert tested == points().keys()
     calls = [
@@ -240,9 +233,11 @@ def test_every_point_is_tested_and_in_the_code() -> None:
     ]
     assert {ast.literal_eval(argument) for argument in calls} == points().keys()
     for group, dies in ((WORKERS, "worker"), (LEDGERS, "ledger")):
-        assert {point for point, *_ in group} == {
-            name for name, point in points().items() if point.dies == dies
-        }
+        assert _points(group) == {name for name, point in points().items() if point.dies == dies}
+
+
+def _points(rows: list[tuple[str, list[Point]]]) -> set[str]:
+    return {point for _, deaths in rows for point, _ in deaths}
 
 
 def test_what_is_not_armed_is_passed() -> None:
