@@ -18,12 +18,17 @@ from ray_resume.core.snapshot import Snapshot
 
 pytestmark = pytest.mark.long
 
-EACH = 150
-MANY = 3200
+EACH, MORE, MANY = 150, 1000, 3200
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(EACH), pytest.param(range(EACH, MANY), marks=pytest.mark.extended)], ids=len
+    "seeds",
+    [
+        range(EACH),
+        pytest.param(range(EACH, MORE), marks=pytest.mark.extended),
+        pytest.param(range(MORE, MANY), marks=pytest.mark.slow),
+    ],
+    ids=len,
 )
 def test_no_row_gets_lost_and_none_comes_twice(seeds: range) -> None:
     total = History()

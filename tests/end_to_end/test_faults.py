@@ -9,9 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,10 +36,11 @@ PACKAGE = Path(ray_resume.__file__).parent
 JOBS_SCRIPT = SCRIPTS / "fault_jobs.py"
 
 Point: TypeAlias = tuple[str, int]
+Row: TypeAlias = tuple[str, list[Point]]
 
 # Which jobs get a worker to which points, and how often these are passed before that. All of a row
 # happen in one run: Ray goes on after each.
-WORKERS: list[tuple[str, list[Point]]] = [
+WORKERS: list[Row] = [
     ("Ranges", [("read.before_register", 1), ("read.before_end", 1)]),
     ("Ranges", [("read.registered", 1), ("read.after_end", 1)]),
     ("Files", [("read.between_blocks", 1), ("stage.before_drain", 0), ("sink.written", 0)]),
@@ -60,7 +61,7 @@ WORKERS: list[tuple[str, list[Point]]] = [
 
 # The same for the ledger, of which each death ends a run. Only the last of a row may have
 # committed all.
-LEDGERS: list[tuple[str, list[Point]]] = [
+LEDGERS: list[Row] = [
     ("Files", [("store.making", 0), ("ledger.before_apply", 3), ("ledger.committed", 0)]),
     ("Files", [("store.made", 0), ("ledger.applied", 4), ("store.in_commit", 0)]),
     ("Files", [("ledger.before_commit", 0), ("letters.writing", 1), ("ledger.closing", 0)]),
@@ -73,32 +74,30 @@ LEDGERS: list[tuple[str, list[Point]]] = [
     ("Failing", [("ledger.failing", 0)]),
 ]
 
-# What has to be armed beside the point, so that there is something to clean up.
-DRIVERS = {
-    "checkpoint.writing": ("Files", ()),
-    "lease.created": ("Files", ()),
-    "run.leased": ("Files", ()),
-    "run.bound": ("Files", ()),
-    "run.before_pass": ("Files", ()),
-    "run.after_pass": ("Files", ()),
-    "run.before_publish": ("Marked", ()),
-    "run.published": ("Marked", ()),
-    "run.settling": ("Unanswered", ()),
-    "run.settled": ("Unanswered", ()),
-    "run.before_close": ("Files", ()),
-    "run.closed": ("Files", ()),
-    "cleanup.before": ("Files", ("sink.before_drain",)),
-    "cleanup.removing": ("Files", ("sink.before_drain",)),
-    "cleanup.removed": ("Files", ("sink.before_drain",)),
-    "cleanup.removing_letter": ("Files", ("letters.written",)),
-    "shared.ending": ("SharedFiles", ()),
-    "history.ended": ("Files", ()),
-    "lease.ending": ("Files", ()),
-    "rewrite.registered": ("Untidy", ()),
-    "rewrite.written": ("Types", ()),
-    "rewrite.committed": ("Types", ()),
-    "rewrite.removed": ("Untidy", ()),
-}
+# The same for the driver. With "cleanup." somebody else dies before, so that there is something to
+# clean up.
+DRIVERS: list[Row] = [
+    ("Files", [("lease.created", 0), ("sink.before_drain", 0), ("cleanup.removing", 0)]),
+    ("Files", [("run.bound", 0), ("letters.written", 0), ("cleanup.removing_letter", 0)]),
+    ("Files", [("run.after_pass", 0)]),
+    ("Files", [("run.closed", 0)]),
+    ("Files", [("history.ended", 0)]),
+    ("Files", [("lease.ending", 0)]),
+    ("SharedFiles", [("shared.ending", 0)]),
+    ("Marked", [("run.before_publish", 0), ("run.published", 0)]),
+    ("Unanswered", [("run.settling", 0), ("run.settled", 0)]),
+    ("Types", [("rewrite.written", 0), ("rewrite.committed", 0)]),
+    ("Untidy", [("rewrite.registered", 0)]),
+    ("Untidy", [("rewrite.removed", 0)]),
+]
+
+# Their like is tested every day: these with the slow ones.
+QUIET: list[Row] = [
+    ("Files", [("checkpoint.writing", 0), ("run.leased", 0), ("run.before_pass", 0)]),
+    ("Files", [("run.before_close", 0)]),
+    ("Files", [("sink.before_drain", 0), ("cleanup.before", 0)]),
+    ("Files", [("sink.before_drain", 0), ("cleanup.removed", 0)]),
+]
 
 # Reached without Ray.
 KEEPERS = {
@@ -108,30 +107,15 @@ KEEPERS = {
 }
 
 
-# Their like is tested every day: these with the slow ones.
-QUIET = [
-    "checkpoint.writing",
-    "run.leased",
-    "run.before_pass",
-    "run.before_close",
-    "cleanup.before",
-    "cleanup.removed",
-]
-
-
-def _now_and_then(rows: Iterable[Any], slow: Callable[[Any], bool]) -> list[Any]:
-    """Mark those of ``rows`` that are ``slow``, and name them by their points."""
+def _rows(rows: list[Row], slow: Callable[[Row], bool] = lambda row: False) -> list[Any]:
+    """Name ``rows`` by their points, and mark those that are ``slow``."""
     return [
-        pytest.param(
-            *([row] if isinstance(row, str) else row),
-            marks=[pytest.mark.slow] if slow(row) else [],
-            id=row if isinstance(row, str) else _name(row),
-        )
+        pytest.param(*row, marks=[pytest.mark.slow] if slow(row) else [], id=_name(row))
         for row in rows
     ]
 
 
-def _name(row: tuple[str, list[Point]]) -> str:
+def _name(row: Row) -> str:
     job, deaths = row
     return f"{job}-{'-'.join(point for point, _ in deaths)}"
 
@@ -146,7 +130,7 @@ def job_in(folder: Path, name: str) -> Job:
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
-    ("job_name", "deaths"), _now_and_then(WORKERS, lambda row: row[0] == "AsyncFiles")
+    ("job_name", "deaths"), _rows(WORKERS, slow=lambda row: row[0] == "AsyncFiles")
 )
 def test_workers_die(tmp_path: Path, job_name: str, deaths: list[Point]) -> None:
     job = job_in(tmp_path, job_name)
@@ -158,7 +142,7 @@ def test_workers_die(tmp_path: Path, job_name: str, deaths: list[Point]) -> None
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("job_name", "deaths"), LEDGERS, ids=map(_name, LEDGERS))
+@pytest.mark.parametrize(("job_name", "deaths"), _rows(LEDGERS))
 def test_ledgers_die(tmp_path: Path, job_name: str, deaths: list[Point]) -> None:
     job = job_in(tmp_path, job_name)
     for point, skip in deaths:
@@ -176,16 +160,21 @@ def drive(another_cluster: str) -> Iterator[Drive]:
         yield run
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("point", _now_and_then(DRIVERS, QUIET.__contains__))
-def test_the_driver_dies(tmp_path: Path, drive: Drive, point: str) -> None:
-    job_name, others = DRIVERS[point]
+@pytest.mark.parametrize(
+    ("job_name", "deaths"), _rows([*DRIVERS, *QUIET], slow=lambda row: row in QUIET)
+)
+def test_drivers_die(tmp_path: Path, drive: Drive, job_name: str, deaths: list[Point]) -> None:
     job = job_in(tmp_path, job_name)
-    code = drive(job_name, tmp_path, point, *others)
-    assert code == -signal.SIGKILL, (tmp_path / "driver.log").read_text()
-    assert victim_pid(point, tmp_path / "faults") is not None
-    job.check_truth()
+    others = []
+    for point, _ in deaths:
+        if points()[point].dies != "driver":
+            others.append(point)
+            continue
+        code = drive(job_name, tmp_path, point, *others)
+        assert code == -signal.SIGKILL, (tmp_path / "driver.log").read_text()
+        assert victim_pid(point, tmp_path / "faults") is not None
+        job.check_truth()
     job.run()
     job.check()
 
@@ -222,7 +211,7 @@ def test_who_looks_after_a_checkpoint_dies(tmp_path: Path, point: str) -> None:
 
 
 def test_every_point_is_tested_and_in_the_code() -> None:
-    tested = _points(WORKERS) | _points(LEDGERS) | DRIVERS.keys() | KEEPERS.keys()
+    tested = _points(WORKERS + LEDGERS + DRIVERS + QUIET) | KEEPERS.keys()
     tested |= {"shared.fenced"}  # in test_shared_leases.py
     assert tested == points().keys()
     calls = [
@@ -236,7 +225,7 @@ def test_every_point_is_tested_and_in_the_code() -> None:
         assert _points(group) == {name for name, point in points().items() if point.dies == dies}
 
 
-def _points(rows: list[tuple[str, list[Point]]]) -> set[str]:
+def _points(rows: list[Row]) -> set[str]:
     return {point for _, deaths in rows for point, _ in deaths}
 
 

@@ -271,6 +271,7 @@ def test_not_armed_it_is_a_plain_read_that_touches_no_checkpoint(
 
 
 @pytest.mark.extended
+@pytest.mark.long
 def test_looking_before_the_write_and_a_second_try_do_no_harm(source: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.touch()

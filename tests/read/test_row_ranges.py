@@ -150,6 +150,7 @@ def read_rows(folder: Path, **options: Any) -> Any:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 def test_filters_and_projections_change_no_range(cluster: None, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     table = pa.table({"id": range(ROWS), "other": ["x"] * ROWS})
@@ -162,6 +163,7 @@ def test_filters_and_projections_change_no_range(cluster: None, tmp_path: Path) 
 
 
 @pytest.mark.extended
+@pytest.mark.long
 def test_a_changed_file_is_changed_as_a_whole(cluster: None, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, first in (("a", 0), ("b", 1000)):
@@ -231,6 +233,7 @@ def test_a_range_that_fails_is_quarantined_alone(cluster: None, tmp_path: Path) 
 
 
 @pytest.mark.extended
+@pytest.mark.long
 def test_a_damaged_file_fails_from_there(cluster: None, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "a.csv"
@@ -292,6 +295,7 @@ def test_an_empty_file_is_done(cluster: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 def test_auto_has_row_ranges_where_nothing_else_serves(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

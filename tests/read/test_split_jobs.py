@@ -25,7 +25,7 @@ from ray_resume import (
     resumable_write,
 )
 
-pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.extended]
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.extended, pytest.mark.long]
 
 # Of each file with rows six, and the file without bytes.
 SPLIT_BYTES, SPLITS = 2000, 13
@@ -99,7 +99,6 @@ def folder(tmp_path: Path) -> Folder:
 
 
 # It makes a report, for which the oldest versions have no libraries.
-@pytest.mark.long
 def test_failed_rows_fail_their_splits_alone(
     folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,6 +180,7 @@ def test_files_that_the_first_pipeline_rewrites_meanwhile_are_read_where_the_row
 
 
 @pytest.mark.extended
+@pytest.mark.long
 def test_a_bucket_is_read_with_the_filesystem_that_is_given(s3: S3, tmp_path: Path) -> None:
     write_source(tmp_path / "in", files=3, rows=20)
     base = tmp_path.name
@@ -251,6 +252,7 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 def test_files_of_two_formats_are_not_read_by_one_reader(tmp_path: Path) -> None:
     write_source(tmp_path / "in", files=1, rows=2)
     reading: dict[str, Any] = {"checkpoint": tmp_path / "1", "on_pipeline_change": "continue"}

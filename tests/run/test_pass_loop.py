@@ -101,6 +101,7 @@ def test_many_poison_sources_are_quarantined_and_all_others_complete(
 
 
 @pytest.mark.extended
+@pytest.mark.long
 def test_what_was_not_tried_is_said_and_comes_first_in_the_next_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_source_that_got_lost_alone_counts_whatever_ends_the_run(
 
 
 @pytest.mark.extended
+@pytest.mark.long
 def test_an_error_that_was_ignored_ends_the_run_at_last(tmp_path: Path) -> None:
     job = Job(tmp_path / "ckpt", 60, range(30))
 

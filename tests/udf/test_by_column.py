@@ -267,6 +267,7 @@ def keep(row: dict[str, Any]) -> bool:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_whole_batches_beside_plain_ray_data(tmp_path: Path) -> None:
     """Tasks, generators, an actor pool and async calls, in the three formats; `filter` as ever."""

@@ -58,6 +58,7 @@ def source(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("source")
 def test_dead_letters_are_there_once_for_each_completed_source(tmp_path: Path) -> None:
     @resumable(on_error="dead_letter")

@@ -15,7 +15,7 @@ import ray
 
 from ray_resume import Checkpoint, ResumeError, resumable, resumable_read, resumable_write
 
-pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.extended, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 
 
 def rows_of(checkpoint: Path) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from ray_resume.core.resume_plan import ResumePlan, plan_resume
 from ray_resume.core.sources import Source
 from ray_resume.errors import SourceChangedError
 
-pytestmark = pytest.mark.extended
+pytestmark = [pytest.mark.extended, pytest.mark.long]
 
 # Sources that are processed again -----------------------------------------------------------------
 
@@ -175,8 +175,8 @@ def by_parity(batch: Any) -> Any:
     "how",
     [
         "raises",
-        pytest.param("marks", marks=pytest.mark.long),
-        pytest.param("marks and partitions", marks=pytest.mark.long),
+        "marks",
+        "marks and partitions",
     ],
 )
 def test_a_source_that_fails_keeps_no_other_from_being_committed(tmp_path: Path, how: str) -> None:
@@ -200,7 +200,6 @@ def test_a_source_that_fails_keeps_no_other_from_being_committed(tmp_path: Path,
     check(tmp_path)
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("cluster", "tiny")
 def test_earlier_output_in_a_shared_file_stays_until_its_source_is_done(tmp_path: Path) -> None:
     def falls_over(batch: Any) -> Any:
@@ -217,7 +216,6 @@ def test_earlier_output_in_a_shared_file_stays_until_its_source_is_done(tmp_path
     check(tmp_path)
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("cluster", "tiny")
 def test_sources_that_are_not_in_the_input_any_more_keep_their_rows(tmp_path: Path) -> None:
     run(tmp_path)
@@ -229,7 +227,6 @@ def test_sources_that_are_not_in_the_input_any_more_keep_their_rows(tmp_path: Pa
     check(tmp_path, [*(i for i in ALL if i // ROWS != 3), *range(1000, 1005)])
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("cluster", "tiny")
 def test_a_file_with_rows_of_a_live_run_is_left_to_a_later_one(tmp_path: Path) -> None:
     """Nothing is held back meanwhile, and each row can be found."""

@@ -200,6 +200,7 @@ def test_all_files_have_one_schema(merged: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_what_plain_ray_data_refuses_names_both_sources(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -224,6 +225,7 @@ def test_what_plain_ray_data_refuses_names_both_sources(tmp_path: Path) -> None:
 
 
 @pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_schema_of_the_users(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -285,6 +287,7 @@ class Agreeing(LedgerClient):
 
 
 @pytest.mark.extended
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_run_that_is_refused_changes_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
