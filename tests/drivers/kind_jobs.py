@@ -25,6 +25,7 @@ from ray.data import Dataset
 from rows_of_files import live_rows, rows_in
 
 from ray_resume import Checkpoint, RunSummary, resumable, resumable_read, resumable_write
+from ray_resume.testing import rows_of
 
 __all__ = ["KINDS", "Kind"]
 
@@ -116,7 +117,9 @@ class _OfTable(Kind):
             table.append(range(number * ROWS, number * ROWS + ROWS))
 
     def change(self) -> None:
-        self.table(self.folder).delete(13)
+        # One that is committed, and one that perhaps is not.
+        for row in {min(row["id"] for row in rows_of(self.checkpoint)), 13}:
+            self.table(self.folder).delete(row)
         self.table(self.folder).append(range(100, 105))
 
     def read(self, read: Callable[..., Dataset]) -> Dataset:
