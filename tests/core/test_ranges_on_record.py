@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_resume.core.record_log import RecordLog
@@ -23,6 +23,12 @@ pieces = st.sampled_from(
     [*FILES, "#rows=", "#", "rows=", "-", "0", "10", "20", "30", "9" * 18, "1" * 19, "end/", "٣"]
 )
 one_of_any = st.lists(pieces, max_size=6).map("".join)
+# Nearly ids of ranges, and some that are.
+marks = st.sampled_from(["#rows=", "#rows=", "#bytes", "#Rows=", "rows=0"])
+bounds = st.sampled_from(
+    ["0-10", "5-15", "010-020", "0-20", "10-", "-10", "10:20", "1" + "0" * 17 + "-1" + "0" * 18]
+) | st.just("1" + "0" * 17 + "-1" + "0" * 16 + "10")
+one_like_ours = st.builds("{}{}{}".format, st.sampled_from(FILES), marks, bounds)
 one_of_ours = st.builds(range_id, st.sampled_from(FILES), st.integers(0, 5), st.just(10))
 
 
@@ -38,8 +44,9 @@ def snapshot_of(ids: list[str], ends: dict[str, int]) -> Snapshot:
     return Snapshot({"run": RecordLog(encode(records))})
 
 
+@settings(max_examples=300)
 @given(
-    st.lists(one_of_any | one_of_ours, unique=True),
+    st.lists(one_of_any | one_like_ours | one_of_ours, max_size=40, unique=True),
     st.dictionaries(st.sampled_from(FILES), st.integers(1, 4)),
 )
 def test_ranges_on_record_are_known_whatever_else_is(ids: list[str], ends: dict[str, int]) -> None:
@@ -57,7 +64,8 @@ def test_ranges_on_record_are_known_whatever_else_is(ids: list[str], ends: dict[
         if match[1] in FILES and first % 10 == 0 and stop == first + 10:
             expected.add((one, match[1], first // 10))
     for file, count in ends.items():
-        have = {first // 10 for first, stop in there.get(file, ()) if stop == first + 10}
+        ours = (one for one in there.get(file, ()) if one[0] % 10 == 0 and one[1] == one[0] + 10)
+        have = {first // 10 for first, _ in ours}
         for number in set(range(count)) - have:
             expected.add((range_id(file, number, 10), file, number))
         lacking += max(0, count - len(there.get(file, ())))
