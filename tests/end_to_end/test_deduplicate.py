@@ -42,8 +42,7 @@ def test_it_is_killed_in_each_step_and_goes_on(tmp_path: Path, another_cluster: 
                 Checkpoint(folder).status().completed if folder.exists() else 0
             )
     assert 0 < done["hashed after hash"] < done["hashed after group"] == 24
-    # A busy machine may be late to kill it, when all is filtered: the rows must be right then, too.
-    assert 0 < done["unique after filter"] <= 24
+    assert 0 < done["unique after filter"] < 24, "killed too late to prove anything"
     ended = run(tmp_path, another_cluster)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "OK: " in ended.stdout
