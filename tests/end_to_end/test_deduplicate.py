@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,35 +28,50 @@ def run(workdir: Path, address: str, *options: str) -> subprocess.CompletedProce
     )
 
 
+def kill_in(step: str, workdir: Path, address: str) -> None:
+    killed = run(workdir, address, "--crash-in", step)
+    assert killed.returncode == SIGKILLED, killed.stdout + killed.stderr
+
+
+def completed(workdir: Path, name: str) -> int:
+    folder = workdir / f"{name}-checkpoint"
+    return Checkpoint(folder).status().completed if folder.exists() else 0
+
+
 @pytest.mark.extended
 @pytest.mark.long
 def test_it_is_killed_in_each_step_and_goes_on(tmp_path: Path, another_cluster: str) -> None:
-    done: dict[str, int] = {}
-    for number, step in enumerate(("hash", "group", "group", "filter"), 1):
-        killed = run(tmp_path, another_cluster, "--crash-in", step)
-        assert killed.returncode == SIGKILLED, killed.stdout + killed.stderr
-        begun = list(Checkpoint(tmp_path / "hashed-checkpoint").runs())
+    workdir = tmp_path / "work"
+    hashed = []
+    for number, step in enumerate(("hash", "group", "group"), 1):
+        kill_in(step, workdir, another_cluster)
+        begun = list(Checkpoint(workdir / "hashed-checkpoint").runs())
         assert len(begun) == number, "what an earlier run left is not taken for the step"
-        for name in ("hashed", "unique"):
-            folder = tmp_path / f"{name}-checkpoint"
-            done[f"{name} after {step}"] = (
-                Checkpoint(folder).status().completed if folder.exists() else 0
-            )
-    assert 0 < done["hashed after hash"] < done["hashed after group"] == 24
-    assert 0 < done["unique after filter"] < 24, "killed too late to prove anything"
-    ended = run(tmp_path, another_cluster)
+        hashed.append(completed(workdir, "hashed"))
+    assert 0 < hashed[0] < hashed[1] == hashed[2] == 24
+    # On a busy machine a kill may come when all is filtered, which proves nothing: then once more.
+    shutil.copytree(workdir, tmp_path / "before")
+    for _ in range(3):
+        kill_in("filter", workdir, another_cluster)
+        filtered = completed(workdir, "unique")
+        if filtered < 24:
+            break
+        shutil.rmtree(workdir)
+        shutil.copytree(tmp_path / "before", workdir)
+    assert 0 < filtered < 24
+    ended = run(workdir, another_cluster)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "OK: " in ended.stdout
-    runs = list(Checkpoint(tmp_path / "unique-checkpoint").runs())
-    assert runs[-1].sources_skipped >= done["unique after filter"]
+    runs = list(Checkpoint(workdir / "unique-checkpoint").runs())
+    assert runs[-1].sources_skipped >= filtered
 
     # Documents change, go and come: only these are hashed, and what they leave out is right.
-    documents = tmp_path / "documents"
+    documents = workdir / "documents"
     (documents / "03.parquet").unlink()
     pq.write_table(pa.table({"id": [1, 7], "text": ["new", "New"]}), documents / "00.parquet")
     pq.write_table(pa.table({"id": [90_000], "text": ["NEW"]}), documents / "99.parquet")
-    again = run(tmp_path, another_cluster)
+    again = run(workdir, another_cluster)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "OK: " in again.stdout
-    newest = list(Checkpoint(tmp_path / "hashed-checkpoint").runs())[-1]
+    newest = list(Checkpoint(workdir / "hashed-checkpoint").runs())[-1]
     assert (newest.sources_completed, newest.sources_skipped) == (2, 22)
