@@ -124,7 +124,7 @@ def _inside(value: Any) -> Iterator[Any]:
         raise NotPlainError(f"a {type(value).__qualname__}")
 
 
-# What filters of pyiceberg are made of; a literal has its value alone.
+# The attributes of pyiceberg's filters. A literal has none of them, only a value.
 _ICEBERG = ("name", "term", "literal", "literals", "left", "right", "child")
 
 

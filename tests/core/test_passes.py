@@ -288,7 +288,7 @@ class FileJob:
 
     def run(self, *, together: bool) -> None:
         """Execute the passes of a run. ``together``: a task in which one is lost loses all."""
-        # What each source is: a range, or the end.
+        # The number of each source's range; -1 is the end of the file.
         known: list[int] = [] if self.has_end else [-1]
         known += [
             number

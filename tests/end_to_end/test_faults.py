@@ -75,8 +75,8 @@ LEDGERS: list[Row] = [
     ("Failing", [("ledger.failing", 0)]),
 ]
 
-# The same for the driver. With "cleanup." somebody else dies before, so that there is something to
-# clean up.
+# The same for the driver. Before "cleanup." points another process dies, and leaves files to clean
+# up.
 DRIVERS: list[Row] = [
     ("Files", [("lease.created", 0), ("sink.before_drain", 0), ("cleanup.removing", 0)]),
     ("Files", [("run.bound", 0), ("letters.written", 0), ("cleanup.removing_letter", 0)]),

@@ -96,8 +96,8 @@ class Crash:
 class Slow:
     """A source that took long, from the start of its read until it was complete.
 
-    ``size`` is in bytes. Of row groups and row ranges it is None, as their share of the file is
-    not known.
+    ``size`` is in bytes. It is None for a row group or a row range: its share of the file is not
+    known.
     """
 
     source_id: str
