@@ -22,6 +22,7 @@ from buckets import S3
 from driver import FILES, ROWS
 from hypothesis import settings
 from job import FEWER_PROCESSES, WITHOUT_TOKENS, Job, kill_with_descendants
+from model_server import Model
 from places import PATHS, SCRIPTS
 
 # How long an example takes says nothing on a machine that others use, too.
@@ -121,6 +122,15 @@ def s3() -> Iterator[S3]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def model() -> Iterator[Model]:
+    """A server that stands for one with a model, on loopback."""
+    model = Model()
+    yield model
+    model.server.shutdown()
+    model.server.server_close()
 
 
 @pytest.fixture

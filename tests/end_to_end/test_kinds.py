@@ -33,14 +33,6 @@ POINTS = (
 )
 
 
-@pytest.fixture
-def model() -> Iterator[Model]:
-    model = Model()
-    yield model
-    model.server.shutdown()
-    model.server.server_close()
-
-
 def prepared(name: str, folder: Path, model: Model) -> Kind:
     if name in MODULES:
         pytest.importorskip(MODULES[name], exc_type=ImportError)

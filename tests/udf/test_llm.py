@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,6 @@ from ray_resume.udf.marks import options_of
 
 # Older versions of Ray load whole engines with it.
 llm = pytest.importorskip("ray.data.llm", exc_type=ImportError)
-
-
-@pytest.fixture
-def model() -> Iterator[Model]:
-    model = Model()
-    yield model
-    model.server.shutdown()
-    model.server.server_close()
 
 
 def ask(row: dict[str, Any], model: str = "small") -> dict[str, Any]:
