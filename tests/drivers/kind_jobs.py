@@ -7,11 +7,13 @@ runs them as `fault_jobs` runs its own.
 
 from __future__ import annotations
 
+import os
 import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import divided_outputs
@@ -31,12 +33,16 @@ __all__ = ["KINDS", "Kind"]
 
 # Each source has so many rows.
 SOURCES, ROWS = 6, 10
+LAST = (SOURCES - 1) * ROWS
 
 
 @resumable(one_to_one=True)
-def slow(batch: Any) -> Any:
-    """Take so long that sources are written and committed in turns."""
+def slow(batch: Any, gate: str = "") -> Any:
+    """Take so long that sources are written in turns; the last waits for a file, for a while."""
     time.sleep(0.15)
+    deadline = time.monotonic() + 20
+    while LAST in batch["id"] and not os.path.exists(gate) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return batch
 
 
@@ -47,12 +53,17 @@ class Kind(fault_jobs.Job):
         options: of the format, in plain Ray Data, too.
         merging: options of `resumable_write` beside these.
         points: where a worker and the ledger of the first run die, and a worker of the second.
+        gate: while this file is not there, the last source is not processed.
     """
 
     format = "parquet"
     options: ClassVar[dict[str, Any]] = {}
     merging: ClassVar[dict[str, Any]] = {}
     points = ("sink.before_drain", "ledger.committed", "sink.writing")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.gate = folder / "gate"
 
     @abstractmethod
     def prepare(self) -> None:
@@ -67,7 +78,7 @@ class Kind(fault_jobs.Job):
 
     def pipeline(self, ds: Dataset, _: Callable[[Any], Any]) -> Dataset:
         """Apply the stages. The argument is `resumable`, or a function that changes nothing."""
-        return ds.map_batches(slow, batch_size=ROWS)
+        return ds.map_batches(slow, batch_size=ROWS, fn_kwargs={"gate": str(self.gate)})
 
     def run(self) -> RunSummary:
         reader = partial(resumable_read, checkpoint=self.checkpoint)
