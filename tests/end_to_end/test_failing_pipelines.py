@@ -117,9 +117,15 @@ def test_rows_that_ray_drops_count_as_failed_and_are_quarantined_in_the_end(
 def test_if_the_ledger_dies_the_run_fails_loudly_and_the_next_goes_on(
     source: Path, tmp_path: Path
 ) -> None:
+    killed = tmp_path / "killed"
+
     @resumable
     def slow(batch: Batch) -> Batch:
         time.sleep(0.3)
+        # However slow the machine, the last file is not done before the ledger dies.
+        deadline = time.monotonic() + 20
+        while 599 in batch["id"] and not killed.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
         return batch
 
     def kill_the_ledger() -> None:
@@ -130,6 +136,7 @@ def test_if_the_ledger_dies_the_run_fails_loudly_and_the_next_goes_on(
         for process in holders(leases[0]):
             if process.pid != os.getpid():
                 process.kill()
+        killed.touch()
 
     ds = read(source, tmp_path / "ckpt", override_num_blocks=7).map_batches(slow)
     killer = threading.Thread(target=kill_the_ledger)
