@@ -34,7 +34,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ray_resume.checkpoint.check_report import CheckReport
-    from ray_resume.checkpoint.checkpoint import Checkpoint, Part, SourceRecord
+    from ray_resume.checkpoint.checkpoint import Checkpoint
     from ray_resume.checkpoint.history import RunRecord
     from ray_resume.checkpoint.status import CheckpointStatus
     from ray_resume.core.stages import StageNumbers
@@ -59,13 +59,13 @@ _HOMES = {
     "CheckpointStatus": "checkpoint.status",
     "IncompleteError": "errors",
     "NonResumableError": "errors",
-    "Part": "checkpoint.checkpoint",
+    "Part": "checkpoint.view",
     "PipelineChangedError": "errors",
     "ResumeError": "errors",
     "RunRecord": "checkpoint.history",
     "RunSummary": "run.summary",
     "SourceChangedError": "errors",
-    "SourceRecord": "checkpoint.checkpoint",
+    "SourceRecord": "checkpoint.view",
     "StageNumbers": "core.stages",
     "mark_failed": "udf.failures",
     "resumable": "udf.decorator",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ EXTRA: dict[str, set[str]] = {
     # To rebind a checkpoint is to look at its output folder.
     "checkpoint.rebinding": {"write.folder"},
     "checkpoint.checkpoint": {"write.folder", "write.tidying"},
+    "checkpoint.view": {"write.folder"},
     # They commit records, in the driver.
     "write.retyping": {"checkpoint"},
     "write.rewriter": {"checkpoint"},
@@ -81,11 +82,16 @@ PURE_FROM = {"lmdb", "fcntl", "ray", "threading", "time", "logging", "socket", "
 WITHOUT_RAY_DATA = {"run"}
 
 
-def modules() -> Iterator[str]:
-    """Yield every module by its dotted name in the package."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        yield name.removesuffix(".__init__") if "." in name else name
+# Lines; those of functions without blank ones, comments and docstrings.
+LONGEST_FUNCTION, LONGEST_CLASS, LONGEST_MODULE = 60, 250, 450
+
+
+@functools.cache
+def modules() -> tuple[str, ...]:
+    """Return every module by its dotted name in the package."""
+    paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    names = (".".join(path.parts) for path in paths)
+    return tuple(sorted(name.removesuffix(".__init__") if "." in name else name for name in names))
 
 
 def path_of(module: str) -> Path:
@@ -97,6 +103,7 @@ def is_in(module: str, owners: set[str]) -> bool:
     return any(module == owner or module.startswith(f"{owner}.") for owner in owners)
 
 
+@functools.cache
 def imports_of(module: str) -> set[str]:
     """Return the modules that ``module`` imports anywhere; ours without their root."""
     found = set()
@@ -159,6 +166,28 @@ def test_what_is_reserved_stays_in_its_modules() -> None:
             assert not roots & PURE_FROM, module
         if is_in(module, WITHOUT_RAY_DATA):
             assert not any(is_in(i, {"ray.data"}) for i in imports_of(module)), module
+
+
+@pytest.mark.long
+def test_nothing_is_too_long() -> None:
+    found = []
+    for module in modules():
+        text = path_of(module).read_text()
+        lines = text.splitlines()
+        found += [(module, len(lines))] if len(lines) > LONGEST_MODULE else []
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                length, most = 1 + (node.end_lineno or 0) - node.lineno, LONGEST_CLASS
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                first, last = (body[0].lineno, body[-1].end_lineno) if body else (1, 0)
+                code = [line.strip() for line in lines[first - 1 : last]]
+                length = sum(bool(line) and not line.startswith("#") for line in code)
+                most = LONGEST_FUNCTION
+            else:
+                continue
+            found += [(f"{module}.{node.name}", length)] if length > most else []
+    assert found == []
 
 
 def test_each_package_says_what_it_is() -> None:

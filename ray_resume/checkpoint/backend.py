@@ -23,25 +23,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from typing_extensions import override
+
 from ray_resume.checkpoint.claims import Claim, Owner
 from ray_resume.checkpoint.contents import Contents
-from ray_resume.checkpoint.dead_letters import DeadLetterStore
-from ray_resume.checkpoint.history import RunHistory
+from ray_resume.checkpoint.identity import IDENTITY, identity_bytes, read_identity
 from ray_resume.checkpoint.listings import ListingStore
 from ray_resume.checkpoint.local.lmdb_file import WriterContents
 from ray_resume.checkpoint.local.reader import Reading
 from ray_resume.checkpoint.objects import Objects
-from ray_resume.checkpoint.output_schemas import SchemaStore
-from ray_resume.checkpoint.publications import PublicationStore
 from ray_resume.checkpoint.ranks import RankDraw
-from ray_resume.checkpoint.read_schemas import ReadSchemaStore
+from ray_resume.checkpoint.stores import Stores
 from ray_resume.core.digests import Digests
 from ray_resume.core.records import Record
 from ray_resume.core.shards import ArrayTask
@@ -49,9 +47,6 @@ from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 
 __all__ = [
-    "FORMAT_VERSION",
-    "IDENTITY",
-    "SHARED_LAYOUT",
     "CheckpointBackend",
     "LedgerBinding",
     "LedgerLease",
@@ -61,13 +56,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-IDENTITY = "checkpoint.json"
-SHARED_LAYOUT = "shared"
-"""The layout in the identity of a checkpoint that hosts share."""
-
-FORMAT_VERSION = 4
-"""Raised by one whenever an older ray_resume could misread what a newer one writes."""
 
 _SINK = "sink.json"
 
@@ -119,7 +107,7 @@ class RunLease(LedgerLease, Protocol):
         """Release the lease: the run is over, once no other process of it holds the lease."""
 
 
-class LedgerBinding(ABC):
+class LedgerBinding(Stores):
     """The part of a checkpoint that a run's ledger needs in its process; picklable.
 
     Attributes:
@@ -129,10 +117,6 @@ class LedgerBinding(ABC):
 
     commit_interval_s: float
 
-    @property
-    @abstractmethod
-    def _objects(self) -> Objects: ...
-
     @abstractmethod
     def open(self, header: Mapping[str, Any]) -> tuple[LedgerLease, Writer]:
         """Join the run's lease, and begin to write. The ledger's process calls this once.
@@ -141,24 +125,8 @@ class LedgerBinding(ABC):
             CheckpointError: the lease is gone, or the storage fails.
         """
 
-    def dead_letters(self) -> DeadLetterStore:
-        """Return the store of dead letters."""
-        return DeadLetterStore(self._objects)
 
-    def schemas(self) -> SchemaStore:
-        """Return the store of the output's schema."""
-        return SchemaStore(self._objects)
-
-    def history(self) -> RunHistory:
-        """Return the history of the checkpoint's runs."""
-        return RunHistory(self._objects)
-
-    def publications(self) -> PublicationStore:
-        """Return the store of publications."""
-        return PublicationStore(self._objects)
-
-
-class CheckpointBackend(ABC):
+class CheckpointBackend(Stores):
     """A checkpoint where it is kept. Making the object touches nothing.
 
     Attributes:
@@ -174,9 +142,14 @@ class CheckpointBackend(ABC):
     """The word in the identity that tells the two kinds apart."""
 
     def __init__(self, objects: Objects) -> None:
-        self._objects = objects
+        self._kept = objects
         self.uri = objects.uri
         self.root = objects.path
+
+    @property
+    @override
+    def _objects(self) -> Objects:
+        return self._kept
 
     @property
     @abstractmethod
@@ -193,9 +166,9 @@ class CheckpointBackend(ABC):
 
     def _create(self) -> None:
         if self._objects.get(IDENTITY) is None:
-            identity = {"id": self._new_id(), "layout": self.layout, "format": FORMAT_VERSION}
+            identity = identity_bytes(self._new_id(), self.layout)
             failpoint("checkpoint.writing")
-            self._objects.replace(IDENTITY, json.dumps(identity).encode())
+            self._objects.replace(IDENTITY, identity)
 
     def identity(self) -> str:
         """Return the checkpoint's id."""
@@ -206,31 +179,9 @@ class CheckpointBackend(ABC):
                 "resumable_read that names a checkpoint makes it."
             )
         try:
-            identity = json.loads(data)
-            version, layout, name = identity["format"], identity.get("layout"), identity["id"]
-            # It is in the names of output files, so it must not lead elsewhere.
-            if re.fullmatch("[0-9a-f]{8}", name) is None:
-                raise ValueError(f"its id is {name!r}")
+            return read_identity(data, self.layout, self.uri)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._unreadable(IDENTITY, error) from error
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"The checkpoint {self.uri} has format {version}, and this ray_resume reads format "
-                f"{FORMAT_VERSION}. "
-                + (
-                    "A version before the first release made it: go on with that version, or start "
-                    "over with an empty checkpoint and an empty output folder."
-                    if type(version) is int and version < FORMAT_VERSION
-                    else "Upgrade ray_resume, and run again."
-                )
-            )
-        if layout != self.layout:
-            raise CheckpointError(
-                f"The checkpoint {self.uri} was made in a directory of one host's own. Such a "
-                "checkpoint cannot be used where hosts share it. Put it back on a local disk, or "
-                "start with a new checkpoint and a new output folder here."
-            )
-        return str(name)
 
     def sink(self) -> str | None:
         """Return the URI, path or name of the sink that the checkpoint is bound to, if any."""
@@ -360,28 +311,8 @@ class CheckpointBackend(ABC):
     def remove_writers(self, files: Mapping[str, Path | str]) -> None:
         """Remove writers' files that a merged file replaces."""
 
-    def remove_half_made(self) -> None:  # noqa: B027
+    def remove_half_made(self) -> None:
         """Remove what killed processes left half made. Call this under a lease on everything."""
-
-    def dead_letters(self) -> DeadLetterStore:
-        """Return the store of dead letters."""
-        return DeadLetterStore(self._objects)
-
-    def history(self) -> RunHistory:
-        """Return the history of the runs."""
-        return RunHistory(self._objects)
-
-    def schemas(self) -> SchemaStore:
-        """Return the store of the output's schema."""
-        return SchemaStore(self._objects)
-
-    def publications(self) -> PublicationStore:
-        """Return the store of publications."""
-        return PublicationStore(self._objects)
-
-    def read_schemas(self) -> ReadSchemaStore:
-        """Return the store of the schemas that runs have read with."""
-        return ReadSchemaStore(self._objects)
 
     def listed(self) -> Digests | None:
         """Return the digests of the sources that the newest run has listed, None if none has.

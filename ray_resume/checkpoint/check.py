@@ -6,10 +6,9 @@ reads the files, so that a damaged one does not keep the check from the others.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,20 @@ from ray_resume.checkpoint.check_report import CheckReport
 from ray_resume.checkpoint.contents import SUPERSEDES, merged_headers
 from ray_resume.checkpoint.dead_letters import FOLDER
 from ray_resume.checkpoint.local.reader import Reading
-from ray_resume.checkpoint.output_listing import files_in
+from ray_resume.checkpoint.output_check import OutputCheck
 from ray_resume.core.columns import mask_of, numbers_of, parents_of
 from ray_resume.core.digests import Digests, Positions, digest_bytes, source_digest
-from ray_resume.core.file_uses import file_uses, overlapping_files
-from ray_resume.core.output_files import OutputFileSet, listed_files, missing_files
 from ray_resume.core.publications import unsettled
-from ray_resume.core.record_log import Flag, RecordLog
-from ray_resume.core.records import Record, State, records_of
+from ray_resume.core.record_log import RecordLog
+from ray_resume.core.records import Record, records_of
 from ray_resume.core.snapshot import Snapshot
-from ray_resume.core.wording import counted
+from ray_resume.core.wording import SOME, counted, some_of
 from ray_resume.errors import CheckpointError
 
 __all__ = ["check"]
 
 # A live run may replace a source's output while the check looks for it.
 _LOOKS = 3
-
-_EXAMPLES = 3
 
 
 def check(storage: CheckpointBackend) -> CheckReport:
@@ -85,7 +80,10 @@ class _Look:
             self._problems += damage.messages()
         snapshot = Snapshot(sound)
         self._check_contradictions(snapshot, sound)
-        files = self._check_output(snapshot)
+        output = OutputCheck(self._storage, self._checkpoint_id, self._sink, self._look, self._runs)
+        files = output.check(snapshot)
+        self._problems += output.problems
+        self._notes += output.notes
         self._check_letters(snapshot)
         self._check_publications(snapshot)
         self._check_history()
@@ -154,91 +152,6 @@ class _Look:
                     damage.add(f"contradicts another file about {one.source_id!r}")
             self._problems += damage.messages()
 
-    def _check_output(self, snapshot: Snapshot) -> int:
-        """Check the listed files, and return how many there are."""
-        listed = listed_files(snapshot)
-        if self._sink is None:
-            if listed and self._checkpoint_id is not None:
-                self._problems.append(
-                    f"{self._storage.uri} lists {len(listed)} output files, but does not name "
-                    "their folder: its sink.json is missing. Restore it from a copy."
-                )
-            return len(listed)
-        if not os.path.isabs(self._sink):
-            if listed:
-                self._notes.append(
-                    f"The output is {self._sink}. The check did not look for its files."
-                )
-            return len(listed)
-        self._check_rows_have_files(snapshot)
-        self._check_parts(snapshot)
-        empty: set[str] = set()
-        try:
-            there = OutputFileSet.of(self._files_there(empty))
-        except OSError as error:
-            self._problems.append(f"The output folder {self._sink} cannot be read: {error}.")
-            return len(listed)
-        self._check_listed(snapshot, there, empty)
-        # An unreadable file may list any of these files, and may be of any run.
-        if all(reading.error is None for reading in self._look.readings):
-            self._check_unlisted(there.without(listed))
-        return len(listed)
-
-    def _check_rows_have_files(self, snapshot: Snapshot) -> None:
-        rows = snapshot.in_state(State.COMPLETED) & (snapshot.column("rows") != 0)
-        rows &= snapshot.column("flags") & Flag.FILES == 0
-        empty = [record.source_id for record in snapshot.records(np.flatnonzero(rows))]
-        if empty:
-            self._problems.append(
-                f"{len(empty)} completed sources have rows, but list no file: {_some(empty)}. "
-                f"Process them again: {self._reset(empty)}."
-            )
-
-    def _check_parts(self, snapshot: Snapshot) -> None:
-        overlapping = overlapping_files(snapshot)
-        if overlapping:
-            self._problems.append(
-                f"{len(overlapping)} output files have rows that are on record twice: "
-                f"{_some(overlapping)}. Restore the .mdb files from a copy, or process the sources "
-                f"in these files again: Checkpoint({self._storage.uri!r}).reset([...])."
-            )
-        unclean = [file for file, use in file_uses(snapshot).items() if not use.is_clean]
-        if unclean:
-            self._notes.append(
-                f"{len(unclean)} output files also have rows that do not count: {_some(unclean)}. "
-                "The next run rewrites them when it ends, or `ray-resume tidy` does."
-            )
-
-    def _files_there(self, empty: set[str]) -> Iterator[str]:
-        """List the output folder, and note which files are ``empty``."""
-        assert self._sink is not None
-        for name, size in files_in(self._sink, apart_from=self._storage.root):
-            if not size:
-                empty.add(name)
-            yield name
-
-    def _check_listed(self, snapshot: Snapshot, there: OutputFileSet, empty: set[str]) -> None:
-        filled = there.without(OutputFileSet.of(empty)) if empty else there
-        completed = snapshot.in_state(State.COMPLETED)
-        # Several sources may share a file; the message names any of them. A missing file matters
-        # if one of them is completed.
-        pairs = list(missing_files(snapshot.records(np.flatnonzero(completed)), filled))
-        lost = dict(pairs)
-        if lost:
-            in_vain = len(empty & lost.keys())
-            sources = list(dict.fromkeys(source_id for _, source_id in pairs))
-            self._problems.append(
-                f"{len(lost)} output files of {len(sources)} completed sources are gone from "
-                f"{self._sink}{f' or empty ({in_vain})' if in_vain else ''}: {_some(lost)}. Put "
-                f"them back, or process the sources again: {self._reset(sources)}."
-            )
-        others = dict(missing_files(snapshot.records(np.flatnonzero(~completed)), filled))
-        if others.keys() - lost.keys():
-            self._notes.append(
-                f"{len(others.keys() - lost.keys())} earlier output files of sources that failed "
-                f"or were reset are gone from {self._sink}. New ones take their place."
-            )
-
     def _check_letters(self, snapshot: Snapshot) -> None:
         folder = f"{self._storage.uri}/{FOLDER}"
         listed = sorted(snapshot.dead_letters())
@@ -247,8 +160,9 @@ class _Look:
         if gone:
             # The user may have moved them after dealing with their rows.
             self._notes.append(
-                f"{len(gone)} of {len(listed)} dead letters are gone from {folder}: {_some(gone)}. "
-                "If their rows are not dealt with yet, put them back, or reset their sources."
+                f"{len(gone)} of {len(listed)} dead letters are gone from {folder}: "
+                f"{some_of(gone)}. If their rows are not dealt with yet, put them back, or reset "
+                "their sources."
             )
 
     def _check_publications(self, snapshot: Snapshot) -> None:
@@ -275,48 +189,18 @@ class _Look:
         if damaged:
             self._notes.append(
                 f"{counted(len(damaged), 'file')} of the history of runs cannot be read: "
-                f"{_some(history.path_of(name) for name in damaged)}. Only `ray-resume runs` and "
+                f"{some_of(history.path_of(name) for name in damaged)}. Only `ray-resume runs` and "
                 "reports need them. Restore them from a copy, or remove them."
-            )
-
-    def _check_unlisted(self, unlisted: OutputFileSet) -> None:
-        if self._checkpoint_id is None:
-            return
-        unknown = sorted(unlisted.made_by(self._checkpoint_id, self._runs, known=False))
-        if unknown:
-            self._problems.append(
-                f"{len(unknown)} files in {self._sink} are of runs that the checkpoint does not "
-                f"know: {_some(unknown)}. An .mdb file was removed, or an older copy was "
-                "restored. Put the .mdb files back, or remove those files too."
-            )
-        over = self._runs - self._look.live.keys()
-        left_over = unlisted.made_by(self._checkpoint_id, over, known=True)
-        if left_over:
-            self._notes.append(
-                f"{len(left_over)} files in {self._sink} are leftovers of runs that crashed, "
-                f"{sum(map(self._size, left_over))} bytes. The next run removes them when it ends. "
-                "Checkpoint.files() lists the files that count."
             )
 
     def _path_of(self, run_id: str) -> Path | str:
         return next(reading.path for reading in self._look.readings if reading.run_id == run_id)
-
-    def _size(self, name: str) -> int:
-        with contextlib.suppress(OSError):
-            return os.stat(f"{self._sink}/{name}").st_size
-        return 0
 
     def _report_runs(self) -> None:
         for owner in self._look.live.values():
             self._notes.append(f"At work: {owner}. The check includes its commits up to now.")
         for owner in self._look.killed.values():
             self._notes.append(f"Did not end by itself: {owner}.")
-
-    def _reset(self, source_ids: list[str]) -> str:
-        path = self._storage.uri
-        if len(source_ids) > _EXAMPLES:
-            return f"Checkpoint({path!r}).reset([...]), or reset(state='completed') for all"
-        return f"Checkpoint({path!r}).reset({source_ids!r})"
 
 
 class _Damage:
@@ -333,7 +217,7 @@ class _Damage:
         """Yield a message for each of the first faults, and one for the rest."""
         total = sum(self._faults.values())
         for shown, (fault, way_out) in enumerate(self._faults):
-            if shown == _EXAMPLES:
+            if shown == SOME:
                 yield f"{self._path} has {total - shown} more faults."
                 return
             yield f"{self._path} {fault}. It is damaged: {way_out}."
@@ -373,9 +257,3 @@ def _faults(key: bytes, record: Record, runs: set[str]) -> Iterator[str]:
     for file in record.files:
         if os.path.isabs(file) or ".." in file.split("/"):
             yield f"lists {file!r} for {source}, which is outside of the output folder"
-
-
-def _some(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - _EXAMPLES} more" if len(every) > _EXAMPLES else ""
-    return ", ".join(every[:_EXAMPLES]) + more

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_resume.checkpoint.backend import IDENTITY, SHARED_LAYOUT, CheckpointBackend
+from ray_resume.checkpoint.backend import CheckpointBackend
+from ray_resume.checkpoint.identity import IDENTITY, SHARED_LAYOUT
 from ray_resume.checkpoint.local.backend import LocalBackend, local_path
 from ray_resume.checkpoint.mounts import network_filesystem_type
 from ray_resume.files import public_uri

@@ -1,8 +1,13 @@
-"""Numbers in sentences: thousands separators, and nouns that agree with their number. Pure."""
+"""Numbers and names in sentences: separators, nouns that agree, a few of many names. Pure."""
 
 from __future__ import annotations
 
-__all__ = ["counted", "duration"]
+from collections.abc import Iterable
+
+__all__ = ["SOME", "counted", "duration", "some_of"]
+
+SOME = 3
+"""A message names so many examples at most."""
 
 _UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
@@ -19,3 +24,10 @@ def duration(seconds: float) -> str:
         if whole >= length:
             return f"{whole // length:,} {unit} {whole % length // below_length} {below}"
     return f"{whole} s"
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Return a few of the names, and how many more there are: "a, b, c and 4 more"."""
+    every = list(names)
+    more = f" and {len(every) - SOME} more" if len(every) > SOME else ""
+    return ", ".join(every[:SOME]) + more

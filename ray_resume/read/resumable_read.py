@@ -7,17 +7,17 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import ray.data
 from ray.data import Dataset
 from ray.data.datasource import Datasource
 
 from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.checkpoint import Checkpoint
+from ray_resume.checkpoint.location import Location
 from ray_resume.checkpoint.upstream import Upstream
 from ray_resume.core.identity import ids_of
 from ray_resume.core.planning import Policies
@@ -27,30 +27,27 @@ from ray_resume.core.shards import ArrayTask, Shard, shard_of
 from ray_resume.core.sources import SourceTable
 from ray_resume.errors import CheckpointError, NonResumableError
 from ray_resume.raydata import guards
-from ray_resume.raydata.paths import is_http, is_local_scheme
-from ray_resume.raydata.scans import Scan
-from ray_resume.raydata.table_reads import TABLE_READERS, table_read
+from ray_resume.raydata.table_reads import TABLE_READERS
 from ray_resume.read.arguments import check_options
 from ray_resume.read.datasource import ResumableDatasource
 from ray_resume.read.datasource_input import DatasourceInput
-from ray_resume.read.fixed_schema import fixed_schema
-from ray_resume.read.granularity import Cutting, IsCompleted, check_granularity, cut
-from ray_resume.read.inputs import FileInput, Input, file_reader_of
-from ray_resume.read.key_input import KeyInput, key_sources, refuse_arguments
-from ray_resume.read.listing import relative_to
-from ray_resume.read.options import ReaderText, check_reader, describe_reader, is_repeatable
+from ray_resume.read.granularity import Cutting
+from ray_resume.read.key_input import refuse_arguments
+from ray_resume.read.options import ReaderText, check_reader, describe_reader
 from ray_resume.read.overlap import InputFolders, filesystem_type, refuse_overlap
-from ray_resume.read.paths import id_of_url, resolve
-from ray_resume.read.reader_files import arguments_of, list_reader_files
-from ray_resume.read.row_input import RowInput
-from ray_resume.read.table_input import TableInput
+from ray_resume.read.planned_read import (
+    PlannedRead,
+    read_files,
+    read_keys,
+    read_table,
+    share_of,
+    with_fixed_schema,
+)
+from ray_resume.read.reader_files import arguments_of
 from ray_resume.read.upstream import read_upstream
 
 __all__ = ["ReadOptions", "resumable_read"]
 
-# Bytes in memory for a byte on disk, where the reader does not tell: those of Parquet, as plain Ray
-# Data takes them before it has sampled any file. Only a parallelism depends on it.
-_INFLATION = 5.0
 
 # How many tasks a user's own datasource is asked for, in every run, whatever the cluster.
 _CUSTOM_READ_TASKS = 200
@@ -218,15 +215,8 @@ def resumable_read(
     share = None if shard is None else shard_of(shard, os.environ)
     cutting = Cutting(granularity, split_bytes, split_rows)
     check_options(reader, keys, cutting, source_root, source_id)
-    if not isinstance(checkpoint, (str, os.PathLike, Checkpoint)):
-        raise TypeError(
-            "checkpoint must be a directory, a URI or a ray_resume.Checkpoint, not "
-            f"a {type(checkpoint).__name__}."
-        )
-    location = Checkpoint(checkpoint).location
+    location = _location_of(checkpoint)
     storage = location.open()
-    if location.local_path is not None:
-        guards.refuse_working_dir_copy(str(location.local_path))
     scheduling = {name: kwargs.pop(name) for name in _SCHEDULING & kwargs.keys()}
     upstream = None if keys is not None else _upstream_of(reader, args, kwargs)
     if upstream is not None:
@@ -238,34 +228,29 @@ def resumable_read(
             )
         read = _read_upstream(reader, args, kwargs, upstream, own=storage.uri)
     elif keys is not None:
-        read = _read_keys(reader, keys, args, kwargs)
+        read = read_keys(reader, keys, args, kwargs)
     elif isinstance(reader, Datasource):
         refuse_arguments(reader, args, kwargs)
         task_count = scheduling.get("override_num_blocks") or _CUSTOM_READ_TASKS
-        read = _Read("task", DatasourceInput.of(reader, source_id, task_count))
+        read = PlannedRead("task", DatasourceInput.of(reader, source_id, task_count))
     elif reader.__name__ in TABLE_READERS:
         policies = replace(policies, follows_table=True)
-        read = _read_table(reader, args, kwargs)
+        read = read_table(reader, args, kwargs)
     else:
         completed = partial(_completed, storage, policies)
-        read = _read_files(reader, args, kwargs, cutting, source_root, completed)
+        read = read_files(reader, args, kwargs, cutting, source_root, completed)
     kept = location.local_path
     of_type = "local" if kept else filesystem_type(location.path, location.filesystem)
     refuse_overlap(read.folders, "checkpoint", of_type, storage.root, storage.uri)
     storage.ensure()
     schema = None
     if read.sampled:
-        read, schema = _with_fixed_schema(read, storage.read_schemas().read())
+        read, schema = with_fixed_schema(read, storage.read_schemas().read())
     if isinstance(share, ArrayTask):
         share = Shard(storage.rank_of(share), share.count)
     sources = read.input.sources
     if share is not None:
-        held = share.of(sources.digests)
-        if isinstance(read.input, RowInput):
-            # The ranges of a file may be in any share: each share has its end.
-            held |= read.input.ends
-            read = read._replace(input=replace(read.input, share=share))
-        sources = sources.take(np.flatnonzero(held))
+        read, sources = share_of(read, share)
     text = describe_reader(reader, args, kwargs, name=read.input.name, keyed=keys is not None)
     ids = ids_of(read.kind, relative=source_root is not None, of=read.of)
     options = ReadOptions(policies, share, text, ids, read.files, read.folders, schema)
@@ -284,50 +269,16 @@ _SCHEDULING = {
 }
 
 
-class _Read(NamedTuple):
-    """An input, and what comes with it.
-
-    Attributes:
-        kind: what each source is, as `identity.ids_of` takes it.
-        files: the ids of the files that sources are parts of, if they are.
-        columns: what Ray Data selects above the read, if anything.
-        folders: where the files are, if files are read.
-        sampled: the paths of the files that the schema of the read comes from, if it has one.
-        of: the address of the table that is read, or how long parts of files are, if that counts.
-    """
-
-    kind: str
-    input: Input
-    files: Collection[str] = ()
-    columns: list[str] | None = None
-    folders: InputFolders | None = None
-    sampled: Sequence[str] = ()
-    of: str | None = None
-
-
-def _with_fixed_schema(read: _Read, recorded: Sequence[pa.Schema]) -> tuple[_Read, ReadSchema]:
-    """Have files read with a schema that is also that of earlier runs."""
-    assert isinstance(read.input, FileInput)
-    assert isinstance(read.input.files, Scan)
-    scan = read.input.files
-    schema = fixed_schema(scan, recorded, read.input.filesystem, read.sampled)
-    files_input = replace(read.input, files=scan.with_schema(schema.used))
-    return read._replace(input=files_input), schema
-
-
-def _read_keys(
-    load: Any, keys: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> _Read:
-    refuse_arguments(load, args, kwargs)
-    if isinstance(load, Datasource) or not callable(load):
-        raise NonResumableError(f"keys= needs a function load(key), not {load!r}.")
-    return _Read("key", KeyInput(getattr(load, "__name__", "Keys"), key_sources(keys), load))
-
-
-def _read_table(reader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Read:
-    table = table_read(reader, args, kwargs)
-    title = table.datasource.get_name()
-    return _Read("piece", TableInput(title, table.sources, table), of=table.address)
+def _location_of(checkpoint: str | os.PathLike[str] | Checkpoint) -> Location:
+    if not isinstance(checkpoint, (str, os.PathLike, Checkpoint)):
+        raise TypeError(
+            "checkpoint must be a directory, a URI or a ray_resume.Checkpoint, not "
+            f"a {type(checkpoint).__name__}."
+        )
+    location = Checkpoint(checkpoint).location
+    if location.local_path is not None:
+        guards.refuse_working_dir_copy(str(location.local_path))
+    return location
 
 
 def _upstream_of(reader: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Upstream | None:
@@ -363,7 +314,7 @@ def _read_upstream(
     upstream: Upstream,
     *,
     own: str,
-) -> _Read:
+) -> PlannedRead:
     """List the sources of another pipeline, and plan how the rows of their output are read."""
     if upstream.uri == own:
         raise CheckpointError(
@@ -377,53 +328,9 @@ def _read_upstream(
         current=upstream.sources,
         checkpoint=upstream.uri,
     )
-    return _Read("upstream", planned.input, (), planned.columns, planned.folders, planned.sampled)
-
-
-def _read_files(
-    reader: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    cutting: Cutting,
-    source_root: str | os.PathLike[str] | None,
-    is_completed: IsCompleted,
-) -> _Read:
-    """List the files, and plan how they are read."""
-    name = reader.__name__
-    arguments = arguments_of(reader, args, kwargs)
-    check_granularity(cutting.granularity, name, arguments)
-    distributed = not is_local_scheme(arguments["paths"])
-    listed = list_reader_files(name, inspect.signature(reader), arguments)
-    sources = listed.sources
-    if source_root is not None:
-        (root,) = resolve(os.fspath(source_root), listed.filesystem)[1]
-        http = is_http(listed.filesystem)
-        sources = relative_to(sources, id_of_url(root) if http else root)
-    title = name.removeprefix("read_").replace("_", " ").title().replace(" ", "")
-    files, columns, sampled = file_reader_of(title, reader, arguments, listed.opened_on, sources)
-    found = cut(
-        cutting,
-        name,
-        arguments,
-        files,
-        sources,
-        on=listed.opened_on,
-        is_completed=is_completed,
+    return PlannedRead(
+        "upstream", planned.input, (), planned.columns, planned.folders, planned.sampled
     )
-    files_input = FileInput(
-        title,
-        found.sources,
-        found.files,
-        files.inflation() or _INFLATION,
-        listed.opened_on,
-        repeatable=is_repeatable(arguments),
-        distributed=distributed,
-        selects=name == "read_parquet",
-    )
-    if found.sources.ranges is not None:
-        files_input = RowInput(**vars(files_input), split_rows=cutting.rows)
-    kind = cutting.granularity
-    return _Read(kind, files_input, found.names, columns, listed.folders, sampled, found.of)
 
 
 def _completed(

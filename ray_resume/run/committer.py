@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from ray_resume.checkpoint.local.lmdb_file import WriterContents
@@ -20,16 +19,13 @@ from ray_resume.core.records import Record, State, decode, encode, records_of
 from ray_resume.core.run_sources import RunSources
 from ray_resume.errors import CheckpointError, ResumeError
 from ray_resume.failpoints import failpoint
+from ray_resume.run.commit_thread import CommitThread
+from ray_resume.run.latency_log import LatencyLog
 from ray_resume.run.progress import Latencies
 from ray_resume.run.record_factory import Failed, RecordFactory
 from ray_resume.run.run_spec import RunSpec
 
 __all__ = ["Committer"]
-
-_MOST_LATENCIES = 10_000
-
-# Messages that come at the same time share a commit, even if the last one is long ago.
-_COMPANY_S = 0.5
 
 
 class Committer:
@@ -49,7 +45,6 @@ class Committer:
 
     def __init__(self, spec: RunSpec, sources: RunSources) -> None:
         self._run_id = spec.run_id
-        self._commit_interval_s = spec.binding.commit_interval_s
         self._table = spec.table
         self._lease, self._writer = spec.binding.open(spec.header)
         self._records = RecordFactory(spec, sources)
@@ -59,21 +54,22 @@ class Committer:
         # The records of the open publication, as they are in it.
         self._publishing: Sequence[bytes] = ()
         self._committed = self._dropped = self._rows_committed = 0
-        # The seconds that commits and publications took since `take_latencies` was last called.
-        self._commit_s: deque[float] = deque(maxlen=_MOST_LATENCIES)
-        self._publish_s: deque[float] = deque(maxlen=_MOST_LATENCIES)
+        self._latencies = LatencyLog()
         self._taken_at = 0.0
-        # When the last group of the queue was taken.
-        self._grouped_at = time.monotonic()
         self._fault: ResumeError | None = None
-        self._open = True
-        self._held = False
+        self._open, self._held = True, False
         # A commit holds `_commits` from its first record to its last, so that commits happen one at
         # a time. `_state` guards the queue, the counts and the fault, for moments only, so that
         # completions are queued while a commit is on its way. `_commits` is taken before `_state`.
         self._commits = threading.Lock()
         self._state = threading.Condition()
-        threading.Thread(target=self._commit_regularly, daemon=True).start()
+        self._thread = CommitThread(
+            self._state,
+            spec.binding.commit_interval_s,
+            commit=self.commit,
+            has_work=self._has_work,
+            is_over=self._is_over,
+        )
 
     def hold(self) -> None:
         """Commit nothing until :meth:`confirm`. Call it before anything is queued."""
@@ -94,23 +90,15 @@ class Committer:
             if not self._open:
                 raise ResumeError(f"Run {self._run_id} has ended; this message came too late.")
 
-    def counts(self) -> tuple[int, int]:
-        """Return how many sources are committed, and how many are dropped."""
+    def counts(self) -> tuple[int, int, int]:
+        """Return how many sources are committed, their rows as read, and how many are dropped."""
         with self._state:
-            return self._committed, self._dropped
-
-    def committed(self) -> tuple[int, int]:
-        """Return how many sources are committed, and how many rows were read of them."""
-        with self._state:
-            return self._committed, self._rows_committed
+            return self._committed, self._rows_committed, self._dropped
 
     def take_latencies(self) -> Latencies:
         """Return how long the commits and publications took that were not taken yet."""
         with self._state:
-            latencies = Latencies(tuple(self._commit_s), tuple(self._publish_s))
-            self._commit_s.clear()
-            self._publish_s.clear()
-            return latencies
+            return self._latencies.take()
 
     def add(self, completions: Sequence[Completion]) -> None:
         """Queue completions. They are committed soon; or once published, if the sink publishes."""
@@ -148,6 +136,7 @@ class Committer:
         """Commit nothing from now on, and raise ``fault`` in its place, or an earlier one."""
         with self._state:
             self._fault = self._fault or fault
+            self._state.notify_all()
 
     def fail(self, failed: Mapping[int, Failed]) -> int:
         """Commit pending sources, by number, as failed in this run, or as quarantined by now.
@@ -233,7 +222,7 @@ class Committer:
             self._commit_completed(records, taken.completions)
             self.check_open()
             with self._state:
-                self._publish_s.append(time.monotonic() - self._taken_at)
+                self._latencies.publications_s.append(time.monotonic() - self._taken_at)
             # One that is committed does no harm, and the next run forgets it.
             with contextlib.suppress(CheckpointError):
                 self._publications.forget_one(self._run_id, number)
@@ -259,7 +248,7 @@ class Committer:
             self.stop(error if isinstance(error, ResumeError) else fault)
             return
         with self._state:
-            self._commit_s.append(time.monotonic() - began)
+            self._latencies.commits_s.append(time.monotonic() - began)
             # Users are told nothing of ends of files.
             self._committed += sum([done.end is None for done in group])
             self._rows_committed += sum([done.rows_read for done in group])
@@ -284,29 +273,8 @@ class Committer:
                 self._lease.release()
                 failpoint("ledger.closed")
 
-    def _commit_regularly(self) -> None:
-        while True:
-            with self._state:
-                self._state.wait_for(lambda: self._has_work() or not self._open)
-                if not self._open:
-                    return
-            self._wait_for_company()
-            self._grouped_at = time.monotonic()
-            self.commit()
-            with self._state:
-                if self._fault is not None:
-                    return
-
     def _has_work(self) -> bool:
         return bool(self._queue) and not self._held
 
-    def _wait_for_company(self) -> None:
-        """Let completions share a commit: one for each interval. A run that ends waits no more.
-
-        The interval begins with the last commit. Write tasks flush their rows every few seconds, so
-        completions would else wait twice: for the flush, and as long again for their commit.
-        """
-        due = self._grouped_at + self._commit_interval_s - time.monotonic()
-        company_s = max(due, min(_COMPANY_S, self._commit_interval_s))
-        with self._state:
-            self._state.wait_for(lambda: not self._open, timeout=company_s)
+    def _is_over(self) -> bool:
+        return self._fault is not None or not self._open

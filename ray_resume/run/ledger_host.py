@@ -1,7 +1,7 @@
 """`LedgerHost`: the ledger of a run, with all that answers the driver and the workers.
 
-A thin shell around three parts: every rule about counters is in `core.ledger`, every rule about
-when to commit in `committer`, every rule about the output's schema in `agreement`.
+A thin shell around its parts: every rule about counters is in `core.ledger`, about when to commit
+in `committer`, about failed sources in `failing`, about the output's schema in `agreement`.
 
 It is plain Python, tested without Ray; `ledger_actor` puts it into an actor.
 """
@@ -15,26 +15,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_resume.checkpoint.local.lmdb_file import WriterContents
-from ray_resume.core.file_count import FileCount
 from ray_resume.core.ledger import Ledger, LedgerError
 from ray_resume.core.messages import Applied, DeadLetter, Drain, Message
 from ray_resume.core.publications import Taken
 from ray_resume.core.run_sources import FoundRange, RunSources
-from ray_resume.core.slowest import Slowest
 from ray_resume.core.stages import StageCount, added
 from ray_resume.core.tokens import MODULUS
 from ray_resume.errors import CheckpointError
 from ray_resume.failpoints import failpoint
 from ray_resume.run.agreement import Agreement
 from ray_resume.run.committer import Committer
-from ray_resume.run.progress import Counts, Latencies, Progress, Unread
+from ray_resume.run.failing import Failing
+from ray_resume.run.progress import Counts, Latencies, Progress
 from ray_resume.run.record_factory import Failed
 from ray_resume.run.run_spec import RunSpec
+from ray_resume.run.tally import Tally
 
 __all__ = ["LedgerHost"]
-
-# So many failed sources are committed in one transaction.
-_FAILED_AT_ONCE = 10_000
 
 
 class LedgerHost:
@@ -47,13 +44,9 @@ class LedgerHost:
     def __init__(self, spec: RunSpec) -> None:
         self._sources = RunSources(spec.sources)
         self._ledger = Ledger(spec.run_id, len(spec.sources))
-        self._completed = self._rows_read = self._rows_written = self._dead_rows = 0
-        self._messages = self._quarantined = self._ends = 0
+        self._messages = 0
+        self._tally = Tally()
         self._stages: dict[int, StageCount] = {}
-        self._files = FileCount()
-        self._slowest = Slowest()
-        # How many sources each source of `mark_lost` has added to those that are quarantined.
-        self._lost: dict[int, int] = {}
         self._letters = spec.binding.dead_letters()
         self._agreement = Agreement(
             spec.binding.schemas(),
@@ -67,6 +60,7 @@ class LedgerHost:
         # enter the committer; the committer never calls the host, so the order is always the same.
         self._lock = threading.Lock()
         self._committer = Committer(spec, self._sources)
+        self._failing = Failing(self._lock, self._ledger, self._sources, self._committer)
 
     def hold_commits(self) -> None:
         """Commit nothing until :meth:`confirm_lease`. Call it before the first message."""
@@ -95,17 +89,7 @@ class LedgerHost:
             done = applied.completions
             if done:
                 self._committer.add(done)
-                self._ends += sum([one.end is not None for one in done])
-                self._completed += sum([one.end is None for one in done])
-                self._rows_read += sum([one.rows_read for one in done])
-                self._rows_written += sum([one.rows_written for one in done])
-                self._dead_rows += sum([one.dead_rows for one in done])
-                now = time.time()
-                for one in done:
-                    self._files.add(one.parts)
-                    if one.began_at and one.end is None:
-                        # The clocks of two hosts differ.
-                        self._slowest.add(one.source, max(0.0, now - one.began_at))
+                self._tally.add(done)
             failpoint("ledger.applied")
             return applied
 
@@ -188,23 +172,23 @@ class LedgerHost:
         """
         self._committer.flush()
         with self._lock:
-            committed, dropped = self._committer.counts()
+            committed, _, dropped = self._committer.counts()
             pending = self._ledger.pending()
             return Progress(
-                self._completed,
+                self._tally.completed,
                 committed,
-                self._rows_read,
-                self._rows_written,
-                int(self._files),
+                self._tally.rows_read,
+                self._tally.rows_written,
+                self._tally.files(),
                 array("i", pending),
                 frozenset(self._ledger.failed()),
-                self._dead_rows,
-                self._why(pending[0]) if pending else None,
-                self._unread(),
+                self._tally.dead_rows,
+                self._failing.why(pending[0]) if pending else None,
+                self._failing.unread(),
                 dropped,
                 dict(self._stages),
                 self._ledger.rows_in_flight(),
-                self._slowest_ids(),
+                self._tally.slowest(self._sources),
                 len(self._sources),
                 self._grown(),
             )
@@ -218,35 +202,34 @@ class LedgerHost:
         """Return how far the run is, by the names that `RunRecord` has."""
         counts = self.counts()
         with self._lock:
-            slowest = self._slowest_ids()
-        return {
-            "sources_completed": counts.committed,
-            "rows_read": counts.rows_read,
-            "rows_written": counts.rows_written,
-            "rows_dead_lettered": counts.dead_rows,
-            "rows_at_risk": counts.rows_at_risk,
-            "files": int(self._files),
-            "slowest": slowest,
-        }
+            return {
+                "sources_completed": counts.committed,
+                "rows_read": counts.rows_read,
+                "rows_written": counts.rows_written,
+                "rows_dead_lettered": counts.dead_rows,
+                "rows_at_risk": counts.rows_at_risk,
+                "files": self._tally.files(),
+                "slowest": self._tally.slowest(self._sources),
+            }
 
     def counts(self) -> Counts:
         """Return sums of how far the run is. This commits nothing, and waits for no commit."""
         began = time.perf_counter()
         with self._lock:
-            committed, rows_committed = self._committer.committed()
+            committed, rows_committed, _ = self._committer.counts()
             in_flight = self._ledger.rows_in_flight()
             return Counts(
-                sources=len(self._sources) - self._ends,
+                sources=len(self._sources) - self._tally.ends,
                 pass_number=self._ledger.pass_number,
-                completed=self._completed,
+                completed=self._tally.completed,
                 committed=committed,
                 failed=len(self._ledger.failed()),
-                quarantined=self._quarantined,
-                rows_read=self._rows_read,
-                rows_written=self._rows_written,
-                dead_rows=self._dead_rows,
+                quarantined=self._failing.quarantined(),
+                rows_read=self._tally.rows_read,
+                rows_written=self._tally.rows_written,
+                dead_rows=self._tally.dead_rows,
                 rows_in_flight=in_flight,
-                rows_at_risk=in_flight + self._rows_read - rows_committed,
+                rows_at_risk=in_flight + self._tally.rows_read - rows_committed,
                 messages=self._messages,
                 stages=dict(self._stages),
                 took_s=time.perf_counter() - began,
@@ -255,7 +238,7 @@ class LedgerHost:
 
     def _grown(self) -> int:
         """Return how many sources have come to be, less the ends that are complete."""
-        return len(self._sources.found) - self._ends
+        return len(self._sources.found) - self._tally.ends
 
     def take_latencies(self) -> Latencies:
         """Return how long commits took; see `Committer.take_latencies`."""
@@ -274,61 +257,16 @@ class LedgerHost:
         self._committer.drop(source_ids)
 
     def mark_lost(self, source: int, crash: str | None) -> str | None:
-        """Commit that ``source`` got lost although it was executed alone; this counts as a failure.
-
-        Args:
-            crash: the error of its worker's death, if the worker died.
-
-        Returns:
-            How it got lost; None if it is complete, by a message that came late.
-        """
-        with self._lock:
-            self._committer.check_open()
-            if not self._ledger.is_pending(source):
-                return None
-            why = self._ledger.explain(source)
-        if crash is not None:
-            why = f"a worker died whenever it was executed ({crash})"
-        how = Failed(f"rows unaccounted for: {why}", counts_toward_quarantine=True)
-        self._lost[source] = self.fail({source: how})
-        return how.error
+        """Commit that a source executed alone got lost; see `Failing.mark_lost`."""
+        return self._failing.mark_lost(source, crash)
 
     def mark_rest_failed(self, *, unread_counts: bool = True) -> tuple[int, int]:
-        """Commit the pending sources as failed.
-
-        Args:
-            unread_counts: a source that could not be read comes nearer to quarantine. If not, the
-                reader itself may be at fault.
-
-        Returns:
-            How many have failed, and how many of these are quarantined now, both with those of
-            :meth:`mark_lost`.
-        """
-        with self._lock:
-            self._committer.check_open()
-            failed = self._ledger.pending()
-        quarantined = sum(self._lost.get(source, 0) for source in failed)
-        rest = [source for source in failed if source not in self._lost]
-        for start in range(0, len(rest), _FAILED_AT_ONCE):
-            part = rest[start : start + _FAILED_AT_ONCE]
-            with self._lock:
-                why = {source: self._how(source, unread_counts) for source in part}
-            quarantined += self.fail(why)
-        return len(failed), quarantined
+        """Commit the pending sources as failed; see `Failing.mark_rest_failed`."""
+        return self._failing.mark_rest_failed(unread_counts=unread_counts)
 
     def fail(self, failed: Mapping[int, Failed]) -> int:
-        """Commit sources, by number, as failed; a complete one stays so.
-
-        Returns:
-            How many are quarantined now.
-        """
-        with self._lock:
-            self._committer.check_open()
-            pending = {s: how for s, how in failed.items() if self._ledger.is_pending(s)}
-        quarantined = self._committer.fail(pending)
-        with self._lock:
-            self._quarantined += quarantined
-        return quarantined
+        """Commit sources as failed; see `Failing.fail`."""
+        return self._failing.fail(failed)
 
     def close(self) -> Progress:
         """Commit what is complete, then refuse every later message and close the file."""
@@ -343,32 +281,5 @@ class LedgerHost:
         """Return what the file had when it was closed; None where hosts share the checkpoint."""
         return self._committer.contents
 
-    def _slowest_ids(self) -> dict[str, float]:
-        return {self._sources.id(number): s for number, s in self._slowest.seconds().items()}
-
     def _id_of_pending(self, source: int) -> str | None:
         return self._sources.id(source) if self._ledger.is_pending(source) else None
-
-    def _why(self, source: int) -> str:
-        return self._ledger.failure(source) or self._ledger.explain(source)
-
-    def _unread(self) -> Unread | None:
-        errors = self._ledger.read_errors()
-        sources = errors.sources()
-        if not sources:
-            return None
-        # The first whose exception is known.
-        first = next((source for source in sources if errors.cause(source)), None)
-        first = next(iter(sources)) if first is None else first
-        return Unread(len(sources), self._sources.id(first), self._why(first), errors.cause(first))
-
-    def _how(self, source: int, unread_counts: bool) -> Failed:
-        failure = self._ledger.failure(source)
-        if failure is None:
-            why = self._ledger.explain(source)
-            return Failed(f"rows unaccounted for: {why}", counts_toward_quarantine=False)
-        errors = self._ledger.read_errors()
-        spared = errors.is_transient(source) or not unread_counts
-        return Failed(
-            failure, counts_toward_quarantine=source not in errors.sources() or not spared
-        )

@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -23,28 +22,26 @@ from ray_resume.checkpoint.backend import new_run_id
 from ray_resume.checkpoint.compaction import compact
 from ray_resume.checkpoint.contents import Contents
 from ray_resume.checkpoint.local.lmdb_file import WriterContents
-from ray_resume.core.binding import binding_sources, gone_sources
 from ray_resume.core.planning import what_to_do
 from ray_resume.core.publications import Mark
 from ray_resume.core.records import dropped_record, encode
 from ray_resume.core.resume_plan import ResumePlan
-from ray_resume.core.stages import by_name, numbers_of
 from ray_resume.errors import CheckpointError, ResumeError
-from ray_resume.failpoints import armed, failpoint
+from ray_resume.failpoints import failpoint
 from ray_resume.run.announcing import announce_start
 from ray_resume.run.journal import Journal
 from ray_resume.run.ledger_actor import LedgerStart
 from ray_resume.run.monitor import shown
+from ray_resume.run.outcome import Outcome, facts_of, summary_of, unread_error, warn_ended_early
 from ray_resume.run.pass_loop import Pass, PassLoop, close_after
 from ray_resume.run.preflight import refuse_other_output, warn_other_code, warn_rows_again
 from ray_resume.run.progress import Progress
 from ray_resume.run.publisher import Publisher
-from ray_resume.run.reader_exception import error_of_unread
 from ray_resume.run.reading import record_read_schema
 from ray_resume.run.run_plan import RunPlan
-from ray_resume.run.run_spec import RunSpec
 from ray_resume.run.settling import settled_contents
 from ray_resume.run.signals import raise_on_sigterm
+from ray_resume.run.starting import is_afresh, spec_of
 from ray_resume.run.summary import RunSummary
 
 __all__ = ["LEASE_WAIT_S", "MOST_WRITER_FILES", "Run"]
@@ -60,21 +57,6 @@ MOST_WRITER_FILES = 64
 _ACTOR_EXIT_S = 10.0
 
 _DROPPED_AT_ONCE = 1 << 13
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """The outcome of a run's passes.
-
-    ``failed`` and ``quarantined`` count sources that failed in this run; the latter have failed in
-    too many. ``lost_alone`` and ``not_tried`` are those of `PassLoop`.
-    """
-
-    progress: Progress
-    failed: int = 0
-    quarantined: int = 0
-    lost_alone: Mapping[str, str] = field(default_factory=dict)
-    not_tried: int = 0
 
 
 class Run:
@@ -144,7 +126,7 @@ class Run:
                     contents = self._drop(resume_plan, contents)
                 self._remove_leftovers(contents, names)
                 nothing = Progress(0, 0, 0, 0, 0, dropped=len(resume_plan.removed))
-                return self._summary(resume_plan, _Outcome(nothing))
+                return self._summary(resume_plan, Outcome(nothing))
             warn_rows_again(self._plan.output, resume_plan.pending, contents.snapshot)
             read_schema = self._record_read_schema(resume_plan, contents)
             self._plan.storage.bind(self._plan.output.uri, self._run_id)
@@ -152,13 +134,16 @@ class Run:
             self._plan.output.prepare()
             try:
                 # Ray sets signal handlers of its own when it starts, so ours come after it.
-                start = LedgerStart(self._spec(resume_plan, contents), self._lease)
+                start = self._start(resume_plan, contents)
                 with raise_on_sigterm():
                     outcome = self._passes(start, resume_plan, run_pass, read_schema)
             finally:
                 with raise_on_sigterm():
                     self._clean_up()
-            self._raise_unread(resume_plan, outcome.progress)
+            error = unread_error(self._plan, resume_plan, outcome.progress)
+            if error is not None:
+                warn_ended_early(self._run_id, resume_plan, outcome.progress, error)
+                raise error
             return self._summary(resume_plan, outcome)
 
     def _keep_few_files(self) -> None:
@@ -201,20 +186,12 @@ class Run:
             self._run_id,
             completed=resume_plan.skipped,
             having=self._plan.having,
-            afresh=self._is_afresh(resume_plan, contents),
+            afresh=is_afresh(resume_plan, contents),
         )
 
-    def _is_afresh(self, resume_plan: ResumePlan, contents: Contents) -> bool:
-        """Say whether no output is to stay, of any shard, and no other run is at work."""
-        return not contents.live and not binding_sources(contents.snapshot, resume_plan).any()
-
-    def _gone_sources(self, resume_plan: ResumePlan, contents: Contents) -> frozenset[str]:
-        """Return the sources that gave the output types, and have no output that is to stay."""
-        if contents.live:
-            return frozenset()
-        known = self._plan.storage.schemas().sources()
-        stays = binding_sources(contents.snapshot, resume_plan)
-        return gone_sources(known, contents.snapshot, stays)
+    def _start(self, resume_plan: ResumePlan, contents: Contents) -> LedgerStart:
+        spec = spec_of(self._plan, self._run_id, self._lease, resume_plan, contents)
+        return LedgerStart(spec, self._lease)
 
     def _passes(
         self,
@@ -222,7 +199,7 @@ class Run:
         resume_plan: ResumePlan,
         run_pass: Callable[[Pass], None],
         read_schema: pa.Schema | None,
-    ) -> _Outcome:
+    ) -> Outcome:
         """Run passes, then commit the pending sources as failed."""
         handle = start.handle
 
@@ -259,8 +236,9 @@ class Run:
             # All is committed, whatever becomes of the process: the file can be read as well.
             with contextlib.suppress(RayError):
                 self._own_contents = ray.get(handle.contents.remote())
-            self._note(progress, failed - quarantined, quarantined)
-            return _Outcome(
+            facts = facts_of(self._plan, progress, failed - quarantined, quarantined)
+            self._journal.note(**facts)
+            return Outcome(
                 progress, failed - quarantined, quarantined, loop.lost_alone, loop.not_tried
             )
         except BaseException as error:
@@ -268,26 +246,12 @@ class Run:
                 raise
             last = close_after(error, handle, self._run_id)
             if last is not None:
-                self._note(last)
-                self._warn_ended_early(resume_plan, last, error)
+                # The run may yet raise: the history has how far it is.
+                self._journal.note(**facts_of(self._plan, last))
+                warn_ended_early(self._run_id, resume_plan, last, error)
             raise
         finally:
             ray.kill(handle)
-
-    def _note(self, progress: Progress, failed: int = 0, quarantined: int = 0) -> None:
-        """Note for the history how far the run is: it may yet raise."""
-        self._journal.note(
-            sources_completed=progress.committed,
-            sources_failed=failed,
-            sources_quarantined=quarantined,
-            rows_read=progress.rows_read,
-            rows_written=progress.rows_written,
-            rows_dead_lettered=progress.dead_rows,
-            rows_at_risk=progress.rows_in_flight,
-            slowest=progress.slowest,
-            files=progress.files,
-            stages=by_name(numbers_of(self._plan.stages, progress.stages)),
-        )
 
     def _publisher(self, handle: Any) -> Publisher | None:
         if self._plan.table is None:
@@ -299,49 +263,6 @@ class Run:
     def _has_read_some(self, handle: Any, resume_plan: ResumePlan) -> bool:
         """Return whether the reader has read any source in this run or an earlier one."""
         return len(resume_plan.skipped) > 0 or bool(ray.get(handle.flush.remote()).completed)
-
-    def _raise_unread(self, resume_plan: ResumePlan, progress: Progress) -> None:
-        """Raise the reader's error, if it raised for more sources than may have errors.
-
-        The run has gone on to its end, and the failed sources are on record.
-        """
-        unread, allowed = progress.unread, self._plan.max_errored_blocks
-        if unread is None or allowed < 0 or unread.count <= allowed:
-            return
-        total = resume_plan.total + progress.grown
-        error = error_of_unread(unread, total, self._plan.policies.max_failed_runs)
-        self._warn_ended_early(resume_plan, progress, error)
-        raise error
-
-    def _warn_ended_early(
-        self, resume_plan: ResumePlan, progress: Progress, error: BaseException
-    ) -> None:
-        logger.warning(
-            "Run %s %s: %d of %d sources are completed and safe. Run the same script again to go "
-            "on from there.",
-            self._run_id,
-            "ended with an error" if isinstance(error, Exception) else "was interrupted",
-            resume_plan.done + progress.committed,
-            resume_plan.total + progress.grown,
-        )
-
-    def _spec(self, resume_plan: ResumePlan, contents: Contents) -> RunSpec:
-        return RunSpec(
-            run_id=self._run_id,
-            checkpoint=self._plan.storage.uri,
-            binding=self._plan.storage.bind_ledger(self._run_id, self._lease),
-            sources=resume_plan.pending.trimmed(),
-            records=resume_plan.records,
-            first_sequence=contents.snapshot.highest_sequence(),
-            max_failed_runs=self._plan.policies.max_failed_runs,
-            signature=self._plan.signature,
-            code=self._plan.code.digest(),
-            table=None if self._plan.table is None else self._plan.output.uri,
-            schema_afresh=self._is_afresh(resume_plan, contents),
-            schema_gone=self._gone_sources(resume_plan, contents),
-            faults=armed(),
-            header=self._plan.header(),
-        )
 
     def _clean_up(self) -> None:
         # A ledger's process that lives on, although it was closed or killed, may yet commit files.
@@ -365,32 +286,8 @@ class Run:
         listed = set(contents.snapshot.dead_letters())
         self._plan.storage.dead_letters().remove_leftovers(runs, listed)
 
-    def _summary(self, resume_plan: ResumePlan, outcome: _Outcome) -> RunSummary:
-        progress = outcome.progress
-        unfinished = (
-            len(resume_plan.pending)
-            + progress.grown
-            - progress.committed
-            - outcome.failed
-            - outcome.quarantined
-        )
-        summary = RunSummary(
-            run_id=self._run_id,
-            sources_total=resume_plan.total + progress.grown,
-            sources_skipped=resume_plan.done,
-            sources_completed=progress.committed,
-            sources_failed=outcome.failed,
-            sources_pending=unfinished,
-            sources_quarantined=resume_plan.quarantined + outcome.quarantined,
-            rows_read=progress.rows_read,
-            rows_written=progress.rows_written,
-            rows_dead_lettered=progress.dead_rows,
-            files=progress.files,
-            duration_s=time.monotonic() - self._started_at,
-            sources_removed=progress.dropped,
-            lost_alone=outcome.lost_alone,
-            sources_not_tried=outcome.not_tried,
-            stages=numbers_of(self._plan.stages, progress.stages),
-        )
+    def _summary(self, resume_plan: ResumePlan, outcome: Outcome) -> RunSummary:
+        duration_s = time.monotonic() - self._started_at
+        summary = summary_of(self._run_id, self._plan, resume_plan, outcome, duration_s)
         self._journal.note_summary(summary)
         return summary

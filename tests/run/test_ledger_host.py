@@ -145,7 +145,7 @@ def test_a_completion_waits_only_for_the_rest_of_the_interval_since_the_last_com
     interval_s = 300.0
     run = Run(tmp_path, commit_interval_s=interval_s)
     # As if the last commit were so long ago.
-    run.host._committer._grouped_at -= interval_s
+    run.host._committer._thread._grouped_at -= interval_s
     run.apply(Seal(0, 0))
     wait_until(lambda: "s0" in run.committed())
     run.apply(Seal(1, 0))

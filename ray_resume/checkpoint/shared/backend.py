@@ -32,9 +32,10 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from ray_resume.checkpoint.backend import SHARED_LAYOUT, CheckpointBackend
+from ray_resume.checkpoint.backend import CheckpointBackend
 from ray_resume.checkpoint.claims import Claim, Owner, in_use_error, warn_waiting
 from ray_resume.checkpoint.contents import Contents
+from ray_resume.checkpoint.identity import SHARED_LAYOUT
 from ray_resume.checkpoint.local.lease import Lease
 from ray_resume.checkpoint.local.lmdb_file import WriterContents
 from ray_resume.checkpoint.local.reader import Reading

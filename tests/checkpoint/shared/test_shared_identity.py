@@ -12,8 +12,8 @@ from buckets import S3
 from shared_checkpoint import Unanswered, claim, objects_of, opened, place_of, run
 
 from ray_resume import Checkpoint, CheckpointError
-from ray_resume.checkpoint.backend import FORMAT_VERSION
 from ray_resume.checkpoint.claims import Owner
+from ray_resume.checkpoint.identity import FORMAT_VERSION
 from ray_resume.checkpoint.location import Location
 from ray_resume.checkpoint.shared.backend import SharedBackend
 from ray_resume.core.shards import ArrayTask
@@ -39,7 +39,7 @@ def test_it_stays_bound_when_it_is_made_again_much_later(tmp_path: Path) -> None
     """Who was stopped while he made it goes on when others have long been at work."""
     place = Location(str(tmp_path), shared=True)
     late = place.open()
-    slow = late._objects = Unanswered(late._objects, "checkpoint.json")
+    slow = late._kept = Unanswered(late._kept, "checkpoint.json")
     with pytest.raises(CheckpointError, match="cannot write"):
         late.ensure()
     opened(place).bind("/out", run(1))
