@@ -189,6 +189,9 @@ def _bounds(
     good = np.ones(len(chosen), bool)
     for place, letter in enumerate(_MARK.encode()):
         good &= data[mark + place] == letter
+    # A file may be called "a#rows=00-10". Only `range_id` gives a range its id, without such zeros.
+    for begin, beyond in ((first, dash), (dash + 1, end)):
+        good &= (data[begin] != ord("0")) | (beyond - begin == 1)
     texts_of = [_slices(first, dash, buffer), _slices(dash + 1, end, buffer)]
     for text in texts_of:
         good &= numbers_of(pc.ascii_is_decimal(text).cast(pa.uint8()), "u1").astype(bool)
