@@ -77,7 +77,7 @@ def cluster() -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(PATHS))
-        address = start_cluster(num_cpus=4)
+        address = start_cluster(num_cpus=4, forking=True)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield address
     ray.shutdown()
