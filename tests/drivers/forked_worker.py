@@ -101,10 +101,10 @@ def served(path: str) -> Worker:
         while sys.stdin not in (ready := select.select([server, sys.stdin], [], [])[0]):
             assert ready
             with server.accept()[0] as asking:
-                *worker, search, files = received(asking)
+                arguments, environment, folder, search, files = received(asking)
                 alike = search == sys.path[1:]
                 if alike and os.fork() == 0:
-                    return (*worker, files)
+                    return arguments, environment, folder, files
                 asking.sendall(b"y" if alike else b"n")
                 for file in files:
                     os.close(file)
