@@ -12,7 +12,7 @@ _MOST_LATENCIES = 10_000
 
 
 class LatencyLog:
-    """Keeps the seconds of commits and publications until they are taken. Not thread-safe."""
+    """Keeps how many seconds commits and publications took, until `take`. Not thread-safe."""
 
     def __init__(self) -> None:
         self.commits_s: deque[float] = deque(maxlen=_MOST_LATENCIES)

@@ -1,4 +1,4 @@
-"""What a run's ledger starts with: the pending sources, and what earlier runs left."""
+"""Makes the `RunSpec` with which the ledger's process starts, from the plan of the run."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ __all__ = ["Tally"]
 
 
 class Tally:
-    """Counts what is complete, committed or not. Not thread-safe.
+    """Counts the completed sources and their rows, before they are committed. Not thread-safe.
 
     Attributes:
         completed: how many sources, without the ends of files that reads divide into row ranges.

@@ -95,11 +95,10 @@ def served(path: str) -> Worker:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen(64)
-        # A job may be signalled with all that it has started. Nobody waits for a fork to end.
+        # A test may signal a job and all its processes. The server does not wait for its forks.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_IGN)
-        while sys.stdin not in (ready := select.select([server, sys.stdin], [], [])[0]):
-            assert ready
+        while sys.stdin not in select.select([server, sys.stdin], [], [])[0]:
             with server.accept()[0] as asking:
                 arguments, environment, folder, search, files = received(asking)
                 alike = search == sys.path[1:]

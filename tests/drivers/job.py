@@ -31,8 +31,8 @@ FEWER_PROCESSES = {
     "RAY_enable_metrics_collection": "0",
 }
 
-# Each run starts a process for its ledger. Where Python may not keep what it compiled of this
-# repository, a small pipeline takes a third more processor time.
+# Each run starts processes that import this repository. If Python may not keep its bytecode, each
+# of them compiles the modules again: tests take up to a seventh more processor time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

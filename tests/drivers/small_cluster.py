@@ -28,7 +28,8 @@ from ray._private.parameter import RayParams
 # dashboard. Ray has no option to leave them out, but for a node that joins a cluster.
 _NOT_NEEDED = ("start_log_monitor", "start_monitor", "start_api_server")
 
-_FORKING: list[subprocess.Popen[bytes]] = []
+# The servers of `forked_worker`, and the folders of their sockets. Both end with this process.
+_FORKING: list[tuple[subprocess.Popen[bytes], tempfile.TemporaryDirectory[str]]] = []
 
 
 def start_cluster(num_cpus: int, *, forking: bool = False, **options: Any) -> str:
@@ -52,10 +53,11 @@ def start_cluster(num_cpus: int, *, forking: bool = False, **options: Any) -> st
 
 def _start_forking() -> str:
     """Start the process that is forked for each worker; return the path of its socket."""
-    path = f"{tempfile.mkdtemp()}/forks"
+    folder = tempfile.TemporaryDirectory()
+    path = f"{folder.name}/forks"
     command = [sys.executable, forked_worker.__file__, "--serve", path]
-    # Its input ends with this process.
-    _FORKING.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+    # The server ends when its input does.
+    _FORKING.append((subprocess.Popen(command, stdin=subprocess.PIPE), folder))
     return path
 
 
